@@ -1,0 +1,1 @@
+"""Search-R3: a language model that reasons about a query and emits its embedding."""

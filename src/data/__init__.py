@@ -1,0 +1,1 @@
+"""Training pairs, collections and the data modules that serve them."""

@@ -1,0 +1,1 @@
+"""Search over document embeddings and over words."""

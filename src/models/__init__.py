@@ -1,0 +1,1 @@
+"""The reasoning embedder: backbone, generation, prompts, model folders."""
