@@ -24,7 +24,7 @@ class Corpus:
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.texts):
-            raise ValueError(f"a corpus needs one text per id, got {len(self.ids)} ids and {len(self.texts)} texts")
+            raise ValueError(f"one text per id: got {len(self.ids)} ids and {len(self.texts)} texts")
 
     def __len__(self) -> int:
         return len(self.ids)
