@@ -1,0 +1,65 @@
+"""Which weights are trained: all of them, or a LoRA adapter and the embed token's row."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class FullTuning:
+    """Every weight is trained."""
+
+    def apply(self, model: PreTrainedModel, embed_token_id: int) -> nn.Module:
+        return model.requires_grad_(True)
+
+
+@dataclass(frozen=True)
+class LoraTuning:
+    """A low-rank adapter (arXiv:2106.09685) on the linear layers, and the embed token's row.
+
+    The row is new to the base model, so it is trained in the embedding and, where the head has a matrix of
+    its own, in the head too; no other row is touched.
+
+    Attributes:
+        r: rank.
+        alpha: the adapter is scaled by `alpha / r`.
+        target_modules: names of the layers, or "all-linear" for every one but the head.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+    def apply(self, model: PreTrainedModel, embed_token_id: int) -> nn.Module:
+        input_name = _name_of(model, model.get_input_embeddings())
+        rows = {input_name: [embed_token_id]}
+        if not model.config.tie_word_embeddings:
+            rows[_name_of(model, model.get_output_embeddings())] = [embed_token_id]
+        targets = self.target_modules
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.r,
+            lora_alpha=self.alpha,
+            lora_dropout=0.0,  # sampling, ratios and embeddings must see one and the same model
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            trainable_token_indices=rows,
+        )
+        return get_peft_model(model, config)
+
+
+def _name_of(model: nn.Module, wanted: nn.Module) -> str:
+    """Last part of the dotted name of a submodule."""
+    return next(name for name, module in model.named_modules() if module is wanted).rsplit(".", 1)[-1]
+
+
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """The causal language model itself, without an adapter's wrapper."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def adapter_disabled(model: nn.Module) -> AbstractContextManager:
+    """The frozen base where the model has an adapter; nothing changes where it has none."""
+    return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()

@@ -1,0 +1,66 @@
+"""A tiny real model of a real architecture, built offline, saved and loaded as a large one would be."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.models.embedder import ReasoningEmbedder
+from src.models.folder import load_embedder, save_embedder
+from src.models.nano import create_nano
+from src.models.prompts import Lengths, Prompts
+
+torch.set_num_threads(1)
+
+TEXTS = [
+    "Return the sum of two integers.\ndef add_numbers(first, second):\n    return first + second",
+    "Parse the header line of a file.\ndef parseHeader(line):\n    return line.split(':')",
+    "Open a socket and connect to a host.\ndef connect(host, port):\n    return create_connection(host)",
+    "Sort the rows by a column.\ndef sort_rows(table, column):\n    return sorted(table, key=column)",
+    "Write text to a file and close it.\ndef write_text(path, text):\n    open(path).write(text)",
+] * 3
+PROMPTS = Prompts("direct", "reason", "document", lead_in="", closing="")
+LENGTHS = Lengths(query=24, document=48, reasoning=6)
+
+
+def build_embedder(seed: int = 0, **settings) -> ReasoningEmbedder:
+    sizes = {
+        "vocab_size": 400,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+    }
+    model, tokenizer = create_nano(TEXTS, **{**sizes, **settings}, seed=seed)
+    return ReasoningEmbedder(model, tokenizer, PROMPTS, LENGTHS, is_trained=False)
+
+
+@pytest.fixture
+def embedder() -> ReasoningEmbedder:
+    """An untrained embedder that a test may change."""
+    return build_embedder()
+
+
+@pytest.fixture(scope="session")
+def nano_folder(tmp_path_factory) -> Path:
+    """A saved model folder; read only."""
+    return save_embedder(build_embedder(), tmp_path_factory.mktemp("nano") / "model", {"command": "test"})
+
+
+@pytest.fixture(scope="session")
+def loaded_embedder(nano_folder) -> ReasoningEmbedder:
+    """The saved folder as inference loads it; read only."""
+    return load_embedder(nano_folder)
+
+
+@pytest.fixture(scope="session")
+def beir_root() -> Path:
+    """Folder of real BEIR collections; tests that need it are skipped where it is absent."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "beir"
+    root = Path(os.environ.get("SEARCH_R3_BEIR", default))
+    if not root.is_dir():
+        pytest.skip(f"real BEIR collections are not at {root}; set SEARCH_R3_BEIR to their folder")
+    return root

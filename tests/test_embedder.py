@@ -1,0 +1,116 @@
+"""Embeddings do not depend on padding, order or budget, and decoding gives the state of a full forward."""
+
+import pytest
+import torch
+from conftest import TEXTS, build_embedder
+from torch.nn.functional import normalize
+
+from src.models.embedder import length_batches
+from src.models.generation import row_uniforms, sample
+
+QUERIES = [
+    "sum of integers",
+    "parse the header line of a long file now",
+    "connect",
+    "",
+    "sort rows by column",
+]
+
+
+def alone(embedder, sequence):
+    """Embedding of one sequence without padding, mask or positions, straight from the transformer."""
+    with torch.no_grad():
+        states = embedder.decoder(input_ids=torch.tensor([sequence])).last_hidden_state
+    return normalize(states[0, -1], dim=-1)
+
+
+def test_padding_batch_order_and_token_budget_do_not_change_an_embedding(embedder):
+    sequences = embedder.encoder.documents(TEXTS[:5] + QUERIES)
+    expected = torch.stack([alone(embedder, sequence) for sequence in sequences])
+    assert len({len(sequence) for sequence in sequences}) > 3
+    for budget in (1, 64, 10_000):
+        embedder.token_budget = budget
+        torch.testing.assert_close(embedder.embed_ids(sequences), expected, atol=1e-5, rtol=0)
+    backwards = embedder.embed_ids(sequences[::-1]).flip(0)
+    torch.testing.assert_close(backwards, expected, atol=1e-5, rtol=0)
+
+
+def test_different_texts_get_different_embeddings(embedder):
+    vectors = embedder.embed_documents(TEXTS[:5])
+    assert ((vectors @ vectors.T).fill_diagonal_(0) < 0.9999).all()
+
+
+def test_no_texts_give_an_empty_result(embedder):
+    assert embedder.embed_documents([]).shape == (0, embedder.width)
+    assert embedder.reason([]).texts == []
+
+
+def raise_embed_logit(embedder, amount):
+    """Makes the embed token likely, so that rows end at different steps."""
+    with torch.no_grad():
+        rows = embedder.causal_lm.get_input_embeddings().weight
+        rows[embedder.embed_token_id] = rows[embedder.embed_token_id] * 0 + rows.mean(0) * amount
+
+
+def test_the_embedding_captured_in_decoding_equals_a_full_forward(embedder):
+    for temperature in (0.0, 1.0):
+        reasoned = embedder.reason(QUERIES, seed=3, temperature=temperature)
+        whole = embedder.reasoned_ids(QUERIES, reasoned.token_ids)
+        expected = torch.stack([alone(embedder, sequence) for sequence in whole])
+        torch.testing.assert_close(reasoned.embeddings, expected, atol=1e-5, rtol=0)
+        before = torch.stack([alone(embedder, sequence[:-1]) for sequence in whole])
+        assert (reasoned.embeddings - before).abs().max() > 1e-3
+
+
+def test_rows_that_end_early_leave_the_batch_and_keep_their_embedding():
+    embedder = build_embedder(seed=4)
+    reasoned = embedder.reason(QUERIES * 8, seed=1, temperature=8.0)
+    assert len(set(reasoned.n_tokens)) > 1 or all(not has for has in reasoned.has_embed_token)
+    embedder.token_budget = 1
+    one_by_one = embedder.reason(QUERIES * 8, seed=1, temperature=8.0)
+    assert one_by_one.token_ids == reasoned.token_ids
+    torch.testing.assert_close(one_by_one.embeddings, reasoned.embeddings, atol=1e-5, rtol=0)
+
+
+def test_a_rollout_that_reaches_its_limit_gets_the_token_appended_and_is_counted(embedder):
+    reasoned = embedder.reason(QUERIES, max_new_tokens=2)
+    assert reasoned.has_embed_token == [False] * len(QUERIES)
+    assert reasoned.n_tokens == [2] * len(QUERIES)
+    assert torch.isfinite(reasoned.embeddings).all()
+
+
+def test_special_tokens_are_never_written(embedder):
+    reasoned = embedder.reason(QUERIES * 20, seed=0, temperature=5.0)
+    special = set(embedder.tokenizer.all_special_ids)
+    assert not special & {token for ids in reasoned.token_ids for token in ids}
+
+
+def test_length_batches_hold_every_row_once_within_the_budget():
+    lengths = [5, 1, 9, 3, 9, 40, 2]
+    batches = list(length_batches(lengths, 18))
+    assert sorted(row for batch in batches for row in batch) == list(range(7))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= 18 for batch in batches)
+
+
+def test_sampling_follows_the_distribution_and_the_nucleus():
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05])).repeat(20_000, 1)
+    uniforms = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
+    tokens = sample(logits, uniforms, temperature=1.0, top_p=1.0)
+    shares = torch.bincount(tokens, minlength=4) / 20_000
+    torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.01, rtol=0)
+    # 0.5 alone does not reach 0.7, 0.5 + 0.3 does: the nucleus is the first two, 5 to 3.
+    shares = torch.bincount(sample(logits, uniforms, 1.0, 0.7), minlength=4) / 20_000
+    torch.testing.assert_close(shares, torch.tensor([0.625, 0.375, 0.0, 0.0]), atol=0.01, rtol=0)
+
+
+def test_a_rows_random_numbers_depend_on_seed_and_row_only():
+    torch.testing.assert_close(row_uniforms(1, [7, 3], 4)[1], row_uniforms(1, [3], 4)[0])
+    assert not torch.equal(row_uniforms(1, [3], 4), row_uniforms(2, [3], 4))
+
+
+@pytest.mark.parametrize("budget", [1, 100])
+def test_reasoned_embedding_from_text_equals_the_one_from_ids(embedder, budget):
+    embedder.token_budget = budget
+    texts = ["add numbers", "header value", "", "x"]
+    ids = embedder.reasoned_ids(QUERIES[:4], embedder.encoder.reasonings(texts))
+    torch.testing.assert_close(embedder.embed_reasoned(QUERIES[:4], texts), embedder.embed_ids(ids))

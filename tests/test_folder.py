@@ -1,0 +1,146 @@
+"""Model folders: what is saved is what is loaded, for full and for LoRA tuning."""
+
+import json
+
+import pytest
+import torch
+from conftest import LENGTHS, PROMPTS, TEXTS, build_embedder
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from src.models.embedder import ReasoningEmbedder
+from src.models.folder import ModelFolderError, add_embed_token, load_embedder, open_embedder, save_embedder
+from src.models.nano import train_tokenizer
+from src.models.prompts import EMBED_TOKEN
+from src.models.tuning import FullTuning, LoraTuning, adapter_disabled
+
+UNUSED = {"name": None, "create": None, "prompts": {}, "lengths": {}}
+
+
+def move_trained_weights(embedder):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in embedder.model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+def test_any_reader_of_hugging_face_folders_gets_our_tokenizer(nano_folder, loaded_embedder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(nano_folder)
+    expected = loaded_embedder.encoder.text_ids(TEXTS)
+    assert tokenizer(TEXTS, add_special_tokens=False)["input_ids"] == expected
+    assert tokenizer("parseHeader")["input_ids"] == tokenizer("parse_header")["input_ids"]
+
+
+@pytest.mark.parametrize("tuning", [FullTuning(), LoraTuning(r=4, alpha=8)], ids=["full", "lora"])
+def test_saved_and_loaded_embeddings_are_equal(nano_folder, tmp_path, tuning):
+    embedder = open_embedder(path=str(nano_folder), tuning=tuning, **UNUSED)
+    before = embedder.embed_documents(TEXTS)
+    move_trained_weights(embedder)
+    expected = embedder.embed_documents(TEXTS)
+    assert (expected - before).abs().max() > 1e-2
+    loaded = load_embedder(save_embedder(embedder, tmp_path / "model", {}))
+    torch.testing.assert_close(loaded.embed_documents(TEXTS), expected, atol=1e-5, rtol=0)
+    assert loaded.reason(TEXTS[:3]).token_ids == embedder.reason(TEXTS[:3]).token_ids
+
+
+def test_lora_trains_the_adapter_and_the_tokens_row_only(nano_folder):
+    embedder = open_embedder(path=str(nano_folder), tuning=LoraTuning(r=4, alpha=8), **UNUSED)
+    trained = [name for name, p in embedder.model.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("lora_" in name or "trainable_tokens_delta" in name for name in trained)
+    rows = [
+        p
+        for name, p in embedder.model.named_parameters()
+        if "trainable_tokens_delta" in name and p.requires_grad
+    ]
+    assert [tuple(row.shape) for row in rows] == [(1, embedder.width)]
+    move_trained_weights(embedder)
+    changed = embedder.embed_documents(TEXTS)
+    with adapter_disabled(embedder.model):
+        base = embedder.embed_documents(TEXTS)
+    torch.testing.assert_close(base, load_embedder(nano_folder).embed_documents(TEXTS))
+    assert (changed - base).abs().max() > 1e-2
+
+
+def test_a_lora_run_keeps_its_adapter_and_the_row_on_both_sides_of_an_untied_head(tmp_path):
+    tokenizer = train_tokenizer(TEXTS, 400)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config)
+    base = {name: value.clone() for name, value in model.state_dict().items()}
+    token_id = tokenizer.convert_tokens_to_ids(EMBED_TOKEN)
+    embedder = ReasoningEmbedder(LoraTuning(4, 8).apply(model, token_id), tokenizer, PROMPTS, LENGTHS)
+    move_trained_weights(embedder)
+    folder = save_embedder(embedder, tmp_path / "model", {})
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+    merged = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        rows = (merged[name] != base[name]).any(dim=1).nonzero()[:, 0].tolist()
+        assert rows == [token_id], name
+
+
+def test_the_token_takes_a_spare_row_and_the_matrix_is_never_shrunk():
+    tokenizer = train_tokenizer(TEXTS, 400)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    assert EMBED_TOKEN in {token["content"] for token in state["added_tokens"]}
+    from transformers import PreTrainedTokenizerFast  # a tokenizer without the token, as hub models have it
+
+    plain = PreTrainedTokenizerFast(
+        tokenizer_object=train_plain(), pad_token="<|pad|>", chat_template="{{ messages }}"
+    )
+    config = Qwen2Config(
+        vocab_size=len(plain) + 100, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config)
+    add_embed_token(model, plain)
+    assert model.get_input_embeddings().weight.shape[0] == len(plain) - 1 + 100
+    assert plain.convert_tokens_to_ids(EMBED_TOKEN) == len(plain) - 1
+
+
+def train_plain():
+    from tokenizers import Tokenizer, models, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=300, special_tokens=["<|pad|>"], show_progress=False)
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (lambda d: d.pop("prompts"), "missing key 'prompts'"),
+        (lambda d: d.update(format_version=99), "format_version is 99"),
+        (lambda d: d["lengths"].update(query=7), "differ from those the model was trained with"),
+    ],
+)
+def test_a_folder_of_another_contract_is_refused(tmp_path, change, rule):
+    folder = save_embedder(build_embedder(), tmp_path / "model", {})
+    file = folder / "search_r3.json"
+    description = json.loads(file.read_text())
+    change(description)
+    file.write_text(json.dumps(description))
+    with pytest.raises(ModelFolderError, match=rule):
+        load_embedder(folder)
+
+
+def test_a_missing_folder_and_a_plain_folder_say_what_to_do(tmp_path):
+    with pytest.raises(ModelFolderError, match="no such model folder"):
+        load_embedder(tmp_path / "absent")
+    with pytest.raises(ModelFolderError, match=r"model\.name="):
+        load_embedder(tmp_path)
+
+
+def test_weights_can_be_saved_in_half_precision(tmp_path):
+    embedder = build_embedder()
+    folder = save_embedder(embedder, tmp_path / "model", {}, dtype="bfloat16")
+    loaded = load_embedder(folder)
+    similarity = (loaded.embed_documents(TEXTS) * embedder.embed_documents(TEXTS)).sum(-1)
+    assert similarity.min() > 0.999
+    assert next(embedder.model.parameters()).dtype == torch.float32
