@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OWN_KEYS = ("space", "n_trials", "study", "monitor", "direction", "pruner_warmup", "startup_trials")
+FACTS = "search.json"
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,16 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         raise UsageError("a search goes on by itself: run it again with the same study=")
     check_train(config, is_sweep=True)  # trials share one process, as the jobs of a sweep do
     read_space(Path(config.space), OmegaConf.to_container(config, resolve=False))
+    earlier, facts = read_json(study_folder(config) / FACTS), _facts(config)
+    if earlier and earlier != facts:
+        changed = " and ".join(key for key in facts if earlier.get(key) != facts[key])
+        raise UsageError(f"study={config.study} was made with another {changed}; name a new file")
+
+
+def _facts(config: DictConfig) -> dict:
+    """What all trials of a study must share to be compared."""
+    space = yaml.safe_load(Path(config.space).read_text(encoding="utf-8"))
+    return {"space": space, "monitor": config.monitor, "direction": config.direction}
 
 
 def run(config: DictConfig) -> None:
@@ -166,16 +177,7 @@ def _open_study(config: DictConfig) -> "optuna.Study":
     study.sampler = optuna.samplers.TPESampler(
         n_startup_trials=config.startup_trials, seed=config.seed + len(study.trials)
     )
-    facts = {
-        "space": yaml.safe_load(Path(config.space).read_text(encoding="utf-8")),
-        "monitor": config.monitor,
-        "direction": config.direction,
-    }
-    earlier = study.user_attrs.get("facts")
-    if earlier is not None and earlier != facts:
-        changed = ", ".join(key for key in facts if earlier.get(key) != facts[key])
-        raise UsageError(f"study={path} was made with another {changed}; name a new file")
-    study.set_user_attr("facts", facts)
+    write_json(study_folder(config) / FACTS, _facts(config))
     return study
 
 

@@ -12,14 +12,8 @@ from tests.command import call
 def sweep(tmp_path_factory):
     """Three jobs of which the second fails."""
     place = tmp_path_factory.mktemp("sweep")
-    code, output = call(
-        "train",
-        "--multirun",
-        "seed=1,2",
-        "stage.module.fails_at_step=null,1",
-        "stage.trainer.max_steps=2",
-        cwd=place,
-    )
+    jobs = ["seed=1,2", "stage.module.fails_at_step=null,1", "stage.trainer.max_steps=2", "logger=wandb"]
+    code, output = call("train", "--multirun", *jobs, cwd=place, WANDB_API_KEY="", HOME=str(place))
     (folder,) = (place / "outputs" / "multirun").glob("*/*")
     return code, output, folder
 
@@ -64,19 +58,33 @@ def test_a_table_of_all_jobs_ends_the_sweep_and_a_failure_its_exit_code(sweep):
     assert (folder / "summary.txt").read_text().splitlines()[0].startswith("job")
 
 
-def test_fail_fast_skips_the_jobs_after_a_failed_one(tmp_path):
-    code, output = call(
-        "train",
-        "--multirun",
-        "stage.module.fails_at_step=1,null",
-        "sweep.fail_fast=true",
-        "stage.trainer.max_steps=2",
-        "output_dir=my sweep",
-        cwd=tmp_path,
-    )
+def test_each_job_is_a_wandb_run_of_its_own_offline_and_without_an_account(sweep):
+    _, output, folder = sweep
+
+    for job in range(4):
+        (record,) = (folder / str(job) / "wandb").glob("offline-run-*/run-*.wandb")
+        assert record.stat().st_size > 0, output
+    names = {path.name for path in folder.glob("*/wandb/offline-run-*/run-*.wandb")}
+    assert len(names) == 4
+
+
+def test_bad_data_is_one_error_before_a_model_is_made_and_fail_fast_skips_the_rest(tmp_path):
+    jobs = ["data.is_broken=true,false", "sweep.fail_fast=true", "output_dir=my sweep"]
+    code, output = call("train", "--multirun", *jobs, cwd=tmp_path)
 
     assert code == 1
     assert states(tmp_path / "my sweep", 2) == ["failed", "skipped"], output
+    failed = tmp_path / "my sweep" / "0"
+    lines = output.strip().splitlines()
+    assert lines[1] == "error: ValueError: rows.jsonl:3: query is empty"
+    assert lines[2] == "traceback: my sweep/0/train.log"
+    assert "model:" not in output
+    assert "Traceback (most recent call last)" not in output
+    assert "Traceback (most recent call last)" in (failed / "train.log").read_text()
+    assert (
+        json.loads((failed / "status.json").read_text())["error"]
+        == "ValueError: rows.jsonl:3: query is empty"
+    )
 
 
 def test_a_sweep_is_checked_whole_before_its_first_job(tmp_path):

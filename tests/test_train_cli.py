@@ -30,7 +30,7 @@ def finished(tmp_path_factory):
 
 
 def logged_steps(folder):
-    files = sorted((folder / "csv").glob("metrics_before_*.csv")) + [folder / "csv" / "metrics.csv"]
+    files = [*sorted((folder / "csv").glob("metrics_before_*.csv")), folder / "csv" / "metrics.csv"]
     rows = [row for file in files for row in csv.DictReader(file.open()) if row["train/loss"]]
     return [int(row["step"]) for row in rows]
 
@@ -125,8 +125,6 @@ def test_a_run_goes_on_after_a_kill_and_after_ctrl_c_and_ends_as_if_undisturbed(
     assert state_of(folder) == "interrupted"
 
     process = start("train", *arguments, cwd=tmp_path)
-    wait_for(folder / "csv" / "metrics_before_resume_1.csv", process) if logged_before(folder) else None
-    wait_for_state(folder, "running", process)
     wait_for_change(folder / "checkpoints" / "last.ckpt", process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
@@ -145,38 +143,12 @@ def test_a_run_goes_on_after_a_kill_and_after_ctrl_c_and_ends_as_if_undisturbed(
     assert yaml.safe_load((folder / "config.yaml").read_text())["output_dir"] == str(folder)
 
 
-def logged_before(folder):
-    return (folder / "csv" / "metrics.csv").is_file()
-
-
-def wait_for_state(folder, state, process):
-    deadline = time.monotonic() + 60
-    while state_of(folder) != state:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def wait_for_change(path, process):
     before, deadline = path.stat().st_mtime_ns, time.monotonic() + 60
     while path.stat().st_mtime_ns == before:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def test_bad_data_is_one_line_on_the_console_and_a_traceback_in_the_log(tmp_path):
-    code, output = call("train", "data.is_broken=true", "output_dir=run", cwd=tmp_path)
-
-    assert code == 1
-    lines = output.strip().splitlines()
-    assert lines[0] == "error: ValueError: rows.jsonl:3: query is empty"
-    assert lines[1] == "traceback: run/train.log"
-    assert "model:" not in output  # no model was made
-    assert "Traceback (most recent call last)" in (tmp_path / "run" / "train.log").read_text()
-    status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert status["state"] == "failed"
-    assert status["error"] == "ValueError: rows.jsonl:3: query is empty"
 
 
 def test_two_ranks_share_one_run_folder_and_one_record(tmp_path):
@@ -187,22 +159,6 @@ def test_two_ranks_share_one_run_folder_and_one_record(tmp_path):
     assert state_of(folder) == "finished"
     assert (folder / "train.rank1.log").is_file()
     assert output.count("wrote ") == 3
-
-
-def test_wandb_works_offline_without_an_account(tmp_path):
-    code, output = call(
-        "train",
-        "logger=wandb",
-        "stage.trainer.max_steps=2",
-        "output_dir=run",
-        cwd=tmp_path,
-        WANDB_API_KEY="",
-        HOME=str(tmp_path),
-    )
-
-    assert code == 0, output
-    (record,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
-    assert record.stat().st_size > 0
 
 
 def test_under_an_external_launcher_the_ranks_must_be_told_their_folder(tmp_path):

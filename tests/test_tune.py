@@ -82,5 +82,5 @@ def test_a_search_finds_the_better_end_prunes_and_goes_on_where_it_stopped(tmp_p
 
     (tmp_path / "space.yaml").write_text("stage.module.learning_rate: {low: 1.0e-3, high: 0.5, log: true}\n")
     code, output = call("tune", *common, "n_trials=9", cwd=tmp_path)
-    assert code == 1
+    assert code == 2
     assert "another space" in output
