@@ -1,0 +1,48 @@
+# Every target that needs Python calls `setup`, which does nothing once the lock file is installed.
+# Overridable: PYTHON (to create the environment), VENV (where), and the arguments named in `make help`.
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed-$(firstword $(shell cksum requirements.lock))
+QUICKSTART := outputs/quickstart
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint eval clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP)  ## make .venv and install requirements.lock, once per version of that file
+
+$(STAMP): requirements.lock
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 found on PATH. Name one: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --disable-pip-version-check --quiet --requirement requirements.lock
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+train: setup  ## train on the embedded default, evaluate, print the table; resumes after an interruption
+	@$(RUN) -m src.train experiment=quickstart output_dir=$(QUICKSTART)/sft if_exists=resume
+	@$(RUN) -m src.evaluate model.path=$(QUICKSTART)/sft/model benchmarks=[pydocs] \
+		modes=[bm25,direct,reasoning,base-reasoning] output_dir=$(QUICKSTART)/eval metrics_file=$(QUICKSTART)/metrics.json
+	@printf '\n%s\n' "metrics   $(QUICKSTART)/metrics.json" "model     $(QUICKSTART)/sft/model" \
+		"retrain   rm -r $(QUICKSTART) && make train"
+
+lint: setup  ## ruff: rules and format
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+
+test: lint  ## lint and the fast tests
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q
+
+eval: setup  ## MODEL=<folder> BENCHMARKS="scifact cosqa" BEIR_DIR=<folder>: evaluate a model folder
+	@test -n "$(MODEL)" -a -n "$(BENCHMARKS)" -a -n "$(BEIR_DIR)" || { \
+		echo 'Usage: make eval MODEL=<folder> BENCHMARKS="scifact cosqa" BEIR_DIR=<folder> [OUTPUT=<folder>]' >&2; exit 2; }
+	@$(RUN) -m src.evaluate "model.path=$(MODEL)" "benchmarks=[$(shell echo $(BENCHMARKS) | tr ' ' ',')]" \
+		"beir_dir=$(BEIR_DIR)" "modes=[bm25,direct,reasoning]" $(if $(OUTPUT),"output_dir=$(OUTPUT)")
+
+clean:  ## remove the environment and the caches; outputs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,42 @@
+"""Which accelerators this process may use, answered without importing torch (three seconds)."""
+
+import contextlib
+import ctypes
+import importlib.metadata
+import os
+
+
+def visible_gpus() -> int:
+    """CUDA devices that the driver knows and CUDA_VISIBLE_DEVICES does not hide.
+
+    NVML is asked, because it leaves the process free to fork later; the CUDA runtime does not.
+    """
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_uint(0)
+    if nvml.nvmlInit_v2() != 0 or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+        return 0
+    nvml.nvmlShutdown()
+    return min(count.value, _listed(os.environ.get("CUDA_VISIBLE_DEVICES"), count.value))
+
+
+def _listed(visible: str | None, count: int) -> int:
+    """How many devices CUDA_VISIBLE_DEVICES lists: CUDA stops reading at the first invalid entry."""
+    if visible is None:
+        return count
+    number = 0
+    for entry in visible.split(","):
+        entry = entry.strip()
+        if not entry or entry.startswith("-") or (entry.isdigit() and int(entry) >= count):
+            break
+        number += 1
+    return number
+
+
+def torch_is_cpu_build() -> bool:
+    """Whether the installed torch says in its version that it was built without CUDA."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("torch").endswith("+cpu")
+    return False

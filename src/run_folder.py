@@ -1,0 +1,245 @@
+"""The folder of one run: what was asked, what happened, and what produced the numbers.
+
+    <run>/config.yaml       the resolved configuration; `resume=<run>` reads it back
+    <run>/provenance.json   command, commit, seed, Python and packages
+    <run>/status.json       state, error, started, finished
+    <run>/<command>.log     everything that was logged, and the traceback of a failure
+    <run>/metrics.json      the rows of the results table
+
+A file is replaced whole or not at all, so that a run killed while writing leaves the earlier version.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("src", "conf", "pyproject.toml", "requirements.lock")
+PACKAGES = (
+    "torch",
+    "pytorch-lightning",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "faiss-cpu",
+    "bm25s",
+    "torchmetrics",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+)
+ROW_KEYS = ("benchmark", "mode", "model", "n_queries", "n_docs", "metrics")
+STATES = ("running", "finished", "failed", "interrupted", "skipped")
+
+
+class Interrupted(BaseException):
+    """The user or the scheduler stopped the run; it can be resumed."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes JSON whole or not at all.
+
+    Raises:
+        ValueError: If the content holds a NaN or an infinity, which JSON cannot say.
+    """
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file, or an empty dict where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def commit() -> str:
+    """Commit of this checkout, with `-dirty` where a source, a config or the lock differs from it."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            answer = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        except FileNotFoundError:
+            return None
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    head = git("rev-parse", "HEAD")
+    if head is None:
+        return "unknown"
+    return f"{head}-dirty" if git("status", "--porcelain", "--", *SOURCES) else head
+
+
+def provenance(command: str | None = None, seed: int | None = None) -> dict:
+    """What makes a number reproducible: the first keys of metrics.json.
+
+    Args:
+        command: as the user typed it; this process's command line where None.
+        seed: of the run; None where it has none.
+    """
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "command": command or command_line(),
+        "commit": commit(),
+        "seed": seed,
+        "python": platform.python_version(),
+        "packages": versions,
+    }
+
+
+def command_line() -> str:
+    """This process's command, quoted for a shell."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["python", "-m", spec.name] if spec else ["python", sys.argv[0]]
+    return shlex.join([*program, *sys.argv[1:]])
+
+
+def write_metrics(path: Path, rows: Sequence[Mapping], origin: Mapping) -> None:
+    """Writes metrics.json.
+
+    Args:
+        path: the file.
+        rows: one per benchmark and mode; `benchmark, mode, model, n_queries, n_docs, metrics` are required.
+        origin: what `provenance` returned.
+
+    Raises:
+        ValueError: If a row misses a key, or a number is NaN or infinite.
+    """
+    for row in rows:
+        missing = [key for key in ROW_KEYS if key not in row]
+        if missing:
+            raise ValueError(f"a row of {path} misses {', '.join(missing)}: {dict(row)}")
+    keys = ("command", "commit", "seed", "python", "packages")
+    write_json(path, {key: origin[key] for key in keys} | {"rows": [dict(row) for row in rows]})
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_status(folder: Path, state: str, error: str | None = None) -> None:
+    """Records the state of a run; `started` is kept from an earlier call, `finished` is set by an end.
+
+    Raises:
+        ValueError: If the state is none of `STATES`.
+    """
+    if state not in STATES:
+        raise ValueError(f"state must be one of {', '.join(STATES)}, got {state!r}")
+    is_running = state == "running"
+    started = _now() if is_running else read_json(folder / "status.json").get("started")
+    status = {"state": state, "error": error, "started": started, "finished": None if is_running else _now()}
+    write_json(folder / "status.json", status | {"host": socket.gethostname(), "pid": os.getpid()})
+
+
+def state_of(folder: Path) -> str | None:
+    """State of the run in a folder; None where there is none.
+
+    A run that says `running` and whose process is gone from this machine was killed: `interrupted`.
+    """
+    status = read_json(folder / "status.json")
+    if status.get("state") == "running" and status.get("host") == socket.gethostname():
+        try:
+            os.kill(status["pid"], 0)
+        except ProcessLookupError:
+            return "interrupted"
+        except PermissionError:
+            pass
+        if status["pid"] == os.getpid():
+            return "interrupted"
+    return status.get("state")
+
+
+def new_folder(label: str, root: Path = Path("outputs"), made_at: datetime | None = None) -> Path:
+    """Makes `<root>/<date>/<time>_<label>`; runs of one second get `_2`, `_3`, ..."""
+    now = made_at or datetime.now()
+    base = root / f"{now:%Y-%m-%d}" / (f"{now:%H-%M-%S}_{label}" if label else f"{now:%H-%M-%S}")
+    base.parent.mkdir(parents=True, exist_ok=True)
+    number, folder = 1, base
+    while True:
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = base.with_name(f"{base.name}_{number}")
+
+
+def _is_for_console(record: logging.LogRecord) -> bool:
+    """Our own lines, and what other packages find worth a warning; Python's warnings are for the file."""
+    if record.name == "py.warnings" or getattr(record, "file_only", False):
+        return False
+    return record.name.partition(".")[0] in ("src", "__main__") or record.levelno >= logging.WARNING
+
+
+@contextlib.contextmanager
+def logged(path: Path, is_main: bool = True) -> Iterator[None]:
+    """Sends the log to a file in full and to the console in short; warnings go to the file only."""
+    root, level = logging.getLogger(), logging.getLogger().level
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    console = logging.StreamHandler()
+    console.setFormatter(logging.Formatter("%(message)s"))
+    console.addFilter(_is_for_console)
+    handlers = [file, console] if is_main else [file]
+    for handler in handlers:
+        root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.setLevel(level)
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
+
+
+@contextlib.contextmanager
+def recorded(folder: Path, log_name: str) -> Iterator[None]:
+    """Runs a job with its log and its status in `folder`.
+
+    A failure's traceback is written to the log, its last line to status.json and to the console; then it is
+    raised again.
+
+    Raises:
+        Interrupted: Where the job was stopped: Ctrl-C, SIGTERM, or Lightning's exit after either.
+    """
+    log_file = folder / log_name
+    with logged(log_file):
+        write_status(folder, "running")
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit) as error:
+            write_status(folder, "interrupted", error=type(error).__name__)
+            log.info("interrupted; %s", folder)
+            raise Interrupted(str(folder)) from error
+        except BaseException as error:
+            log.error("%s", traceback.format_exc(), extra={"file_only": True})
+            message = f"{type(error).__name__}: {error}"
+            write_status(folder, "failed", error=message)
+            log.error("error: %s\ntraceback: %s", message, log_file)
+            raise
+        else:
+            write_status(folder, "finished")

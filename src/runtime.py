@@ -1,0 +1,627 @@
+"""From a command line to a running job: compose the configuration, refuse nonsense, make the run folder.
+
+Only this file and the entry points import Hydra. A refused command costs no more than composing a YAML
+file: the checks read the configuration and the source of its targets, never torch. Entry points therefore
+import everything heavy inside their `run`.
+
+A single run is composed here and called directly; `--multirun` goes through Hydra, with its sweepers and
+launchers, and each of its jobs ends in the same `_execute`.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import hydra
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src.command_line import UsageError, addable_keys, did_you_mean, flat_keys, quote_free_text, quoted
+from src.run_folder import (
+    Interrupted,
+    command_line,
+    logged,
+    new_folder,
+    provenance,
+    read_json,
+    recorded,
+    state_of,
+    write_json,
+    write_status,
+    write_text,
+)
+from src.sweep_table import sweep_table
+
+log = logging.getLogger(__name__)
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+RUN_FOLDER = "SEARCH_R3_RUN_FOLDER"
+"""Environment variable that hands the run folder to the other ranks, which run the same command line."""
+
+WHITELIST = ("src.*", "pytorch_lightning.*", "torch.*")
+LIMITS = ("max_steps", "min_steps", "max_epochs", "min_epochs", "max_time", "limit_val_batches")
+MAY_CHANGE = ("resume", "output_dir", "if_exists", *(f"stage.trainer.{name}" for name in LIMITS))
+"""Keys that may differ between a run and its continuation: where it is, and the trainer's limits."""
+
+RL_GROUPS = ("index", "refresh", "reward")
+EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
+
+Run = Callable[[DictConfig], object]
+Check = Callable[[DictConfig, bool], None]
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A configuration that passed every check.
+
+    Attributes:
+        config: without the `hydra` node.
+        choices: the option taken in each config group.
+        overrides: as Hydra understands them, keys that need it marked `++`.
+        command: what the user typed, quoted for a shell.
+    """
+
+    config: DictConfig
+    choices: dict[str, str | None]
+    overrides: list[str]
+    command: str = field(default_factory=command_line)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What differs between entry points.
+
+    Attributes:
+        config_name: file in conf/.
+        run: the job; gets the configuration with `output_dir` filled in.
+        check: raises UsageError for a combination that makes no sense; told whether this is a sweep.
+        is_resumable: whether the command knows `resume=` and `if_exists=`. Other commands may always be
+            pointed at a folder that exists.
+    """
+
+    config_name: str
+    run: Run
+    check: Check
+    is_resumable: bool
+
+
+def instantiate(node: DictConfig, **arguments: object) -> object:
+    """Calls the `_target_` of a node with plain Python containers; newer Hydra is told which targets may be.
+
+    Raises:
+        Exception: What the target raised, without Hydra's wrapping.
+    """
+    with contextlib.ExitStack() as stack:
+        if hasattr(hydra.utils, "target_whitelist"):  # Hydra 1.4
+            for pattern in WHITELIST:
+                stack.enter_context(hydra.utils.target_whitelist(pattern))
+        return _instantiate(node, arguments)
+
+
+def _instantiate(node: DictConfig, arguments: dict[str, object]) -> object:
+    try:
+        return hydra.utils.instantiate(node, _convert_="all", **arguments)
+    except HydraException as error:
+        if error.__cause__ is not None and not isinstance(error.__cause__, (HydraException, ImportError)):
+            raise error.__cause__ from None
+        raise
+
+
+def entry_point(config_name: str, run: Run, check: Check | None = None, is_resumable: bool = False) -> None:
+    """Runs a command and ends the process: 0 done, 1 failed, 2 refused, 130 interrupted.
+
+    Args:
+        config_name: file in conf/ without its ending.
+        run: the job. Imports what is heavy inside.
+        check: extra rules on the composed configuration.
+        is_resumable: whether this command has `resume=` and `if_exists=`.
+    """
+    entry = Entry(config_name, run, check or (lambda config, is_sweep: None), is_resumable)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        sys.exit(_main(entry, sys.argv[1:]))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_REFUSED)
+    except (Interrupted, KeyboardInterrupt):
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _interrupt(signal_number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _main(entry: Entry, argv: Sequence[str]) -> int:
+    is_sweep = any(argument in ("--multirun", "-m") for argument in argv)
+    arguments = get_args_parser().parse_args(quote_free_text(argv, is_sweep))
+    if any((arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion)):
+        _through_hydra(entry.config_name, lambda config: None, arguments)
+        return 0
+    with ConfigSource(arguments.config_dir) as source:
+        if arguments.help:
+            print(_help(entry, source))
+            return 0
+        if arguments.multirun:
+            return _sweep(entry, source, arguments)
+        return _single(entry, source, arguments.overrides)
+
+
+def _help(entry: Entry, source: "ConfigSource") -> str:
+    program = f"python -m src.{entry.config_name}"
+    own = yaml.safe_load((CONF / f"{entry.config_name}.yaml").read_text(encoding="utf-8"))
+    used = [group for default in own["defaults"] if isinstance(default, dict) for group in default]
+    used = [group.removeprefix("optional ") for group in used]
+    groups = {group: options for group, options in source.groups().items() if group in used}
+    width = max(map(len, groups), default=0)
+    lines = [f"  {group.ljust(width)}  {', '.join(options)}" for group, options in groups.items()]
+    keys = ", ".join(f"{key}=" for key in own if key not in ("defaults", "hydra"))
+    return "\n".join(
+        [
+            f"{program} group=option ... key=value ...",
+            *(["", "groups", *lines] if lines else []),
+            "",
+            f"keys of this command: {keys}",
+            f"every key, with its value:  {program} ... --cfg job",
+            f"a sweep, one job per value: {program} --multirun ... key=1,2,3",
+        ]
+    )
+
+
+def _through_hydra(config_name: str, job: Run, arguments: argparse.Namespace) -> None:
+    GlobalHydra.instance().clear()
+    _run_hydra(arguments, get_args_parser(), job, config_path=str(CONF), config_name=config_name)
+
+
+# Composing
+
+
+class ConfigSource:
+    """Composes configurations from conf/ and, before it, a folder of the user's own (`--config-dir`)."""
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        """Takes a folder of additional configs, or None.
+
+        Raises:
+            UsageError: If the folder does not exist.
+        """
+        if folder is not None and not Path(folder).is_dir():
+            raise UsageError(f"--config-dir: {folder} is not a folder")
+        self._folder = None if folder is None else Path(folder).resolve()
+
+    def __enter__(self) -> "ConfigSource":
+        search_path = create_config_search_path(str(CONF))
+        if self._folder is not None:
+            search_path.prepend("command-line", f"file://{self._folder}")
+        GlobalHydra.instance().clear()
+        hydra.version.setbase("1.3")
+        self.loader = Hydra.create_main_hydra2("search-r3", search_path).config_loader
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        GlobalHydra.instance().clear()
+
+    def groups(self) -> dict[str, list[str]]:
+        """Options of every config group of ours."""
+        groups = self.loader.list_groups("")
+        return {group: self.loader.get_group_options(group) for group in groups if group != "hydra"}
+
+    def parse(self, overrides: Sequence[str]) -> list[Override]:
+        """Overrides as Hydra reads them.
+
+        Raises:
+            UsageError: If one is not of the form key=value, or its value does not parse.
+        """
+        parser = OverridesParser.create(config_loader=self.loader)
+        parsed = []
+        for text in overrides:
+            try:
+                parsed.append(parser.parse_override(text))
+            except HydraException as error:
+                reason = str(error).splitlines()[0]
+                raise UsageError(
+                    f"cannot read {text!r}: {reason}. The form is key=value; quote text"
+                ) from None
+        return parsed
+
+    def load(self, config_name: str, overrides: Sequence[str]) -> DictConfig:
+        """The composed configuration, `hydra` node included.
+
+        Raises:
+            UsageError: Where Hydra or OmegaConf refuses, with the first line of the reason.
+        """
+        try:
+            return self.loader.load_configuration(config_name, list(overrides), RunMode.RUN)
+        except (HydraException, OmegaConfBaseException) as error:
+            missing = re.search(r"You must specify '(\w+)'", str(error))
+            if missing:
+                options = (f"{missing[1]}={option}" for option in self.groups()[missing[1]])
+                raise UsageError(f"{missing[1]}= is missing. Choices: {', '.join(options)}") from None
+            raise UsageError("; ".join(str(error.__cause__ or error).strip().splitlines()[:2])) from None
+
+
+def compose(config_name: str, overrides: Sequence[str], source: ConfigSource) -> Composed:
+    """Composes a configuration in which every key means something.
+
+    Args:
+        config_name: file in conf/.
+        overrides: one value each, free text already quoted.
+        source: where configs are read from.
+
+    Raises:
+        UsageError: For an unknown group option or key (with `+` as well), a group that the choices do not
+            use, or a value that is still missing.
+    """
+    parsed = source.parse(overrides)
+    groups = source.groups()
+    in_groups = [override for override in parsed if override.key_or_group in groups]
+    _check_options(in_groups, groups)
+    texts = [override.input_line for override in in_groups]
+    hydra_texts = [override.input_line for override in parsed if override.key_or_group.startswith("hydra")]
+    base = _load_choices(config_name, texts, in_groups, source, groups)
+    container = _plain(base)
+    keys = [
+        _checked_key(override, container, groups)
+        for override in parsed
+        if override not in in_groups and override.input_line not in hydra_texts
+    ]
+    full = source.load(config_name, [*texts, *keys, *hydra_texts])
+    choices = {name: choice for name, choice in full.hydra.runtime.choices.items() if name in groups}
+    config = OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"])
+    _check_complete(config)
+    return Composed(config, choices, [*texts, *keys])
+
+
+def _plain(config: DictConfig) -> dict:
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if key != "hydra"}
+
+
+def _check_options(overrides: Sequence[Override], groups: dict[str, list[str]]) -> None:
+    for override in overrides:
+        group, value = override.key_or_group, override.value()
+        if override.is_delete() or value is None:
+            continue
+        if value not in groups[group]:
+            hint = did_you_mean(str(value), groups[group])
+            raise UsageError(f"{group}={value} does not exist.{hint} Choices: {', '.join(groups[group])}")
+
+
+def _load_choices(
+    config_name: str,
+    texts: Sequence[str],
+    overrides: Sequence[Override],
+    source: ConfigSource,
+    groups: dict[str, list[str]],
+) -> DictConfig:
+    try:
+        return source.load(config_name, texts)
+    except UsageError as error:
+        for override in overrides:
+            if f"override '{override.key_or_group}'" in str(error):
+                stage = next((o.value() for o in overrides if o.key_or_group == "stage"), None)
+                of = f"stage={stage}" if stage else f"this {config_name}"
+                raise UsageError(
+                    f"{override.key_or_group}= has no meaning under {of}: it uses no such group"
+                ) from None
+        raise
+
+
+def _checked_key(override: Override, config: dict, groups: dict[str, list[str]]) -> str:
+    """The override, marked `++` where it adds a key that the configuration leaves open.
+
+    Raises:
+        UsageError: If the key neither exists nor is an argument of the node it stands in.
+    """
+    key, known = override.key_or_group, flat_keys(config)
+    if key in known and not override.is_delete():
+        is_open_mapping = known[key] == {} and isinstance(override.value(), dict)
+        return f"++{_bare(override)}" if is_open_mapping or override.is_add() else override.input_line
+    if override.is_delete():
+        if key in known and "." not in key:
+            raise UsageError(f"~{key}: a key of the command cannot be removed, only set")
+        if key in known:
+            return override.input_line
+    else:
+        parent, _, name = key.rpartition(".")
+        addable = addable_keys(config, parent)
+        if parent and (addable is None or name in addable):
+            return f"++{_bare(override)}"
+        known = known | {f"{parent}.{other}": None for other in addable or () if parent}
+    if key in RL_GROUPS:
+        raise UsageError(f"{key}= belongs to stage=rl; the chosen stage has no {key}")
+    raise UsageError(f"there is no key {key}.{did_you_mean(key, [*known, *groups])}")
+
+
+def _bare(override: Override) -> str:
+    return override.input_line.lstrip("+") if override.input_line else ""
+
+
+def _check_complete(config: DictConfig) -> None:
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UsageError(f"{' and '.join(f'{key}=' for key in missing)} must be given")
+    try:
+        OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UsageError(str(error).splitlines()[0]) from None
+
+
+def resolved_yaml(config: DictConfig) -> str:
+    """The configuration with references replaced by their values, readable back to the same values.
+
+    References to `output_dir` stay, so that a run folder that was moved resumes where it now is.
+    """
+    placeholder = "\0output_dir\0"
+    resolved = OmegaConf.to_container(
+        OmegaConf.merge(config, {"output_dir": placeholder} if "output_dir" in config else {}), resolve=True
+    )
+
+    def escaped(node: object) -> object:
+        if isinstance(node, dict):
+            return {key: escaped(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [escaped(value) for value in node]
+        if not isinstance(node, str):
+            return node
+        text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", node)
+        return text.replace(placeholder, "${output_dir}")
+
+    assert isinstance(resolved, dict)
+    content = {key: escaped(value) for key, value in resolved.items()}
+    if "output_dir" in config:
+        content["output_dir"] = escaped(config.output_dir)
+    return OmegaConf.to_yaml(OmegaConf.create(content))
+
+
+# One run
+
+
+def _single(entry: Entry, source: ConfigSource, overrides: Sequence[str]) -> int:
+    resume = _given(source.parse(overrides), "resume") if entry.is_resumable else None
+    if resume is None:
+        composed = compose(entry.config_name, overrides, source)
+        entry.check(composed.config, False)
+        folder = _chosen_folder(entry, composed.config)
+    else:
+        folder = Path(resume)
+        composed = _resumed(source, overrides, folder)
+        entry.check(composed.config, False)
+    if folder is None:
+        return 0
+    try:
+        _execute(entry, composed, folder)
+    except Exception:
+        return EXIT_FAILED  # told and recorded
+    return 0
+
+
+def _value_of(override: Override) -> object:
+    """The value as it composes: quotes and escapes undone."""
+    return OmegaConf.create({"value": override.value()}).value
+
+
+def _given(overrides: Sequence[Override], key: str) -> str | None:
+    """The last value given for a key; None where it is not given, or is null."""
+    values = [_value_of(override) for override in overrides if override.key_or_group == key]
+    return str(values[-1]) if values and values[-1] is not None else None
+
+
+def _resumed(source: ConfigSource, overrides: Sequence[str], folder: Path) -> Composed:
+    """The configuration of an earlier run with the trainer's limits of this command.
+
+    Raises:
+        UsageError: If the folder holds no run, or the command changes what may not change.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise UsageError(f"resume={folder}: there is no config.yaml in it, so it is not a run folder")
+    stored = OmegaConf.load(folder / "config.yaml")
+    choices = read_json(folder / "provenance.json").get("choices", {})
+    groups, rest = source.groups(), []
+    for override in source.parse(overrides):
+        key = override.key_or_group
+        if key in groups:
+            if override.value() != choices.get(key):
+                raise UsageError(_changed(folder, [f"{key}: {choices.get(key)} -> {override.value()}"]))
+        elif key != "resume":
+            rest.append(_checked_key(override, _plain(stored), groups).lstrip("+"))
+    merged = OmegaConf.merge(stored, *(_as_config(override) for override in source.parse(rest)))
+    merged.resume = merged.output_dir = str(folder)
+    _refuse_changes(folder, stored, merged)
+    state = state_of(folder)
+    if state == "running" and not os.environ.get(RUN_FOLDER):
+        raise UsageError(
+            f"resume={folder}: this run is running (process {read_json(folder / 'status.json')['pid']})"
+        )
+    if state == "finished" and not _differences(stored, merged, ignored=("resume", "output_dir")):
+        raise UsageError(
+            f"resume={folder}: this run is finished; raise a limit, as stage.trainer.max_steps=<more>"
+        )
+    return Composed(merged, choices, list(overrides))
+
+
+def _as_config(override: Override) -> DictConfig:
+    config = OmegaConf.create({})
+    OmegaConf.update(config, override.key_or_group, _value_of(override), force_add=True)
+    return config
+
+
+def _differences(old: DictConfig, new: DictConfig, ignored: Sequence[str]) -> list[str]:
+    def leaves(config: DictConfig) -> dict[str, object]:
+        keys = flat_keys(OmegaConf.to_container(config, resolve=True))
+        return {key: value for key, value in keys.items() if not isinstance(value, (dict, list)) or not value}
+
+    before, after = leaves(old), leaves(new)
+    return [
+        f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key, "absent") != after.get(key, "absent") and key not in ignored
+    ]
+
+
+def _refuse_changes(folder: Path, old: DictConfig, new: DictConfig) -> None:
+    changes = _differences(old, new, ignored=MAY_CHANGE)
+    if changes:
+        raise UsageError(_changed(folder, changes))
+
+
+def _changed(folder: Path, changes: Sequence[str]) -> str:
+    return (
+        f"{folder} was made with another configuration "
+        f"({'; '.join(changes[:6])}{'; ...' if changes[6:] else ''}). "
+        f"Only the trainer's limits ({', '.join(LIMITS)}) may change when a run goes on; "
+        f"to start anew: rm -r {folder}"
+    )
+
+
+def _chosen_folder(entry: Entry, config: DictConfig) -> Path | None:
+    """The run folder, made or checked; None where the run in it is finished and nothing is left to do."""
+    handed_down = os.environ.get(RUN_FOLDER)
+    if handed_down:
+        return Path(handed_down)
+    if config.get("output_dir") is None:
+        if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
+            raise UsageError(
+                "under an external launcher give output_dir=, so that all ranks share one folder"
+            )
+        return new_folder(str(OmegaConf.select(config, "stage.name") or entry.config_name))
+    folder = Path(config.output_dir)
+    if not entry.is_resumable or not (folder / "status.json").is_file():
+        return folder
+    return _reused_folder(config, folder)
+
+
+def _reused_folder(config: DictConfig, folder: Path) -> Path | None:
+    state = state_of(folder)
+    if _rank() != "0":
+        config.resume = str(folder)  # whatever rank 0 found
+        return folder
+    if state == "running":
+        raise UsageError(f"output_dir={folder}: a run is in there and running")
+    if config.if_exists == "refuse":
+        raise UsageError(f"output_dir={folder}: a run is in there ({state}). Go on with it: if_exists=resume")
+    _refuse_changes(folder, OmegaConf.load(folder / "config.yaml"), config)
+    if state == "finished":
+        print(f"{folder} is finished; to retrain: rm -r {folder}")
+        return None
+    config.resume = str(folder)
+    return folder
+
+
+def _execute(entry: Entry, composed: Composed, folder: Path) -> None:
+    """Runs the job in its folder; rank 0 keeps the record, the other ranks only a log."""
+    config = composed.config
+    config.output_dir = str(folder)
+    if _rank() != "0":
+        with logged(folder / f"{entry.config_name}.rank{_rank()}.log", is_main=False):
+            entry.run(config)
+        return
+    origin = provenance(composed.command, seed=config.get("seed"))
+    write_text(folder / "config.yaml", resolved_yaml(config))
+    write_json(
+        folder / "provenance.json", origin | {"choices": composed.choices, "overrides": composed.overrides}
+    )
+    os.environ[RUN_FOLDER] = str(folder.resolve())
+    try:
+        with recorded(folder, f"{entry.config_name}.log"):
+            entry.run(config)
+    finally:
+        del os.environ[RUN_FOLDER]
+
+
+def _rank() -> str:
+    """Rank of this process under torchrun, SLURM or Lightning's own launcher; "0" on its own."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return os.environ[name]
+    node, local = os.environ.get("NODE_RANK", "0"), os.environ.get("LOCAL_RANK", "0")
+    return local if node == "0" else f"{node}.{local}"
+
+
+# Many runs
+
+
+def _sweep(entry: Entry, source: ConfigSource, arguments: argparse.Namespace) -> int:
+    """Runs one job per combination and prints a table of all of them.
+
+    Every combination is composed and checked before the first one starts.
+
+    Raises:
+        UsageError: If any of them is refused, or the folder of the sweep is taken.
+    """
+    parsed = source.parse(arguments.overrides)
+    if entry.is_resumable and _given(parsed, "resume"):
+        raise UsageError("resume= continues one run; under --multirun each job starts its own")
+    chosen = _given(parsed, "output_dir")
+    parsed = [override for override in parsed if override.key_or_group != "output_dir"]
+    try:
+        jobs = BasicSweeper.split_arguments(parsed, None)[0]
+    except HydraException as error:
+        raise UsageError(str(error)) from None
+    composed = [compose(entry.config_name, job, source) for job in jobs]
+    for job in composed:
+        entry.check(job.config, True)
+    folder = new_folder("", Path("outputs/multirun")) if chosen is None else Path(chosen)
+    if chosen is not None and folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"output_dir={folder}: not empty, so a sweep would mix with what is there")
+    arguments.overrides = [_marked(override, composed[0].overrides) for override in parsed] + [
+        f"hydra.sweep.dir={quoted(str(folder))}",
+        "hydra.sweep.subdir=${hydra.job.num}",
+    ]
+    is_stopped = False
+    try:
+        _through_hydra(entry.config_name, _sweep_job(entry, folder, command_line()), arguments)
+    except (Interrupted, KeyboardInterrupt):
+        is_stopped = True
+    varied = [
+        [text.lstrip("+") for text in job if any(text not in other for other in jobs)] or job for job in jobs
+    ]
+    table, is_all_finished = sweep_table(folder, varied)
+    write_text(folder / "summary.txt", table + "\n")
+    print(f"\n{table}\n\n{folder}")
+    return EXIT_INTERRUPTED if is_stopped else 0 if is_all_finished else EXIT_FAILED
+
+
+def _marked(override: Override, marked: Sequence[str]) -> str:
+    text = _bare(override)
+    is_added = any(other.startswith(f"++{override.key_or_group}=") for other in marked)
+    return f"++{text}" if is_added else override.input_line
+
+
+def _sweep_job(entry: Entry, sweep: Path, command: str) -> Run:
+    """What Hydra's launcher calls once per job; a failure is recorded in the job's folder and ends there."""
+
+    def job(config: DictConfig) -> None:
+        settings = HydraConfig.get()
+        number, choices = str(settings.job.num), dict(settings.runtime.choices)
+        overrides = list(settings.overrides.task)
+        # Lightning starts other ranks through Hydra where it finds this; the sweep would run again in each.
+        HydraConfig.instance().cfg = None
+        folder = sweep / number
+        print(f"\njob {number}: {' '.join(overrides)}", flush=True)
+        if config.sweep.fail_fast and any(state_of(other) == "failed" for other in sweep.iterdir()):
+            write_status(folder, "skipped", error="an earlier job failed and sweep.fail_fast is true")
+            return
+        config = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+        ours = {name: choice for name, choice in choices.items() if not name.startswith("hydra/")}
+        with contextlib.suppress(Exception):  # told and recorded
+            _execute(entry, Composed(config, ours, overrides, command), folder)
+
+    return job

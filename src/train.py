@@ -1,0 +1,236 @@
+"""Trains one stage: `python -m src.train stage=sft`, `python -m src.train resume=<run folder>`.
+
+Data, then model, then trainer, so that a bad file is named before any weight is read. What is left in the
+run folder at the end is an ordinary model folder, taken from the best checkpoint where there is one.
+"""
+
+import hashlib
+import importlib.util
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from src.command_line import UsageError
+from src.devices import torch_is_cpu_build, visible_gpus
+from src.run_folder import read_json, write_json, write_metrics
+from src.runtime import entry_point, instantiate
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from src.data.types import TrainingData
+
+log = logging.getLogger(__name__)
+
+REFUSED_BY_MANUAL_OPTIMIZATION = {
+    "gradient_clip_val": "stage.module.optimization.max_grad_norm",
+    "accumulate_grad_batches": "stage.module.micro_batch, which cuts a batch without changing its loss",
+}
+
+
+def check(config: DictConfig, is_sweep: bool) -> None:
+    """Refuses combinations that make no sense on this machine; see `entry_point`.
+
+    Raises:
+        UsageError: With the reason and what to write instead.
+    """
+    if config.if_exists not in ("refuse", "resume"):
+        raise UsageError(f"if_exists={config.if_exists} does not exist. Choices: refuse, resume")
+    if config.if_exists == "resume" and not config.output_dir:
+        raise UsageError("if_exists=resume needs output_dir=, the folder to go on in")
+    for name, instead in REFUSED_BY_MANUAL_OPTIMIZATION.items():
+        if config.stage.get("trainer", {}).get(name) is not None:
+            raise UsageError(
+                f"stage.trainer.{name}: the stages step their optimizer themselves; set {instead}"
+            )
+    _check_strategy(config.strategy, is_sweep)
+
+
+def _check_strategy(strategy: DictConfig, is_sweep: bool) -> None:
+    devices = strategy.get("devices", 1)
+    if strategy.get("accelerator") in ("gpu", "cuda"):
+        gpus = visible_gpus()
+        if gpus == 0:
+            raise UsageError(
+                "this strategy needs a CUDA device and none is visible. Use strategy=cpu or ddp_cpu"
+            )
+        if torch_is_cpu_build():
+            raise UsageError("this strategy needs CUDA and the installed torch is a CPU build")
+        if isinstance(devices, int) and devices > gpus:
+            raise UsageError(f"strategy.devices={devices}, but {gpus} CUDA devices are visible")
+        devices = gpus if devices in ("auto", -1, "-1") else devices
+    if (
+        str(strategy.get("strategy")).startswith("deepspeed")
+        and importlib.util.find_spec("deepspeed") is None
+    ):
+        raise UsageError(
+            "strategy=deepspeed needs the package deepspeed, which is not installed. strategy=fsdp does not"
+        )
+    ranks = (devices if isinstance(devices, int) else len(devices)) * strategy.get("num_nodes", 1)
+    if is_sweep and ranks > 1:
+        raise UsageError(
+            f"a sweep runs its jobs in one process, and this strategy wants {ranks} ranks per job. Use "
+            "strategy.devices=1, or a loop: for seed in 1 2 3; do python -m src.train ... seed=$seed; done"
+        )
+
+
+def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> None:
+    """Trains the configured stage in `config.output_dir` and leaves model, metrics and checkpoints there.
+
+    Args:
+        config: composed; `output_dir` is the run folder, `resume` is set where a run goes on.
+        extra_callbacks: of the caller, as the pruning of a search.
+    """
+    import pytorch_lightning as pl
+
+    folder = Path(config.output_dir)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    data: TrainingData = instantiate(config.data)
+    write_json_card(folder, data)
+    embedder = instantiate(config.model, texts=data.texts)
+    datamodule = instantiate(config.stage.datamodule, data=data, embedder=embedder)
+    module = instantiate(config.stage.module, embedder=embedder)
+    checkpoint = _last_checkpoint(folder) if config.resume else None
+    trainer = _trainer(config, folder, extra_callbacks)
+    try:
+        trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
+    finally:
+        if _uses_wandb(config):
+            import wandb
+
+            wandb.finish()
+    if trainer.is_global_zero:
+        _finish(config, folder, data, embedder, module, trainer)
+
+
+def write_json_card(folder: Path, data: "TrainingData") -> None:
+    """Writes the data card of the run's data beside its configuration, by rank 0."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        card = {key: value for key, value in data.card.items()}
+        write_json(folder / "data_card.json", {"name": data.name, "examples": len(data.examples)} | card)
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    path = folder / "checkpoints" / "last.ckpt"
+    if path.is_file():
+        log.info("resuming from %s", path)
+        return path
+    log.info("no checkpoint in %s yet; starting from the first step", folder)
+    return None
+
+
+def _trainer(config: DictConfig, folder: Path, extra_callbacks: Sequence["pl.Callback"]) -> "pl.Trainer":
+    import pytorch_lightning as pl
+
+    from src.stages.progress import StepProgress
+
+    callbacks = instantiate(config.stage.get("callbacks") or OmegaConf.create({}))
+    arguments = {
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+        "enable_checkpointing": any(isinstance(each, pl.callbacks.Checkpoint) for each in callbacks.values()),
+    }
+    for node in (config.strategy, config.stage.trainer, config.debug):
+        arguments |= instantiate(node)
+    return pl.Trainer(
+        default_root_dir=folder,
+        logger=_loggers(config, folder),
+        callbacks=[*callbacks.values(), StepProgress(), *extra_callbacks],
+        **arguments,
+    )
+
+
+def _uses_wandb(config: DictConfig) -> bool:
+    return str(config.logger.get("_target_", "")).endswith("WandbLogger")
+
+
+def _loggers(config: DictConfig, folder: Path) -> list["pl.loggers.Logger"]:
+    from pytorch_lightning.loggers import CSVLogger
+
+    table = folder / "csv" / "metrics.csv"
+    if table.is_file() and os.environ.get("LOCAL_RANK", "0") == "0":  # CSVLogger deletes what it finds there
+        earlier = len(list(table.parent.glob("metrics_before_resume_*.csv")))
+        table.rename(table.with_name(f"metrics_before_resume_{earlier + 1}.csv"))
+    loggers = [CSVLogger(folder, name="", version="csv")]
+    if _uses_wandb(config):
+        os.environ.setdefault("WANDB_SILENT", "true")
+        is_sweep = (folder.parent / "multirun.yaml").is_file()
+        loggers.append(
+            instantiate(
+                config.logger,
+                save_dir=str(folder),
+                name="/".join(folder.parts[-2:]),
+                id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12],
+                resume="allow",
+                group="/".join(folder.parent.parts[-2:]) if is_sweep else None,
+                config=OmegaConf.to_container(config, resolve=True),
+            )
+        )
+    elif config.logger.get("_target_"):
+        loggers.append(instantiate(config.logger))
+    return loggers
+
+
+def _finish(
+    config: DictConfig,
+    folder: Path,
+    data: "TrainingData",
+    embedder: object,
+    module: "pl.LightningModule",
+    trainer: "pl.Trainer",
+) -> None:
+    from src.models.folder import save_embedder
+
+    origin = read_json(folder / "provenance.json")
+    written = [folder / "metrics.json", folder / "csv" / "metrics.csv"]
+    if not trainer.fast_dev_run:
+        _load_best(folder, module)
+        save_embedder(embedder, folder / "model", origin | {"stage": config.stage.name, "data": data.name})
+        written.insert(0, folder / "model")
+    write_metrics(folder / "metrics.json", _rows(folder, data, module, trainer), origin)
+    for path in written:
+        log.info("wrote %s", path)
+
+
+def _load_best(folder: Path, module: "pl.LightningModule") -> None:
+    """Puts the weights of the best checkpoint back; a checkpoint holds trainable weights only."""
+    import torch
+
+    best = folder / "checkpoints" / "best.ckpt"
+    if not best.is_file():
+        return
+    state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+    unexpected = module.load_state_dict(state, strict=False).unexpected_keys
+    if unexpected:
+        raise ValueError(f"{best} holds weights that the module does not have: {', '.join(unexpected[:3])}")
+    log.info("the model is taken from %s", best)
+
+
+def _rows(
+    folder: Path, data: "TrainingData", module: "pl.LightningModule", trainer: "pl.Trainer"
+) -> list[dict]:
+    rows = getattr(module, "validation_rows", None)
+    if callable(rows):
+        rows = rows()
+    if rows:
+        return list(rows)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return [
+        {
+            "benchmark": data.name,
+            "mode": "training",
+            "model": str(folder / "model"),
+            "n_queries": 0,
+            "n_docs": 0,
+            "metrics": {name: value for name, value in logged.items() if math.isfinite(value)},
+        }
+    ]
+
+
+if __name__ == "__main__":
+    entry_point("train", run, check, is_resumable=True)
