@@ -1,73 +1,56 @@
-"""From rows to the tensors of one step: token ids, which document is whose, what may be a negative."""
+"""From rows to one step's texts: which documents there are, and which query each belongs to."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from src.data.types import Example
 
 
 @dataclass(frozen=True)
 class SFTBatch:
-    """One step's rows. `B` queries, `M` distinct documents, positives first among each query's.
+    """One step's rows of one rank: `B` queries and `M` distinct documents.
 
     Attributes:
-        ids: `B` row ids, for messages.
-        queries: `B` texts.
-        reasonings: `B` texts or None.
-        documents: `M` texts.
-        document_keys: `[M]` int64, equal for equal document ids, also across ranks.
-        positive_index: `[B]` column of each query's positive among this rank's documents.
-        relevant_keys: `[B, R]` keys of all documents known to be relevant, padded with the positive's.
+        examples: `B` rows.
+        documents: `M` texts, each document id once.
+        document_ids: `M` ids.
+        positive_index: `B` columns, that of each query's positive.
+        relevant_ids: `B` lists of the documents known to be relevant, the positive first.
     """
 
-    ids: tuple[str, ...]
-    queries: tuple[str, ...]
-    reasonings: tuple[str | None, ...]
+    examples: tuple[Example, ...]
     documents: tuple[str, ...]
-    document_keys: Tensor
-    positive_index: Tensor
-    relevant_keys: Tensor
+    document_ids: tuple[str, ...]
+    positive_index: tuple[int, ...]
+    relevant_ids: tuple[tuple[str, ...], ...]
 
 
-def document_key(document_id: str) -> int:
-    """A stable 63-bit number for a document id."""
-    return int.from_bytes(hashlib.blake2b(document_id.encode(), digest_size=8).digest(), "big") >> 1
-
-
-def collate_sft(examples: Sequence[Example], max_hard_negatives: int, max_relevant: int = 64) -> SFTBatch:
+def collate_sft(examples: Sequence[Example], hard_negatives: int, max_relevant: int = 64) -> SFTBatch:
     """Collects the distinct documents of a batch.
 
     Args:
         examples: `B` rows.
-        max_hard_negatives: the first so many of each row are used.
-        max_relevant: the most relevant ids masked per query; the positive and those in the batch first.
+        hard_negatives: the first so many of each row are used.
+        max_relevant: so many relevant ids per query are masked; the positive and those in the batch first.
     """
     documents: dict[str, str] = {}
     for example in examples:
         documents.setdefault(example.positive_id, example.positive)
         pairs = zip(example.hard_negative_ids, example.hard_negatives, strict=True)
-        for document_id, text in list(pairs)[:max_hard_negatives]:
+        for document_id, text in list(pairs)[:hard_negatives]:
             documents.setdefault(document_id, text)
     column = {document_id: index for index, document_id in enumerate(documents)}
     relevant = [
-        [
+        (
             example.positive_id,
-            *sorted(example.relevant_ids - {example.positive_id}, key=lambda i: i not in column),
-        ]
+            *sorted(example.relevant_ids - {example.positive_id}, key=lambda i: (i not in column, i)),
+        )[:max_relevant]
         for example in examples
     ]
-    width = min(max(len(ids) for ids in relevant), max_relevant)
-    keys = [[document_key(i) for i in (ids + ids[:1] * width)[:width]] for ids in relevant]
     return SFTBatch(
-        ids=tuple(example.id for example in examples),
-        queries=tuple(example.query for example in examples),
-        reasonings=tuple(example.reasoning for example in examples),
+        examples=tuple(examples),
         documents=tuple(documents.values()),
-        document_keys=torch.tensor([document_key(i) for i in documents]),
-        positive_index=torch.tensor([column[example.positive_id] for example in examples]),
-        relevant_keys=torch.tensor(keys),
+        document_ids=tuple(documents),
+        positive_index=tuple(column[example.positive_id] for example in examples),
+        relevant_ids=tuple(relevant),
     )

@@ -1,6 +1,7 @@
-"""Data modules: they tokenize and batch what a `data=` choice read."""
+"""Data modules: they batch what a `data=` choice read."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pytorch_lightning as pl
@@ -9,62 +10,82 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from src.data.collate import SFTBatch, collate_sft
-from src.data.sampling import BatchStream
-from src.data.types import Example, TrainingData
+from src.data.collate import collate_sft
+from src.data.types import Benchmark, Corpus, Example, TrainingData
 from src.models.embedder import ReasoningEmbedder
+from src.stages.sampling import GroupedBatchSampler
 
 
 class _Rows(Dataset):
     """A sequence as a data set."""
 
-    def __init__(self, rows: Sequence[Example]) -> None:
+    def __init__(self, rows: Sequence) -> None:
         self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, row: int) -> Example:
+    def __getitem__(self, row: int) -> object:
         return self.rows[row]
 
 
 class _StreamingDataModule(pl.LightningDataModule):
-    """A data module whose place in its batch stream is part of the checkpoint."""
+    """A data module whose place in its stream of batches is part of the checkpoint."""
 
-    stream: BatchStream
+    sampler: GroupedBatchSampler | None = None
+    state: dict | None = None
 
-    def state_dict(self) -> dict[str, int]:
+    def _start(self, sampler: GroupedBatchSampler) -> GroupedBatchSampler:
+        if self.state is not None:
+            sampler.load_state_dict(self.state)
+        self.sampler = sampler
+        return sampler
+
+    def state_dict(self) -> dict:
         """The batches that were trained on; those that the loader fetched ahead are fetched again."""
-        return {"position": self.trainer.global_step}
+        return {} if self.sampler is None else self.sampler.state_dict(self.trainer.global_step)
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.start = state["position"]
+    def load_state_dict(self, state: dict) -> None:
+        self.state = state or None
 
-    def _stream(self, sources, clusters, weights, batch_size, cluster_share, seed) -> BatchStream:
-        stream = BatchStream(
-            sources,
-            clusters,
-            weights,
-            batch_size,
-            cluster_share,
-            seed,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-        )
-        stream.load_state_dict({"position": self.start})
-        return stream
+
+def thinned(benchmark: Benchmark, n_queries: int, n_documents: int, seed: int) -> Benchmark:
+    """A small part of a collection: some queries, all their relevant documents, and others to tell them from.
+
+    Args:
+        benchmark: the whole.
+        n_queries: kept at random.
+        n_documents: kept at random, the relevant ones always.
+        seed: of both draws.
+    """
+    random = np.random.default_rng(seed)
+    names = sorted(benchmark.queries)
+    chosen = [names[row] for row in sorted(random.permutation(len(names))[:n_queries])]
+    relevant = {benchmark.corpus.row_of[i] for query in chosen for i in benchmark.qrels[query]}
+    others = [row for row in random.permutation(len(benchmark.corpus)).tolist() if row not in relevant]
+    rows = sorted(relevant | set(others[: max(n_documents - len(relevant), 0)]))
+    corpus = benchmark.corpus
+    return Benchmark(
+        name=benchmark.name,
+        corpus=Corpus([corpus.ids[row] for row in rows], [corpus.texts[row] for row in rows]),
+        queries={query: benchmark.queries[query] for query in chosen},
+        qrels={query: benchmark.qrels[query] for query in chosen},
+        remove_self_match=benchmark.remove_self_match,
+    )
 
 
 class SFTDataModule(_StreamingDataModule):
-    """Batches of training rows.
+    """Batches of training rows, and a small collection for in-training evaluation.
 
     Args:
         data: what was read.
         embedder: unused here; every stage's data module takes it.
-        batch_size: queries per rank and step.
+        batch_size: queries of all ranks together per step.
         hard_negatives: the most hard negatives per query.
-        cluster_share: share of batches drawn within one cluster.
+        cluster_share: share of batches drawn within one cluster, whose rows are alike.
         seed: of the order.
+        validation_queries: of the data set's validation collection.
+        validation_documents: of the same.
         num_workers: processes that collate.
 
     Raises:
@@ -79,6 +100,8 @@ class SFTDataModule(_StreamingDataModule):
         hard_negatives: int,
         cluster_share: float,
         seed: int,
+        validation_queries: int,
+        validation_documents: int,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -87,24 +110,34 @@ class SFTDataModule(_StreamingDataModule):
         self.data = data
         self.batch_size, self.hard_negatives = batch_size, hard_negatives
         self.cluster_share, self.seed, self.num_workers = cluster_share, seed, num_workers
-        self.start = 0
-
-    def collate(self, examples: Sequence[Example]) -> SFTBatch:
-        return collate_sft(examples, self.hard_negatives)
+        self.validation = None
+        if data.validation is not None:
+            self.validation = thinned(data.validation, validation_queries, validation_documents, seed=0)
 
     def train_dataloader(self) -> DataLoader:
-        examples = self.data.examples
-        stream = self._stream(
-            [example.source for example in examples],
-            [example.cluster for example in examples],
-            self.data.weights,
-            self.batch_size,
-            self.cluster_share,
-            self.seed,
+        rows: Sequence[Example] = self.data.examples
+        sampler = GroupedBatchSampler(
+            len(rows),
+            sources=[example.source for example in rows],
+            clusters=[example.cluster for example in rows],
+            batch_size=self.batch_size,
+            seed=self.seed,
+            weights=self.data.weights or None,
+            same_cluster_share=self.cluster_share,
+            keys=[[example.positive_id for example in rows]],
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
         )
+        collate = partial(collate_sft, hard_negatives=self.hard_negatives)
         return DataLoader(
-            _Rows(examples), batch_sampler=stream, collate_fn=self.collate, num_workers=self.num_workers
+            _Rows(rows), batch_sampler=self._start(sampler), collate_fn=collate, num_workers=self.num_workers
         )
+
+    def val_dataloader(self) -> DataLoader | list:
+        """One item: the collection itself."""
+        if self.validation is None:
+            return []
+        return DataLoader(_Rows([self.validation]), batch_size=None)
 
 
 class _Blocks(Dataset):
@@ -127,12 +160,9 @@ class PretrainDataModule(_StreamingDataModule):
     Args:
         data: what was read; `data.texts` is used.
         embedder: gives the tokenizer.
-        batch_size: blocks per rank and step.
+        batch_size: blocks of all ranks together per step.
         sequence_length: tokens per block.
         seed: of the order.
-
-    Raises:
-        ValueError: If the text fills less than one batch.
     """
 
     def __init__(
@@ -146,7 +176,6 @@ class PretrainDataModule(_StreamingDataModule):
         super().__init__()
         self.data, self.embedder = data, embedder
         self.batch_size, self.sequence_length, self.seed = batch_size, sequence_length, seed
-        self.start = 0
         self.blocks: _Blocks | None = None
 
     def setup(self, stage: str) -> None:
@@ -164,6 +193,11 @@ class PretrainDataModule(_StreamingDataModule):
                 bar.update(len(texts))
 
     def train_dataloader(self) -> DataLoader:
-        same = ["text"] * len(self.blocks)
-        stream = self._stream(same, same, {}, self.batch_size, 0.0, self.seed)
-        return DataLoader(self.blocks, batch_sampler=stream)
+        sampler = GroupedBatchSampler(
+            len(self.blocks),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        return DataLoader(self.blocks, batch_sampler=self._start(sampler))

@@ -4,15 +4,21 @@ The paper starts from a model that can; `model=nano` cannot until it has been he
 occur in the text, so its row stays as it was initialised.
 """
 
-from contextlib import nullcontext
-
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from src.models.embedder import ReasoningEmbedder
-from src.objectives.losses import token_cross_entropy
-from src.stages.optimization import OptimizationSettings, build_optimizer, finish_step, no_sync_of
+from src.objectives.losses import sft_cross_entropy, share_of_count
+from src.stages.optimization import (
+    ChunkOutput,
+    OptimizationSettings,
+    backward_with_cache,
+    block_sync,
+    build_optimizer,
+    build_scheduler,
+    optimization_step,
+)
 
 
 class PretrainModule(pl.LightningModule):
@@ -33,28 +39,27 @@ class PretrainModule(pl.LightningModule):
         self.optimization = optimization
         self.micro_batch = micro_batch
 
-    def configure_optimizers(self) -> dict[str, object]:
-        return build_optimizer(self.embedder, self.optimization, self.trainer.estimated_stepping_batches)
+    def configure_optimizers(self) -> tuple[list, list]:
+        optimizer = build_optimizer(self.embedder.named_parameters(), self.optimization)
+        return [optimizer], [build_scheduler(optimizer, self.optimization, self.trainer.max_steps)]
 
-    def block_loss(self, blocks: Tensor, n_targets: int) -> Tensor:
-        """Cross-entropy of blocks `[n, L]`, as their share of the mean over `n_targets` targets."""
+    def block_loss(self, blocks: Tensor, denominator: float) -> ChunkOutput:
+        """Summed cross-entropy of blocks `[n, L]` over `denominator` targets."""
         states = self.embedder.hidden_states(blocks, torch.ones_like(blocks, dtype=torch.bool))
         states, targets = states[:, :-1].flatten(0, 1), blocks[:, 1:].flatten()
-        return token_cross_entropy(states, self.embedder.head.weight, targets) / n_targets
+        loss = sft_cross_entropy(states, self.embedder.head.weight, targets, denominator=denominator)
+        return ChunkOutput(extra_loss=loss)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
-        n_targets = batch[:, 1:].numel()
-        parts = batch.split(self.micro_batch)
-        loss = torch.zeros((), device=batch.device)
-        for number, part in enumerate(parts, start=1):
-            with nullcontext() if number == len(parts) else no_sync_of(self)():
-                part_loss = self.block_loss(part, n_targets)
-                self.manual_backward(part_loss)
-            loss += part_loss.detach()
-        norm = finish_step(
-            self, loss, self.optimization, [f"block {batch_idx}/{i}" for i in range(len(batch))]
-        )
+        denominator = share_of_count(batch[:, 1:].numel(), self.device)
+
+        def run_backward() -> Tensor:
+            chunks = batch.split(self.micro_batch)
+            forward = lambda blocks: self.block_loss(blocks, denominator)  # noqa: E731
+            return backward_with_cache(chunks, forward, None, self.manual_backward, block_sync(self))[0]
+
+        names = [f"block {batch_idx}/{row}" for row in range(len(batch))]
+        result = optimization_step(self, run_backward, names, self.optimization.max_grad_norm)
         rate = self.lr_schedulers().get_last_lr()[0]
-        self.log_dict(
-            {"train/loss": loss, "train/grad_norm": norm, "train/learning_rate": rate}, prog_bar=True
-        )
+        self.log_dict({"train/loss": result.loss, "train/grad_norm": result.grad_norm}, prog_bar=True)
+        self.log("train/learning_rate", rate)
