@@ -1,0 +1,203 @@
+"""Data modules: they batch what a `data=` choice read."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from src.data.collate import collate_sft
+from src.data.types import Benchmark, Corpus, Example, TrainingData
+from src.models.embedder import ReasoningEmbedder
+from src.stages.sampling import GroupedBatchSampler
+
+
+class _Rows(Dataset):
+    """A sequence as a data set."""
+
+    def __init__(self, rows: Sequence) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> object:
+        return self.rows[row]
+
+
+class _StreamingDataModule(pl.LightningDataModule):
+    """A data module whose place in its stream of batches is part of the checkpoint."""
+
+    sampler: GroupedBatchSampler | None = None
+    state: dict | None = None
+
+    def _start(self, sampler: GroupedBatchSampler) -> GroupedBatchSampler:
+        if self.state is not None:
+            sampler.load_state_dict(self.state)
+        self.sampler = sampler
+        return sampler
+
+    def state_dict(self) -> dict:
+        """The batches that were trained on; those that the loader fetched ahead are fetched again."""
+        return {} if self.sampler is None else self.sampler.state_dict(self.trainer.global_step)
+
+    def load_state_dict(self, state: dict) -> None:
+        self.state = state or None
+
+
+def thinned(benchmark: Benchmark, n_queries: int, n_documents: int, seed: int) -> Benchmark:
+    """A small part of a collection: some queries, all their relevant documents, and others to tell them from.
+
+    Args:
+        benchmark: the whole.
+        n_queries: kept at random.
+        n_documents: kept at random, the relevant ones always.
+        seed: of both draws.
+    """
+    random = np.random.default_rng(seed)
+    names = sorted(benchmark.queries)
+    chosen = [names[row] for row in sorted(random.permutation(len(names))[:n_queries])]
+    relevant = {benchmark.corpus.row_of[i] for query in chosen for i in benchmark.qrels[query]}
+    others = [row for row in random.permutation(len(benchmark.corpus)).tolist() if row not in relevant]
+    rows = sorted(relevant | set(others[: max(n_documents - len(relevant), 0)]))
+    corpus = benchmark.corpus
+    return Benchmark(
+        name=benchmark.name,
+        corpus=Corpus([corpus.ids[row] for row in rows], [corpus.texts[row] for row in rows]),
+        queries={query: benchmark.queries[query] for query in chosen},
+        qrels={query: benchmark.qrels[query] for query in chosen},
+        remove_self_match=benchmark.remove_self_match,
+    )
+
+
+class SFTDataModule(_StreamingDataModule):
+    """Batches of training rows, and a small collection for in-training evaluation.
+
+    Args:
+        data: what was read.
+        embedder: unused here; every stage's data module takes it.
+        batch_size: queries of all ranks together per step.
+        hard_negatives: the most hard negatives per query.
+        cluster_share: share of batches drawn within one cluster, whose rows are alike.
+        seed: of the order.
+        validation_queries: of the data set's validation collection.
+        validation_documents: of the same.
+        num_workers: processes that collate.
+
+    Raises:
+        ValueError: If the data set has no rows.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        embedder: ReasoningEmbedder,
+        batch_size: int,
+        hard_negatives: int,
+        cluster_share: float,
+        seed: int,
+        validation_queries: int,
+        validation_documents: int,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if not data.examples:
+            raise ValueError(f"data set {data.name!r} has no training rows")
+        self.data = data
+        self.batch_size, self.hard_negatives = batch_size, hard_negatives
+        self.cluster_share, self.seed, self.num_workers = cluster_share, seed, num_workers
+        self.validation = None
+        if data.validation is not None:
+            self.validation = thinned(data.validation, validation_queries, validation_documents, seed=0)
+
+    def train_dataloader(self) -> DataLoader:
+        rows: Sequence[Example] = self.data.examples
+        sampler = GroupedBatchSampler(
+            len(rows),
+            sources=[example.source for example in rows],
+            clusters=[example.cluster for example in rows],
+            batch_size=self.batch_size,
+            seed=self.seed,
+            weights=self.data.weights or None,
+            same_cluster_share=self.cluster_share,
+            keys=[[example.positive_id for example in rows]],
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        collate = partial(collate_sft, hard_negatives=self.hard_negatives)
+        return DataLoader(
+            _Rows(rows), batch_sampler=self._start(sampler), collate_fn=collate, num_workers=self.num_workers
+        )
+
+    def val_dataloader(self) -> DataLoader | list:
+        """One item: the collection itself."""
+        if self.validation is None:
+            return []
+        return DataLoader(_Rows([self.validation]), batch_size=None)
+
+
+class _Blocks(Dataset):
+    """Consecutive blocks of one long sequence of token ids."""
+
+    def __init__(self, tokens: np.ndarray, length: int) -> None:
+        self.tokens, self.length = tokens, length
+
+    def __len__(self) -> int:
+        return len(self.tokens) // self.length
+
+    def __getitem__(self, row: int) -> Tensor:
+        start = row * self.length
+        return torch.from_numpy(self.tokens[start : start + self.length].astype(np.int64))
+
+
+class PretrainDataModule(_StreamingDataModule):
+    """Packed sequences of the training split's text: texts are joined by the end token and cut into blocks.
+
+    Args:
+        data: what was read; `data.texts` is used.
+        embedder: gives the tokenizer.
+        batch_size: blocks of all ranks together per step.
+        sequence_length: tokens per block.
+        seed: of the order.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        embedder: ReasoningEmbedder,
+        batch_size: int,
+        sequence_length: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.data, self.embedder = data, embedder
+        self.batch_size, self.sequence_length, self.seed = batch_size, sequence_length, seed
+        self.blocks: _Blocks | None = None
+
+    def setup(self, stage: str) -> None:
+        if self.blocks is None:
+            self.blocks = _Blocks(np.concatenate(list(self._token_ids())), self.sequence_length)
+
+    def _token_ids(self) -> Iterator[np.ndarray]:
+        end = self.embedder.tokenizer.eos_token_id
+        order = np.random.default_rng(self.seed).permutation(len(self.data.texts))
+        with tqdm(total=len(order), desc="tokenize", disable=self.trainer.global_rank != 0) as bar:
+            for start in range(0, len(order), 1000):
+                texts = [self.data.texts[row] for row in order[start : start + 1000]]
+                for ids in self.embedder.encoder.text_ids(texts):
+                    yield np.array([*ids, end], dtype=np.int32)
+                bar.update(len(texts))
+
+    def train_dataloader(self) -> DataLoader:
+        sampler = GroupedBatchSampler(
+            len(self.blocks),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        return DataLoader(self.blocks, batch_sampler=self._start(sampler))

@@ -1,0 +1,402 @@
+"""The losses of the SFT stage (Search-R3, arXiv:2510.07048): contrastive, margin, token and KL.
+
+The paper names the four and shows them without weights. Ours are: cosine similarity throughout, the mean over
+rows that have something to compare, and every mask.
+
+Similarities and probabilities are fp32 whatever the precision of the run; only the product with the head runs
+in the model's own precision. A loss is a sum divided by a count. The count is that of its own rows unless
+`denominator` says otherwise, which is how the parts of a batch that is split into chunks or over ranks add up
+to the loss of the whole batch:
+
+    denominator = share_of_count(n_rows)           # rows on all ranks / number of ranks
+    loss = info_nce(queries, gather_documents(documents), positive_index, mask, denominator=denominator)
+
+The ranks' losses and, under DDP, their gradients are averaged; the average is then exactly that of one rank
+with all rows. An empty batch gives a zero that still has a gradient graph.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+
+def cosine_scores(queries: Tensor, documents: Tensor) -> Tensor:
+    """Cosine of every query with every document, in fp32 also under autocast.
+
+    Args:
+        queries: `[B, D]`, of any length and floating dtype.
+        documents: `[M, D]`.
+
+    Returns:
+        `[B, M]` fp32.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        return _unit(queries) @ _unit(documents).T  # [B, M]
+
+
+def info_nce(
+    queries: Tensor,
+    documents: Tensor,
+    positive_index: Tensor,
+    mask: Tensor | None = None,
+    temperature: float = 0.05,
+    weights: Tensor | None = None,
+    denominator: float | None = None,
+) -> Tensor:
+    """Cross-entropy of the positive among all documents by cosine / temperature (InfoNCE, arXiv:1807.03748).
+
+    A row whose negatives are all masked has loss 0 and gradient 0.
+
+    Args:
+        queries: `[B, D]`.
+        documents: `[M, D]`, of all ranks where they were gathered.
+        positive_index: `[B]` long, row of the positive in `documents`.
+        mask: `[B, M]` bool, True where a document takes part; the positive does whatever its entry says.
+        temperature: above 0.
+        weights: `[B]`, not negative; equal weights where None.
+        denominator: what the weighted sum over rows is divided by; the sum of the weights where None.
+
+    Returns:
+        A scalar, fp32.
+
+    Raises:
+        ValueError: If the temperature is not positive.
+    """
+    if not temperature > 0.0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    logits = cosine_scores(queries, documents) / temperature  # [B, M]
+    if mask is not None:
+        kept = mask.scatter(1, positive_index[:, None], True)
+        logits = logits.masked_fill(~kept, float("-inf"))
+    rows = F.cross_entropy(logits, positive_index, reduction="none")  # [B]
+    return _mean(rows, weights, denominator)
+
+
+def triplet_margin(
+    queries: Tensor,
+    positives: Tensor,
+    hard_negatives: Tensor,
+    negative_mask: Tensor,
+    margin: float = 0.1,
+    weights: Tensor | None = None,
+    denominator: float | None = None,
+) -> Tensor:
+    """Triplet margin on cosine, `max(0, margin - cos(q, p) + cos(q, n))`, for given hard negatives.
+
+    The mean over a row's hard negatives, then over rows. A row without hard negatives adds nothing and does
+    not count; `hardest_negative_margin` is what such a row can use instead.
+
+    Args:
+        queries: `[B, D]`.
+        positives: `[B, D]`.
+        hard_negatives: `[B, H, D]`; what stands at a masked place does not matter, if it is finite.
+        negative_mask: `[B, H]` bool, True where there is a hard negative.
+        margin: in cosine.
+        weights: `[B]`, not negative; equal weights where None.
+        denominator: what the weighted sum over rows is divided by; the sum of the weights of the rows that
+            have a hard negative where None.
+
+    Returns:
+        A scalar, fp32.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        unit_queries = _unit(queries)
+        positive = (unit_queries * _unit(positives)).sum(-1)  # [B]
+        negative = torch.einsum("bd,bhd->bh", unit_queries, _unit(hard_negatives))  # [B, H]
+    hinge = F.relu(margin - positive[:, None] + negative)
+    n_negatives = negative_mask.sum(-1)  # [B]
+    rows = hinge.masked_fill(~negative_mask, 0.0).sum(-1) / n_negatives.clamp(min=1)
+    return _mean(rows, _only(n_negatives > 0, weights), denominator)
+
+
+def hardest_negative_margin(
+    queries: Tensor,
+    documents: Tensor,
+    positive_index: Tensor,
+    mask: Tensor | None = None,
+    margin: float = 0.1,
+    weights: Tensor | None = None,
+    denominator: float | None = None,
+) -> Tensor:
+    """The triplet margin against the most similar document of the batch that may be a negative.
+
+    A row without any negative adds nothing and does not count.
+
+    Args:
+        queries: `[B, D]`.
+        documents: `[M, D]`.
+        positive_index: `[B]` long.
+        mask: `[B, M]` bool, True where a document may be a negative; the positive never is.
+        margin: in cosine.
+        weights: `[B]`, not negative; 0 leaves out a row, such as one that has hard negatives of its own.
+        denominator: as in `triplet_margin`.
+
+    Returns:
+        A scalar, fp32.
+    """
+    scores = cosine_scores(queries, documents)  # [B, M]
+    allowed = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
+    allowed = allowed.scatter(1, positive_index[:, None], False)
+    positive = scores.gather(1, positive_index[:, None]).squeeze(1)
+    if scores.shape[1] == 0:  # `max` of nothing is an error
+        return _mean(positive, weights, denominator)
+    hardest = scores.masked_fill(~allowed, -2.0).max(dim=1).values  # -2 is below every cosine
+    rows = F.relu(margin - positive + hardest)
+    return _mean(rows, _only(allowed.any(1), weights), denominator)
+
+
+def sft_cross_entropy(
+    hidden: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    chunk: int = 1024,
+    head_bias: Tensor | None = None,
+    denominator: float | None = None,
+) -> Tensor:
+    """Mean cross-entropy of the next token at the supervised positions.
+
+    The head is applied to `chunk` positions at a time and again in backward, so that at most `[chunk, V]`
+    logits exist at once.
+
+    Args:
+        hidden: `[T, D]`, states that predict the targets, of supervised positions only.
+        head_weight: `[V, D]`.
+        targets: `[T]` long.
+        chunk: positions per product with the head.
+        head_bias: `[V]`.
+        denominator: what the sum over positions is divided by; `T` where None.
+
+    Returns:
+        A scalar, fp32.
+
+    Raises:
+        ValueError: If `hidden` and `targets` differ in length or `chunk` is below 1.
+    """
+    if len(hidden) != len(targets):
+        raise ValueError(f"one target per state: got {len(hidden)} states and {len(targets)} targets")
+
+    def part(states: Tensor, wanted: Tensor) -> Tensor:
+        logits = _logits(states, head_weight, head_bias)
+        return F.cross_entropy(logits, wanted, reduction="sum")
+
+    return _sum_over_chunks(part, chunk, hidden, targets) / _count(len(hidden), denominator)
+
+
+def kl_to_reference(
+    hidden: Tensor,
+    ref_hidden: Tensor,
+    head_weight: Tensor,
+    ref_head_weight: Tensor,
+    excluded_token: int | None = None,
+    chunk: int = 1024,
+    head_bias: Tensor | None = None,
+    ref_head_bias: Tensor | None = None,
+    denominator: float | None = None,
+) -> Tensor:
+    """Mean KL(policy || reference) of the next-token distributions, exact over the vocabulary.
+
+    No gradient flows to the reference. The excluded token is taken out of both distributions, which are
+    then renormalised: the base gives the embed token no probability, and pulling ours to that would undo SFT.
+
+    Args:
+        hidden: `[T, D]` states of the policy at the supervised positions whose target is another token.
+        ref_hidden: `[T, D']` states of the reference at the same positions.
+        head_weight: `[V, D]`.
+        ref_head_weight: `[V, D']`.
+        excluded_token: id left out on both sides, or None.
+        chunk: positions per product with the head.
+        head_bias: `[V]`.
+        ref_head_bias: `[V]`.
+        denominator: what the sum over positions is divided by; `T` where None.
+
+    Returns:
+        A scalar, fp32; 0 where the two are equal.
+
+    Raises:
+        ValueError: If the two have different numbers of positions or `chunk` is below 1.
+    """
+    if len(hidden) != len(ref_hidden):
+        raise ValueError(f"one reference state per state: got {len(hidden)} and {len(ref_hidden)}")
+
+    def log_probs(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        logits = _logits(states, weight, bias)
+        if excluded_token is None:
+            return logits.log_softmax(-1)
+        # 0 in both after the softmax: the token's term is then exp(0) * (0 - 0), in value and in gradient.
+        columns = torch.tensor([excluded_token], device=logits.device)
+        return logits.index_fill(-1, columns, float("-inf")).log_softmax(-1).index_fill(-1, columns, 0.0)
+
+    def part(states: Tensor, ref_states: Tensor) -> Tensor:
+        with torch.no_grad():
+            reference = log_probs(ref_states, ref_head_weight, ref_head_bias)
+        policy = log_probs(states, head_weight, head_bias)
+        return (policy.exp() * (policy - reference)).sum()
+
+    total = _sum_over_chunks(part, chunk, hidden, ref_hidden.detach())
+    return total / _count(len(hidden), denominator)
+
+
+def id_numbers(ids: Iterable[str]) -> Tensor:
+    """Ids as `[n]` non-negative longs, so that ranks can exchange and compare them.
+
+    63 bits of BLAKE2b: among ten million ids the chance of one collision is about 5e-6, and its price is one
+    masked negative.
+    """
+    numbers = [
+        int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1 for text in ids
+    ]
+    return torch.tensor(numbers, dtype=torch.long)
+
+
+def negatives_mask(
+    document_ids: Tensor, positive_index: Tensor, relevant_ids: Tensor | None = None
+) -> tuple[Tensor, int]:
+    """Which documents of the batch may be negatives of which query, by id.
+
+    A document may not if it is in the query's relevant set, or another copy of its positive.
+
+    Args:
+        document_ids: `[M]` long, as `id_numbers` gives them.
+        positive_index: `[B]` long.
+        relevant_ids: `[B, R]` long, the relevant set of each query, filled up with -1.
+
+    Returns:
+        `[B, M]` bool, True where a document may be a negative or is the positive; and how many documents
+        were masked, all queries together.
+    """
+    relevant = document_ids[positive_index][:, None]  # [B, 1]
+    if relevant_ids is not None:
+        relevant = torch.cat([relevant, relevant_ids], dim=1)
+    mask = torch.ones(len(positive_index), len(document_ids), dtype=torch.bool, device=document_ids.device)
+    for column in relevant.unbind(1):  # one column at a time: `[B, M, R]` never exists
+        mask &= document_ids[None, :] != column[:, None]
+    mask = mask.scatter(1, positive_index[:, None], True)
+    return mask, int((~mask).sum())
+
+
+def false_negative_mask(scores: Tensor, positive_index: Tensor, margin: float) -> tuple[Tensor, int]:
+    """Masks documents that score so high that they are probably relevant and only not judged.
+
+    Args:
+        scores: `[B, M]` of documents for queries; no gradient is taken.
+        positive_index: `[B]` long.
+        margin: a document that scores above the positive plus this is masked; it may be negative.
+
+    Returns:
+        `[B, M]` bool, True where a document may be a negative or is the positive; and how many documents
+        were masked, all queries together.
+    """
+    scores = scores.detach()
+    limit = scores.gather(1, positive_index[:, None]) + margin
+    mask = (scores <= limit).scatter(1, positive_index[:, None], True)
+    return mask, int((~mask).sum())
+
+
+def row_counts(n_rows: int, device: torch.device | str = "cpu") -> list[int]:
+    """How many rows each rank holds, in the order of ranks; `[n_rows]` where there is one rank.
+
+    A collective call: every rank makes it. `device` is that of the process group's backend.
+    """
+    if _world_size() == 1:
+        return [n_rows]
+    own = torch.tensor([n_rows], device=device)
+    counts = [torch.zeros_like(own) for _ in range(_world_size())]
+    dist.all_gather(counts, own)
+    return [int(count) for count in counts]
+
+
+def share_of_count(n_rows: int, device: torch.device | str = "cpu") -> float:
+    """Rows on all ranks divided by the number of ranks: the denominator that makes ranks average correctly.
+
+    At least one row's share, so that a batch that is empty everywhere divides by something. Collective.
+    """
+    return max(sum(row_counts(n_rows, device)), 1) / _world_size()
+
+
+def gather_documents(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+    """The rows of all ranks, in the order of ranks, with gradient; on one rank the rows themselves.
+
+    The backward pass sums what every rank's loss says about a row. It is collective too: where one rank's
+    loss depends on the result, every rank's must, and `rows` must need a gradient on all ranks or on none.
+
+    Args:
+        rows: `[M, ...]`, any dtype; `M` may differ between ranks and may be 0.
+        counts: what `row_counts(M)` gave, to save asking again.
+
+    Returns:
+        `[sum of M, ...]`. This rank's rows start at `sum(counts[:rank])`.
+    """
+    if _world_size() == 1:
+        return rows
+    counts = row_counts(len(rows), rows.device) if counts is None else counts
+    if counts[dist.get_rank()] != len(rows):
+        raise ValueError(f"counts {list(counts)} do not fit the {len(rows)} rows of rank {dist.get_rank()}")
+    return _Gather.apply(rows, tuple(counts))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
+        ctx.counts = counts
+        own = rows.new_zeros(max(counts), *rows.shape[1:])  # collectives need one size for all ranks
+        own[: len(rows)] = rows
+        gathered = [torch.empty_like(own) for _ in counts]
+        dist.all_gather(gathered, own)
+        return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)  # gloo has no reduce-scatter; a batch of embeddings is small
+        start = sum(ctx.counts[: dist.get_rank()])
+        return gradient[start : start + ctx.counts[dist.get_rank()]], None
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return F.normalize(vectors.float(), dim=-1, eps=1e-6)  # of a zero vector: 0, with a finite gradient
+
+
+def _only(counts: Tensor, weights: Tensor | None) -> Tensor:
+    """Weights `[B]` that are 0 where `counts` is False."""
+    return counts.float() if weights is None else counts * weights.float()
+
+
+def _mean(rows: Tensor, weights: Tensor | None, denominator: float | None) -> Tensor:
+    if weights is None:
+        return rows.sum() / _count(len(rows), denominator)
+    total = (rows * weights.float()).sum()
+    if denominator is not None:
+        return total / denominator
+    weight = weights.float().sum()
+    return total / torch.where(weight > 0, weight, 1.0)
+
+
+def _count(n_rows: int, denominator: float | None) -> float:
+    return max(n_rows, 1) if denominator is None else denominator
+
+
+def _logits(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`[chunk, V]` fp32; the product itself runs in the head's precision or in autocast's."""
+    return F.linear(states.to(weight.dtype), weight, bias).float()
+
+
+def _sum_over_chunks(part: Callable[..., Tensor], chunk: int, *tensors: Tensor) -> Tensor:
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    if len(tensors[0]) == 0:
+        return tensors[0].float().sum()  # 0, and part of the graph
+    if len(tensors[0]) <= chunk:  # one chunk: recomputing would save nothing at the peak
+        return part(*tensors)
+    pieces = zip(*(tensor.split(chunk) for tensor in tensors), strict=True)
+    return torch.stack(
+        [checkpoint(part, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
+    ).sum()

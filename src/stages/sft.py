@@ -1,0 +1,398 @@
+"""The SFT stage (arXiv:2510.07048, stage 1): `L = SFT + KL + InfoNCE + triplet margin`.
+
+A row is embedded twice where it has reasoning: directly, and after the reasoning. Both embeddings enter the
+contrastive losses against all documents of all ranks; the supervised answer enters the token losses. On a
+share of the rows the reasoning is the model's own, sampled in the step, so that its embedding does not only
+know perfect text. The weights, the share and everything else here are ours; the paper shows the sum only.
+"""
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from src.data.collate import SFTBatch
+from src.data.types import Benchmark
+from src.evaluation.metrics import mean_metrics, ranking_of
+from src.models.embedder import ReasoningEmbedder, length_batches
+from src.models.generation import pad_left
+from src.models.tuning import adapter_disabled
+from src.objectives.losses import (
+    cosine_scores,
+    false_negative_mask,
+    gather_documents,
+    hardest_negative_margin,
+    id_numbers,
+    info_nce,
+    kl_to_reference,
+    negatives_mask,
+    row_counts,
+    sft_cross_entropy,
+    share_of_count,
+)
+from src.stages.optimization import (
+    ChunkOutput,
+    OptimizationSettings,
+    backward_with_cache,
+    block_sync,
+    build_optimizer,
+    build_scheduler,
+    optimization_step,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SFTLosses:
+    """Weights and settings of the four losses.
+
+    Attributes:
+        sft: weight of the cross-entropy of the supervised answer.
+        kl: weight of KL to the frozen base; skipped where the base is untrained.
+        info_nce: weight of InfoNCE.
+        triplet: weight of the margin loss against the hardest negative.
+        reasoned: weight of the reasoned embedding's contrastive losses against the direct one's 1.
+        temperature: of InfoNCE, in cosine.
+        margin: of the margin loss, in cosine.
+        false_negative_margin: a document that scores above the positive by more than this is masked.
+    """
+
+    sft: float
+    kl: float
+    info_nce: float
+    triplet: float
+    reasoned: float
+    temperature: float
+    margin: float
+    false_negative_margin: float
+
+    def __post_init__(self) -> None:
+        for name in ("sft", "kl", "info_nce", "triplet", "reasoned"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"losses.{name} is a weight and must not be negative, got {getattr(self, name)}"
+                )
+        if not self.temperature > 0:
+            raise ValueError(f"losses.temperature must be above 0, got {self.temperature}")
+
+
+@dataclass(frozen=True)
+class SelfWritten:
+    """On which rows the reasoning is the model's own.
+
+    Attributes:
+        every_n_steps: 0 never.
+        share: of the rows with reasoning, in such a step.
+        temperature: of sampling.
+    """
+
+    every_n_steps: int
+    share: float
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"self_written.share must lie in [0, 1], got {self.share}")
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One sequence of a step.
+
+    Attributes:
+        ids: its tokens.
+        embed_at: place of the embed token.
+        answer_at: place of the first supervised token; `len(ids)` where none is.
+    """
+
+    ids: tuple[int, ...]
+    embed_at: int
+    answer_at: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The part of a step that one forward takes: documents, direct queries, reasoned queries."""
+
+    documents: tuple[TokenRow, ...] = ()
+    direct: tuple[TokenRow, ...] = ()
+    reasoned: tuple[TokenRow, ...] = ()
+
+    @property
+    def queries(self) -> tuple[TokenRow, ...]:
+        return self.direct + self.reasoned
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Denominators of the token losses: positions on all ranks divided by the number of ranks."""
+
+    supervised: float
+    compared: float
+
+
+class SFTModule(pl.LightningModule):
+    """Trains the embedder on the four losses.
+
+    Args:
+        embedder: is trained.
+        optimization: AdamW and schedule.
+        losses: weights and settings.
+        self_written: share of steps and rows with the model's own reasoning.
+        chunk_rows: rows of one forward with gradient caching; None makes one forward of the whole batch.
+        seed: of the sampled reasoning.
+    """
+
+    def __init__(
+        self,
+        embedder: ReasoningEmbedder,
+        optimization: OptimizationSettings,
+        losses: SFTLosses,
+        self_written: SelfWritten,
+        chunk_rows: int | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.embedder = embedder
+        self.optimization = optimization
+        self.losses = losses
+        self.self_written = self_written
+        self.chunk_rows = chunk_rows
+        self.seed = seed
+        self.has_kl = losses.kl > 0 and embedder.is_trained
+        # Held in a list, so that neither optimizer nor checkpoint takes it for a part of this module.
+        self._reference: list[nn.Module] = []
+        if losses.kl > 0 and not embedder.is_trained:
+            log.info("KL is skipped: the base model is untrained, so there is nothing to stay close to")
+        if self.has_kl and all(p.requires_grad for p in embedder.decoder.parameters()):
+            frozen = copy.deepcopy(embedder.causal_lm).requires_grad_(False)
+            self._reference.append(frozen.eval())
+
+    def configure_optimizers(self) -> tuple[list, list]:
+        optimizer = build_optimizer(self.embedder.named_parameters(), self.optimization)
+        return [optimizer], [build_scheduler(optimizer, self.optimization, self.trainer.max_steps)]
+
+    def training_step(self, batch: SFTBatch, batch_idx: int) -> None:
+        chunks, n_reasoned, metrics = self.prepare(batch)
+        counts = self._token_counts(chunks)
+
+        def run_backward() -> Tensor:
+            loss, parts = backward_with_cache(
+                chunks,
+                lambda chunk: self.forward_chunk(chunk, counts),
+                lambda embeddings: self.contrastive_loss(
+                    self._by_kind(chunks, embeddings), batch, n_reasoned
+                ),
+                self.manual_backward,
+                block_sync(self),
+            )
+            metrics.update(parts)
+            return loss
+
+        names = [example.id for example in batch.examples]
+        result = optimization_step(self, run_backward, names, self.optimization.max_grad_norm)
+        self.log("train/loss", result.loss, prog_bar=True)
+        self.log("train/grad_norm", result.grad_norm)
+        self.log("train/learning_rate", self.lr_schedulers().get_last_lr()[0])
+        self.log_dict({f"train/{name}": value for name, value in metrics.items()})
+
+    # ---- the step's sequences
+
+    def prepare(self, batch: SFTBatch) -> tuple[list[Chunk], list[int], dict[str, float]]:
+        """Chunks of a step, the rows of the batch that have a reasoned embedding, and what to log."""
+        encoder = self.embedder.encoder
+        embed = self.embedder.embed_token_id
+        documents = [self._row(ids, len(ids)) for ids in encoder.documents(batch.documents)]
+        direct = []
+        for ids in encoder.queries([example.query for example in batch.examples]):
+            answer_at = len(ids) - 1 - encoder.n_lead_in
+            direct.append(TokenRow((*ids, *encoder.closing), len(ids) - 1, answer_at))
+        with_reasoning = [row for row, example in enumerate(batch.examples) if example.reasoning is not None]
+        prompts = encoder.reasoning_prompts([batch.examples[row].query for row in with_reasoning])
+        given = encoder.reasonings([batch.examples[row].reasoning for row in with_reasoning])
+        written = self._write([batch.examples[row] for row in with_reasoning])
+        reasoned = []
+        for place, prompt in enumerate(prompts):
+            ids = (*prompt, *written.get(place, given[place]), embed)
+            # The model's own text is embedded and not imitated.
+            reasoned.append(self._row(ids, len(ids) if place in written else len(prompt)))
+        chunks = self._chunks(documents, direct, reasoned)
+        return chunks, with_reasoning, {"self_written_rows": float(len(written))}
+
+    @staticmethod
+    def _row(ids: Sequence[int], answer_at: int) -> TokenRow:
+        return TokenRow(tuple(ids), len(ids) - 1, answer_at)
+
+    def _write(self, examples: Sequence) -> dict[int, list[int]]:
+        """Sampled reasoning by place in `examples`; empty where this step takes the given ones."""
+        every = self.self_written.every_n_steps
+        step = self.trainer.global_step
+        if every == 0 or step % every != every - 1 or not examples:
+            return {}
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        n_written = round(self.self_written.share * len(examples))
+        places = torch.randperm(len(examples), generator=generator)[:n_written].tolist()
+        rollouts = self.embedder.reason(
+            [examples[place].query for place in places],
+            seed=self.seed * 1_000_003 + step,
+            temperature=self.self_written.temperature,
+        )
+        return dict(zip(places, rollouts.token_ids, strict=True))
+
+    def _chunks(self, documents: list, direct: list, reasoned: list) -> list[Chunk]:
+        """Slices of `chunk_rows` sequences; queries come last, so that the last backward reaches the head."""
+        size = self.chunk_rows
+        if size is None:
+            return [Chunk(tuple(documents), tuple(direct), tuple(reasoned))]
+        parts = [Chunk(documents=tuple(documents[i : i + size])) for i in range(0, len(documents), size)]
+        parts += [Chunk(reasoned=tuple(reasoned[i : i + size])) for i in range(0, len(reasoned), size)]
+        parts += [Chunk(direct=tuple(direct[i : i + size])) for i in range(0, len(direct), size)]
+        return parts
+
+    def _token_counts(self, chunks: Sequence[Chunk]) -> TokenCounts:
+        rows = [row for chunk in chunks for row in chunk.queries]
+        supervised = sum(len(row.ids) - row.answer_at for row in rows)
+        compared = supervised - sum(row.answer_at <= row.embed_at for row in rows)
+        return TokenCounts(share_of_count(supervised, self.device), share_of_count(compared, self.device))
+
+    # ---- one forward
+
+    def forward_chunk(self, chunk: Chunk, counts: TokenCounts) -> ChunkOutput:
+        """Embeddings of a chunk (documents, direct, reasoned, in this order) and its token losses."""
+        rows = [*chunk.documents, *chunk.queries]
+        embeddings: list[Tensor | None] = [None] * len(rows)
+        extra = torch.zeros((), device=self.device)
+        sums = {"sft": extra, "kl": extra}
+        for places in length_batches([len(row.ids) for row in rows], self.embedder.token_budget):
+            part = [rows[place] for place in places]
+            ids, mask = pad_left([row.ids for row in part], self.embedder.tokenizer.pad_token_id, self.device)
+            states = self.embedder.hidden_states(ids, mask)  # [n, L, D]
+            offsets = [ids.shape[1] - len(row.ids) for row in part]
+            at = torch.tensor(
+                [o + row.embed_at for o, row in zip(offsets, part, strict=True)], device=self.device
+            )
+            vectors = normalize(states[torch.arange(len(part), device=self.device), at].float(), dim=-1)
+            for place, vector in zip(places, vectors, strict=True):
+                embeddings[place] = vector
+            loss, parts = self._token_losses(part, offsets, ids, mask, states, counts)
+            extra = extra + loss
+            sums = {name: sums[name] + parts[name] for name in sums}
+        metrics = {name: value.detach() for name, value in sums.items()}
+        stacked = torch.stack(embeddings) if embeddings else torch.zeros(0, self.embedder.width)
+        return ChunkOutput(stacked, extra, metrics)
+
+    def _token_losses(
+        self,
+        part: Sequence[TokenRow],
+        offsets: Sequence[int],
+        ids: Tensor,
+        mask: Tensor,
+        states: Tensor,
+        counts: TokenCounts,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted cross-entropy and KL at the supervised positions of one padded batch."""
+        where = [
+            (place, offset + position)
+            for place, (row, offset) in enumerate(zip(part, offsets, strict=True))
+            for position in range(row.answer_at, len(row.ids))
+        ]
+        zero = states.new_zeros((), dtype=torch.float32)
+        if not where:
+            return zero, {"sft": zero, "kl": zero}
+        rows, columns = torch.tensor(where, device=self.device).T
+        targets = ids[rows, columns]
+        hidden = states[rows, columns - 1]  # the state before a token predicts it
+        head = self.embedder.head.weight
+        sft = sft_cross_entropy(hidden, head, targets, denominator=counts.supervised)
+        kl = zero
+        if self.has_kl:
+            kept = targets != self.embedder.embed_token_id
+            reference, reference_head = self._reference_states(ids, mask)
+            kl = kl_to_reference(
+                hidden[kept],
+                reference[rows, columns - 1][kept],
+                head,
+                reference_head,
+                excluded_token=self.embedder.embed_token_id,
+                denominator=counts.compared,
+            )
+        return self.losses.sft * sft + self.losses.kl * kl, {"sft": sft, "kl": kl}
+
+    @torch.no_grad()
+    def _reference_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """States `[n, L, D]` and head `[V, D]` of the frozen base: the adapter off, or the kept copy."""
+        if not self._reference:
+            with adapter_disabled(self.embedder.model):
+                return self.embedder.hidden_states(ids, mask), self.embedder.head.weight.detach()
+        frozen = self._reference[0].to(self.device)
+        holder = copy.copy(self.embedder)
+        holder._modules = {**self.embedder._modules, "model": frozen}
+        return holder.hidden_states(ids, mask), frozen.get_output_embeddings().weight
+
+    # ---- the loss over all embeddings
+
+    @staticmethod
+    def _by_kind(chunks: Sequence[Chunk], embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Documents `[M, D]`, direct queries `[B, D]` and reasoned queries `[R, D]` of all chunks."""
+        kinds: tuple[list[Tensor], ...] = ([], [], [])
+        for chunk, vectors in zip(chunks, embeddings, strict=True):
+            sizes = [len(chunk.documents), len(chunk.direct), len(chunk.reasoned)]
+            for kind, piece in zip(kinds, vectors.split(sizes), strict=True):
+                kind.append(piece)
+        return tuple(torch.cat(kind) for kind in kinds)
+
+    def contrastive_loss(
+        self, vectors: tuple[Tensor, Tensor, Tensor], batch: SFTBatch, with_reasoning: Sequence[int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """InfoNCE and margin of both embeddings, against the documents of all ranks."""
+        own, direct, reasoned = vectors
+        counts = row_counts(len(own), own.device)
+        documents = gather_documents(own, counts)
+        offset = sum(counts[: self.global_rank])
+        numbers = gather_documents(id_numbers(batch.document_ids).to(own.device), counts)
+        positive = torch.tensor(batch.positive_index, device=own.device) + offset
+        width = max(len(ids) for ids in batch.relevant_ids)
+        relevant = torch.full((len(positive), width), -1)
+        for row, ids in enumerate(batch.relevant_ids):
+            relevant[row, : len(ids)] = id_numbers(ids)
+        by_id, n_by_id = negatives_mask(numbers, positive, relevant.to(own.device))
+        losses, metrics = [], {"masked_by_id": torch.tensor(float(n_by_id))}
+        rows = torch.tensor(list(with_reasoning), dtype=torch.long, device=own.device)
+        views = [("direct", 1.0, direct, positive, by_id)]
+        if len(batch.examples) and (len(rows) or self.trainer.world_size > 1):
+            views.append(("reasoned", self.losses.reasoned, reasoned, positive[rows], by_id[rows]))
+        for name, weight, queries, index, mask in views:
+            keep, n_high = false_negative_mask(
+                cosine_scores(queries, documents), index, self.losses.false_negative_margin
+            )
+            denominator = share_of_count(len(queries), own.device)
+            settings = {"mask": mask & keep, "denominator": denominator}
+            nce = info_nce(queries, documents, index, temperature=self.losses.temperature, **settings)
+            hinge = hardest_negative_margin(queries, documents, index, margin=self.losses.margin, **settings)
+            losses.append(weight * (self.losses.info_nce * nce + self.losses.triplet * hinge))
+            metrics |= {f"info_nce_{name}": nce.detach(), f"triplet_{name}": hinge.detach()}
+            metrics[f"masked_by_score_{name}"] = torch.tensor(float(n_high))
+        return torch.stack(losses).sum(), metrics
+
+    # ---- in-training evaluation
+
+    def validation_step(self, benchmark: Benchmark, batch_idx: int) -> None:
+        """Metrics of both modes on a small collection, and how reasonings end."""
+        names, queries = list(benchmark.queries), list(benchmark.queries.values())
+        documents = self.embedder.embed_documents(benchmark.corpus.texts)
+        reasoned = self.embedder.reason(queries)
+        modes = {"direct": self.embedder.embed_queries(queries), "reasoning": reasoned.embeddings}
+        for mode, vectors in modes.items():
+            run = ranking_of(vectors, documents, names, benchmark.corpus.ids, k=100)
+            for metric, value in mean_metrics(run, benchmark.qrels).items():
+                self.log(f"val/{mode}/{metric}", value, prog_bar=metric == "ndcg@10", sync_dist=False)
+        ended = sum(reasoned.has_embed_token) / len(queries)
+        self.log("val/has_embed_token", ended)
+        self.log("val/reasoning_tokens", sum(reasoned.n_tokens) / len(queries))

@@ -1,0 +1,356 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from src.objectives.losses import (
+    cosine_scores,
+    false_negative_mask,
+    gather_documents,
+    hardest_negative_margin,
+    id_numbers,
+    info_nce,
+    kl_to_reference,
+    negatives_mask,
+    row_counts,
+    sft_cross_entropy,
+    share_of_count,
+    triplet_margin,
+)
+
+QUERY = torch.tensor([[1.0, 0.0]])
+DOCUMENTS = torch.tensor([[0.6, 0.8], [0.8, 0.6], [-2.0, 0.0]])  # cosines with QUERY: 0.6, 0.8, -1
+
+
+def random_batch(n_queries: int = 4, n_documents: int = 7, width: int = 5, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    queries = torch.randn(n_queries, width, generator=generator, requires_grad=True)
+    documents = torch.randn(n_documents, width, generator=generator, requires_grad=True)
+    return queries, documents, torch.arange(n_queries)
+
+
+def random_head(n_tokens: int = 11, vocabulary: int = 17, width: int = 6, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(n_tokens, width, generator=generator, requires_grad=True)
+    weight = torch.randn(vocabulary, width, generator=generator, requires_grad=True)
+    targets = torch.randint(vocabulary, (n_tokens,), generator=generator)
+    return hidden, weight, targets
+
+
+def test_info_nce_is_the_value_by_hand():
+    # cosines / 0.5: 1.2, 1.6, -2.0; loss = log(1 + e^0.4 + e^-3.2)
+    loss = info_nce(QUERY, DOCUMENTS, torch.tensor([0]), temperature=0.5)
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(0.4) + math.exp(-3.2)), abs=1e-6)
+
+
+def test_info_nce_leaves_out_masked_documents_and_never_the_positive():
+    mask = torch.tensor([[False, False, True]])
+    loss = info_nce(QUERY, DOCUMENTS, torch.tensor([0]), mask, temperature=0.5)
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-3.2)), abs=1e-6)
+
+
+def test_info_nce_is_lower_for_the_nearer_positive():
+    near = info_nce(QUERY, DOCUMENTS, torch.tensor([1]))
+    assert (
+        near < info_nce(QUERY, DOCUMENTS, torch.tensor([0])) < info_nce(QUERY, DOCUMENTS, torch.tensor([2]))
+    )
+
+
+def test_a_step_down_info_nce_brings_positives_nearer_and_negatives_further():
+    queries, documents, positive_index = random_batch()
+    info_nce(queries, documents, positive_index, temperature=0.2).backward()
+    before = cosine_scores(queries, documents)
+    after = cosine_scores(queries - 0.01 * queries.grad, documents - 0.01 * documents.grad)
+    gap_before = before.gather(1, positive_index[:, None]).mean() - before.mean()
+    gap_after = after.gather(1, positive_index[:, None]).mean() - after.mean()
+    assert gap_after > gap_before + 1e-4
+
+
+def test_info_nce_weights_rows():
+    queries, documents, positive_index = random_batch()
+    first, third = (info_nce(queries[[i]], documents, positive_index[[i]]) for i in (0, 2))
+    weights = torch.tensor([3.0, 0.0, 1.0, 0.0])
+    loss = info_nce(queries, documents, positive_index, weights=weights)
+    assert loss.item() == pytest.approx((3 * first + third).item() / 4, rel=1e-6)
+
+
+def test_parts_with_the_whole_count_add_up_to_the_whole():
+    queries, documents, positive_index = random_batch()
+    whole = info_nce(queries, documents, positive_index)
+    parts = [
+        info_nce(queries[rows], documents, positive_index[rows], denominator=4.0) for rows in ([0], [1, 2, 3])
+    ]
+    assert sum(parts).item() == pytest.approx(whole.item(), abs=1e-6)
+
+
+def test_info_nce_refuses_a_temperature_of_zero():
+    with pytest.raises(ValueError, match="temperature"):
+        info_nce(QUERY, DOCUMENTS, torch.tensor([0]), temperature=0.0)
+
+
+def test_a_fully_masked_row_has_no_loss_and_no_gradient_and_leaves_the_others_finite():
+    queries, documents, positive_index = random_batch()
+    mask = torch.ones(4, 7, dtype=torch.bool)
+    mask[1] = False
+    info_nce(queries, documents, positive_index, mask).backward()
+    assert torch.isfinite(queries.grad).all()
+    assert torch.isfinite(documents.grad).all()
+    assert queries.grad[1].abs().max() < 1e-6
+    assert queries.grad[0].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("loss", [info_nce, hardest_negative_margin])
+def test_one_query_and_one_document_give_zero_and_a_finite_gradient(loss):
+    query = torch.randn(1, 3, requires_grad=True)
+    document = torch.randn(1, 3, requires_grad=True)
+    value = loss(query, document, torch.tensor([0]))
+    value.backward()
+    assert value.item() == pytest.approx(0.0, abs=1e-6)
+    assert torch.isfinite(query.grad).all()
+    assert torch.isfinite(document.grad).all()
+
+
+@pytest.mark.parametrize("loss", [info_nce, hardest_negative_margin])
+@pytest.mark.parametrize("n_documents", [0, 3])
+def test_an_empty_batch_gives_zero_with_a_graph(loss, n_documents):
+    queries = torch.zeros(0, 4, requires_grad=True)
+    documents = torch.randn(n_documents, 4, requires_grad=True)
+    value = loss(queries, documents, torch.zeros(0, dtype=torch.long))
+    value.backward()
+    assert value.item() == 0.0
+    assert queries.grad is not None
+    assert documents.grad is None or (documents.grad == 0).all()
+
+
+@pytest.mark.parametrize("loss", [info_nce, hardest_negative_margin])
+def test_zero_vectors_and_all_equal_documents_give_finite_gradients(loss):
+    queries = torch.zeros(2, 4, requires_grad=True)
+    documents = torch.ones(3, 4, requires_grad=True)
+    loss(queries, documents, torch.tensor([0, 1])).backward()
+    assert torch.isfinite(queries.grad).all()
+    assert torch.isfinite(documents.grad).all()
+
+
+def test_rows_that_all_have_weight_zero_give_zero_and_a_finite_gradient():
+    queries, documents, positive_index = random_batch()
+    value = info_nce(queries, documents, positive_index, weights=torch.zeros(4))
+    value.backward()
+    assert value.item() == 0.0
+    assert (queries.grad == 0).all()
+
+
+def test_similarities_are_fp32_under_autocast():
+    queries, documents, _ = random_batch(width=64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = cosine_scores(queries, documents)
+    assert scores.dtype == torch.float32
+    expected = F.cosine_similarity(queries[:, None].double(), documents[None].double(), dim=-1)
+    assert torch.allclose(scores.double(), expected, atol=1e-6)  # bf16 would be off by 1e-3
+
+
+def test_triplet_margin_is_the_value_by_hand():
+    # cosines: positive 0.8; negatives 0.6 and -1; margin 0.5: 0.5 - 0.8 + 0.6 = 0.3, below 0 = 0, mean 0.15
+    positives = torch.tensor([[0.8, 0.6]])
+    negatives = torch.tensor([[[0.6, 0.8], [-2.0, 0.0]]])
+    both = triplet_margin(QUERY, positives, negatives, torch.tensor([[True, True]]), margin=0.5)
+    one = triplet_margin(QUERY, positives, negatives, torch.tensor([[True, False]]), margin=0.5)
+    assert both.item() == pytest.approx(0.15, abs=1e-6)
+    assert one.item() == pytest.approx(0.30, abs=1e-6)
+
+
+def test_rows_without_hard_negatives_do_not_dilute_the_triplet_margin():
+    positives = torch.tensor([[0.8, 0.6], [0.8, 0.6]])
+    negatives = torch.tensor([[[0.6, 0.8]], [[0.6, 0.8]]])
+    mask = torch.tensor([[True], [False]])
+    loss = triplet_margin(QUERY.expand(2, -1), positives, negatives, mask, margin=0.5)
+    assert loss.item() == pytest.approx(0.3, abs=1e-6)
+
+
+@pytest.mark.parametrize("n_negatives", [0, 2])
+def test_no_hard_negative_at_all_gives_zero_and_a_finite_gradient(n_negatives):
+    queries = torch.randn(3, 4, requires_grad=True)
+    positives = torch.randn(3, 4, requires_grad=True)
+    negatives = torch.zeros(3, n_negatives, 4, requires_grad=True)
+    mask = torch.zeros(3, n_negatives, dtype=torch.bool)
+    loss = triplet_margin(queries, positives, negatives, mask)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert torch.isfinite(queries.grad).all()
+    assert torch.isfinite(positives.grad).all()
+
+
+def test_a_step_down_the_triplet_margin_lowers_it():
+    generator = torch.Generator().manual_seed(0)
+    queries, positives = (torch.randn(3, 4, generator=generator, requires_grad=True) for _ in range(2))
+    negatives = torch.randn(3, 2, 4, generator=generator, requires_grad=True)
+    mask = torch.ones(3, 2, dtype=torch.bool)
+    loss = triplet_margin(queries, positives, negatives, mask, margin=1.0)
+    loss.backward()
+    stepped = [tensor - 0.05 * tensor.grad for tensor in (queries, positives, negatives)]
+    assert all(tensor.grad.abs().max() > 1e-3 for tensor in (queries, positives, negatives))
+    assert triplet_margin(*stepped, mask, margin=1.0) < loss - 1e-3
+
+
+def test_hardest_negative_margin_takes_the_most_similar_allowed_document():
+    # the positive is document 2, cosine -1. Hardest is 0.8: 0.1 + 1 + 0.8 = 1.9; with it masked 0.6: 1.7
+    index = torch.tensor([2])
+    assert hardest_negative_margin(QUERY, DOCUMENTS, index, margin=0.1).item() == pytest.approx(1.9, abs=1e-6)
+    mask = torch.tensor([[True, False, True]])
+    masked = hardest_negative_margin(QUERY, DOCUMENTS, index, mask, margin=0.1)
+    assert masked.item() == pytest.approx(1.7, abs=1e-6)
+
+
+def test_hardest_negative_margin_of_a_fully_masked_row_is_finite():
+    queries, documents, positive_index = random_batch()
+    mask = torch.zeros(4, 7, dtype=torch.bool)
+    value = hardest_negative_margin(queries, documents, positive_index, mask, margin=3.0)
+    value.backward()
+    assert value.item() == 0.0
+    assert torch.isfinite(queries.grad).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 11, 100])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_chunked_cross_entropy_has_the_value_and_gradient_of_the_plain_one(chunk, has_bias):
+    hidden, weight, targets = random_head()
+    bias = torch.linspace(-1, 1, 17).requires_grad_() if has_bias else None
+    wanted = [hidden, weight] + ([bias] if has_bias else [])
+    plain = F.cross_entropy(F.linear(hidden, weight, bias), targets)
+    chunked = sft_cross_entropy(hidden, weight, targets, chunk, bias)
+    assert torch.allclose(plain, chunked, atol=1e-6)
+    for expected, actual in zip(
+        torch.autograd.grad(plain, wanted), torch.autograd.grad(chunked, wanted), strict=True
+    ):
+        assert expected.abs().max() > 1e-3
+        assert torch.allclose(expected, actual, atol=1e-6)
+
+
+def test_logits_of_one_chunk_are_the_largest_tensor_kept_for_backward():
+    hidden, weight, targets = random_head(n_tokens=64, vocabulary=50)
+    sizes: list[int] = []
+
+    def record(tensor):
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        sft_cross_entropy(hidden, weight, targets, chunk=8)
+    assert max(sizes) <= max(weight.numel(), hidden.numel())  # 300 and 384; all logits would be 3200
+
+
+def test_cross_entropy_of_no_position_is_zero_with_a_graph():
+    hidden = torch.zeros(0, 6, requires_grad=True)
+    value = sft_cross_entropy(hidden, torch.randn(5, 6), torch.zeros(0, dtype=torch.long))
+    value.backward()
+    assert value.item() == 0.0
+    assert hidden.grad is not None
+
+
+def test_cross_entropy_refuses_states_without_targets():
+    with pytest.raises(ValueError, match="one target per state"):
+        sft_cross_entropy(torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(1, dtype=torch.long))
+
+
+def test_kl_of_equal_models_is_zero():
+    hidden, weight, _ = random_head()
+    assert kl_to_reference(hidden, hidden, weight, weight, 3).abs().item() < 1e-7
+
+
+@pytest.mark.parametrize("chunk", [2, 100])
+def test_kl_equals_torch_distributions_without_the_excluded_column(chunk):
+    hidden, weight, _ = random_head()
+    ref_hidden, ref_weight, _ = random_head(seed=1)
+    kept = [column for column in range(17) if column != 5]
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=(hidden @ weight.T)[:, kept]),
+        torch.distributions.Categorical(logits=(ref_hidden @ ref_weight.T)[:, kept]),
+    ).mean()
+    actual = kl_to_reference(hidden, ref_hidden, weight, ref_weight, 5, chunk)
+    assert expected > 0.1
+    assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
+    expected_gradient = torch.autograd.grad(expected, hidden)[0]
+    assert torch.allclose(torch.autograd.grad(actual, hidden)[0], expected_gradient, atol=1e-5)
+
+
+def test_kl_does_not_see_the_excluded_tokens_row():
+    hidden, weight, _ = random_head()
+    raised = weight.detach().clone()
+    raised[5] += 100.0 * hidden.detach().mean(0)
+    raised.requires_grad_()
+    value = kl_to_reference(hidden, hidden, raised, weight, 5)
+    value.backward()
+    assert abs(value.item()) < 1e-6
+    assert torch.isfinite(raised.grad).all()
+    assert (raised.grad[5] == 0).all()
+    assert kl_to_reference(hidden, hidden, raised, weight, None).item() > 1.0
+
+
+def test_no_gradient_flows_to_the_reference_and_its_own_is_finite_and_not_zero():
+    hidden, weight, _ = random_head()
+    ref_hidden, ref_weight, _ = random_head(seed=1)
+    kl_to_reference(hidden, ref_hidden, weight, ref_weight, 5, chunk=4).backward()
+    assert ref_hidden.grad is None
+    assert ref_weight.grad is None
+    assert torch.isfinite(hidden.grad).all()
+    assert hidden.grad.abs().max() > 1e-3
+    assert weight.grad.abs().max() > 1e-3
+
+
+def test_kl_refuses_states_that_do_not_align():
+    with pytest.raises(ValueError, match="one reference state"):
+        kl_to_reference(torch.zeros(2, 3), torch.zeros(3, 3), torch.zeros(4, 3), torch.zeros(4, 3))
+
+
+def test_losses_on_a_head_in_half_precision_are_fp32_with_finite_gradients():
+    hidden, weight, targets = random_head()
+    half = weight.detach().bfloat16().requires_grad_()
+    loss = sft_cross_entropy(hidden, half, targets, 4) + kl_to_reference(hidden, hidden + 1, half, half, 2, 4)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert torch.isfinite(half.grad).all()
+    assert hidden.grad.abs().max() > 1e-3
+
+
+def test_relevant_documents_and_copies_of_the_positive_are_no_negatives():
+    document_ids = id_numbers(["a", "b", "c", "a", "d"])
+    relevant = torch.stack([id_numbers(["a", "c"]), torch.tensor([-1, -1])])
+    mask, n_masked = negatives_mask(document_ids, torch.tensor([0, 1]), relevant)
+    # query 0: positive "a" (row 0 kept, its copy in row 3 not), "c" relevant; query 1: only its positive "b"
+    assert mask.tolist() == [[True, True, False, False, True], [True] * 5]
+    assert n_masked == 2
+
+
+def test_a_mask_without_relevant_sets_still_hides_copies_of_the_positive():
+    mask, n_masked = negatives_mask(id_numbers(["a", "a", "b"]), torch.tensor([1]))
+    assert mask.tolist() == [[False, True, True]]
+    assert n_masked == 1
+
+
+def test_id_numbers_are_equal_for_equal_ids_only_and_never_the_filler():
+    numbers = id_numbers([f"doc{i}" for i in range(2000)])
+    assert len(set(numbers.tolist())) == 2000
+    assert numbers.min() >= 0
+    assert id_numbers(["doc7"]).item() == numbers[7].item()
+
+
+def test_documents_scoring_above_the_positive_plus_margin_are_masked():
+    scores = torch.tensor([[0.5, 0.56, 0.54, 0.1], [0.9, 0.2, 0.3, 0.4]])
+    mask, n_masked = false_negative_mask(scores, torch.tensor([0, 1]), margin=0.05)
+    # row 0: above 0.55 is document 1; row 1: positive 0.2, above 0.25 are 0, 2 and 3
+    assert mask.tolist() == [[True, False, True, True], [False, True, False, False]]
+    assert n_masked == 4
+
+
+def test_a_negative_margin_never_masks_the_positive():
+    mask, n_masked = false_negative_mask(torch.tensor([[0.5, 0.45]]), torch.tensor([0]), margin=-0.1)
+    assert mask.tolist() == [[True, False]]
+    assert n_masked == 1
+
+
+def test_on_one_rank_gathering_changes_nothing():
+    rows = torch.randn(3, 2, requires_grad=True)
+    assert gather_documents(rows) is rows
+    assert row_counts(3) == [3]
+    assert share_of_count(3) == 3.0
+    assert share_of_count(0) == 1.0
