@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 REFUSED_BY_MANUAL_OPTIMIZATION = {
     "gradient_clip_val": "stage.module.optimization.max_grad_norm",
-    "accumulate_grad_batches": "stage.module.micro_batch, which cuts a batch without changing its loss",
+    "accumulate_grad_batches": "stage.module.chunk_rows or micro_batch, which cut a batch and keep its loss",
 }
 
 
