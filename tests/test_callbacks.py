@@ -197,6 +197,12 @@ def test_a_checkpoint_loads_with_weights_only_and_holds_no_frozen_weight(tmp_pat
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_the_last_checkpoint_is_written_at_every_validation(tmp_path):
+    with pytest.raises(ValueError, match="NaN at step 6"):  # stops the run between two saves
+        fit(tmp_path, Pairs(scores=[0.5, float("nan")]), monitor="score", every=None)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
 def test_best_is_the_best_validation_and_survives_resuming(tmp_path):
     fit(tmp_path, Pairs(scores=[0.5, 0.4]), monitor="score", n_steps=6)
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 3
