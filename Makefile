@@ -35,7 +35,7 @@ lint: setup  ## ruff: rules and format
 	@$(RUN) -m ruff format --check .
 
 test: lint  ## lint and the fast tests
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadscope -q
 
 eval: setup  ## MODEL=<folder> BENCHMARKS="scifact cosqa" BEIR_DIR=<folder>: evaluate a model folder
 	@test -n "$(MODEL)" -a -n "$(BENCHMARKS)" -a -n "$(BEIR_DIR)" || { \

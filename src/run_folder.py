@@ -42,7 +42,7 @@ PACKAGES = (
     "numpy",
 )
 ROW_KEYS = ("benchmark", "mode", "model", "n_queries", "n_docs", "metrics")
-STATES = ("running", "finished", "failed", "interrupted", "skipped")
+STATES = ("running", "finished", "failed", "interrupted", "pruned", "skipped")
 
 
 class Interrupted(BaseException):
@@ -201,7 +201,9 @@ def logged(path: Path, is_main: bool = True) -> Iterator[None]:
     console = logging.StreamHandler()
     console.setFormatter(logging.Formatter("%(message)s"))
     console.addFilter(_is_for_console)
-    handlers = [file, console] if is_main else [file]
+    console.name = "src.console"
+    is_nested = any(handler.name == console.name for handler in root.handlers)
+    handlers = [file, console] if is_main and not is_nested else [file]
     for handler in handlers:
         root.addHandler(handler)
     root.setLevel(logging.INFO)

@@ -5,14 +5,16 @@ file: the checks read the configuration and the source of its targets, never tor
 import everything heavy inside their `run`.
 
 A single run is composed here and called directly; `--multirun` goes through Hydra, with its sweepers and
-launchers, and each of its jobs ends in the same `_execute`.
+launchers, and each of its jobs ends in the same `execute`.
 """
 
 import argparse
 import contextlib
+import functools
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -57,7 +59,8 @@ RUN_FOLDER = "SEARCH_R3_RUN_FOLDER"
 
 WHITELIST = ("src.*", "pytorch_lightning.*", "torch.*")
 LIMITS = ("max_steps", "min_steps", "max_epochs", "min_epochs", "max_time", "limit_val_batches")
-MAY_CHANGE = ("resume", "output_dir", "if_exists", *(f"stage.trainer.{name}" for name in LIMITS))
+WHERE = ("resume", "output_dir", "if_exists")
+MAY_CHANGE = (*WHERE, *(f"stage.trainer.{name}" for name in LIMITS))
 """Keys that may differ between a run and its continuation: where it is, and the trainer's limits."""
 
 RL_GROUPS = ("index", "refresh", "reward")
@@ -94,37 +97,54 @@ class Entry:
         check: raises UsageError for a combination that makes no sense; told whether this is a sweep.
         is_resumable: whether the command knows `resume=` and `if_exists=`. Other commands may always be
             pointed at a folder that exists.
+        folder: names the run folder where `output_dir` is not given; None for a new one by date and time.
     """
 
     config_name: str
     run: Run
     check: Check
     is_resumable: bool
+    folder: Callable[[DictConfig], Path] | None
 
 
 def instantiate(node: DictConfig, **arguments: object) -> object:
-    """Calls the `_target_` of a node with plain Python containers; newer Hydra is told which targets may be.
+    """Calls the `_target_` of a node with plain Python containers.
+
+    Hydra builds what stands in the node; `arguments` are handed to the call itself, because Hydra would
+    turn a dataclass among them into a dict.
+
+    Args:
+        node: with a `_target_`, or a mapping or list of such nodes.
+        arguments: further arguments of the target.
 
     Raises:
         Exception: What the target raised, without Hydra's wrapping.
     """
+    is_call = OmegaConf.is_dict(node) and "_target_" in node
+    is_partial = is_call and node.get("_partial_", False)
     with contextlib.ExitStack() as stack:
         if hasattr(hydra.utils, "target_whitelist"):  # Hydra 1.4
             for pattern in WHITELIST:
                 stack.enter_context(hydra.utils.target_whitelist(pattern))
-        return _instantiate(node, arguments)
+        try:
+            options = {"_partial_": True} if is_call else {}
+            built = hydra.utils.instantiate(node, _convert_="all", **options)
+        except HydraException as error:
+            if error.__cause__ is not None and not isinstance(error.__cause__, (HydraException, ImportError)):
+                raise error.__cause__ from None
+            raise
+    if not is_call:
+        return built
+    return functools.partial(built, **arguments) if is_partial else built(**arguments)
 
 
-def _instantiate(node: DictConfig, arguments: dict[str, object]) -> object:
-    try:
-        return hydra.utils.instantiate(node, _convert_="all", **arguments)
-    except HydraException as error:
-        if error.__cause__ is not None and not isinstance(error.__cause__, (HydraException, ImportError)):
-            raise error.__cause__ from None
-        raise
-
-
-def entry_point(config_name: str, run: Run, check: Check | None = None, is_resumable: bool = False) -> None:
+def entry_point(
+    config_name: str,
+    run: Run,
+    check: Check | None = None,
+    is_resumable: bool = False,
+    folder: Callable[[DictConfig], Path] | None = None,
+) -> None:
     """Runs a command and ends the process: 0 done, 1 failed, 2 refused, 130 interrupted.
 
     Args:
@@ -132,8 +152,9 @@ def entry_point(config_name: str, run: Run, check: Check | None = None, is_resum
         run: the job. Imports what is heavy inside.
         check: extra rules on the composed configuration.
         is_resumable: whether this command has `resume=` and `if_exists=`.
+        folder: names the run folder where `output_dir` is not given.
     """
-    entry = Entry(config_name, run, check or (lambda config, is_sweep: None), is_resumable)
+    entry = Entry(config_name, run, check or (lambda config, is_sweep: None), is_resumable, folder)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         sys.exit(_main(entry, sys.argv[1:]))
@@ -150,7 +171,7 @@ def _interrupt(signal_number: int, frame: object) -> None:
 
 def _main(entry: Entry, argv: Sequence[str]) -> int:
     is_sweep = any(argument in ("--multirun", "-m") for argument in argv)
-    arguments = get_args_parser().parse_args(quote_free_text(argv, is_sweep))
+    arguments = get_args_parser().parse_intermixed_args(quote_free_text(argv, is_sweep))
     if any((arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion)):
         _through_hydra(entry.config_name, lambda config: None, arguments)
         return 0
@@ -407,7 +428,7 @@ def _single(entry: Entry, source: ConfigSource, overrides: Sequence[str]) -> int
     if folder is None:
         return 0
     try:
-        _execute(entry, composed, folder)
+        execute(entry.config_name, entry.run, composed, folder)
     except Exception:
         return EXIT_FAILED  # told and recorded
     return 0
@@ -437,7 +458,7 @@ def _resumed(source: ConfigSource, overrides: Sequence[str], folder: Path) -> Co
     groups, rest = source.groups(), []
     for override in source.parse(overrides):
         key = override.key_or_group
-        if key in groups:
+        if key in groups or key in choices:
             if override.value() != choices.get(key):
                 raise UsageError(_changed(folder, [f"{key}: {choices.get(key)} -> {override.value()}"]))
         elif key != "resume":
@@ -450,7 +471,7 @@ def _resumed(source: ConfigSource, overrides: Sequence[str], folder: Path) -> Co
         raise UsageError(
             f"resume={folder}: this run is running (process {read_json(folder / 'status.json')['pid']})"
         )
-    if state == "finished" and not _differences(stored, merged, ignored=("resume", "output_dir")):
+    if state == "finished" and not _differences(stored, merged, ignored=WHERE):
         raise UsageError(
             f"resume={folder}: this run is finished; raise a limit, as stage.trainer.max_steps=<more>"
         )
@@ -465,7 +486,8 @@ def _as_config(override: Override) -> DictConfig:
 
 def _differences(old: DictConfig, new: DictConfig, ignored: Sequence[str]) -> list[str]:
     def leaves(config: DictConfig) -> dict[str, object]:
-        keys = flat_keys(OmegaConf.to_container(config, resolve=True))
+        elsewhere = OmegaConf.merge(config, {"output_dir": "."})  # a folder may be named in two ways
+        keys = flat_keys(OmegaConf.to_container(elsewhere, resolve=True))
         return {key: value for key, value in keys.items() if not isinstance(value, (dict, list)) or not value}
 
     before, after = leaves(old), leaves(new)
@@ -487,7 +509,7 @@ def _changed(folder: Path, changes: Sequence[str]) -> str:
         f"{folder} was made with another configuration "
         f"({'; '.join(changes[:6])}{'; ...' if changes[6:] else ''}). "
         f"Only the trainer's limits ({', '.join(LIMITS)}) may change when a run goes on; "
-        f"to start anew: rm -r {folder}"
+        f"to start anew: rm -r {shlex.quote(str(folder))}"
     )
 
 
@@ -497,6 +519,8 @@ def _chosen_folder(entry: Entry, config: DictConfig) -> Path | None:
     if handed_down:
         return Path(handed_down)
     if config.get("output_dir") is None:
+        if entry.folder is not None:
+            return entry.folder(config)
         if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
             raise UsageError(
                 "under an external launcher give output_dir=, so that all ranks share one folder"
@@ -517,33 +541,49 @@ def _reused_folder(config: DictConfig, folder: Path) -> Path | None:
         raise UsageError(f"output_dir={folder}: a run is in there and running")
     if config.if_exists == "refuse":
         raise UsageError(f"output_dir={folder}: a run is in there ({state}). Go on with it: if_exists=resume")
-    _refuse_changes(folder, OmegaConf.load(folder / "config.yaml"), config)
-    if state == "finished":
-        print(f"{folder} is finished; to retrain: rm -r {folder}")
+    stored = OmegaConf.load(folder / "config.yaml")
+    _refuse_changes(folder, stored, config)
+    if state == "finished" and not _differences(stored, config, ignored=WHERE):
+        print(f"{folder} is finished; to retrain: rm -r {shlex.quote(str(folder))}")
         return None
     config.resume = str(folder)
     return folder
 
 
-def _execute(entry: Entry, composed: Composed, folder: Path) -> None:
-    """Runs the job in its folder; rank 0 keeps the record, the other ranks only a log."""
+def execute(name: str, run: Run, composed: Composed, folder: Path) -> None:
+    """Runs a job in its folder; rank 0 keeps the record, the other ranks only a log.
+
+    Args:
+        name: of the command; the log is `<name>.log`.
+        run: the job; gets the configuration with `output_dir` set to the folder.
+        composed: what is run.
+        folder: made where it does not exist.
+
+    Raises:
+        Interrupted: If the job was stopped.
+        Exception: What the job raised, already recorded and told.
+    """
     config = composed.config
     config.output_dir = str(folder)
     if _rank() != "0":
-        with logged(folder / f"{entry.config_name}.rank{_rank()}.log", is_main=False):
-            entry.run(config)
+        with logged(folder / f"{name}.rank{_rank()}.log", is_main=False):
+            run(config)
         return
     origin = provenance(composed.command, seed=config.get("seed"))
     write_text(folder / "config.yaml", resolved_yaml(config))
     write_json(
         folder / "provenance.json", origin | {"choices": composed.choices, "overrides": composed.overrides}
     )
+    outer = os.environ.get(RUN_FOLDER)  # a search runs its trials inside a run of its own
     os.environ[RUN_FOLDER] = str(folder.resolve())
     try:
-        with recorded(folder, f"{entry.config_name}.log"):
-            entry.run(config)
+        with recorded(folder, f"{name}.log"):
+            run(config)
     finally:
-        del os.environ[RUN_FOLDER]
+        if outer is None:
+            del os.environ[RUN_FOLDER]
+        else:
+            os.environ[RUN_FOLDER] = outer
 
 
 def _rank() -> str:
@@ -622,6 +662,6 @@ def _sweep_job(entry: Entry, sweep: Path, command: str) -> Run:
         config = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
         ours = {name: choice for name, choice in choices.items() if not name.startswith("hydra/")}
         with contextlib.suppress(Exception):  # told and recorded
-            _execute(entry, Composed(config, ours, overrides, command), folder)
+            execute(entry.config_name, entry.run, Composed(config, ours, overrides, command), folder)
 
     return job

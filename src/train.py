@@ -57,7 +57,7 @@ def _check_strategy(strategy: DictConfig, is_sweep: bool) -> None:
         gpus = visible_gpus()
         if gpus == 0:
             raise UsageError(
-                "this strategy needs a CUDA device and none is visible. Use strategy=cpu or ddp_cpu"
+                "this strategy needs a CUDA device; none is visible. Use strategy=cpu or ddp_cpu"
             )
         if torch_is_cpu_build():
             raise UsageError("this strategy needs CUDA and the installed torch is a CPU build")
@@ -87,11 +87,13 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
         extra_callbacks: of the caller, as the pruning of a search.
     """
     import pytorch_lightning as pl
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     folder = Path(config.output_dir)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data: TrainingData = instantiate(config.data)
-    write_json_card(folder, data)
+    _write_card(folder, data)
     embedder = instantiate(config.model, texts=data.texts)
     datamodule = instantiate(config.stage.datamodule, data=data, embedder=embedder)
     module = instantiate(config.stage.module, embedder=embedder)
@@ -108,11 +110,11 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
         _finish(config, folder, data, embedder, module, trainer)
 
 
-def write_json_card(folder: Path, data: "TrainingData") -> None:
-    """Writes the data card of the run's data beside its configuration, by rank 0."""
+def _write_card(folder: Path, data: "TrainingData") -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        card = {key: value for key, value in data.card.items()}
-        write_json(folder / "data_card.json", {"name": data.name, "examples": len(data.examples)} | card)
+        write_json(
+            folder / "data_card.json", {"name": data.name, "examples": len(data.examples), **data.card}
+        )
 
 
 def _last_checkpoint(folder: Path) -> Path | None:

@@ -14,19 +14,19 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from tqdm import tqdm
 
-LINE_EVERY_S = 15.0
+SHOWN_UNASKED = ("val", "train/loss", "loss")
+LINE = "{desc}: {n_fmt}/{total_fmt} steps, {rate_fmt}, {elapsed} gone, {remaining} left{postfix}"
 
 
 class StepProgress(Callback):
     """Shows steps, rate, remaining time and the latest value of some logged metrics.
 
     Args:
-        metrics: names to show; a name that was not logged is left out. Empty: the loss and what validation
-            logged, as far as they fit.
+        metrics: names to show; one that was not logged is left out. Empty: loss and validation metrics.
         line_every_s: seconds between two lines where the output is a file or a pipe.
     """
 
-    def __init__(self, metrics: tuple[str, ...] = (), line_every_s: float = LINE_EVERY_S) -> None:
+    def __init__(self, metrics: tuple[str, ...] = (), line_every_s: float = 15.0) -> None:
         self.metrics = tuple(metrics)
         self.line_every_s = line_every_s
         self._bar: tqdm | None = None
@@ -34,50 +34,52 @@ class StepProgress(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        is_terminal = sys.stderr.isatty()
-        self._shown_at = time.monotonic()
-        self._bar = tqdm(
-            total=total_steps(trainer),
-            initial=trainer.global_step,
-            unit="step",
-            desc="training",
-            dynamic_ncols=True,
-            file=sys.stderr,
-            mininterval=0.5 if is_terminal else float("inf"),
-            leave=is_terminal,
-        )
-        if not is_terminal:
-            self._bar.disable = False
+        self._is_terminal = sys.stderr.isatty()
+        self._first_step, self._started_at = trainer.global_step, time.monotonic()
+        self._line_at = self._started_at
+        if self._is_terminal:
+            self._bar = tqdm(
+                total=total_steps(trainer),
+                initial=trainer.global_step,
+                desc="training",
+                unit="step",
+                dynamic_ncols=True,
+            )
 
     def on_train_batch_end(self, trainer: pl.Trainer, *rest: object) -> None:
-        if self._bar is None:
-            return
-        self._bar.set_postfix_str(self._values(trainer.callback_metrics), refresh=False)
-        self._bar.update(trainer.global_step - self._bar.n)
-        if not sys.stderr.isatty() and time.monotonic() - self._shown_at >= self.line_every_s:
-            self._print_line()
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._values(trainer.callback_metrics), refresh=False)
+            self._bar.update(trainer.global_step - self._bar.n)
+        elif trainer.is_global_zero and time.monotonic() - self._line_at >= self.line_every_s:
+            self._print_line(trainer)
 
-    def _print_line(self) -> None:
-        self._shown_at = time.monotonic()
-        print(str(self._bar), file=sys.stderr, flush=True)
+    def _print_line(self, trainer: pl.Trainer) -> None:
+        self._line_at = time.monotonic()
+        line = tqdm.format_meter(
+            n=trainer.global_step,
+            total=total_steps(trainer),
+            elapsed=self._line_at - self._started_at,
+            initial=self._first_step,
+            prefix="training",
+            unit="step",
+            bar_format=LINE,
+            postfix=self._values(trainer.callback_metrics),
+        )
+        print(line, file=sys.stderr, flush=True)
 
     def _values(self, logged: Mapping[str, torch.Tensor]) -> str:
-        names = (
-            self.metrics
-            or [name for name in sorted(logged) if name.startswith(("val", "train/loss", "loss"))][:4]
-        )
+        names = self.metrics or [name for name in sorted(logged) if name.startswith(SHOWN_UNASKED)][:4]
         return " ".join(f"{name} {float(logged[name]):.4g}" for name in names if name in logged)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._bar is not None:
-            if not sys.stderr.isatty():
-                self._print_line()
-            self._bar.close()
-            self._bar = None
+        if trainer.is_global_zero and not self._is_terminal:
+            self._print_line(trainer)
+        self._close()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, error: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -1,0 +1,158 @@
+"""Every file in conf/ composes, and every `_target_` in it exists and takes the arguments that are given."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from src.command_line import TRAINER_NODES, flat_keys
+from src.runtime import CONF, ConfigSource, compose
+
+ENTRIES = [name for name in ("train", "evaluate", "tune") if (CONF / f"{name}.yaml").is_file()]
+OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
+FILLED_IN_LATER = {"data", "embedder", "texts", "save_dir", "name", "id", "resume", "group", "config"}
+"""Arguments that the entry points add to a configured call."""
+
+REQUIRED = {
+    "data.path": "folder",
+    "data.files": "[rows.jsonl]",
+    "data.corpus": "corpus.jsonl",
+    "data.sources": "{}",
+    "model.path": "folder",
+    "space": "space.yaml",
+    "benchmarks": "[scifact]",
+}
+
+
+@pytest.fixture(scope="module")
+def source():
+    with ConfigSource() as source:
+        yield source
+
+
+def composed(source, group, option):
+    """train.yaml with one option chosen and every value that must be given filled in."""
+    stages = source.groups().get("stage", [])
+    if not stages:
+        pytest.skip("there is no stage yet")
+    overrides = [f"{group}={option}"]
+    if group not in ("stage", "experiment"):
+        overrides.append(f"stage={stages[0]}")
+    raw = yaml.safe_load((CONF / group / f"{option}.yaml").read_text(encoding="utf-8")) or {}
+    prefix = "" if group == "experiment" else f"{group}."
+    missing = [f"{prefix}{key}" for key, value in flat_keys(raw).items() if value == "???"]
+    fill = [f"{key}={REQUIRED[key]}" for key in missing if key in REQUIRED]
+    return compose("train", overrides + fill, source).config
+
+
+def targets(node, key=""):
+    """Every node with a `_target_`: its key and its content."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key, node
+        for name, child in node.items():
+            yield from targets(child, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for position, child in enumerate(node):
+            yield from targets(child, f"{key}.{position}")
+
+
+def located(path):
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids="/".join)
+def test_every_option_of_every_group_composes_and_its_targets_take_their_arguments(source, group, option):
+    config = OmegaConf.to_container(composed(source, group, option), resolve=True)
+    assert isinstance(config, dict)
+
+    for key, node in targets(config):
+        signature = inspect.signature(located(node["_target_"]))
+        given = {name for name in node if name not in ("_target_", "_partial_", "_convert_", "_recursive_")}
+        is_open = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+        assert is_open or given <= set(signature.parameters), (key, given - set(signature.parameters))
+        required = {
+            name
+            for name, p in signature.parameters.items()
+            if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        }
+        if not node.get("_partial_"):
+            assert required <= given | FILLED_IN_LATER, (key, required - given)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids="/".join)
+def test_what_goes_to_the_trainer_are_arguments_of_the_trainer(source, group, option):
+    import pytorch_lightning as pl
+
+    config = composed(source, group, option)
+    allowed = set(inspect.signature(pl.Trainer.__init__).parameters)
+
+    for name in TRAINER_NODES:
+        node = OmegaConf.select(config, name) or {}
+        assert set(node) <= allowed, (name, set(node) - allowed)
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "experiment"])
+def test_an_experiment_only_sets_keys_that_exist_without_it(source, option):
+    raw = yaml.safe_load((CONF / "experiment" / f"{option}.yaml").read_text(encoding="utf-8"))
+    defaults = {
+        key.split("/")[-1]: value
+        for entry in raw.get("defaults", [])
+        for key, value in entry.items()
+        if isinstance(entry, dict)
+    }
+    overrides = [f"{group}={value}" for group, value in defaults.items()]
+    base = flat_keys(OmegaConf.to_container(compose("train", overrides, source).config))
+
+    for key, value in flat_keys({name: node for name, node in raw.items() if name != "defaults"}).items():
+        parent = key.rpartition(".")[0]
+        is_open = base.get(parent) == {} or parent in TRAINER_NODES
+        assert key in base or is_open or isinstance(value, dict), (
+            f"{key} is set by the experiment and read by nobody"
+        )
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "experiment"])
+def test_an_experiment_opens_with_the_question_it_asks(option):
+    first, *_ = (CONF / "experiment" / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = (CONF / "experiment" / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
+
+    question = next(line for line in lines if not line.startswith("# @package"))
+    assert question.startswith("#"), first
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "strategy"])
+def test_a_strategy_is_five_lines(option):
+    lines = (CONF / "strategy" / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
+
+    assert len([line for line in lines if line and not line.startswith("#")]) == 5
+
+
+def test_strategies_that_need_no_gpu_make_a_trainer(tmp_path):
+    import pytorch_lightning as pl
+
+    for option in ("cpu", "ddp_cpu"):
+        arguments = yaml.safe_load((CONF / "strategy" / f"{option}.yaml").read_text(encoding="utf-8"))
+        trainer = pl.Trainer(**arguments, default_root_dir=tmp_path, logger=False)
+        assert trainer.num_devices == (1 if option == "cpu" else 2)
+
+
+def test_the_lock_pins_every_dependency_and_nothing_local():
+    import tomllib
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    root = Path(__file__).resolve().parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (root / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+    assert not any("+" in version or " " in version for version in pins.values())
+    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        requirement = Requirement(text)
+        assert pins[canonicalize_name(requirement.name)] in requirement.specifier, text

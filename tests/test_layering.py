@@ -1,0 +1,133 @@
+"""Imports point downwards. Layers are declared here, per module; the imports are read from the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+LAYERS = [
+    {"src.data.types", "src.command_line", "src.devices", "src.run_folder", "src.sweep_table"},
+    {
+        "src.data.pydocs",
+        "src.data.near_duplicates",
+        "src.data.reasoning",
+        "src.data.beir",
+        "src.data.triples",
+        "src.data.mixture",
+        "src.data.negatives",
+        "src.data.sampling",
+    },
+    {"src.models.*", "src.index.*", "src.objectives.*"},
+    {"src.data.collate", "src.data.datamodules", "src.evaluation.*", "src.stages.*"},
+    {"src.runtime"},
+    {"src.train", "src.evaluate", "src.tune"},
+]
+"""From the bottom up. Within a layer imports are free, but for `STRANGERS`."""
+
+STRANGERS = ("src.models", "src.index", "src.objectives")
+"""Siblings that do not know each other."""
+
+MAY_IMPORT_HYDRA = ("src.runtime", "src.train", "src.evaluate", "src.tune")
+ENTRY_POINTS_MAY_SHARE = {("src.tune", "src.train")}
+
+
+def module_name(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules(root: Path) -> dict[str, Path]:
+    return {module_name(path, root): path for path in sorted((root / "src").rglob("*.py"))}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules named by any import of a file, those inside functions and TYPE_CHECKING included."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+def layer_of(module: str) -> int | None:
+    """Position of the layer that names the module, or its package with a star."""
+    package = module.rsplit(".", 1)[0]
+    for level, layer in enumerate(LAYERS):
+        if module in layer or f"{package}.*" in layer:
+            return level
+    return None
+
+
+def violations(root: Path) -> list[str]:
+    found = modules(root)
+    problems = []
+    for module, path in found.items():
+        if path.name == "__init__.py":
+            continue
+        level = layer_of(module)
+        if level is None:
+            problems.append(f"{module} has no declared layer")
+            continue
+        for target in sorted(imports(path)):
+            if target.split(".")[0] == "hydra" and module not in MAY_IMPORT_HYDRA:
+                problems.append(f"{module} imports {target}")
+            if target not in found or found[target].name == "__init__.py":
+                continue
+            problems += _edge(module, level, target)
+    return problems
+
+
+def _edge(module: str, level: int, target: str) -> list[str]:
+    other = layer_of(target)
+    if other is None:
+        return []  # told once, for the target itself
+    is_sibling = {module.rsplit(".", 1)[0], target.rsplit(".", 1)[0]} <= set(STRANGERS)
+    if other > level or (is_sibling and module.rsplit(".", 1)[0] != target.rsplit(".", 1)[0]):
+        return [f"{module} imports {target}"]
+    is_entry = level == len(LAYERS) - 1 and other == level
+    return (
+        [f"{module} imports {target}"] if is_entry and (module, target) not in ENTRY_POINTS_MAY_SHARE else []
+    )
+
+
+def test_every_import_points_downwards_and_every_module_has_a_layer():
+    assert violations(ROOT) == []
+
+
+def test_objectives_import_torch_only():
+    for module, path in modules(ROOT).items():
+        if module.startswith("src.objectives."):
+            tops = {name.split(".")[0] for name in imports(path)} - {"torch", "src"}
+            assert tops <= {"math", "dataclasses", "collections", "typing", "functools"}, (module, tops)
+
+
+@pytest.mark.parametrize(
+    ("place", "line", "problem"),
+    [
+        (
+            "src/data/types.py",
+            "from src.models.embedder import X",
+            "src.data.types imports src.models.embedder",
+        ),
+        ("src/index/flat.py", "import src.models.embedder", "src.index.flat imports src.models.embedder"),
+        (
+            "src/models/embedder.py",
+            "def f():\n    from src.train import run",
+            "src.models.embedder imports src.train",
+        ),
+        ("src/models/embedder.py", "import hydra", "src.models.embedder imports hydra"),
+        ("src/stray.py", "", "src.stray has no declared layer"),
+    ],
+)
+def test_an_upward_edge_a_stranger_and_an_undeclared_module_are_found(tmp_path, place, line, problem):
+    for name in ("src/data/types.py", "src/models/embedder.py", "src/index/flat.py", "src/train.py", place):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / place).write_text(line)
+
+    assert problem in violations(tmp_path)

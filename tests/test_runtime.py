@@ -1,0 +1,315 @@
+"""Command line to configuration: quoting, refusals, and what a run leaves on record."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from src.command_line import UsageError, argument_names, nearest, quote_free_text
+from src.devices import _listed
+from src.run_folder import commit, new_folder, provenance, state_of, write_metrics, write_status
+from src.runtime import ConfigSource, compose, instantiate, resolved_yaml
+from src.sweep_table import aligned
+from src.train import check
+from tests.tiny_stage import TEXTS, TinyDataModule, load_tiny, write_configs
+
+ROOT = Path(__file__).resolve().parents[1]
+NASTY = [
+    "what's a (set), {x}=[1]?",
+    "",
+    " leading and trailing ",
+    "null",
+    "1e3",
+    "a\\",
+    "\\'",
+    "\\\\'x\\\\",
+    "${oc.env:HOME}",
+    "\\${x}",
+    "\\\\${x}",
+    "'${'",
+    "$",
+    "'single' \"double\"",
+    "tab\tline\nbreak",
+    "naïve 検索 🔎",
+    "a,b,c",
+    "choice(a,b)",
+    "~!@#%^&*|;<>?`",
+    "[unclosed",
+    "{k: v}",
+    "key=value=more",
+    "C:\\new\\table",
+]
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    folder = write_configs(tmp_path_factory.mktemp("configs"))
+    (folder / "search.yaml").write_text(
+        "query: null\nmodel: {path: null}\noutput_dir: null\nn: 1\nfiles: []\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def source(configs):
+    with ConfigSource(configs) as source:
+        yield source
+
+
+TINY = ["stage=tiny", "data=tiny", "model=tiny"]
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_free_text_on_the_command_line_arrives_verbatim(source, text):
+    config = compose("search", quote_free_text([f"query={text}"]), source).config
+
+    assert config.query == text
+    assert OmegaConf.create(resolved_yaml(config)).query == text  # and survives config.yaml
+
+
+@pytest.mark.parametrize("path", ["my runs/a=1, b[2]", "what's/this", "(x)/{y}", "x,y", "123", "${HOME}/x"])
+def test_paths_arrive_verbatim(source, path):
+    arguments = quote_free_text([f"model.path={path}", f"output_dir={path}"])
+
+    config = compose("search", arguments, source).config
+
+    assert (config.model.path, config.output_dir) == (path, path)
+
+
+def test_null_unsets_a_path_and_is_a_word_in_a_query(source):
+    config = compose("search", quote_free_text(["model.path=null", "query=null"]), source).config
+
+    assert config.model.path is None
+    assert config.query == "null"
+
+
+def test_a_list_of_files_is_quoted_by_item(source):
+    several = compose("search", quote_free_text(["files=[my data/a(1).jsonl, b's.jsonl]"]), source).config
+    single = compose("search", quote_free_text(["files=my data/{a}.jsonl"]), source).config
+
+    assert list(several.files) == ["my data/a(1).jsonl", "b's.jsonl"]
+    assert list(single.files) == ["my data/{a}.jsonl"]
+
+
+def test_only_free_keys_are_quoted_so_that_other_keys_can_be_swept():
+    arguments = [
+        "seed=1,2",
+        "stage.module.path_length=3",
+        "--multirun",
+        "hydra.sweep.dir=${x}",
+        "model.path=choice(a,b)",
+    ]
+
+    assert quote_free_text(arguments, is_sweep=True) == arguments
+    assert quote_free_text(arguments[-1:]) == ["model.path='choice(a,b)'"]
+
+
+REFUSED = {
+    "no stage": (TINY[1:], ["stage= is missing", "stage=tiny"]),
+    "option": (["stage=tinny", *TINY[1:]], ["stage=tinny does not exist", "Did you mean tiny", "Choices:"]),
+    "top-level key": ([*TINY, "seeed=1"], ["no key seeed", "seed"]),
+    "nested key": ([*TINY, "stage.moduel.learning_rate=1"], ["stage.module.learning_rate"]),
+    "key with +": ([*TINY, "+stage.moduel.learning_rate=1"], ["stage.module.learning_rate"]),
+    "key with ++": ([*TINY, "++stage.module.learnin_rate=1"], ["stage.module.learning_rate"]),
+    "trainer argument": ([*TINY, "stage.trainer.max_stps=1"], ["stage.trainer.max_steps"]),
+    "added trainer argument": (
+        [*TINY, "+stage.trainer.limit_val_batchs=1"],
+        ["stage.trainer.limit_val_batches"],
+    ),
+    "group of another stage": ([*TINY, "index=flat"], ["index= belongs to stage=rl"]),
+    "reward under sft": ([*TINY, "reward=dcg"], ["reward= belongs to stage=rl"]),
+    "removed key": ([*TINY, "~seed"], ["~seed", "cannot be removed"]),
+    "not key=value": ([*TINY, "seed"], ["cannot read 'seed'"]),
+    "sweep without the flag": ([*TINY, "seed=1,2"], ["seed=1,2"]),
+    "if_exists": ([*TINY, "if_exists=maybe"], ["Choices: refuse, resume"]),
+    "resume in nowhere": ([*TINY, "if_exists=resume"], ["needs output_dir="]),
+    "clipping by Lightning": ([*TINY, "stage.trainer.gradient_clip_val=1.0"], ["optimization.max_grad_norm"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_command_without_meaning_is_refused_with_what_would_have_one(source, name):
+    overrides, words = REFUSED[name]
+
+    with pytest.raises(UsageError) as refusal:
+        check(compose("train", overrides, source).config, False)
+
+    for word in words:
+        assert word in str(refusal.value)
+
+
+def test_a_value_that_must_be_given_is_named(configs, source):
+    (configs / "data" / "needy.yaml").write_text("_target_: tests.tiny_stage.load_tiny\npath: ???\n")
+
+    with pytest.raises(UsageError, match=r"^data\.path= must be given$"):
+        compose("train", ["stage=tiny", "model=tiny", "data=needy"], source)
+
+
+def test_arguments_that_a_node_accepts_may_be_added_with_or_without_plus(source):
+    for mark in ("", "+", "++"):
+        config = compose("train", [*TINY, f"{mark}stage.trainer.limit_val_batches=2"], source).config
+        assert config.stage.trainer.limit_val_batches == 2
+
+
+def test_an_empty_mapping_takes_any_name(source):
+    whole = compose("train", [*TINY, "data.columns={query: question}"], source).config
+    single = compose("train", [*TINY, "data.columns.query=question"], source).config
+
+    assert whole.data.columns == single.data.columns == {"query": "question"}
+
+
+def test_a_gpu_strategy_is_refused_where_no_gpu_is_visible(source, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    for strategy in ("gpu", "ddp", "fsdp", "deepspeed"):
+        with pytest.raises(UsageError, match="CUDA"):
+            check(compose("train", [*TINY, f"strategy={strategy}"], source).config, False)
+
+
+def test_several_ranks_per_job_are_refused_in_a_sweep_with_the_alternative(source):
+    config = compose("train", [*TINY, "strategy=ddp_cpu"], source).config
+
+    check(config, False)
+    with pytest.raises(UsageError, match=r"2 ranks per job.*for seed in"):
+        check(config, True)
+
+
+def test_visible_devices_are_counted_as_cuda_counts_them():
+    assert _listed(None, 4) == 4
+    assert _listed("", 4) == 0
+    assert _listed("-1", 4) == 0
+    assert _listed("2,0", 4) == 2
+    assert _listed("0,9,1", 4) == 1  # CUDA stops at the first that does not exist
+
+
+def test_arguments_of_a_target_are_read_from_source_as_inspect_reads_them():
+    import inspect
+
+    import pytorch_lightning as pl
+
+    expected = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
+    assert argument_names("pytorch_lightning.trainer.trainer.Trainer") == expected
+    assert argument_names("tests.tiny_stage.load_tiny") is None  # takes any keyword
+    assert argument_names("no_such_package.thing") is None
+
+
+def test_instantiate_hands_objects_over_as_they_are():
+    data = load_tiny()
+    node = OmegaConf.create({"_target_": "tests.tiny_stage.TinyDataModule", "batch_size": 2})
+
+    module = instantiate(node, data=data, embedder=None)
+
+    assert isinstance(module, TinyDataModule)
+    assert len(module.rows) == len(TEXTS)
+
+
+def test_instantiate_raises_what_the_target_raised():
+    node = OmegaConf.create({"_target_": "tests.tiny_stage.load_tiny", "is_broken": True})
+
+    with pytest.raises(ValueError, match=r"^rows.jsonl:3: query is empty$"):
+        instantiate(node)
+
+
+def test_nearest_names_prefer_the_same_last_part():
+    names = ["stage.module.temperature", "stage.trainer.max_steps", "seed"]
+
+    assert nearest("stage.modul.temperatur", names)[0] == "stage.module.temperature"
+    assert nearest("max_steps", names) == ["stage.trainer.max_steps"]
+    assert nearest("zzzz", names) == []
+
+
+def test_a_refused_command_answers_within_two_seconds_and_never_imports_torch(configs, tmp_path):
+    program = (
+        "import sys, runpy\n"
+        "sys.argv = ['train', '--config-dir', sys.argv[1], 'stage=tiny', 'data=tiny', 'model=tiny',\n"
+        "            '+stage.moduel.x=1']\n"
+        "try: runpy.run_module('src.train', run_name='__main__')\n"
+        "except SystemExit as end: code = end.code\n"
+        "heavy = {'torch', 'transformers', 'pytorch_lightning'} & set(sys.modules)\n"
+        "sys.exit(code if not heavy else 99)\n"
+    )
+    started = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(configs)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+    assert result.returncode == 2, result.stderr
+    assert time.monotonic() - started < 2.0
+    assert result.stderr.startswith("error: there is no key stage.moduel.x")
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_of_one_second_get_folders_of_their_own(tmp_path):
+    from datetime import datetime
+
+    moment = datetime(2026, 1, 2, 3, 4, 5)
+    folders = [new_folder("sft", tmp_path, moment) for _ in range(3)]
+
+    assert [folder.relative_to(tmp_path).as_posix() for folder in folders] == [
+        "2026-01-02/03-04-05_sft",
+        "2026-01-02/03-04-05_sft_2",
+        "2026-01-02/03-04-05_sft_3",
+    ]
+
+
+def test_a_run_whose_process_is_gone_counts_as_interrupted(tmp_path):
+    write_status(tmp_path, "running")
+    status = json.loads((tmp_path / "status.json").read_text())
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+
+    (tmp_path / "status.json").write_text(json.dumps(status | {"pid": gone.pid}))
+    assert state_of(tmp_path) == "interrupted"
+    (tmp_path / "status.json").write_text(json.dumps(status | {"pid": os.getppid()}))
+    assert state_of(tmp_path) == "running"
+
+
+def test_metrics_json_has_the_documented_keys_and_no_nan(tmp_path):
+    row = {
+        "benchmark": "b",
+        "mode": "direct",
+        "model": "m",
+        "n_queries": 1,
+        "n_docs": 2,
+        "metrics": {"ndcg@10": 0.5},
+    }
+    path = tmp_path / "metrics.json"
+
+    write_metrics(path, [row], provenance("python -m src.train", seed=3))
+
+    written = json.loads(path.read_text())
+    assert list(written) == ["command", "commit", "seed", "python", "packages", "rows"]
+    assert written["seed"] == 3
+    assert written["packages"]["torch"].startswith("2.")
+    with pytest.raises(ValueError, match="misses metrics"):
+        write_metrics(path, [{key: row[key] for key in row if key != "metrics"}], provenance())
+    with pytest.raises(ValueError):
+        write_metrics(path, [row | {"metrics": {"ndcg@10": float("nan")}}], provenance())
+    assert json.loads(path.read_text()) == written  # a refused write leaves the earlier file
+
+
+def test_the_commit_is_that_of_the_checkout():
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    if head.returncode != 0:
+        pytest.skip("not a git checkout")
+
+    assert commit().removesuffix("-dirty") == head.stdout.strip()
+
+
+def test_tables_leave_empty_columns_out():
+    assert aligned([["job", "state", "error"], ["0", "finished", ""], ["10", "failed", ""]]).splitlines() == [
+        "job  state",
+        "---  --------",
+        "0    finished",
+        "10   failed",
+    ]

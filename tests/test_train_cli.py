@@ -1,0 +1,168 @@
+"""`python -m src.train` as it is typed: what it leaves, how it fails, how it goes on."""
+
+import csv
+import json
+import re
+import signal
+import time
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from src.models.folder import load_embedder
+from src.run_folder import state_of
+from tests.command import call, start
+
+STEPS = 8
+LIMIT = f"stage.trainer.max_steps={STEPS}"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One undisturbed run into a folder of its own choosing."""
+    place = tmp_path_factory.mktemp("finished")
+    code, output = call("train", LIMIT, cwd=place)
+    assert code == 0, output
+    (folder,) = (place / "outputs").glob("*/*")
+    return folder, output
+
+
+def logged_steps(folder):
+    files = [*sorted((folder / "csv").glob("metrics_before_*.csv")), folder / "csv" / "metrics.csv"]
+    rows = [row for file in files for row in csv.DictReader(file.open()) if row["train/loss"]]
+    return [int(row["step"]) for row in rows]
+
+
+def test_a_run_leaves_what_the_design_promises(finished):
+    folder, output = finished
+
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d_tiny", "/".join(folder.parts[-2:]))
+    for name in (
+        "config.yaml",
+        "train.log",
+        "metrics.json",
+        "status.json",
+        "csv/metrics.csv",
+        "checkpoints/last.ckpt",
+    ):
+        assert (folder / name).is_file(), name
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "finished"
+    assert status["error"] is None
+    assert status["started"] <= status["finished"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert "stage=tiny" in metrics["command"]
+    assert metrics["seed"] == 1
+    assert 0 < metrics["rows"][0]["metrics"]["val/ndcg@10"] < 1
+    assert logged_steps(folder) == list(range(STEPS))
+    assert "/model" in output
+    assert f"{STEPS}/{STEPS} steps" in output
+
+
+def test_the_model_folder_holds_the_trained_weights(finished):
+    folder, _ = finished
+    embedder = load_embedder(folder / "model")
+
+    (embedding,) = embedder.embed_queries(["adds one"])
+
+    assert torch.linalg.vector_norm(embedding).item() == pytest.approx(1.0, abs=1e-5)
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    saved = load_file(folder / "model" / "model.safetensors")
+    key = next(name for name in saved if name.endswith("embed_tokens.weight"))
+    assert torch.equal(checkpoint[f"model.{key}"], saved[key])
+
+
+def test_a_finished_run_says_so_and_does_not_start_again(finished):
+    folder, _ = finished
+    started = (folder / "status.json").read_text()
+
+    code, output = call("train", LIMIT, f"output_dir={folder}", "if_exists=resume", cwd=folder.parent)
+    refused, why = call("train", LIMIT, f"output_dir={folder}", cwd=folder.parent)
+    ended, end = call("train", f"resume={folder}", cwd=folder.parent)
+
+    assert code == 0
+    assert f"to retrain: rm -r {folder}" in output
+    assert refused == 2
+    assert "if_exists=resume" in why
+    assert ended == 2
+    assert "finished; raise a limit" in end
+    assert (folder / "status.json").read_text() == started
+
+
+def test_resuming_with_a_changed_key_is_refused_and_names_it(finished):
+    folder, _ = finished
+
+    code, output = call("train", f"resume={folder}", "stage.module.learning_rate=0.5", cwd=folder.parent)
+
+    assert code == 2
+    assert "stage.module.learning_rate: 0.1 -> 0.5" in output
+    code, output = call("train", f"resume={folder}", "data=pydocs", cwd=folder.parent)
+    assert code == 2
+    assert "data: tiny -> pydocs" in output
+
+
+def wait_for(path, process, timeout_s=60):
+    deadline = time.monotonic() + timeout_s
+    while not path.is_file():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+def test_a_run_goes_on_after_a_kill_and_after_ctrl_c_and_ends_as_if_undisturbed(finished, tmp_path):
+    folder = tmp_path / "my runs" / "a=1, [b]"  # a path that Hydra's grammar would take apart
+    arguments = [LIMIT, f"output_dir={folder}", "if_exists=resume", "stage.module.seconds_per_step=0.4"]
+
+    process = start("train", *arguments, cwd=tmp_path)
+    wait_for(folder / "checkpoints" / "last.ckpt", process)
+    busy, why = call("train", *arguments, cwd=tmp_path)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert busy == 2
+    assert "running" in why
+    assert state_of(folder) == "interrupted"
+
+    process = start("train", *arguments, cwd=tmp_path)
+    wait_for_change(folder / "checkpoints" / "last.ckpt", process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
+
+    code, output = call("train", *arguments, cwd=tmp_path)
+    assert code == 0, output
+    assert "resuming from" in output
+    assert state_of(folder) == "finished"
+    undisturbed = load_file(finished[0] / "model" / "model.safetensors")
+    resumed = load_file(folder / "model" / "model.safetensors")
+    for name in undisturbed:
+        torch.testing.assert_close(resumed[name], undisturbed[name])
+    assert yaml.safe_load((folder / "config.yaml").read_text())["output_dir"] == str(folder)
+
+
+def wait_for_change(path, process):
+    before, deadline = path.stat().st_mtime_ns, time.monotonic() + 60
+    while path.stat().st_mtime_ns == before:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_two_ranks_share_one_run_folder_and_one_record(tmp_path):
+    code, output = call("train", "strategy=ddp_cpu", cwd=tmp_path)
+
+    assert code == 0, output
+    (folder,) = (tmp_path / "outputs").glob("*/*")  # the second rank made none of its own
+    assert state_of(folder) == "finished"
+    assert (folder / "train.rank1.log").is_file()
+    assert output.count("wrote ") == 3
+
+
+def test_under_an_external_launcher_the_ranks_must_be_told_their_folder(tmp_path):
+    code, output = call("train", cwd=tmp_path, WORLD_SIZE="2", RANK="0", LOCAL_RANK="0")
+
+    assert code == 2
+    assert "output_dir=" in output

@@ -1,0 +1,86 @@
+"""Searches: the space is checked, the study goes on, a bad trial is cut short."""
+
+import json
+
+import optuna
+import pytest
+
+from src.command_line import UsageError
+from src.tune import Dimension, read_space
+from tests.command import call
+
+CONFIG = {"seed": 1, "study": "s.db", "stage": {"module": {"learning_rate": 0.1, "layers": 2}}}
+KEY = "stage.module.learning_rate"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stage.modul.learning_rate: {low: 0.1, high: 1.0}", "Did you mean stage.module.learning_rate"),
+        (f"{KEY}: 3", "must be {low:, high:}"),
+        (f"{KEY}: {{low: 1.0, high: 0.1}}", "low must be below high"),
+        (f"{KEY}: {{low: 1e-5, high: 0.1}}", "write 1.0e-5"),
+        (f"{KEY}: {{low: 0, high: 1, log: true}}", "log needs low above 0"),
+        (f"{KEY}: {{low: 0.1}}", "high must be a number"),
+        (f"{KEY}: {{choices: [1]}}", "two or more"),
+        (f"{KEY}: {{low: 0.1, hihg: 1.0}}", "unknown entry hihg"),
+        ("stage.module: {choices: [1, 2]}", "name a single value"),
+        ("study: {choices: [a, b]}", "cannot be searched"),
+        ("- a", "must map keys"),
+        ("a: [", "space="),
+    ],
+)
+def test_a_bad_search_space_is_refused_with_its_file_and_rule(tmp_path, text, words):
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+
+    with pytest.raises(UsageError) as refusal:
+        read_space(path, CONFIG)
+
+    assert words in str(refusal.value)
+    assert "space.yaml" in str(refusal.value)
+
+
+def test_whole_ends_search_whole_numbers():
+    whole, real = Dimension(KEY, low=2, high=4), Dimension("x", low=2.0, high=4.0)
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+
+    assert whole.suggest(trial) in (2, 3, 4)
+    assert isinstance(real.suggest(trial), float)
+
+
+def test_a_search_finds_the_better_end_prunes_and_goes_on_where_it_stopped(tmp_path):
+    (tmp_path / "space.yaml").write_text("stage.module.learning_rate: {low: 1.0e-3, high: 1.0, log: true}\n")
+    common = ["space=space.yaml", "study=my study.db", "startup_trials=2", "pruner_warmup=0"]
+    common += ["stage.trainer.max_steps=6"]
+
+    code, output = call("tune", *common, "n_trials=4", cwd=tmp_path)
+    assert code == 0, output
+    study = optuna.load_study(study_name="search-r3", storage=f"sqlite:///{tmp_path}/my study.db")
+    assert len(study.trials) == 4
+    study.ask(
+        {KEY: optuna.distributions.FloatDistribution(1e-3, 1.0, log=True)}
+    )  # a process that was killed here
+
+    code, output = call("tune", *common, "n_trials=8", cwd=tmp_path)
+    assert code == 0, output
+    study = optuna.load_study(study_name="search-r3", storage=f"sqlite:///{tmp_path}/my study.db")
+    states = [trial.state.name for trial in study.trials]
+    assert states.count("COMPLETE") + states.count("PRUNED") == 8
+    assert states.count("FAIL") == 1  # the killed one, tried again under another number
+    assert "PRUNED" in states
+    assert study.trials[5].params == study.trials[4].params
+
+    # Larger steps shrink the weights faster and the metric falls with their size: the best of the finished
+    # trials has the largest learning rate.
+    finished = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+    best = json.loads((tmp_path / "my study" / "best.json").read_text())
+    assert best["settings"][KEY] == max(trial.params[KEY] for trial in finished)
+    assert best["settings"][KEY] > 1e-2
+    assert (tmp_path / "my study" / "history.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "my study" / str(best["number"]) / "model").is_dir()
+
+    (tmp_path / "space.yaml").write_text("stage.module.learning_rate: {low: 1.0e-3, high: 0.5, log: true}\n")
+    code, output = call("tune", *common, "n_trials=9", cwd=tmp_path)
+    assert code == 2
+    assert "another space" in output

@@ -1,0 +1,145 @@
+"""A real stage of a few milliseconds per step, for the tests of the command line: data, module, configs."""
+
+import textwrap
+import time
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from src.data.types import Corpus, Example, TrainingData
+from src.models.embedder import ReasoningEmbedder
+
+TEXTS = tuple(
+    f"def add_{word}(x):\n    return x + {number}" for number, word in enumerate("abcdefghijklmnop")
+)
+
+
+def load_tiny(is_broken: bool = False, **unused: object) -> TrainingData:
+    """Sixteen functions.
+
+    Raises:
+        ValueError: If `is_broken`, as a reader would for a bad row.
+    """
+    if is_broken:
+        raise ValueError("rows.jsonl:3: query is empty")
+    ids = tuple(map(str, range(len(TEXTS))))
+    rows = tuple(
+        Example(id=i, query=f"adds {i}", positive=text, positive_id=i)
+        for i, text in zip(ids, TEXTS, strict=True)
+    )
+    return TrainingData("tiny", Corpus(ids, TEXTS), rows, texts=TEXTS, card={"origin": "made by a test"})
+
+
+class TinyDataModule(pl.LightningDataModule):
+    """Batches of row numbers."""
+
+    def __init__(self, data: TrainingData, embedder: ReasoningEmbedder, batch_size: int = 4) -> None:
+        super().__init__()
+        self.rows, self.batch_size = list(range(len(data.examples))), batch_size
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.rows, batch_size=self.batch_size)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.rows[:4], batch_size=4)
+
+
+class TinyModule(pl.LightningModule):
+    """Moves every weight towards zero at a learning rate; the validation metric falls with their size."""
+
+    def __init__(
+        self,
+        embedder: ReasoningEmbedder,
+        learning_rate: float = 0.1,
+        seconds_per_step: float = 0.0,
+        fails_at_step: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = embedder.model
+        self.learning_rate = learning_rate
+        self.seconds_per_step = seconds_per_step
+        self.fails_at_step = fails_at_step
+        self.automatic_optimization = False
+
+    def _size(self) -> torch.Tensor:
+        return torch.stack([weight.square().mean() for weight in self.model.parameters()]).mean()
+
+    def training_step(self, batch: torch.Tensor, batch_index: int) -> None:
+        if self.global_step == self.fails_at_step:
+            raise RuntimeError("this job was told to fail")
+        time.sleep(self.seconds_per_step)
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        loss = self._size()
+        self.manual_backward(loss)
+        optimizer.step()
+        self.log("train/loss", loss)
+
+    def validation_step(self, batch: torch.Tensor, batch_index: int) -> None:
+        self.log("val/ndcg@10", 1.0 / (1.0 + self._size()), sync_dist=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=self.learning_rate)
+
+
+STAGE = """
+name: tiny
+module:
+  _target_: tests.tiny_stage.TinyModule
+  learning_rate: 0.1
+  seconds_per_step: 0.0
+  fails_at_step: null
+datamodule:
+  _target_: tests.tiny_stage.TinyDataModule
+  batch_size: 4
+trainer:
+  max_steps: 6
+  val_check_interval: 3
+  check_val_every_n_epoch: null
+  num_sanity_val_steps: 0
+  log_every_n_steps: 1
+callbacks:
+  last:
+    _target_: pytorch_lightning.callbacks.ModelCheckpoint
+    dirpath: ${output_dir}/checkpoints
+    filename: last
+    every_n_train_steps: 1
+    enable_version_counter: false
+"""
+DATA = """
+_target_: tests.tiny_stage.load_tiny
+is_broken: false
+path: null
+columns: {}
+"""
+MODEL = """
+_target_: src.models.folder.open_embedder
+path: null
+name: null
+create:
+  _target_: src.models.nano.create_nano
+  _partial_: true
+  vocab_size: 300
+  hidden_size: 16
+  intermediate_size: 32
+  num_hidden_layers: 1
+  num_attention_heads: 2
+  num_key_value_heads: 1
+  max_position_embeddings: 256
+  seed: ${seed}
+prompts: {direct_system: d, reasoning_system: r, document_system: t, lead_in: "", closing: ""}
+lengths: {query: 16, document: 16, reasoning: 8}
+tuning:
+  _target_: src.models.tuning.FullTuning
+"""
+
+
+def write_configs(folder: Path) -> Path:
+    """A folder for `--config-dir` with stage=tiny, data=tiny and model=tiny."""
+    for group, text in (("stage", STAGE), ("data", DATA), ("model", MODEL)):
+        path = folder / group / "tiny.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text).lstrip(), encoding="utf-8")
+    return folder
