@@ -133,6 +133,10 @@ class SFTDataModule(_StreamingDataModule):
             _Rows(rows), batch_sampler=self._start(sampler), collate_fn=collate, num_workers=self.num_workers
         )
 
+    def transfer_batch_to_device(self, batch: object, device: torch.device, dataloader_idx: int) -> object:
+        """Rows are texts until the module tokenizes them; there is nothing to move."""
+        return batch
+
     def val_dataloader(self) -> DataLoader | list:
         """One item: the collection itself."""
         if self.validation is None:

@@ -1,8 +1,8 @@
 """Ranking metrics as trec_eval computes them.
 
 Scores are fp32, ties are broken by document id, descending. nDCG has a linear, graded gain and takes its
-ideal gain from the judgements; recall and average precision divide by all relevant documents, retrieved or not. A
-mean is over all judged queries: one that retrieved nothing counts 0.
+ideal gain from the judgements; recall and average precision divide by all relevant documents, retrieved or
+not. A mean is over all judged queries: one that retrieved nothing counts 0.
 """
 
 import math

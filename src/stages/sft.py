@@ -198,10 +198,9 @@ class SFTModule(pl.LightningModule):
 
         names = [example.id for example in batch.examples]
         result = optimization_step(self, run_backward, names, self.optimization.max_grad_norm)
-        self.log("train/loss", result.loss, prog_bar=True)
-        self.log("train/grad_norm", result.grad_norm)
-        self.log("train/learning_rate", self.lr_schedulers().get_last_lr()[0])
-        self.log_dict({f"train/{name}": value for name, value in metrics.items()})
+        metrics |= {"grad_norm": result.grad_norm, "learning_rate": self.lr_schedulers().get_last_lr()[0]}
+        self.log("train/loss", result.loss, prog_bar=True, batch_size=len(names))
+        self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=len(names))
 
     # ---- the step's sequences
 
@@ -392,7 +391,7 @@ class SFTModule(pl.LightningModule):
         for mode, vectors in modes.items():
             run = ranking_of(vectors, documents, names, benchmark.corpus.ids, k=100)
             for metric, value in mean_metrics(run, benchmark.qrels).items():
-                self.log(f"val/{mode}/{metric}", value, prog_bar=metric == "ndcg@10", sync_dist=False)
+                self.log(f"val/{mode}/{metric}", value, prog_bar=metric == "ndcg@10", batch_size=1)
         ended = sum(reasoned.has_embed_token) / len(queries)
-        self.log("val/has_embed_token", ended)
-        self.log("val/reasoning_tokens", sum(reasoned.n_tokens) / len(queries))
+        self.log("val/has_embed_token", ended, batch_size=1)
+        self.log("val/reasoning_tokens", sum(reasoned.n_tokens) / len(queries), batch_size=1)

@@ -1,0 +1,364 @@
+"""What runs beside training: checkpoints, throughput by part, and a progress bar over all steps."""
+
+import hashlib
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from pytorch_lightning.utilities.types import STEP_OUTPUT
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+
+class TrainableCheckpoint(Checkpoint):
+    """Keeps `last.ckpt` and `best.ckpt`, each with trainable weights and all it takes to resume.
+
+    A file holds the optimizer, scheduler, loop, data module and callback states, and no frozen weight: those
+    come from the model folder that the run started from. A hash of them is kept, and resuming on other ones
+    is refused. The files load with `weights_only=True`. Global random states are not kept: what is random in
+    a step must be seeded by the step.
+
+    Args:
+        folder: where the files go.
+        monitor: name of a logged validation metric; None keeps no best file.
+        mode: "max" where more is better.
+        save_every_n_steps: for the last file, besides after every validation; None saves only then.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        monitor: str | None = None,
+        mode: Literal["max", "min"] = "max",
+        save_every_n_steps: int | None = None,
+    ) -> None:
+        if mode not in ("max", "min"):
+            raise ValueError(f'checkpoint mode must be "max" or "min", got {mode!r}')
+        if save_every_n_steps is not None and save_every_n_steps < 1:
+            raise ValueError(f"save_every_n_steps must be at least 1 or null, got {save_every_n_steps}")
+        self.folder, self.monitor, self.mode = Path(folder), monitor, mode
+        self.save_every_n_steps = save_every_n_steps
+        self.best_score: float | None = None
+        self.best_step: int | None = None
+        self.seconds_saving = 0.0
+        self._last_saved_step = -1
+
+    @property
+    def last_path(self) -> Path:
+        return self.folder / "last.ckpt"
+
+    @property
+    def best_path(self) -> Path:
+        return self.folder / "best.ckpt"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # No frozen weight is in the file. What is missing or too much is found by on_load_checkpoint.
+        pl_module.strict_loading = False
+        self._last_saved_step = -1
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if self.monitor is not None and self._is_best(trainer):
+            self._save(trainer, self.best_path)
+        self._save_last(trainer, again=True)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        if self.save_every_n_steps is not None and trainer.global_step % self.save_every_n_steps == 0:
+            self._save_last(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save_last(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score, "best_step": self.best_step, "monitor": self.monitor}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["monitor"] == self.monitor:
+            self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        frozen = frozen_names(pl_module)
+        checkpoint["state_dict"] = {
+            name: value for name, value in checkpoint["state_dict"].items() if name not in frozen
+        }
+        checkpoint["frozen_sha256"] = frozen_sha256(pl_module)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Checks that the file fits the model.
+
+        Raises:
+            ValueError: If the file trains other weights than the model, or was made on another frozen base.
+        """
+        wanted = set(pl_module.state_dict()) - frozen_names(pl_module)
+        found = set(checkpoint["state_dict"])
+        if wanted != found:
+            raise ValueError(
+                "the checkpoint trains other weights than this model; resume with the run's model settings. "
+                f"Only in the model: {sorted(wanted - found)[:3]}; "
+                f"only in the file: {sorted(found - wanted)[:3]}"
+            )
+        if checkpoint["frozen_sha256"] != frozen_sha256(pl_module):
+            raise ValueError(
+                "the frozen weights are not those that the checkpoint was trained on; resume with the model "
+                "folder that the run started from"
+            )
+
+    def _is_best(self, trainer: Trainer) -> bool:
+        if self.monitor not in trainer.callback_metrics:
+            raise ValueError(
+                f"checkpoint monitor {self.monitor!r} was not logged in validation; "
+                f"logged: {sorted(trainer.callback_metrics)}"
+            )
+        score = float(trainer.callback_metrics[self.monitor])
+        if score != score:
+            raise ValueError(f"validation metric {self.monitor!r} is NaN at step {trainer.global_step}")
+        if self.best_score is not None and (
+            score <= self.best_score if self.mode == "max" else score >= self.best_score
+        ):
+            return False
+        self.best_score, self.best_step = score, trainer.global_step
+        return True
+
+    def _save_last(self, trainer: Trainer, again: bool = False) -> None:
+        """Saves once per step; `again` where the step has a newer state than the one saved (a validation)."""
+        if again or trainer.global_step != self._last_saved_step:
+            self._save(trainer, self.last_path)
+            self._last_saved_step = trainer.global_step
+
+    def _save(self, trainer: Trainer, path: Path) -> None:
+        start = time.perf_counter()
+        partial = path.with_suffix(".partial")
+        trainer.save_checkpoint(partial, weights_only=False)
+        if trainer.is_global_zero:
+            if path.is_dir():  # sharded strategies write folders
+                shutil.rmtree(path)
+            os.replace(partial, path)  # a run killed while saving keeps the file before
+        trainer.strategy.barrier("TrainableCheckpoint")
+        self.seconds_saving += time.perf_counter() - start
+
+
+def frozen_names(module: torch.nn.Module) -> set[str]:
+    """Names of the parameters that are not trained; a tied one has several."""
+    return {
+        name
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if not parameter.requires_grad
+    }
+
+
+def frozen_sha256(module: torch.nn.Module, n_values: int = 256) -> str:
+    """Hash over shape and first values of every frozen parameter; cheap, and different for another base."""
+    frozen = frozen_names(module)
+    digest = hashlib.sha256()
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if name in frozen:
+            values = parameter.detach().flatten()[:n_values].float().cpu()
+            digest.update(f"{name} {tuple(parameter.shape)}".encode())
+            digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Throughput(Callback):
+    """Rates, and the share of time that each part of training takes.
+
+    Parts: `data` (waiting for the loader), `forward`, `backward`, `optimizer` (from the last backward to the
+    end of the step), `validation` and `save`. A stage that reports `n_tokens` and `n_pairs` in what
+    `training_step` returns gets their rates, over all ranks where logged; time spent on validation and saving
+    does not count in a rate. The start of a run is left out, since the first steps are slow.
+
+    Args:
+        log_every_n_steps: the window of the logged rates.
+        skip_first_n_steps: not counted in the summary.
+        synchronize: whether to wait for a CUDA device between the parts; otherwise they are the host's.
+    """
+
+    PARTS = ("data", "forward", "backward", "optimizer", "validation", "save")
+
+    def __init__(
+        self, log_every_n_steps: int = 10, skip_first_n_steps: int = 1, synchronize: bool = True
+    ) -> None:
+        self.log_every_n_steps, self.skip_first_n_steps = log_every_n_steps, skip_first_n_steps
+        self.synchronize = synchronize
+        self._total, self._window = _Tally(), _Tally()
+
+    def summary(self) -> dict[str, float]:
+        """Seconds and share by part, steps, and rates of this rank, over the run so far."""
+        total = self._total
+        elapsed = sum(total.seconds.values())
+        facts = {"n_steps": float(total.n_steps), "seconds": elapsed}
+        facts |= {f"{part}_share": total.seconds[part] / max(elapsed, 1e-9) for part in self.PARTS}
+        return facts | total.rates()
+
+    def table(self) -> str:
+        """The summary for a reader."""
+        lines = [f"{'part':<12}{'seconds':>10}{'share':>8}"]
+        elapsed = max(sum(self._total.seconds.values()), 1e-9)
+        for part in self.PARTS:
+            seconds = self._total.seconds[part]
+            lines.append(f"{part:<12}{seconds:>10.1f}{seconds / elapsed:>8.1%}")
+        rates = ", ".join(f"{value:,.1f} {name}" for name, value in self._total.rates().items())
+        return "\n".join([*lines, f"{self._total.n_steps} steps: {rates}"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._total, self._window = _Tally(), _Tally()
+        self._steps_seen = 0
+        self._seconds_saving = _seconds_saving(trainer)
+        self._mark = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._lap("data", trainer, pl_module)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        self._lap("forward", trainer, pl_module)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._lap("backward", trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        self._lap("optimizer", trainer, pl_module)
+        self._steps_seen += 1
+        if self._steps_seen == self.skip_first_n_steps:
+            self._total, self._window = _Tally(), _Tally()
+            return
+        for tally in (self._total, self._window):
+            tally.count(outputs if isinstance(outputs, dict) else {})
+        if self._window.n_steps == self.log_every_n_steps:
+            self._log(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking and hasattr(self, "_mark"):
+            self._lap("data", trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking and hasattr(self, "_mark"):
+            self._lap("validation", trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and self._total.n_steps > 0:
+            log.info("time by part\n%s", self.table())
+
+    def _log(self, pl_module: LightningModule) -> None:
+        elapsed = max(sum(self._window.seconds.values()), 1e-9)
+        shares = {f"time/{part}": self._window.seconds[part] / elapsed for part in self.PARTS}
+        pl_module.log_dict(shares)
+        rates = {f"throughput/{name}": value for name, value in self._window.rates().items()}
+        pl_module.log_dict(rates, sync_dist=True, reduce_fx="sum")
+        self._window = _Tally()
+
+    def _lap(self, part: str, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Books the time since the last lap under a part, less what checkpoints took meanwhile."""
+        if self.synchronize and pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        now, saving = time.perf_counter(), _seconds_saving(trainer)
+        saved = saving - self._seconds_saving
+        for tally in (self._total, self._window):
+            tally.seconds[part] += now - self._mark - saved
+            tally.seconds["save"] += saved
+        self._mark, self._seconds_saving = now, saving
+
+
+class _Tally:
+    """Seconds by part and counts of one span of training."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(Throughput.PARTS, 0.0)
+        self.counts = {"n_tokens": 0.0, "n_pairs": 0.0}
+        self.n_steps = 0
+
+    def count(self, outputs: dict[str, Any]) -> None:
+        self.n_steps += 1
+        for name in self.counts:
+            self.counts[name] += float(outputs.get(name, 0))
+
+    def rates(self) -> dict[str, float]:
+        seconds = sum(self.seconds[part] for part in ("data", "forward", "backward", "optimizer"))
+        counted = {name.removeprefix("n_"): value for name, value in self.counts.items() if value > 0}
+        return {f"{name}_per_s": value / max(seconds, 1e-9) for name, value in counted.items()}
+
+
+def _seconds_saving(trainer: Trainer) -> float:
+    return sum(getattr(callback, "seconds_saving", 0.0) for callback in trainer.checkpoint_callbacks)
+
+
+class StepProgressBar(ProgressBar):
+    """One bar over all optimizer steps, with rate and remaining time; a validation is a word on it.
+
+    Lightning's own bar counts batches of an epoch. Our sampler never ends, so that bar would know neither the
+    total nor the time left.
+
+    Args:
+        refresh_every_s: the least time between two updates.
+    """
+
+    def __init__(self, refresh_every_s: float = 0.5) -> None:
+        super().__init__()
+        self.refresh_every_s = refresh_every_s
+        self._bar: tqdm | None = None
+        self._is_enabled = True
+
+    def disable(self) -> None:
+        self._is_enabled = False
+
+    def enable(self) -> None:
+        self._is_enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._bar = tqdm(
+            total=trainer.max_steps if trainer.max_steps > 0 else None,
+            initial=trainer.global_step,
+            desc="train",
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=self.refresh_every_s,
+            disable=not (self._is_enabled and trainer.is_global_zero),
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        metrics = self.get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        self._bar.set_postfix(metrics, refresh=False)
+        self._bar.update(trainer.global_step - self._bar.n)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._describe("validate")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._describe("train")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
+        tqdm.write(sep.join(map(str, args)))
+
+    def _describe(self, word: str) -> None:
+        if self._bar is not None:
+            self._bar.set_description(word)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

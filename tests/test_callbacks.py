@@ -1,0 +1,290 @@
+"""A real fit of a real small model: saved, killed, resumed; timed; shown."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+from torch.utils.data import DataLoader
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from src.objectives.losses import info_nce
+from src.stages.callbacks import StepProgressBar, Throughput, TrainableCheckpoint, frozen_sha256
+from src.stages.optimization import (
+    ChunkOutput,
+    OptimizationSettings,
+    backward_with_cache,
+    block_sync,
+    build_optimizer,
+    build_scheduler,
+    optimization_step,
+)
+from src.stages.sampling import GroupedBatchSampler
+
+N_STEPS = 8
+SETTINGS = OptimizationSettings(learning_rate=1e-2, warmup=2, schedule="cosine")
+
+
+class Pairs(pl.LightningModule):
+    """Contrastive training of a tiny Qwen2 whose first layer is frozen."""
+
+    def __init__(self, base_seed=0, scores=(), kill_at=None, n_frozen=1):
+        super().__init__()
+        self.automatic_optimization = False
+        torch.manual_seed(base_seed)
+        config = Qwen2Config(
+            vocab_size=60,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+        )
+        self.model = Qwen2ForCausalLM(config)
+        self.model.lm_head.requires_grad_(False)
+        self.model.model.layers[:n_frozen].requires_grad_(False)
+        self.scores, self.kill_at, self.losses, self.batches = list(scores), kill_at, [], []
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.global_step == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        n = len(batch)
+        self.batches.append(batch[:, 0].tolist())
+        chunks = [*batch.split(4), *batch.roll(1, dims=1).split(4)]
+
+        def forward(rows):
+            states = self.model.model(rows).last_hidden_state[:, -1]
+            return ChunkOutput(normalize(states, dim=-1))
+
+        def loss_fn(embeddings):
+            both = torch.cat(embeddings)
+            return info_nce(both[:n], both[n:], torch.arange(n), temperature=0.1), {}
+
+        def run_backward():
+            loss, _ = backward_with_cache(chunks, forward, loss_fn, self.manual_backward, block_sync(self))
+            return loss
+
+        result = optimization_step(self, run_backward, [], SETTINGS.max_grad_norm)
+        self.losses.append(result.loss.item())
+        self.log("loss", result.loss, prog_bar=True)
+        return {"n_tokens": batch.numel(), "n_pairs": n}
+
+    def validation_step(self, batch, batch_idx):
+        score = self.scores.pop(0) if self.scores else 0.0
+        self.log("score", score)
+
+    def configure_optimizers(self):
+        optimizer = build_optimizer(self.named_parameters(), SETTINGS)
+        return [optimizer], [build_scheduler(optimizer, SETTINGS, N_STEPS)]
+
+
+class Rows(pl.LightningDataModule):
+    """Rows of tokens in an endless stateful order."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = torch.randint(60, (40, 6), generator=torch.Generator().manual_seed(0))
+        self.rows[:, 0] = torch.arange(40)
+        self.sampler = GroupedBatchSampler(40, batch_size=8, seed=1)
+
+    def train_dataloader(self):
+        return DataLoader(self.rows, batch_sampler=self.sampler)
+
+    def val_dataloader(self):
+        return DataLoader(self.rows[:1])
+
+    def state_dict(self):
+        return {"sampler": self.sampler.state_dict(position=self.trainer.global_step)}
+
+    def load_state_dict(self, state_dict):
+        self.sampler.load_state_dict(state_dict["sampler"])
+
+
+def fit(folder, module, resume=None, n_steps=N_STEPS, callbacks=(), monitor=None, every=2, **settings):
+    checkpoint = TrainableCheckpoint(folder, monitor=monitor, save_every_n_steps=every)
+    trainer = pl.Trainer(
+        **{
+            "max_steps": n_steps,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": any(isinstance(callback, StepProgressBar) for callback in callbacks),
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+            "val_check_interval": 3,
+            "check_val_every_n_epoch": None,
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+            **settings,
+        },
+        callbacks=[checkpoint, *callbacks],
+    )
+    trainer.fit(module, datamodule=Rows(), ckpt_path=resume, weights_only=None if resume is None else True)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    module = Pairs()
+    fit(tmp_path_factory.mktemp("whole"), module)
+    assert module.losses[-1] < module.losses[0]
+    return module
+
+
+def assert_same(actual: nn.Module, expected: nn.Module) -> None:
+    for (name, ours), theirs in zip(actual.state_dict().items(), expected.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path, uninterrupted):
+    killed = subprocess.run(
+        [sys.executable, __file__, str(tmp_path), "5"],
+        cwd=Path(__file__).resolve().parents[1],
+        env={**os.environ, "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = Pairs()
+    trainer = fit(tmp_path, resumed, tmp_path / "last.ckpt")  # of step 4
+    assert trainer.global_step == N_STEPS
+    assert resumed.batches == uninterrupted.batches[4:]
+    assert resumed.losses == uninterrupted.losses[4:]
+    assert_same(resumed, uninterrupted)
+
+
+@pytest.mark.parametrize("stop_at", [2, 3, 5])  # after a save, after a validation, after neither
+def test_a_finished_run_goes_on_to_more_steps_as_if_never_stopped(tmp_path, uninterrupted, stop_at):
+    fit(tmp_path, Pairs(), n_steps=stop_at)
+    resumed = Pairs()
+    fit(tmp_path, resumed, tmp_path / "last.ckpt")
+    assert resumed.batches == uninterrupted.batches[stop_at:]
+    assert_same(resumed, uninterrupted)
+
+
+def test_validation_happens_at_the_same_steps_after_resuming(tmp_path):
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_validation_start(self, trainer, pl_module):
+            seen.append(trainer.global_step)
+
+    fit(tmp_path, Pairs(), callbacks=[Watch()])
+    whole = seen.copy()
+    assert whole == [3, 6]
+    seen.clear()
+    fit(tmp_path / "again", Pairs(), callbacks=[Watch()], n_steps=4)
+    fit(tmp_path / "again", Pairs(), tmp_path / "again" / "last.ckpt", callbacks=[Watch()])
+    assert seen == whole
+
+
+def test_a_checkpoint_loads_with_weights_only_and_holds_no_frozen_weight(tmp_path):
+    module = Pairs()
+    fit(tmp_path, module)
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert set(state["state_dict"]) == trained
+    assert "model.model.layers.1.mlp.up_proj.weight" in trained
+    assert "model.model.layers.0.mlp.up_proj.weight" not in trained
+    assert state["Rows"]["sampler"]["position"] == N_STEPS
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_last_checkpoint_is_written_at_every_validation(tmp_path):
+    with pytest.raises(ValueError, match="NaN at step 6"):  # stops the run between two saves
+        fit(tmp_path, Pairs(scores=[0.5, float("nan")]), monitor="score", every=None)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_best_is_the_best_validation_and_survives_resuming(tmp_path):
+    fit(tmp_path, Pairs(scores=[0.5, 0.4]), monitor="score", n_steps=6)
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 3
+    before = (tmp_path / "best.ckpt").read_bytes()
+    fit(tmp_path, Pairs(scores=[0.45]), tmp_path / "last.ckpt", monitor="score", n_steps=10)
+    assert (tmp_path / "best.ckpt").read_bytes() == before
+    fit(tmp_path, Pairs(scores=[0.6]), tmp_path / "last.ckpt", monitor="score", n_steps=12)
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 12
+
+
+@pytest.mark.parametrize(
+    ("scores", "monitor", "message"),
+    [([float("nan")], "score", "NaN at step 3"), ([0.1], "scores", r"logged: \['loss', 'score'\]")],
+)
+def test_a_metric_that_is_missing_or_nan_stops_the_run(tmp_path, scores, monitor, message):
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, Pairs(scores=scores), monitor=monitor)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"), [({"base_seed": 1}, "frozen weights"), ({"n_frozen": 2}, "other weights")]
+)
+def test_resuming_on_another_base_is_refused(tmp_path, other, message):
+    fit(tmp_path, Pairs(), n_steps=2)
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, Pairs(**other), tmp_path / "last.ckpt")
+
+
+def test_the_hash_of_the_frozen_weights_ignores_the_trained_ones():
+    module = Pairs()
+    before = frozen_sha256(module)
+    nn.init.zeros_(module.model.model.layers[1].mlp.up_proj.weight)
+    assert frozen_sha256(module) == before
+    nn.init.zeros_(module.model.model.layers[0].mlp.up_proj.weight)
+    assert frozen_sha256(module) != before
+
+
+@pytest.mark.parametrize("bad", [{"mode": "best"}, {"save_every_n_steps": 0}])
+def test_bad_checkpoint_settings_are_refused(tmp_path, bad):
+    with pytest.raises(ValueError, match=next(iter(bad)).split("_")[0]):
+        TrainableCheckpoint(tmp_path, **bad)
+
+
+def test_throughput_books_time_under_the_part_that_took_it(tmp_path, caplog):
+    class Slow(Pairs):
+        def validation_step(self, batch, batch_idx):
+            time.sleep(0.3)
+
+    throughput = Throughput(log_every_n_steps=2)
+    with caplog.at_level("INFO", logger="src.stages.callbacks"):
+        trainer = fit(tmp_path, Slow(), callbacks=[throughput])
+    facts = throughput.summary()
+    shares = {part: facts[f"{part}_share"] for part in Throughput.PARTS}
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert all(share > 0 for share in shares.values())
+    assert shares["validation"] * facts["seconds"] == pytest.approx(0.6, abs=0.2)  # two validations of 0.3 s
+    assert facts["n_steps"] == N_STEPS - 1
+    seconds = facts["seconds"] * (1 - shares["validation"] - shares["save"])
+    assert facts["pairs_per_s"] == pytest.approx(8 * 7 / seconds)  # 8 pairs in each of 7 steps
+    assert facts["tokens_per_s"] == pytest.approx(48 * 7 / seconds)
+    assert trainer.callback_metrics["throughput/pairs_per_s"] > 0
+    assert 0 < trainer.callback_metrics["time/backward"] < 1
+    assert "backward" in caplog.text
+
+
+def test_the_bar_counts_all_steps_and_shows_rate_and_time_left(tmp_path, capsys):
+    fit(tmp_path, Pairs(), callbacks=[StepProgressBar(refresh_every_s=0.0)])
+    shown = capsys.readouterr().err
+    assert re.search(r"train: +\d+%.*4/8 \[.*<.*, .*(step/s|s/step).*loss=", shown)
+    assert "validate" in shown
+    assert "8/8" in shown
+
+
+def test_the_bar_of_a_resumed_run_starts_where_it_stopped(tmp_path, capsys):
+    fit(tmp_path, Pairs(), n_steps=5)
+    capsys.readouterr()
+    fit(tmp_path, Pairs(), tmp_path / "last.ckpt", callbacks=[StepProgressBar(refresh_every_s=0.0)])
+    shown = capsys.readouterr().err
+    assert "5/8" in shown
+    assert "8/8" in shown
+    assert "1/8" not in shown
+
+
+if __name__ == "__main__":
+    fit(Path(sys.argv[1]), Pairs(kill_at=int(sys.argv[2])))

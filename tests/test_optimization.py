@@ -1,0 +1,224 @@
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
+from torch import nn
+from torch.utils.data import DataLoader
+
+from src.stages.optimization import (
+    NonFiniteLossError,
+    OptimizationSettings,
+    build_optimizer,
+    build_scheduler,
+    optimization_step,
+)
+
+PLAIN = OptimizationSettings(
+    learning_rate=0.1, weight_decay=0.0, warmup=0, schedule="constant", max_grad_norm=None
+)
+
+
+class Line(pl.LightningModule):
+    """Fits `w . x` to 0: the gradient of the loss is the mean of x, whatever w is."""
+
+    def __init__(self, settings=PLAIN, skip_at=(), poison_at=None, poison="loss"):
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = nn.Linear(3, 1, bias=False)
+        nn.init.ones_(self.weight.weight)
+        self.settings, self.skip_at, self.poison_at, self.poison = settings, skip_at, poison_at, poison
+        self.results, self.rates, self.dtypes = [], [], []
+
+    def training_step(self, batch, batch_idx):
+        step = self.trainer.global_step
+        self.rates.append(self.optimizers().param_groups[0]["lr"])
+
+        def run_backward():
+            output = self.weight(batch)
+            self.dtypes.append(output.dtype)
+            loss = output.float().mean()
+            if step == self.poison_at:
+                # 0 * inf: a NaN loss; or a finite loss with an infinite gradient, sqrt at 0
+                loss = loss * float("nan") if self.poison == "loss" else (self.weight.weight * 0).sqrt().sum()
+            self.manual_backward(loss)
+            return loss.detach()
+
+        ids = [f"row{batch_idx}a", f"row{batch_idx}b"]
+        self.results.append(
+            optimization_step(self, run_backward, ids, self.settings.max_grad_norm, step in self.skip_at)
+        )
+
+    def configure_optimizers(self):
+        optimizer = build_optimizer(self.named_parameters(), self.settings)
+        return [optimizer], [build_scheduler(optimizer, self.settings, self.trainer.max_steps)]
+
+
+def fit(module, n_steps=4, **settings):
+    data = torch.tensor([[3.0, 4.0, 0.0]]).repeat(64, 1)
+    trainer = pl.Trainer(
+        max_steps=n_steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )
+    trainer.fit(module, DataLoader(data, batch_size=2))
+    return trainer
+
+
+def groups_by_name(module: nn.Module, settings: OptimizationSettings) -> dict[str, dict]:
+    optimizer = build_optimizer(module.named_parameters(), settings)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return {names[id(parameter)]: group for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def test_norms_biases_and_embeddings_are_not_decayed(embedder):
+    model = nn.ModuleDict({"embedder": embedder, "extra": nn.Linear(2, 2)})
+    groups = groups_by_name(model, OptimizationSettings(learning_rate=1e-3, embedding_lr_scale=3.0))
+    assert set(groups) == {name for name, _ in model.named_parameters()}
+    for name, group in groups.items():
+        is_matrix = name.endswith(("proj.weight", "extra.weight"))
+        assert group["weight_decay"] == (0.01 if is_matrix else 0.0), name
+        assert group["lr"] == pytest.approx(3e-3 if "embed_tokens" in name else 1e-3), name
+
+
+def test_frozen_parameters_are_left_out_and_lora_rows_are_in(embedder):
+    from src.models.tuning import LoraTuning
+
+    tuned = LoraTuning().apply(embedder.model, embedder.embed_token_id)
+    groups = groups_by_name(tuned, OptimizationSettings())
+    assert {name for name in groups if "lora_A" in name}
+    (row,) = {name for name in groups if "trainable_tokens_delta" in name}
+    assert groups[row]["weight_decay"] == 0.0
+    assert all(dict(tuned.named_parameters())[name].requires_grad for name in groups)
+    assert len(groups) < len(list(tuned.parameters()))
+
+
+def test_a_model_without_trained_parameters_is_refused():
+    with pytest.raises(ValueError, match="no parameter is trained"):
+        build_optimizer(nn.Linear(1, 1).requires_grad_(False).named_parameters(), PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        # 2 steps of warm-up to 1, then over 8 steps to 0.2:
+        # linear 1 - 0.8 k / 8; cosine 0.2 + 0.4 (1 + cos(pi k / 8))
+        ("linear", [0.5, 1.0, *(1 - 0.8 * k / 8 for k in range(9))]),
+        ("cosine", [0.5, 1.0, *(0.2 + 0.4 * (1 + math.cos(math.pi * k / 8)) for k in range(9))]),
+        ("constant", [0.5, 1.0, *[1.0] * 9]),
+    ],
+)
+@pytest.mark.parametrize("warmup", [2, 0.2])
+def test_the_learning_rate_warms_up_and_follows_the_schedule(schedule, expected, warmup):
+    settings = OptimizationSettings(
+        learning_rate=1.0, warmup=warmup, schedule=schedule, final_lr_share=0.2, weight_decay=0.0
+    )
+    optimizer = build_optimizer(nn.Linear(2, 1, bias=False).named_parameters(), settings)
+    scheduler = build_scheduler(optimizer, settings, total_steps=10)
+    rates = []
+    for _ in range(11):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx(expected)
+
+
+def test_a_schedule_without_an_end_is_refused():
+    with pytest.raises(ValueError, match="max_steps"):
+        build_scheduler(build_optimizer(nn.Linear(1, 1).named_parameters(), PLAIN), PLAIN, -1)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"learning_rate": 0.0},
+        {"warmup": 1.5},
+        {"warmup": -1},
+        {"schedule": "step"},
+        {"max_grad_norm": 0.0},
+        {"betas": (0.9,)},
+        {"final_lr_share": 2.0},
+    ],
+)
+def test_bad_settings_name_their_key(bad):
+    with pytest.raises(ValueError, match=f"optimization.{next(iter(bad))}"):
+        OptimizationSettings(**bad)
+
+
+def test_every_batch_is_one_step_and_the_schedule_follows():
+    settings = OptimizationSettings(learning_rate=0.1, warmup=2, schedule="constant")
+    module = Line(settings)
+    trainer = fit(module)
+    assert trainer.global_step == 4
+    assert module.rates == pytest.approx([0.05, 0.1, 0.1, 0.1])
+    assert (module.weight.weight[0, :2] < 0.8).all()  # Adam moves by the rate: 0.35 in all
+    assert module.weight.weight[0, 2] > 0.98  # its gradient is 0
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")  # torch counts optimizer steps, none of which happened
+def test_skipping_everything_changes_nothing_and_ends():
+    module = Line(OptimizationSettings(weight_decay=0.1), skip_at=range(4))
+    assert fit(module).global_step == 4
+    assert (module.weight.weight == 1.0).all()
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_the_norm_is_reported_before_clipping(precision):
+    module = Line(OptimizationSettings(learning_rate=0.1, max_grad_norm=0.5))
+    fit(module, precision=precision)
+    assert [result.grad_norm.item() for result in module.results] == pytest.approx([5.0] * 4)  # |(3, 4, 0)|
+    assert module.dtypes[0] == (torch.float32 if precision == "32-true" else torch.bfloat16)
+
+
+def test_gradients_are_clipped_to_the_norm():
+    clipped, seen = Line(OptimizationSettings(max_grad_norm=0.5)), []
+    clipped.on_before_optimizer_step = lambda optimizer: seen.append(clipped.weight.weight.grad.clone())
+    fit(clipped, 1)
+    assert torch.allclose(seen[0], torch.tensor([[0.3, 0.4, 0.0]]))  # 0.5 / 5 of (3, 4, 0)
+
+
+def test_the_fp16_scaler_sees_scaled_gradients_and_the_step_unscaled_ones():
+    module = Line(OptimizationSettings(max_grad_norm=0.5))
+    seen = []
+    module.on_before_optimizer_step = lambda optimizer: seen.append(module.weight.weight.grad.clone())
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    fit(module, 2, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    assert module.dtypes[0] == torch.float16
+    assert module.results[0].grad_norm.item() == pytest.approx(5.0, rel=1e-3)
+    assert torch.allclose(seen[0], torch.tensor([[0.3, 0.4, 0.0]]), atol=1e-3)
+    assert scaler.get_scale() == 1024.0
+
+
+def test_an_overflow_under_the_fp16_scaler_skips_the_update_and_lowers_the_scale():
+    module = Line(OptimizationSettings(learning_rate=0.1, weight_decay=0.0, warmup=0))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**17)  # 3 * 2^17 is beyond fp16
+    trainer = fit(module, 1, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    assert trainer.global_step == 1
+    assert scaler.get_scale() == 2.0**16
+    assert (module.weight.weight == 1.0).all()
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_a_value_that_is_not_finite_stops_before_the_update_and_names_step_and_batch(poison):
+    module = Line(poison_at=2, poison=poison)
+    with pytest.raises(NonFiniteLossError, match=r"step 2 .*row2a, row2b"):
+        fit(module)
+    assert torch.isfinite(module.weight.weight).all()
+    assert (module.weight.weight[0, :2] < 0.9).all()  # the two steps before count
+
+
+def test_a_skipped_step_leaves_weights_and_moments_alone_and_still_counts():
+    settings = OptimizationSettings(learning_rate=0.1, weight_decay=0.1, warmup=4, schedule="constant")
+    module = Line(settings, skip_at=(1, 2))
+    trainer = fit(module)
+    assert trainer.global_step == 4
+    assert [result.is_skipped for result in module.results] == [False, True, True, False]
+    assert module.results[1].loss is None
+    assert module.rates == pytest.approx([0.025, 0.05, 0.075, 0.1])
+    (state,) = trainer.optimizers[0].state.values()
+    assert state["step"] == 2

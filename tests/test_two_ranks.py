@@ -1,0 +1,268 @@
+"""Two real processes over gloo against one. They are started once and do everything; the tests compare."""
+
+import os
+import socket
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.functional import normalize
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from transformers import Qwen2Config, Qwen2Model
+
+from src.objectives.losses import gather_documents, info_nce, row_counts, share_of_count, triplet_margin
+from src.stages.callbacks import TrainableCheckpoint
+from src.stages.optimization import (
+    ChunkOutput,
+    NonFiniteLossError,
+    OptimizationSettings,
+    backward_with_cache,
+    block_sync,
+    build_optimizer,
+    build_scheduler,
+    optimization_step,
+)
+from src.stages.sampling import GroupedBatchSampler
+
+N_ROWS, WIDTH, N_STEPS = 8, 6, 3
+SETTINGS = OptimizationSettings(learning_rate=1e-2, warmup=0, max_grad_norm=0.1)
+SPLITS = {
+    "even": [slice(0, 4), slice(4, 8)],
+    "ragged": [slice(0, 3), slice(3, 8)],
+    "empty": [slice(0, 8), slice(8, 8)],
+}
+
+
+def vectors() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    queries, documents = torch.randn(2, N_ROWS, WIDTH, generator=generator)
+    return queries.requires_grad_(), documents.requires_grad_()
+
+
+def contrastive_losses(queries: torch.Tensor, documents: torch.Tensor) -> dict[str, torch.Tensor]:
+    """InfoNCE over the documents of all ranks, and a margin loss over this rank's rows."""
+    n, rank = len(queries), dist.get_rank() if dist.is_initialized() else 0
+    counts = row_counts(n)
+    positive_index = torch.arange(n) + sum(counts[:rank])
+    denominator = share_of_count(n)
+    gathered = gather_documents(documents, counts)
+    return {
+        "info_nce": info_nce(queries, gathered, positive_index, temperature=0.2, denominator=denominator),
+        "triplet": triplet_margin(
+            queries,
+            documents,
+            documents.roll(1, dims=1)[:, None],
+            torch.ones(n, 1, dtype=torch.bool),
+            margin=2.0,
+            denominator=denominator,
+        ),
+    }
+
+
+def loss_and_gradient(rows: slice) -> dict[str, torch.Tensor]:
+    """This rank's losses, and its part of the gradient as DDP would average it."""
+    queries, documents = vectors()
+    losses = contrastive_losses(queries[rows], documents[rows])
+    torch.stack(list(losses.values())).sum().backward()
+    return {
+        **{name: loss.detach() for name, loss in losses.items()},
+        "queries": queries.grad,
+        "documents": documents.grad,
+    }
+
+
+def qwen2() -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return Qwen2Model(Qwen2Config(vocab_size=40, num_key_value_heads=1, **sizes))
+
+
+def token_rows() -> torch.Tensor:
+    return torch.randint(40, (N_ROWS, 5), generator=torch.Generator().manual_seed(1))
+
+
+def embedding_loss(embeddings: list[torch.Tensor]) -> tuple[torch.Tensor, dict]:
+    """Queries and documents alternate; the loss is over both ranks' rows."""
+    both = torch.cat(embeddings)
+    return torch.stack(list(contrastive_losses(both[0::2], both[1::2]).values())).sum(), {}
+
+
+def both_sides(rows: torch.Tensor) -> torch.Tensor:
+    return torch.stack([rows, rows.roll(1, dims=1)], dim=1).flatten(0, 1)  # [2 n, L]
+
+
+def ddp_gradients(rows: torch.Tensor, chunk_size: int) -> dict[str, torch.Tensor]:
+    """Gradients of a real model after gradient caching under torch's own DDP."""
+    model = qwen2()
+    runner = DistributedDataParallel(model) if dist.is_initialized() else model
+
+    def forward(part: torch.Tensor) -> ChunkOutput:
+        return ChunkOutput(normalize(runner(part).last_hidden_state[:, -1], dim=-1))
+
+    backward_with_cache(
+        both_sides(rows).split(chunk_size),
+        forward,
+        embedding_loss,
+        torch.Tensor.backward,
+        getattr(runner, "no_sync", nullcontext),
+    )
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+class Pairs(pl.LightningModule):
+    """The same losses trained by Lightning, two chunks a step."""
+
+    def __init__(self, poison_rank=None, skip_ranks=()):
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = qwen2()
+        self.poison_rank, self.skip_ranks, self.results = poison_rank, skip_ranks, []
+
+    def training_step(self, batch, batch_idx):
+        chunks = both_sides(batch).split(len(batch))
+
+        def forward(part):
+            return ChunkOutput(normalize(self.model(part).last_hidden_state[:, -1], dim=-1))
+
+        def run_backward():
+            loss, _ = backward_with_cache(
+                chunks, forward, embedding_loss, self.manual_backward, block_sync(self)
+            )
+            return loss * float("nan") if self.global_rank == self.poison_rank else loss
+
+        ids = [f"r{self.global_rank}"]
+        skip = self.global_rank in self.skip_ranks
+        self.results.append(optimization_step(self, run_backward, ids, SETTINGS.max_grad_norm, skip))
+
+    def configure_optimizers(self):
+        optimizer = build_optimizer(self.named_parameters(), SETTINGS)
+        return [optimizer], [build_scheduler(optimizer, SETTINGS, N_STEPS)]
+
+
+def fit(module: Pairs, folder: Path, **settings) -> dict:
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    sampler = GroupedBatchSampler(N_ROWS, batch_size=N_ROWS, rank=rank, world_size=world_size)
+    trainer = pl.Trainer(
+        max_steps=N_STEPS,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[TrainableCheckpoint(folder)],
+        **settings,
+    )
+    trainer.fit(module, DataLoader(token_rows(), batch_sampler=sampler))
+    return {
+        "weights": {name: value.detach().clone() for name, value in module.state_dict().items()},
+        "norms": [result.grad_norm for result in module.results],
+        "losses": [result.loss for result in module.results],
+        "skipped": [result.is_skipped for result in module.results],
+        "global_step": trainer.global_step,
+    }
+
+
+def error_of(run) -> str:
+    try:
+        run()
+    except NonFiniteLossError as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def work(rank: int, port: int, folder: Path) -> None:
+    """Everything that one of the two processes does."""
+    torch.set_num_threads(1)
+    facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
+    os.environ.update({name: str(value) for name, value in facts.items()})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"})
+    dist.init_process_group("gloo")
+    ddp = {"strategy": "ddp", "devices": 2}
+    results = {name: loss_and_gradient(split[rank]) for name, split in SPLITS.items()}
+    results["ids"] = gather_documents(torch.arange(rank + 1) + 10 * rank)
+    results["ddp"] = ddp_gradients(token_rows()[rank * 4 : rank * 4 + 4], chunk_size=3)
+    results["fit"] = fit(Pairs(), folder / "two", **ddp)
+    results["one skips"] = fit(Pairs(skip_ranks=[0]), folder / "one_skips", **ddp)["skipped"]
+    results["both skip"] = fit(Pairs(skip_ranks=[0, 1]), folder / "both_skip", **ddp)
+    results["error"] = error_of(lambda: fit(Pairs(poison_rank=1), folder / "poison", **ddp))
+    torch.save(results, folder / f"rank{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("two_ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(work, (port, folder), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_mean_over_ranks_is_the_loss_of_one_rank(two_ranks, split):
+    whole = loss_and_gradient(slice(0, N_ROWS))
+    for name in ("info_nce", "triplet"):
+        values = [rank[split][name].item() for rank in two_ranks]
+        assert whole[name] > 0.1
+        assert sum(values) / 2 == pytest.approx(whole[name].item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", ["queries", "documents"])
+def test_the_mean_over_ranks_is_the_gradient_of_one_rank(two_ranks, split, name):
+    whole = loss_and_gradient(slice(0, N_ROWS))[name]
+    assert whole.abs().max() > 1e-2
+    assert torch.allclose((two_ranks[0][split][name] + two_ranks[1][split][name]) / 2, whole, atol=1e-6)
+
+
+def test_a_rank_alone_has_another_gradient(two_ranks):
+    whole = loss_and_gradient(slice(0, N_ROWS))["documents"]
+    assert not torch.allclose(two_ranks[0]["even"]["documents"][:4], whole[:4], atol=1e-3)
+
+
+def test_rows_without_gradient_are_gathered_in_the_order_of_ranks(two_ranks):
+    for rank in two_ranks:
+        assert rank["ids"].tolist() == [0, 10, 11]
+
+
+def test_gradient_caching_under_ddp_gives_the_plain_gradient_of_one_rank(two_ranks):
+    plain = ddp_gradients(token_rows(), chunk_size=2 * N_ROWS)
+    for name, gradient in plain.items():
+        assert gradient.abs().max() > 1e-4, name
+        for rank in two_ranks:
+            assert torch.allclose(rank["ddp"][name], gradient, atol=1e-5), name
+
+
+def test_training_on_two_ranks_gives_the_weights_of_one(two_ranks, tmp_path):
+    one = fit(Pairs(), tmp_path)
+    for rank in two_ranks:
+        assert rank["fit"]["global_step"] == N_STEPS
+        for norm, expected in zip(rank["fit"]["norms"], one["norms"], strict=True):
+            assert norm.item() == pytest.approx(expected.item(), rel=1e-3)
+        for name, weight in rank["fit"]["weights"].items():
+            assert torch.allclose(weight, one["weights"][name], atol=1e-4), name
+    mean = sum(rank["fit"]["losses"][-1] for rank in two_ranks) / 2
+    assert mean.item() == pytest.approx(one["losses"][-1].item(), rel=1e-3)
+    assert one["losses"][-1] < one["losses"][0]
+
+
+def test_a_step_is_skipped_only_if_no_rank_has_something_to_learn(two_ranks):
+    for rank in two_ranks:
+        assert rank["one skips"] == [False] * N_STEPS
+        assert rank["both skip"]["skipped"] == [True] * N_STEPS
+        assert rank["both skip"]["global_step"] == N_STEPS
+        for name, weight in qwen2().state_dict().items():
+            assert torch.equal(rank["both skip"]["weights"][f"model.{name}"], weight), name
+
+
+def test_a_bad_loss_on_one_rank_stops_both_and_names_its_batch(two_ranks):
+    for rank in two_ranks:
+        assert "step 0 stopped" in rank["error"]
+        assert "rank 1: loss nan" in rank["error"]
+        assert "batch r1" in rank["error"]
