@@ -46,7 +46,7 @@ _NO_QUERY = re.compile(
     r"alias (?:of|for|to)\b|overrid|inherit|implements? (?:the )?(?:abstract|base|super)|"
     r"internal (?:use|helper|method|function)|"
     r"not implemented|dummy\b|placeholder\b|test\b|tests\b|copied from\b|wrapper (?:for|around) \S+$|"
-    r"[\w.]+\([^)]*\)\s*(?:->|$))",
+    r"[\w.]+\([^)]*\)\s*(?:->|$)|\w+ \(.*\):)",
     re.I,
 )
 

@@ -4,7 +4,9 @@ import gzip
 import json
 import os
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -166,3 +168,27 @@ def _read_line(descriptor: int, offset: int, block: int = 8192) -> bytes:
 def json_string(line: bytes) -> str:
     """A line that is one JSON string."""
     return json.loads(line)
+
+
+class ConcatTexts(Sequence[str]):
+    """Several sequences of texts behind one another, none of them copied."""
+
+    def __init__(self, parts: Sequence[Sequence[str]]) -> None:
+        self.parts = tuple(parts)
+        self._ends = list(accumulate(len(part) for part in self.parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, row):  # type: ignore[override]
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        if row < 0:
+            row += len(self)
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)} texts")
+        part = bisect_right(self._ends, row)
+        return self.parts[part][row - (self._ends[part] - len(self.parts[part]))]
+
+    def __iter__(self) -> Iterator[str]:
+        return chain.from_iterable(self.parts)

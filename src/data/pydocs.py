@@ -22,7 +22,7 @@ import tempfile
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
@@ -36,7 +36,7 @@ from src.data.jsonl import LazyTexts, json_string
 from src.data.reasoning import cold_start_reasoning, count_words
 from src.data.types import Benchmark, Corpus, Example, TrainingData
 
-CODE_VERSION = 1  # raise it when the same input gives other rows
+CODE_VERSION = 2  # raise it when the same input gives other rows
 STDLIB = "stdlib"
 SPLITS = ("test", "validation", "train")  # near-duplicates stay in the first split that has them
 
@@ -359,15 +359,22 @@ def _pairs(kept: Mapping[str, list[Record]], settings: Settings) -> tuple[dict[s
     return pairs, dict(sorted(dropped.items()))
 
 
-def _texts(records: Iterable[Record], settings: Settings) -> Iterator[str]:
-    """Running text of training functions: docstring before source, as it is to be written from a sentence."""
+def _texts(
+    records: Iterable[Record], held_out_queries: Collection[str], include_undocumented: bool
+) -> Iterator[str]:
+    """Running text of training functions: docstring before source, as it is to be written from a sentence.
+
+    A function whose sentence is a held-out query is left out with it.
+    """
     for record in records:
         function = record.function
+        if function.query and _normal(function.query) in held_out_queries:
+            continue
         if function.query:
             yield f"{function.query}\n{function.document}"
             if function.rest:
                 yield f"{function.query}\n{function.rest}"
-        elif settings.include_undocumented:
+        elif include_undocumented:
             yield f"{function.rest}\n{function.document}" if function.rest else function.document
 
 
@@ -404,6 +411,9 @@ def _build(
             "python": platform.python_version(),
             "settings": asdict(settings),
             "documents": {split: len(pairs[split]) for split in SPLITS},
+            "queries": {
+                split: len({_normal(record.function.query) for record in pairs[split]}) for split in SPLITS
+            },
             "texts": n_texts,
             "documents_by_package": _by_package(pairs),
             "packages": _package_facts(pinned, installed, settings),
