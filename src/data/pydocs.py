@@ -396,38 +396,26 @@ def _build(
     records, skipped = _mine(files, workers)
     kept, duplicates = _without_duplicates(_first_of_each_id(records), settings)
     pairs, dropped = _pairs(kept, settings)
+    facts = {
+        "packages": _package_facts(pinned, installed, settings),
+        "files": len(files),
+        "files_skipped": skipped,
+        "functions": len(records),
+        "near_duplicates_removed": duplicates,
+        "pairs_dropped": dropped,
+    }
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         for split in SPLITS:
             _write_lines(building / f"{split}.jsonl", (_row(record) for record in pairs[split]))
-        n_texts = _write_texts(
-            building, _texts(sorted(kept["train"], key=lambda record: record.id), settings)
-        )
+        held_out = {_normal(record.function.query) for record in pairs["test"] + pairs["validation"]}
+        by_id = sorted(kept["train"], key=lambda record: record.id)
+        n_texts = _write_texts(building, _texts(by_id, held_out, settings.include_undocumented))
         counts = count_words(record.function.document for record in pairs["train"])
         (building / "word_counts.json").write_text(json.dumps(counts))
-        card = {
-            "name": name,
-            "python": platform.python_version(),
-            "settings": asdict(settings),
-            "documents": {split: len(pairs[split]) for split in SPLITS},
-            "queries": {
-                split: len({_normal(record.function.query) for record in pairs[split]}) for split in SPLITS
-            },
-            "texts": n_texts,
-            "documents_by_package": _by_package(pairs),
-            "packages": _package_facts(pinned, installed, settings),
-            "files": len(files),
-            "files_skipped": skipped,
-            "functions": len(records),
-            "near_duplicates_removed": duplicates,
-            "pairs_dropped": dropped,
-            "modules": {split: len({record.module for record in pairs[split]}) for split in SPLITS},
-            "licence": "Source code of the packages above, each under its own licence; mined on this machine "
-            "from its own installation and not redistributed.",
-            "examples": [_row(record) for record in pairs["train"][:: max(1, len(pairs["train"]) // 5)][:5]],
-            "seconds": round(time.perf_counter() - started, 1),
-        }
+        seconds = round(time.perf_counter() - started, 1)
+        card = _card(name, settings, pairs, n_texts) | facts | {"seconds": seconds}
         (building / "card.md").write_text(card_text(card))
         (building / "card.json").write_text(json.dumps(card, indent=1))
         _publish(building, folder)
@@ -550,6 +538,25 @@ def _benchmark(name: str, rows: Sequence[dict[str, str]]) -> Benchmark | None:
 
 
 # --- the data card ------------------------------------------------------------------------------------------
+
+
+def _card(name: str, settings: Settings, pairs: Mapping[str, Sequence[Record]], n_texts: int) -> dict:
+    train = pairs["train"]
+    return {
+        "name": name,
+        "python": platform.python_version(),
+        "settings": asdict(settings),
+        "documents": {split: len(pairs[split]) for split in SPLITS},
+        "queries": {
+            split: len({_normal(record.function.query) for record in pairs[split]}) for split in SPLITS
+        },
+        "modules": {split: len({record.module for record in pairs[split]}) for split in SPLITS},
+        "texts": n_texts,
+        "documents_by_package": _by_package(pairs),
+        "licence": "Source code of the packages above, each under its own licence; mined on this machine "
+        "from its own installation and not redistributed.",
+        "examples": [_row(record) for record in train[:: max(1, len(train) // 5)][:5]],
+    }
 
 
 def _by_package(pairs: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, int]]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 _NAME = re.compile(r"^[ \t]*(?:async[ \t]+)?def[ \t]+(\w+)[ \t]*", re.MULTILINE)
 _STRING = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"")
-_ARGUMENT = re.compile(r"(?:^|,)\s*\*{0,2}([A-Za-z_]\w*)\s*(?::([^=]*))?")
+_ARGUMENT = re.compile(r"(?:^|,)\s*\*{0,2}([A-Za-z_]\w*)\s*(?::([^=,]*))?")
 _RAISES = re.compile(r"\braise\s+([A-Za-z_][\w.]*)")
 _COMMON = """
 false none true and as assert async await break class continue def del elif else except finally for from
