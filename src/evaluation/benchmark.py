@@ -1,8 +1,8 @@
 """One benchmark in one mode: rank, score, write down, and take up again where it is already written.
 
 Modes: `bm25`; `direct` and `reasoning` of one model; `base-reasoning`, the control in which another model
-(the untuned base) writes and the evaluated one embeds; `shuffled-reasoning`, in which every query gets another
-query's reasoning.
+(the untuned base) writes and the evaluated one embeds; `shuffled-reasoning`, in which every query gets
+another query's reasoning.
 """
 
 import hashlib

@@ -1,0 +1,154 @@
+"""Evaluation of real files with a real model: modes, files, resuming, and the command line's refusals."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import TEXTS, build_embedder
+
+from src.data.beir import load_benchmark
+from src.data.types import Benchmark, Corpus
+from src.evaluation.benchmark import Settings, evaluate_benchmark
+from src.evaluation.significance import bootstrap_interval, paired_p_value
+from src.index.lexical import LexicalIndex
+from src.models.folder import load_embedder, save_embedder
+
+SETTINGS = Settings(top_k=100, analyzer="code", k1=1.2, b=0.75, seed=0)
+
+
+@pytest.fixture
+def benchmark() -> Benchmark:
+    queries = {f"q{i}": text.split("\n")[0] for i, text in enumerate(TEXTS[:5])}
+    documents = [text.split("\n", 1)[1] for text in TEXTS[:5]]
+    corpus = Corpus([f"d{i}" for i in range(5)] + ["q0"], [*documents, "def nothing(): pass"])
+    return Benchmark(
+        "tiny", corpus, queries, {f"q{i}": {f"d{i}": 1} for i in range(5)}, remove_self_match=True
+    )
+
+
+def test_bm25_finds_identifiers_and_nothing_where_no_word_matches():
+    index = LexicalIndex(["def parseHeader(line): pass", "def other(): pass"], "code")
+    scores, rows = index.search(["parse the header", "zebra", ""], k=5)
+    assert rows[0].tolist() == [0, -1]
+    assert scores[0, 0] > 0
+    assert rows[1].tolist() == rows[2].tolist() == [-1, -1]
+    english = LexicalIndex(["def parseHeader(line): pass", "parsed headers"], "english")
+    assert english.search(["parse the header"], 2)[1].tolist() == [[1, -1]]
+
+
+def test_bm25_scores_are_those_of_the_formula():
+    # One of two documents has the word: idf = ln(1 + (2 - 1 + .5) / (1 + .5)); tf 1, length 2 of mean 1.5.
+    scores, _ = LexicalIndex(["alpha beta", "alpha"], "english", k1=1.2, b=0.75).search(["beta"], 1)
+    expected = np.log(1 + 1.5 / 1.5) * 1 / (1 + 1.2 * (1 - 0.75 + 0.75 * 2 / 1.5))
+    assert scores[0, 0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["bm25", "direct", "reasoning", "base-reasoning", "shuffled-reasoning"])
+def test_every_mode_writes_its_files_and_is_read_back(benchmark, nano_folder, tmp_path, mode):
+    model = load_embedder(nano_folder)
+    arguments = (benchmark, mode, tmp_path, SETTINGS, model, model, "nano", tmp_path / "cache")
+    row = evaluate_benchmark(*arguments)
+    folder = tmp_path / "tiny" / mode
+    lines = (folder / "run.trec").read_text().splitlines()
+    assert {line.split()[0] for line in lines} == set(benchmark.queries)
+    assert len((folder / "per_query.jsonl").read_text().splitlines()) == 5
+    assert (folder / "reasoning.jsonl").exists() == ("reasoning" in mode)
+    assert row["ci95"]["ndcg@10"][0] <= row["metrics"]["ndcg@10"] <= row["ci95"]["ndcg@10"][1]
+    assert evaluate_benchmark(*arguments) == row  # seconds and all: read back, not measured again
+    assert not any("q0 Q0 q0 " in line for line in lines)
+    if mode == "bm25":
+        assert row["metrics"]["ndcg@10"] > 0.8  # identifiers are found in prose
+        assert row["weights_sha256"] is None
+
+
+def test_pitfall_6_self_matches_are_removed_by_flag_and_counted(benchmark, nano_folder, tmp_path):
+    model = load_embedder(nano_folder)
+    row = evaluate_benchmark(benchmark, "direct", tmp_path, SETTINGS, model, cache_dir=tmp_path / "cache")
+    assert row["self_match_removed"] == 1
+
+
+def test_pitfall_8_another_models_results_are_not_taken_for_its_own(benchmark, nano_folder, tmp_path):
+    first = load_embedder(nano_folder)
+    other = load_embedder(save_embedder(build_embedder(seed=9), tmp_path / "other", {}))
+    rows = [
+        evaluate_benchmark(benchmark, "direct", tmp_path, SETTINGS, model, cache_dir=tmp_path / "cache")
+        for model in (first, other)
+    ]
+    assert rows[0]["weights_sha256"] != rows[1]["weights_sha256"]
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
+
+
+def test_the_interval_of_a_mean_covers_it_as_often_as_stated():
+    random = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        low, high = bootstrap_interval(random.random(100), n_resamples=400, seed=trial)
+        covered += low <= 0.5 <= high
+    assert 0.9 <= covered / 200 <= 0.99
+
+
+def test_a_paired_test_tells_a_difference_from_none():
+    random = np.random.default_rng(0)
+    values = random.random(200)
+    assert paired_p_value(values, values + 0.1 + 0.05 * random.standard_normal(200), 500) < 0.01
+    assert paired_p_value(values, values + 0.2 * random.standard_normal(200), 500) > 0.01
+    assert paired_p_value(values, values, 100) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "analyzer", "low", "high"),
+    [("scifact", "english", 0.65, 0.70), ("cosqa", "english", 0.31, 0.35), ("cosqa", "code", 0.37, 0.40)],
+)
+def test_bm25_on_real_collections_is_where_published_figures_are(
+    beir_root, tmp_path, name, analyzer, low, high
+):
+    settings = Settings(100, analyzer, 1.2, 0.75, seed=0)
+    row = evaluate_benchmark(load_benchmark(beir_root / name), "bm25", tmp_path, settings)
+    assert low <= row["metrics"]["ndcg@10"] <= high
+
+
+def evaluate(*arguments):
+    command = [sys.executable, "-m", "src.evaluate", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def write_collection(folder):
+    (folder / "qrels").mkdir(parents=True)
+    documents = [{"_id": f"d{i}", "title": "", "text": text} for i, text in enumerate(TEXTS[:5])]
+    queries = [{"_id": f"q{i}", "text": text.split("\n")[0]} for i, text in enumerate(TEXTS[:5])]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in documents))
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+    qrels = "".join(f"q{i}\td{i}\t1\n" for i in range(5))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + qrels)
+
+
+def test_the_command_evaluates_a_model_folder_on_a_collection(nano_folder, tmp_path):
+    write_collection(tmp_path / "my beir" / "tiny")
+    done = evaluate(
+        f"model.path={nano_folder}", "benchmarks=[tiny]", f"beir_dir={tmp_path / 'my beir'}",
+        f"output_dir={tmp_path / 'out'}", f"cache_dir={tmp_path / 'cache'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [row["mode"] for row in metrics["rows"]] == ["bm25", "direct", "reasoning"]
+    assert {"command", "commit", "seed", "python", "packages"} <= metrics.keys()
+    assert (tmp_path / "out" / "metrics.png").stat().st_size > 1000
+    assert "tiny" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["modes=[bm26]"], "Choices: bm25, direct"),
+        (["modes=[direct]"], "model.path= is needed"),
+        (["modes=[bm25]", "benchmarks=[scifact]"], "needs beir_dir="),
+        (["modes=[bm25]", "mdoel.path=x"], "model.path"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_with_the_choices(arguments, message):
+    done = evaluate(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,172 @@
+"""The SFT stage: its losses reach the weights, gradient caching and LoRA change nothing they should not."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import PROMPTS, TEXTS, build_embedder
+
+from src.data.collate import collate_sft
+from src.data.datamodules import PretrainDataModule, SFTDataModule
+from src.data.types import Benchmark, Corpus, Example, TrainingData
+from src.models.folder import open_embedder, save_embedder
+from src.models.tuning import FullTuning, LoraTuning
+from src.stages.optimization import OptimizationSettings
+from src.stages.pretrain import PretrainModule
+from src.stages.sft import SelfWritten, SFTLosses, SFTModule
+
+WEIGHTS = {"sft": 0.5, "kl": 0.5, "info_nce": 1.0, "triplet": 0.5, "reasoned": 1.0}
+SETTINGS = {"temperature": 0.05, "margin": 0.1, "false_negative_margin": 1.0}
+NEVER = SelfWritten(0, 0.0, 1.0)
+
+
+def training_data() -> TrainingData:
+    examples = []
+    for number, text in enumerate(TEXTS[:5]):
+        query, document = text.split("\n", 1)
+        reasoning = None if number == 4 else document.split("(")[0]
+        examples.append(Example(f"e{number}", query, document, f"d{number}", reasoning=reasoning, source="t"))
+    corpus = Corpus([e.positive_id for e in examples], [e.positive for e in examples])
+    qrels = {e.id: {e.positive_id: 1} for e in examples}
+    validation = Benchmark("v", corpus, {e.id: e.query for e in examples}, qrels)
+    return TrainingData("t", corpus, examples, validation=validation, texts=TEXTS)
+
+
+def trainer(max_steps, **arguments):
+    return pl.Trainer(
+        max_steps=max_steps, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        check_val_every_n_epoch=None, **arguments,
+    )  # fmt: skip
+
+
+def module_of(embedder, chunk_rows=None, losses=None, written=NEVER, rate=3e-3):
+    weights = {**WEIGHTS, **(losses or {})}
+    return SFTModule(
+        embedder, OptimizationSettings(rate, warmup=0, schedule="constant"), SFTLosses(**weights, **SETTINGS),
+        written, chunk_rows, seed=0,
+    )  # fmt: skip
+
+
+def fit(module, steps, data=None, **arguments):
+    data = data or training_data()
+    datamodule = SFTDataModule(data, module.embedder, 5, 0, 0.0, 0, 5, 5)
+    run = trainer(steps, **{"limit_val_batches": 0, **arguments})
+    run.fit(module, datamodule)
+    return run
+
+
+@pytest.fixture
+def trained_folder(tmp_path):
+    return save_embedder(build_embedder(), tmp_path / "base", {}, is_trained=True)
+
+
+def opened(folder, tuning):
+    return open_embedder(path=str(folder), name=None, create=None, prompts={}, lengths={}, tuning=tuning)
+
+
+def test_sft_overfits_one_batch():
+    module = module_of(build_embedder())
+    run = fit(module, 80, val_check_interval=80, limit_val_batches=1)
+    assert run.callback_metrics["val/direct/ndcg@10"] == 1.0
+    assert run.callback_metrics["train/info_nce_direct"] < 0.05
+    assert run.callback_metrics["train/info_nce_reasoned"] < 0.05
+
+
+def gradients(module, chunk_rows):
+    """Gradients of one step, taken before the optimizer would clear them."""
+    module.chunk_rows = chunk_rows
+    kept = {}
+
+    class Keep(pl.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            kept.update({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
+
+    fit(module, 1, callbacks=[Keep()])
+    return kept
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 3])
+def test_gradient_caching_gives_the_plain_gradient_of_all_four_losses(trained_folder, chunk_rows):
+    plain = gradients(module_of(opened(trained_folder, FullTuning())), None)
+    cached = gradients(module_of(opened(trained_folder, FullTuning())), chunk_rows)
+    assert max(value.abs().max() for value in plain.values()) > 1e-3
+    assert plain.keys() == cached.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(cached[name], value, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["sft", "kl", "info_nce", "triplet"])
+def test_each_loss_alone_reaches_the_weights(trained_folder, loss):
+    only = {name: 1.0 if name == loss else 0.0 for name in ("sft", "kl", "info_nce", "triplet")}
+    embedder = opened(trained_folder, LoraTuning(4, 8))
+    # KL is 0 and flat where policy and base are one, so the policy is moved first.
+    fit(module_of(embedder, losses={"kl": 0.0}), 3)
+    grads = gradients(module_of(embedder, losses=only), None)
+    assert max(value.abs().max() for value in grads.values()) > 1e-6
+
+
+def test_lora_sft_moves_the_adapter_and_the_tokens_row_only_and_kl_rises_from_zero(trained_folder):
+    embedder = opened(trained_folder, LoraTuning(4, 8))
+    before = {name: value.clone() for name, value in embedder.model.named_parameters()}
+    first = fit(module_of(embedder, chunk_rows=2), 1)
+    assert float(first.callback_metrics["train/kl"]) == pytest.approx(0.0, abs=1e-6)
+    later = fit(module_of(embedder, chunk_rows=2), 4)
+    assert later.callback_metrics["train/kl"] > 1e-5
+    changed = {n for n, p in embedder.model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed
+    assert all("lora_" in name or "trainable_tokens_delta" in name for name in changed)
+    assert any("trainable_tokens_delta" in name for name in changed)
+
+
+def test_kl_is_skipped_where_the_base_is_untrained():
+    module = module_of(build_embedder())
+    assert not module.has_kl
+    assert module_of(build_embedder(), losses={"kl": 0.0}).has_kl is False
+
+
+def test_self_written_reasoning_is_embedded_and_not_imitated():
+    module = module_of(build_embedder(), written=SelfWritten(1, 1.0, 1.0))
+    module.trainer = trainer(1)
+    batch = collate_sft(training_data().examples, 0)
+    chunks, with_reasoning, metrics = module.prepare(batch)
+    assert with_reasoning == [0, 1, 2, 3]
+    assert metrics["self_written_rows"] == 4
+    assert all(row.answer_at == len(row.ids) for row in chunks[0].reasoned)
+    module.self_written = NEVER
+    given = module.prepare(batch)[0][0].reasoned
+    assert all(row.answer_at < row.embed_at for row in given)
+    assert [row.ids for row in given] != [row.ids for row in chunks[0].reasoned]
+
+
+def test_direct_answers_supervise_lead_in_token_and_closing():
+    embedder = build_embedder()
+    from dataclasses import replace
+
+    from src.models.prompts import PromptEncoder
+
+    wording = replace(PROMPTS, lead_in="The embedding is", closing="stop")
+    embedder.encoder = PromptEncoder(embedder.tokenizer, wording, embedder.encoder.lengths)
+    module = module_of(embedder)
+    module.trainer = trainer(1)
+    row = module.prepare(collate_sft(training_data().examples[:2], 0))[0][0].direct[0]
+    text = embedder.tokenizer.decode(row.ids[row.answer_at :])
+    assert text.replace("<|embed_token|>", "|").split("|")[0].strip() == "the embedding is"
+    assert row.ids[row.embed_at] == embedder.embed_token_id
+    assert text.endswith("stop")
+
+
+def test_pretraining_learns_the_text():
+    embedder = build_embedder()
+    data = training_data()
+    module = PretrainModule(
+        embedder, OptimizationSettings(5e-3, warmup=0, schedule="constant"), micro_batch=2
+    )
+    losses = []
+
+    class Keep(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            losses.append(float(trainer.callback_metrics["train/loss"]))
+
+    trainer(60, callbacks=[Keep()]).fit(module, datamodule=PretrainDataModule(data, embedder, 4, 32, 0))
+    assert losses[0] > 5
+    assert losses[-1] < 1.5
