@@ -1,353 +1,628 @@
-"""`data=pydocs`: docstring summaries and the functions they describe, mined on the user's machine.
+"""`data=pydocs`: (docstring sentence -> function source) pairs from the standard library and pinned packages.
 
-Pairs are made as CodeSearchNet's were (arXiv:1909.09436): the first sentence of a docstring is the query, the
-function without any docstring is the document. The split is by module, through a hash of the module's name
-alone, so it is the same for every Python and package version. Near-duplicates are removed on content across
-the whole set, held-out rows being kept before training rows.
+Built as CodeSearchNet was (arXiv:1909.09436): queries are the first sentences of docstrings, documents are
+functions without theirs. Near-duplicates are removed over all splits at once, and the split goes by a hash of
+the module's dotted name, so that no module is in two splits and another version of a package changes as few
+rows as possible. The result is a pure function of the Python version, the package versions and the settings,
+and is cached under a hash of them.
 """
 
-import ast
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import logging
+import multiprocessing
 import os
 import platform
-import re
+import shutil
+import sys
 import sysconfig
-import textwrap
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from pathlib import Path
+import tempfile
+import time
+from array import array
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
 
+import numpy as np
 from tqdm import tqdm
 
-from src.data.near_duplicates import drop_near_duplicates
-from src.data.reasoning import cold_start_reasoning, identifier_words
+import src.data.reasoning
+from src.data.docstrings import Mined, is_generated, mine_functions, read_source
+from src.data.duplicates import NearDuplicates, bands, shingles
+from src.data.jsonl import LazyTexts, json_string
+from src.data.reasoning import cold_start_reasoning, count_words
 from src.data.types import Benchmark, Corpus, Example, TrainingData
 
-# Part of the cache key: raise it when what is mined changes.
-MINING_VERSION = 1
+CODE_VERSION = 2  # raise it when the same input gives other rows
 STDLIB = "stdlib"
-_SKIPPED_PARTS = {
-    "test",
-    "tests",
-    "testing",
-    "site-packages",
-    "idlelib",
-    "lib2to3",
-    "turtledemo",
-    "_vendor",
-    "vendor",
-}
-_LICENCE = (
-    "Documents are source code of the packages named here, each under its own open-source licence. They are "
-    "mined on this machine from installed packages and are not redistributed."
-)
-log = logging.getLogger(__name__)
+SPLITS = ("test", "validation", "train")  # near-duplicates stay in the first split that has them
 
-
-class MissingPackageError(ValueError):
-    """A package that the configuration names is not installed."""
+_LOG = logging.getLogger(__name__)
+_SKIPPED_FOLDERS = """
+test tests testing _testing idle_test _vendor vendor vendored _vendored extern externals _external
+third_party thirdparty __pycache__ site-packages dist-packages lib2to3 ensurepip node_modules
+"""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One function: where it stands, what describes it, what it says."""
+class Settings:
+    """What decides the rows besides versions; part of the cache key."""
 
-    id: str
+    packages: tuple[str, ...]
+    include_stdlib: bool
+    test_share: float
+    validation_share: float
+    max_documents_per_query: int
+    similarity: float
+    include_undocumented: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file to mine."""
+
     package: str
     module: str
-    query: str
-    document: str
-    docstring: str
-    reasoning: str = ""
+    path: str
 
 
-def clean_sentence(docstring: str) -> str:
-    """First sentence of a docstring as one plain line; markup of roles and literals is taken off."""
-    paragraph = re.split(r"\n\s*\n", docstring.strip(), maxsplit=1)[0]
-    line = " ".join(paragraph.split())
-    line = re.sub(r":[\w:+.-]+:`~?([^`<]+?)(?:\s*<[^>]*>)?`", r"\1", line)
-    line = line.replace("`", "").replace("*", "")
-    return re.split(r"(?<=[.!?])\s", line, maxsplit=1)[0].strip()
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A mined function with where it comes from and what near-duplicates are found by."""
 
+    package: str
+    module: str
+    function: Mined
+    shingles: np.ndarray
+    bands: np.ndarray
 
-def _docstring_nodes(function: ast.AST) -> Iterator[ast.Expr]:
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    for node in ast.walk(function):
-        if isinstance(node, kinds) and ast.get_docstring(node, clean=False) is not None:
-            yield node.body[0]
-
-
-def _document(function: ast.FunctionDef, lines: Sequence[str]) -> str | None:
-    """Source without docstrings, dedented; None where a docstring shares its line with code."""
-    first = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
-    dropped: set[int] = set()
-    for node in _docstring_nodes(function):
-        before = lines[node.lineno - 1].encode()[: node.col_offset].strip()
-        after = lines[node.end_lineno - 1].encode()[node.end_col_offset :].strip()
-        if before or after:
-            return None
-        dropped.update(range(node.lineno, node.end_lineno + 1))
-    kept = [lines[n - 1].rstrip() for n in range(first, function.end_lineno + 1) if n not in dropped]
-    return textwrap.dedent("\n".join(line for line in kept if line))
-
-
-def mine_source(
-    source: str, module: str, package: str, min_query_words: int, max_query_words: int
-) -> list[Pair]:
-    """Pairs of one file; a file that is not valid Python has none.
-
-    A function is left out where its summary is shorter or longer than asked for, or where fewer than eight
-    words remain of its body.
-    """
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError):
-        return []
-    lines = source.splitlines()
-    pairs = []
-    for node in ast.walk(tree):
-        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or len(node.body) < 2:
-            continue
-        docstring = ast.get_docstring(node)
-        if docstring is None or not docstring.isascii():
-            continue
-        query = clean_sentence(docstring)
-        if not min_query_words <= len(query.split()) <= max_query_words:
-            continue
-        document = _document(node, lines)
-        if document is None or len(identifier_words(document)) < len(identifier_words(node.name)) + 8:
-            continue
-        try:
-            ast.parse(document)
-        except SyntaxError:
-            continue
-        pairs.append(Pair(f"{module}.{node.name}:{node.lineno}", package, module, query, document, docstring))
-    return pairs
-
-
-def _mine_file(task: tuple[str, str, str], min_query_words: int, max_query_words: int) -> list[Pair]:
-    path, module, package = task
-    try:
-        source = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        return []
-    return mine_source(source, module, package, min_query_words, max_query_words)
-
-
-def _module_name(relative: Path) -> str:
-    parts = list(relative.with_suffix("").parts)
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def source_files(packages: Iterable[str]) -> list[tuple[str, str, str]]:
-    """(path, module, package) of the standard library and of installed distributions, sorted.
-
-    Raises:
-        MissingPackageError: If a distribution is not installed.
-    """
-    root = Path(sysconfig.get_paths()["stdlib"])
-    found = [(path, path.relative_to(root), STDLIB) for path in root.rglob("*.py")]
-    for package in packages:
-        try:
-            distribution = importlib.metadata.distribution(package)
-        except importlib.metadata.PackageNotFoundError as error:
-            raise MissingPackageError(
-                f"data.packages names {package}, which is not installed; run `make setup`, "
-                "or leave it out of data.packages"
-            ) from error
-        files = [Path(str(file)) for file in distribution.files or [] if str(file).endswith(".py")]
-        found += [(Path(str(distribution.locate_file(file))), file, package) for file in files]
-    return sorted(
-        (str(path), _module_name(relative), package)
-        for path, relative, package in found
-        if not _SKIPPED_PARTS & set(relative.parts) and ".." not in relative.parts
-    )
-
-
-def split_of(module: str, test_share: float, validation_share: float) -> str:
-    """The split of a module, by a hash of its name: "test", "validation" or "train"."""
-    digest = hashlib.blake2b(module.encode(), digest_size=8).digest()
-    place = int.from_bytes(digest, "big") / 2**64
-    if place < test_share:
-        return "test"
-    return "validation" if place < test_share + validation_share else "train"
-
-
-def _mine(files: Sequence[tuple[str, str, str]], settings: Mapping[str, int], workers: int) -> list[Pair]:
-    work = partial(_mine_file, **settings)
-    pairs: dict[str, Pair] = {}
-    with (
-        ProcessPoolExecutor(workers) as pool,
-        tqdm(total=len(files), desc="mine pydocs", unit="file") as bar,
-    ):
-        for found in pool.map(work, files, chunksize=32):
-            bar.update()
-            for pair in found:
-                pairs.setdefault(pair.id, pair)
-    return list(pairs.values())
-
-
-def _cache_key(facts: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _read(path: Path) -> dict[str, list[Pair]]:
-    splits: dict[str, list[Pair]] = {"test": [], "validation": [], "train": []}
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            splits[row.pop("split")].append(Pair(**row))
-    return splits
-
-
-def _write(path: Path, splits: Mapping[str, Sequence[Pair]]) -> None:
-    partial_path = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with partial_path.open("w", encoding="utf-8") as file:
-        for split, pairs in splits.items():
-            for pair in pairs:
-                file.write(json.dumps({"split": split, **asdict(pair)}) + "\n")
-    partial_path.replace(path)
-
-
-def _same_query(pairs: Sequence[Pair]) -> dict[str, frozenset[str]]:
-    """Ids of the documents by query text, letter case and closing stop aside: they all answer it."""
-    groups: dict[str, set[str]] = defaultdict(set)
-    for pair in pairs:
-        groups[pair.query.lower().rstrip(".")].add(pair.id)
-    return {query: frozenset(ids) for query, ids in groups.items()}
-
-
-def _benchmark(name: str, pairs: Sequence[Pair]) -> Benchmark:
-    relevant = _same_query(pairs)
-    return Benchmark(
-        name=name,
-        corpus=Corpus([pair.id for pair in pairs], [pair.document for pair in pairs]),
-        queries={f"q:{pair.id}": pair.query for pair in pairs},
-        qrels={f"q:{pair.id}": dict.fromkeys(relevant[pair.query.lower().rstrip(".")], 1) for pair in pairs},
-    )
-
-
-def _with_reasoning(pairs: Sequence[Pair], n_arguments: int, n_body_words: int) -> list[Pair]:
-    frequency = Counter(word for pair in pairs for word in set(identifier_words(pair.document)))
-    work = partial(cold_start_reasoning, n_arguments=n_arguments, n_body_words=n_body_words)
-    return [replace(pair, reasoning=work(pair.document, frequency)) for pair in pairs]
-
-
-def _examples(pairs: Sequence[Pair]) -> list[Example]:
-    relevant = _same_query(pairs)
-    return [
-        Example(
-            id=pair.id,
-            query=pair.query,
-            positive=pair.document,
-            positive_id=pair.id,
-            relevant_ids=relevant[pair.query.lower().rstrip(".")],
-            reasoning=pair.reasoning,
-            source="pydocs",
-            cluster=pair.package,
-        )
-        for pair in pairs
-    ]
-
-
-def _card(splits: Mapping[str, Sequence[Pair]], facts: Mapping[str, object]) -> dict[str, object]:
-    examples = [{"query": pair.query, "document": pair.document} for pair in splits["validation"][:3]]
-    return {
-        "name": "pydocs",
-        **facts,
-        "pairs": {split: len(pairs) for split, pairs in splits.items()},
-        "pairs_per_package": dict(
-            Counter(p.package for pairs in splits.values() for p in pairs).most_common()
-        ),
-        "licence": _LICENCE,
-        "examples": examples,
-    }
-
-
-def _installed_versions(packages: Mapping[str, str]) -> dict[str, str]:
-    """Installed version of each package; another than the pinned one is used, and said."""
-    versions = {}
-    for package, pinned in packages.items():
-        try:
-            versions[package] = importlib.metadata.version(package).split("+")[0]
-        except importlib.metadata.PackageNotFoundError:
-            source_files([package])  # raises the message that says what to do
-        if versions[package] != pinned:
-            log.warning("pydocs: %s is %s, not the pinned %s", package, versions[package], pinned)
-    return versions
+    @property
+    def id(self) -> str:
+        return f"{self.module}:{self.function.name}"
 
 
 def load_pydocs(
-    packages: Mapping[str, str],
-    cache_dir: str,
-    test_share: float,
-    validation_share: float,
-    min_query_words: int = 3,
-    max_query_words: int = 40,
-    n_arguments: int = 6,
-    n_body_words: int = 8,
+    packages: Mapping[str, str] | Sequence[str],
+    cache_dir: str | Path = ".cache/pydocs",
+    include_stdlib: bool = True,
+    test_share: float = 0.08,
+    validation_share: float = 0.02,
+    min_test: int = 3000,
+    max_documents_per_query: int = 8,
+    similarity: float = 0.8,
+    include_undocumented: bool = True,
+    reasoning: Mapping[str, int] | None = None,
     workers: int = 2,
+    name: str = "pydocs",
 ) -> TrainingData:
-    """Mines the pairs, or reads them from the cache.
+    """The embedded data set, mined at the first call and read from the cache afterwards.
 
     Args:
-        packages: pinned version by distribution name; the standard library is always mined.
-        cache_dir: one file per (Python, package versions, settings).
-        test_share: of the modules.
-        validation_share: of the modules.
-        min_query_words: shorter summaries are left out.
-        max_query_words: longer ones are left out.
-        n_arguments: of the cold-start reasoning.
-        n_body_words: of the cold-start reasoning.
+        packages: distributions and versions, as a mapping or as `name==version`. Only these are mined,
+            whatever else is installed. Another installed version is used, logged as a warning and named in
+            the card.
+        cache_dir: folder of the caches; one folder below it per key.
+        include_stdlib: whether the standard library is mined.
+        test_share: share of the modules whose documents are held out for testing.
+        validation_share: share of the modules held out for validation.
+        min_test: fewest held-out test documents; fewer are an error.
+        max_documents_per_query: a sentence that describes more documents than this is boilerplate, and its
+            pairs are dropped.
+        similarity: Jaccard similarity of word bigrams from which two documents are near-duplicates.
+        include_undocumented: whether functions without a usable docstring, of training modules, add to
+            `texts`.
+        reasoning: limits of `cold_start_reasoning` by argument name; None for its defaults.
         workers: processes that parse.
+        name: of the data set and prefix of its benchmarks.
+
+    Returns:
+        Examples with `reasoning`, `relevant_ids` (all documents that the sentence describes) and the
+        top-level package as `cluster`; `validation` and `test` with one query per distinct sentence, judged
+        relevant for each of its documents, over all documents of their split; `texts` with sentence and
+        source, remaining docstrings and undocumented functions of training modules.
 
     Raises:
-        MissingPackageError: If a package is not installed.
+        ValueError: If a package is not installed or lists no files, a version is missing, a share is out of
+            range, or fewer than `min_test` test documents are found.
     """
-    facts = {
-        "python": platform.python_version(),
-        "packages": _installed_versions(packages),
-        "pinned": dict(packages),
-        "mining_version": MINING_VERSION,
-        "settings": {
-            "test_share": test_share,
-            "validation_share": validation_share,
-            "min_query_words": min_query_words,
-            "max_query_words": max_query_words,
-            "n_arguments": n_arguments,
-            "n_body_words": n_body_words,
-        },
-    }
-    path = Path(cache_dir) / f"{_cache_key(facts)}.jsonl"
-    if not path.is_file():
-        limits = {"min_query_words": min_query_words, "max_query_words": max_query_words}
-        found = _mine(source_files(packages), limits, workers)
-        order = ("test", "validation", "train")
-        placed = [(split_of(pair.module, test_share, validation_share), pair) for pair in found]
-        placed.sort(key=lambda row: (order.index(row[0]), row[1].id))
-        kept = drop_near_duplicates([pair.document for _, pair in placed], threshold=0.8)
-        splits: dict[str, list[Pair]] = {split: [] for split in order}
-        for row in kept:
-            splits[placed[row][0]].append(placed[row][1])
-        splits["train"] = _with_reasoning(splits["train"], n_arguments, n_body_words)
-        _write(path, splits)
-        card = _card(splits, {**facts, "mined": len(found), "near_duplicates": len(found) - len(kept)})
-        path.with_suffix(".card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    splits = _read(path)
-    train = splits["train"]
-    return TrainingData(
-        name="pydocs",
-        corpus=Corpus([pair.id for pair in train], [pair.document for pair in train]),
-        examples=_examples(train),
-        validation=_benchmark("pydocs-validation", splits["validation"]),
-        test=_benchmark("pydocs", splits["test"]),
-        texts=[f"{pair.docstring}\n{pair.document}" for pair in train],
-        card=json.loads(path.with_suffix(".card.json").read_text(encoding="utf-8")),
+    if not (0 < test_share < 1 and 0 <= validation_share < 1 and test_share + validation_share < 1):
+        raise ValueError(
+            f"test_share and validation_share must be in (0, 1) and leave a training share, "
+            f"got {test_share} and {validation_share}"
+        )
+    pinned = pinned_versions(packages)
+    installed = installed_versions(pinned)
+    settings = Settings(
+        tuple(sorted(pinned)),
+        include_stdlib,
+        test_share,
+        validation_share,
+        max_documents_per_query,
+        similarity,
+        include_undocumented,
     )
+    folder = Path(cache_dir) / cache_key(installed, settings)
+    if not (folder / "card.json").is_file():
+        _build(folder, name, pinned, installed, settings, workers)
+    data = _load(folder, name, dict(reasoning or {}))
+    if data.test is None or len(data.test.corpus) < min_test:
+        found = len(data.test.corpus) if data.test else 0
+        raise ValueError(
+            f"{name}: at least min_test={min_test} held-out documents, got {found}; list more packages"
+        )
+    return data
+
+
+# --- what is installed --------------------------------------------------------------------------------------
+
+
+def pinned_versions(packages: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
+    """Version by distribution name, from a mapping or from `name==version`.
+
+    Raises:
+        ValueError: If an entry has no version or a name is listed twice.
+    """
+    if isinstance(packages, Mapping):
+        pairs = [(str(name), str(version)) for name, version in packages.items()]
+    else:
+        pairs = []
+        for entry in packages:
+            name, separator, version = str(entry).partition("==")
+            if not (name.strip() and separator and version.strip()):
+                raise ValueError(f"packages: each entry must read name==version, got {entry!r}")
+            pairs.append((name.strip(), version.strip()))
+    versions = dict(pairs)
+    if len(versions) < len(pairs):
+        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+        raise ValueError(f"packages: listed twice: {', '.join(twice)}")
+    return versions
+
+
+def installed_versions(pinned: Mapping[str, str]) -> dict[str, str]:
+    """Installed version of each distribution, without a local part such as `+cpu`.
+
+    Raises:
+        ValueError: If some are not installed; the message names them all.
+    """
+    installed, missing = {}, []
+    for name, version in pinned.items():
+        try:
+            found = importlib.metadata.version(name).partition("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(f"{name}=={version}")
+            continue
+        installed[name] = found
+        if found != version.partition("+")[0]:
+            _LOG.warning("pydocs: %s %s is installed, %s is pinned; %s is mined", name, found, version, found)
+    if missing:
+        raise ValueError(
+            f"packages not installed: {', '.join(missing)}. Install them (pip install {' '.join(missing)}), "
+            f"or take them out of data.packages"
+        )
+    return installed
+
+
+def cache_key(installed: Mapping[str, str], settings: Settings) -> str:
+    """Hash of the Python minor version, package versions, settings and the version of this code."""
+    parts = {
+        "code": CODE_VERSION,
+        "python": list(sys.version_info[:2]),
+        "versions": dict(sorted(installed.items())),
+        "settings": asdict(settings),
+    }
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return f"py{sys.version_info[0]}{sys.version_info[1]}-{digest}"
+
+
+def source_files(package: str) -> Iterator[SourceFile]:
+    """Python files of a distribution or of the standard library, in the order of their modules.
+
+    Tests, vendored and compiled-protocol files are left out.
+
+    Raises:
+        ValueError: If the distribution does not record its files (an editable installation).
+    """
+    if package == STDLIB:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        paths = [(path.relative_to(root).as_posix(), path) for path in root.rglob("*.py")]
+        paths = [
+            (name, path) for name, path in paths if name.split("/")[0].removesuffix(".py") in _STDLIB_NAMES
+        ]
+    else:
+        distribution = importlib.metadata.distribution(package)
+        if distribution.files is None:
+            raise ValueError(f"{package} does not record its files; install it as a wheel, not editable")
+        paths = [
+            (file.as_posix(), Path(distribution.locate_file(file)))
+            for file in distribution.files
+            if file.suffix == ".py" and file.parts[0] != ".."
+        ]
+    for name, path in sorted(paths):
+        if not _is_skipped(PurePosixPath(name)):
+            yield SourceFile(package, _module_name(name), str(path))
+
+
+_SKIPPED_PARTS = frozenset(_SKIPPED_FOLDERS.split())
+_STDLIB_NAMES = frozenset(sys.stdlib_module_names) - {"this", "antigravity"}
+
+
+def _is_skipped(path: PurePosixPath) -> bool:
+    in_skipped_folder = any(part in _SKIPPED_PARTS for part in path.parts[:-1])
+    stem = path.stem
+    is_test = stem == "conftest" or stem.startswith("test_") or stem.endswith(("_test", "_tests"))
+    return in_skipped_folder or is_test or stem.endswith("_pb2")
+
+
+def _module_name(path: str) -> str:
+    parts = path.removesuffix(".py").split("/")
+    if parts[-1] == "__init__" and len(parts) > 1:
+        parts = parts[:-1]
+    return ".".join(parts)
+
+
+def split_of(module: str, test_share: float, validation_share: float) -> str:
+    """Split of a module: `train`, `validation` or `test`, by a hash of its dotted name and nothing else."""
+    position = int.from_bytes(hashlib.sha256(module.encode()).digest()[:8], "big") / 2**64
+    if position < test_share:
+        return "test"
+    return "validation" if position < test_share + validation_share else "train"
+
+
+# --- mining -------------------------------------------------------------------------------------------------
+
+
+def _mine_file(file: SourceFile) -> tuple[str, list[Record]]:
+    """(why the file was skipped or "", its functions)."""
+    try:
+        source = read_source(Path(file.path).read_bytes())
+        if is_generated(source):
+            return "generated", []
+        functions = list(mine_functions(source))
+    except (SyntaxError, ValueError, RecursionError):
+        return "not parsable", []
+    records = []
+    for function in functions:
+        hashes = shingles(function.document)
+        records.append(Record(file.package, file.module, function, hashes, bands(hashes)))
+    return "", records
+
+
+def _mine(files: Sequence[SourceFile], workers: int) -> tuple[list[Record], dict[str, int]]:
+    """Functions of all files in the order of the files, and how many files were skipped, by reason."""
+    records: list[Record] = []
+    skipped: Counter[str] = Counter()
+    # forking shares the imported packages; elsewhere than on Linux it is not safe
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    bar = tqdm(total=len(files), desc="pydocs: parsing", unit="file", mininterval=0.5)
+    with bar, context.Pool(max(1, workers)) as pool:
+        for reason, found in pool.imap(_mine_file, files, chunksize=16):
+            bar.update()
+            if reason:
+                skipped[reason] += 1
+            records.extend(found)
+    return records, dict(sorted(skipped.items()))
+
+
+def _without_duplicates(
+    records: Sequence[Record], settings: Settings
+) -> tuple[dict[str, list[Record]], dict]:
+    """Records by split, near-duplicates removed over all of them, and the counts of what was removed.
+
+    Held-out splits come first and, within a split, documented functions before others, so that a held-out
+    document stays and what repeats it in training goes.
+    """
+    by_split: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    for record in records:
+        by_split[split_of(record.module, settings.test_share, settings.validation_share)].append(record)
+    kept: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    removed: Counter[str] = Counter()
+    near = NearDuplicates(settings.similarity)
+    with tqdm(total=len(records), desc="pydocs: near-duplicates", unit="function", mininterval=0.5) as bar:
+        for split in SPLITS:
+            for record in sorted(by_split[split], key=lambda record: (not record.function.query, record.id)):
+                bar.update()
+                if near.add(record.shingles, record.bands) is None:
+                    kept[split].append(record)
+                else:
+                    removed["documented" if record.function.query else "other"] += 1
+    return kept, dict(sorted(removed.items()))
+
+
+def _normal(query: str) -> str:
+    return query.casefold().rstrip(".!? ")
+
+
+def _pairs(kept: Mapping[str, list[Record]], settings: Settings) -> tuple[dict[str, list[Record]], dict]:
+    """Pairs by split: boilerplate queries and queries that a split above holds are left out, and counted."""
+    counts = Counter(
+        _normal(record.function.query) for split in SPLITS for record in kept[split] if record.function.query
+    )
+    pairs: dict[str, list[Record]] = {}
+    dropped: Counter[str] = Counter()
+    above: set[str] = set()
+    for split in SPLITS:
+        pairs[split] = []
+        for record in kept[split]:
+            query = _normal(record.function.query)
+            if not query:
+                continue
+            if counts[query] > settings.max_documents_per_query:
+                dropped["boilerplate query"] += 1
+            elif query in above:
+                dropped["query of a held-out split"] += 1
+            else:
+                pairs[split].append(record)
+        above.update(_normal(record.function.query) for record in pairs[split])
+    return pairs, dict(sorted(dropped.items()))
+
+
+def _texts(
+    records: Iterable[Record], held_out_queries: Collection[str], include_undocumented: bool
+) -> Iterator[str]:
+    """Running text of training functions: docstring before source, as it is to be written from a sentence.
+
+    A function whose sentence is a held-out query is left out with it.
+    """
+    for record in records:
+        function = record.function
+        if function.query and _normal(function.query) in held_out_queries:
+            continue
+        if function.query:
+            yield f"{function.query}\n{function.document}"
+            if function.rest:
+                yield f"{function.query}\n{function.rest}"
+        elif include_undocumented:
+            yield f"{function.rest}\n{function.document}" if function.rest else function.document
+
+
+# --- the cache ----------------------------------------------------------------------------------------------
+
+
+def _build(
+    folder: Path,
+    name: str,
+    pinned: Mapping[str, str],
+    installed: Mapping[str, str],
+    settings: Settings,
+    workers: int,
+) -> None:
+    """Mines and writes a cache folder; it appears under its name only when it is complete."""
+    started = time.perf_counter()
+    packages = ([STDLIB] if settings.include_stdlib else []) + list(settings.packages)
+    files = [file for package in packages for file in source_files(package)]
+    records, skipped = _mine(files, workers)
+    kept, duplicates = _without_duplicates(_first_of_each_id(records), settings)
+    pairs, dropped = _pairs(kept, settings)
+    facts = {
+        "packages": _package_facts(pinned, installed, settings),
+        "files": len(files),
+        "files_skipped": skipped,
+        "functions": len(records),
+        "near_duplicates_removed": duplicates,
+        "pairs_dropped": dropped,
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for split in SPLITS:
+            _write_lines(building / f"{split}.jsonl", (_row(record) for record in pairs[split]))
+        held_out = {_normal(record.function.query) for record in pairs["test"] + pairs["validation"]}
+        by_id = sorted(kept["train"], key=lambda record: record.id)
+        n_texts = _write_texts(building, _texts(by_id, held_out, settings.include_undocumented))
+        counts = count_words(record.function.document for record in pairs["train"])
+        (building / "word_counts.json").write_text(json.dumps(counts))
+        seconds = round(time.perf_counter() - started, 1)
+        card = _card(name, settings, pairs, n_texts) | facts | {"seconds": seconds}
+        (building / "card.md").write_text(card_text(card))
+        (building / "card.json").write_text(json.dumps(card, indent=1))
+        _publish(building, folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _publish(building: Path, folder: Path) -> None:
+    try:
+        os.rename(building, folder)
+    except OSError:
+        if not (folder / "card.json").is_file():  # else another process was faster; its rows are the same
+            raise
+
+
+def _first_of_each_id(records: Iterable[Record]) -> list[Record]:
+    """Two distributions may own one module path; the first listed wins."""
+    return list({record.id: record for record in reversed(list(records))}.values())[::-1]
+
+
+def _row(record: Record) -> dict[str, str]:
+    function = record.function
+    return {
+        "id": record.id,
+        "package": record.package,
+        "query": function.query,
+        "document": function.document,
+    }
+
+
+def _write_lines(path: Path, rows: Iterable[object]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+
+
+def _write_texts(folder: Path, texts: Iterable[str]) -> int:
+    offsets = array("Q")
+    with (folder / "texts.jsonl").open("wb") as file:
+        for text in texts:
+            offsets.append(file.tell())
+            file.write(json.dumps(text).encode() + b"\n")
+    (folder / "texts.offsets").write_bytes(offsets.tobytes())
+    return len(offsets)
+
+
+def _load(folder: Path, name: str, recipe: dict[str, int]) -> TrainingData:
+    rows = {split: _read_lines(folder / f"{split}.jsonl") for split in SPLITS}
+    train = rows["train"]
+    ids = [row["id"] for row in train]
+    texts = [row["document"] for row in train]
+    relevant: dict[str, list[str]] = {}
+    for row in train:
+        relevant.setdefault(_normal(row["query"]), []).append(row["id"])
+    relevant_ids = {query: frozenset(documents) for query, documents in relevant.items()}
+    examples = [
+        Example(
+            id=row["id"],
+            query=row["query"],
+            positive=row["document"],
+            positive_id=row["id"],
+            relevant_ids=relevant_ids[_normal(row["query"])],
+            reasoning=reasoning,
+            source=name,
+            cluster=row["id"].partition(":")[0].partition(".")[0],
+        )
+        for row, reasoning in zip(train, _reasonings(folder, train, recipe), strict=True)
+    ]
+    offsets = array("Q")
+    offsets.frombytes((folder / "texts.offsets").read_bytes())
+    return TrainingData(
+        name=name,
+        corpus=Corpus(ids, texts),
+        examples=examples,
+        validation=_benchmark(f"{name}-validation", rows["validation"]),
+        test=_benchmark(f"{name}-test", rows["test"]),
+        texts=LazyTexts(folder / "texts.jsonl", offsets, json_string),
+        card=json.loads((folder / "card.json").read_text()),
+        weights={name: 1.0},
+    )
+
+
+def _read_lines(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _reasonings(folder: Path, rows: Sequence[dict[str, str]], recipe: dict[str, int]) -> list[str]:
+    """Reasoning of each row under a recipe, written beside the rows once per recipe."""
+    recipe_text = json.dumps(recipe, sort_keys=True) + inspect.getsource(src.data.reasoning)
+    key = hashlib.sha256(recipe_text.encode()).hexdigest()[:12]
+    path = folder / f"reasoning-{key}.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    counts = json.loads((folder / "word_counts.json").read_text())
+    bar = tqdm(rows, desc="pydocs: reasoning", unit="row", mininterval=0.5)
+    reasonings = [cold_start_reasoning(row["query"], row["document"], counts, **recipe) for row in bar]
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(reasonings))
+    partial.replace(path)
+    return reasonings
+
+
+def _benchmark(name: str, rows: Sequence[dict[str, str]]) -> Benchmark | None:
+    """One query per distinct sentence, relevant for each document that it describes; None without rows.
+
+    Query ids start with `q:` so that none equals a document's id.
+    """
+    if not rows:
+        return None
+    query_ids: dict[str, str] = {}
+    queries: dict[str, str] = {}
+    qrels: dict[str, dict[str, int]] = {}
+    for row in rows:
+        query_id = query_ids.setdefault(_normal(row["query"]), f"q:{row['id']}")
+        queries.setdefault(query_id, row["query"])
+        qrels.setdefault(query_id, {})[row["id"]] = 1
+    corpus = Corpus([row["id"] for row in rows], [row["document"] for row in rows])
+    return Benchmark(name, corpus, queries, qrels, remove_self_match=False)
+
+
+# --- the data card ------------------------------------------------------------------------------------------
+
+
+def _card(name: str, settings: Settings, pairs: Mapping[str, Sequence[Record]], n_texts: int) -> dict:
+    train = pairs["train"]
+    return {
+        "name": name,
+        "python": platform.python_version(),
+        "settings": asdict(settings),
+        "documents": {split: len(pairs[split]) for split in SPLITS},
+        "queries": {
+            split: len({_normal(record.function.query) for record in pairs[split]}) for split in SPLITS
+        },
+        "modules": {split: len({record.module for record in pairs[split]}) for split in SPLITS},
+        "texts": n_texts,
+        "documents_by_package": _by_package(pairs),
+        "licence": "Source code of the packages above, each under its own licence; mined on this machine "
+        "from its own installation and not redistributed.",
+        "examples": [_row(record) for record in train[:: max(1, len(train) // 5)][:5]],
+    }
+
+
+def _by_package(pairs: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, int]]:
+    counts = {split: Counter(record.package for record in pairs[split]) for split in SPLITS}
+    total = sum(counts.values(), Counter())
+    return {
+        package: {split: counts[split][package] for split in SPLITS}
+        for package, _ in sorted(total.items(), key=lambda item: (-item[1], item[0]))
+    }
+
+
+def _package_facts(pinned: Mapping[str, str], installed: Mapping[str, str], settings: Settings) -> list[dict]:
+    facts = [
+        {
+            "name": name,
+            "pinned": pinned[name],
+            "installed": installed[name],
+            "is_pinned_version": pinned[name].partition("+")[0] == installed[name],
+            "licence": _licence(name),
+        }
+        for name in settings.packages
+    ]
+    if settings.include_stdlib:
+        version = platform.python_version()
+        stdlib = {"name": STDLIB, "pinned": version, "installed": version, "is_pinned_version": True}
+        facts.insert(0, stdlib | {"licence": "PSF-2.0"})
+    return facts
+
+
+def _licence(package: str) -> str:
+    metadata = importlib.metadata.metadata(package)
+    if expression := metadata.get("License-Expression"):
+        return expression
+    classifiers = [
+        text.rsplit(" :: ", 1)[1]
+        for text in metadata.get_all("Classifier") or []
+        if text.startswith("License :: ") and text.count(" :: ") > 1
+    ]
+    first_line = (metadata.get("License") or "").strip().split("\n")[0]
+    return "; ".join(classifiers) or first_line[:60] or "not stated"
+
+
+def card_text(card: Mapping) -> str:
+    """The data card as Markdown."""
+    documents = card["documents"]
+    lines = [
+        f"# {card['name']}",
+        "",
+        "Docstring sentence to function source, "
+        f"mined under Python {card['python']} from {card['files']} files.",
+        f"Documents: {documents['train']} train, {documents['validation']} validation, {documents['test']} "
+        f"test (from {card['modules']['test']} modules); {card['texts']} running texts.",
+        f"Files skipped: {card['files_skipped']}. Near-duplicates removed: "
+        f"{card['near_duplicates_removed']}. Pairs dropped: {card['pairs_dropped']}.",
+        f"Licence: {card['licence']}",
+        "",
+        "| package | version | pinned | licence | train | validation | test |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    facts = {fact["name"]: fact for fact in card["packages"]}
+    for package, counts in card["documents_by_package"].items():
+        fact = facts[package]
+        lines.append(
+            f"| {package} | {fact['installed']} | {fact['pinned']} | {fact['licence']} | "
+            f"{counts['train']} | {counts['validation']} | {counts['test']} |"
+        )
+    for row in card["examples"]:
+        lines += ["", f"**{row['query']}** (`{row['id']}`)", "", "```python", row["document"], "```"]
+    return "\n".join(lines) + "\n"

@@ -1,61 +1,143 @@
-"""Cold-start reasoning: what a model should write about a query before it has learnt to.
+"""Cold-start reasoning: what a model should learn to write before the embed token.
 
-It is built from the query and the positive, and ordered from what the query lets one predict to what it does
-not: the words of the function's name, its arguments, then telling words of its body, the common ones first.
+No source of Search-R3 says what its cold-start text looks like beyond "query enrichment" (PAPER.md); the
+recipe here is ours. A causal model is trained on it from left to right, so it is ordered from what the query
+lets one predict to what it does not: the words of the likely name, argument names, types, and then the rarest
+words of the document. Where the positive is not Python source, only the rare words are left.
 """
 
-import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
+_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
+_NAME = re.compile(r"^[ \t]*(?:async[ \t]+)?def[ \t]+(\w+)[ \t]*", re.MULTILINE)
+_STRING = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"")
+_ARGUMENT = re.compile(r"(?:^|,)\s*\*{0,2}([A-Za-z_]\w*)\s*(?::([^=,]*))?")
+_RAISES = re.compile(r"\braise\s+([A-Za-z_][\w.]*)")
+_COMMON = """
+false none true and as assert async await break class continue def del elif else except finally for from
+global if import in is lambda nonlocal not or pass raise return try while with yield self cls args kwargs the
+of to an that this it be are was by on at int str bool len
+"""
+_KEYWORDS = frozenset(_COMMON.split())
 
 
 def identifier_words(text: str) -> list[str]:
-    """Lower-cased words of identifiers and prose: `parseHTTPHeader_2` gives parse, http, header, 2."""
+    """Lower-case words of a text, identifiers split at underscores, digits and changes of case.
+
+    >>> identifier_words("getHTTPResponse(max_size2)")
+    ['get', 'http', 'response', 'max', 'size']
+    """
     return [word.lower() for word in _WORD.findall(text)]
 
 
-def _distinct(words: list[str], seen: set[str], limit: int) -> list[str]:
-    """The first `limit` words that are not in `seen`, which grows."""
-    kept = []
-    for word in words:
-        if len(kept) == limit:
-            break
-        if word not in seen and len(word) > 1:
-            seen.add(word)
-            kept.append(word)
-    return kept
-
-
 def cold_start_reasoning(
-    document: str,
-    document_frequency: Mapping[str, int],
-    n_arguments: int = 6,
-    n_body_words: int = 8,
+    query: str,
+    positive: str,
+    document_frequency: Mapping[str, int] | None = None,
+    n_name: int = 6,
+    n_arguments: int = 4,
+    n_types: int = 3,
+    n_body_words: int = 12,
+    max_words: int = 24,
 ) -> str:
-    """Name, arguments and telling body words of a function, as one line.
+    """Compact text from a query and its positive: name, arguments, types, rare body words.
+
+    The name is kept whole, as a phrase; the other parts leave out what stands in the query or was said
+    before. Equal arguments give equal text.
 
     Args:
-        document: source of one function, without its docstring.
-        document_frequency: number of training documents that contain a word; rare words tell most.
-        n_arguments: the most words taken of the arguments.
-        n_body_words: the most words taken of the body.
+        query: text of the query.
+        positive: the relevant document; Python source for all parts to be there.
+        document_frequency: in how many documents a word occurs; the body's words come rarest first. Without
+            it the body's words come in their order.
+        n_name: words of the function's name, at most.
+        n_arguments: words of argument names, at most.
+        n_types: words of annotations and raised exceptions, at most.
+        n_body_words: words of the rest, at most.
+        max_words: of the whole text; it is cut at its end, where the least predictable words stand.
 
     Returns:
-        Such as "parse header; line, strict; value, partition, latin".
-
-    >>> cold_start_reasoning("def add_all(items):\\n    return functools.reduce(add, items)", {})
-    'add all; items; functools, reduce, return'
+        One line such as `"read config file, path encoding, dict, parser yaml anchors"`; empty where nothing
+        is left to say.
     """
-    function = ast.parse(document).body[0]
-    name = identifier_words(function.name)
-    seen = set(name) | {"self", "cls", "args", "kwargs"}
-    arguments = [argument.arg for argument in ast.walk(function.args) if isinstance(argument, ast.arg)]
-    argument_words = _distinct(identifier_words(" ".join(arguments)), seen, n_arguments)
-    signature_end = document.index(function.name) + len(function.name)
-    body = [word for word in identifier_words(document[signature_end:]) if word not in seen and len(word) > 1]
-    rarest = sorted(set(body), key=lambda word: (document_frequency.get(word, 0), word))[:n_body_words]
-    common_first = sorted(rarest, key=lambda word: (-document_frequency.get(word, 0), word))
-    parts = [" ".join(name), ", ".join(argument_words), ", ".join(common_first)]
-    return "; ".join(part for part in parts if part)
+    name, signature, body = _split(positive)
+    seen = set(identifier_words(query))
+    name_words = list(dict.fromkeys(identifier_words(name)))[:n_name]
+    seen.update(name_words)
+    arguments, annotations = _arguments(signature)
+    parts = [name_words]
+    for text, limit in ((arguments, n_arguments), (f"{annotations} {_raised(body)}", n_types)):
+        words = list(_new_words(text, seen))[:limit]
+        seen.update(words)
+        parts.append(words)
+    rest = list(_new_words(body, seen))
+    if document_frequency is not None:
+        rest.sort(key=lambda word: document_frequency.get(word, 0))  # stable: ties stay in their order
+    parts.append(rest[:n_body_words])
+    return _joined(parts, max_words)
+
+
+def count_words(texts: Iterator[str]) -> dict[str, int]:
+    """In how many of the texts each word of `identifier_words` occurs; the argument of
+    `cold_start_reasoning`."""
+    counts: dict[str, int] = {}
+    for text in texts:
+        for word in set(identifier_words(text)):
+            counts[word] = counts.get(word, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def _split(positive: str) -> tuple[str, str, str]:
+    """Name, signature (arguments and annotations) and body of the first function; all body where there is
+    none."""
+    found = _NAME.search(positive)
+    if not found:
+        return "", "", positive
+    depth, end = 0, found.end()
+    for end in range(found.end(), len(positive)):
+        character = positive[end]
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif character == ":" and depth == 0:
+            break
+    return found[1], positive[found.end() : end], positive[end + 1 :]
+
+
+def _arguments(signature: str) -> tuple[str, str]:
+    """Names of the arguments, and all annotations, the returned one first; defaults are left out."""
+    start, end = signature.find("("), signature.rfind(")")
+    inner = signature[start + 1 : end if end > start else None]
+    returned = ""
+    if "->" in signature:
+        closing, returned = signature.rsplit("->", 1)
+        inner = closing[start + 1 : closing.rfind(")")]
+    inner = re.sub(r"#[^\n]*", "", _STRING.sub("", inner))
+    flat, depth = [], 0
+    for character in inner:  # brackets become blanks, so that a comma within them separates nothing
+        depth += (character in "([{") - (character in ")]}")
+        flat.append(" " if character in "()[]{}" or (depth and character in ",:=") else character)
+    pairs = _ARGUMENT.findall("".join(flat))
+    names = " ".join(name for name, _ in pairs)
+    return names, " ".join([returned, *(annotation for _, annotation in pairs)])
+
+
+def _raised(body: str) -> str:
+    return " ".join(_RAISES.findall(body))
+
+
+def _new_words(text: str, seen: set[str]) -> Iterator[str]:
+    for word in dict.fromkeys(identifier_words(text)):
+        if len(word) > 1 and word not in seen and word not in _KEYWORDS:
+            yield word
+
+
+def _joined(parts: list[list[str]], max_words: int) -> str:
+    kept, left = [], max_words
+    for words in parts:
+        if words[:left]:
+            kept.append(" ".join(words[:left]))
+        left = max(0, left - len(words))
+    return ", ".join(kept)
