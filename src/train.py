@@ -7,7 +7,6 @@ run folder at the end is an ordinary model folder, taken from the best checkpoin
 import hashlib
 import importlib.util
 import logging
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 
     from src.data.types import TrainingData
+    from src.models.embedder import ReasoningEmbedder
+    from src.stages.record import ValidationRecord
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,8 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
     import pytorch_lightning as pl
     from transformers.utils import logging as transformers_logging
 
+    from src.stages.record import ValidationRecord
+
     transformers_logging.disable_progress_bar()
     folder = Path(config.output_dir)
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -98,7 +101,8 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
     datamodule = instantiate(config.stage.datamodule, data=data, embedder=embedder)
     module = instantiate(config.stage.module, embedder=embedder)
     checkpoint = _last_checkpoint(folder) if config.resume else None
-    trainer = _trainer(config, folder, extra_callbacks)
+    record = ValidationRecord()
+    trainer = _trainer(config, folder, [record, *extra_callbacks])
     try:
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
     finally:
@@ -107,7 +111,7 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
 
             wandb.finish()
     if trainer.is_global_zero:
-        _finish(config, folder, data, embedder, module, trainer)
+        _finish(config, data, embedder, module, trainer, record)
 
 
 def _write_card(folder: Path, data: "TrainingData") -> None:
@@ -131,7 +135,8 @@ def _trainer(config: DictConfig, folder: Path, extra_callbacks: Sequence["pl.Cal
 
     from src.stages.progress import StepProgress
 
-    callbacks = instantiate(config.stage.get("callbacks") or OmegaConf.create({}))
+    callbacks = instantiate(config.callbacks)
+    callbacks |= instantiate(config.stage.get("callbacks") or OmegaConf.create({}))
     arguments = {
         "enable_model_summary": False,
         "enable_progress_bar": False,
@@ -180,57 +185,65 @@ def _loggers(config: DictConfig, folder: Path) -> list["pl.loggers.Logger"]:
 
 def _finish(
     config: DictConfig,
-    folder: Path,
     data: "TrainingData",
-    embedder: object,
+    embedder: "ReasoningEmbedder",
     module: "pl.LightningModule",
     trainer: "pl.Trainer",
+    record: "ValidationRecord",
 ) -> None:
+    """Model folder and metrics.json, both of the best checkpoint where there is one."""
     from src.models.folder import save_embedder
 
+    folder = Path(config.output_dir)
     origin = read_json(folder / "provenance.json")
     written = [folder / "metrics.json", folder / "csv" / "metrics.csv"]
+    best_step = None
     if not trainer.fast_dev_run:
-        _load_best(folder, module)
-        save_embedder(embedder, folder / "model", origin | {"stage": config.stage.name, "data": data.name})
+        best_step = _load_best(folder, module)
+        facts = {"stage": config.stage.name, "data": data.name, "step": best_step or trainer.global_step}
+        save_embedder(embedder, folder / "model", origin | facts)
         written.insert(0, folder / "model")
-    write_metrics(folder / "metrics.json", _rows(folder, data, module, trainer), origin)
+    write_metrics(folder / "metrics.json", _rows(folder, data, record.at(best_step)), origin)
     for path in written:
         log.info("wrote %s", path)
 
 
-def _load_best(folder: Path, module: "pl.LightningModule") -> None:
-    """Puts the weights of the best checkpoint back; a checkpoint holds trainable weights only."""
+def _load_best(folder: Path, module: "pl.LightningModule") -> int | None:
+    """Puts the weights of the best checkpoint back and returns its step; None where there is none.
+
+    Raises:
+        ValueError: If the file holds weights that the module does not have.
+    """
     import torch
 
     best = folder / "checkpoints" / "best.ckpt"
     if not best.is_file():
-        return
-    state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-    unexpected = module.load_state_dict(state, strict=False).unexpected_keys
+        if best.is_dir():
+            log.warning("%s is sharded; the model is the last one, not the best", best)
+        return None
+    checkpoint = torch.load(best, map_location="cpu", weights_only=True)
+    unexpected = module.load_state_dict(checkpoint["state_dict"], strict=False).unexpected_keys
     if unexpected:
         raise ValueError(f"{best} holds weights that the module does not have: {', '.join(unexpected[:3])}")
-    log.info("the model is taken from %s", best)
+    log.info("the model is taken from step %d, the best validation", checkpoint["global_step"])
+    return checkpoint["global_step"]
 
 
-def _rows(
-    folder: Path, data: "TrainingData", module: "pl.LightningModule", trainer: "pl.Trainer"
-) -> list[dict]:
-    rows = getattr(module, "validation_rows", None)
-    if callable(rows):
-        rows = rows()
-    if rows:
-        return list(rows)
-    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+def _rows(folder: Path, data: "TrainingData", logged: dict[str, float]) -> list[dict]:
+    """One row per mode that was validated; empty where the stage validates nothing."""
+    from src.stages.record import metrics_by_mode
+
+    validation = data.validation
     return [
         {
-            "benchmark": data.name,
-            "mode": "training",
+            "benchmark": validation.name if validation else data.name,
+            "mode": mode,
             "model": str(folder / "model"),
-            "n_queries": 0,
-            "n_docs": 0,
-            "metrics": {name: value for name, value in logged.items() if math.isfinite(value)},
+            "n_queries": len(validation.queries) if validation else 0,
+            "n_docs": len(validation.corpus) if validation else 0,
+            "metrics": metrics,
         }
+        for mode, metrics in metrics_by_mode(logged).items()
     ]
 
 

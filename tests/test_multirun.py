@@ -12,7 +12,7 @@ from tests.command import call
 def sweep(tmp_path_factory):
     """Three jobs of which the second fails."""
     place = tmp_path_factory.mktemp("sweep")
-    jobs = ["seed=1,2", "stage.module.fails_at_step=null,1", "stage.trainer.max_steps=2", "logger=wandb"]
+    jobs = ["seed=1,2", "stage.module.fails_at_step=null,1", "stage.trainer.max_steps=3", "logger=wandb"]
     code, output = call("train", "--multirun", *jobs, cwd=place, WANDB_API_KEY="", HOME=str(place))
     (folder,) = (place / "outputs" / "multirun").glob("*/*")
     return code, output, folder
@@ -54,6 +54,7 @@ def test_a_table_of_all_jobs_ends_the_sweep_and_a_failure_its_exit_code(sweep):
     assert [row[0] for row in rows] == ["0", "1", "2", "3"]
     assert "seed=2" in rows[2]
     assert "failed" in rows[1]
+    assert "direct" in rows[0]  # and its nDCG@10
     assert "told to fail" in " ".join(rows[1])
     assert (folder / "summary.txt").read_text().splitlines()[0].startswith("job")
 

@@ -55,23 +55,28 @@ def test_a_run_leaves_what_the_design_promises(finished):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert "stage=tiny" in metrics["command"]
     assert metrics["seed"] == 1
-    assert 0 < metrics["rows"][0]["metrics"]["val/ndcg@10"] < 1
+    (row,) = metrics["rows"]
+    assert (row["benchmark"], row["mode"]) == ("tiny", "direct")
+    table = list(csv.DictReader((folder / "csv" / "metrics.csv").open()))
+    at_best = [float(line["val/direct/ndcg@10"]) for line in table if line["val/direct/ndcg@10"]]
+    assert row["metrics"]["ndcg@10"] == pytest.approx(max(at_best))
     assert logged_steps(folder) == list(range(STEPS))
     assert "/model" in output
     assert f"{STEPS}/{STEPS} steps" in output
 
 
-def test_the_model_folder_holds_the_trained_weights(finished):
+def test_the_model_folder_holds_the_weights_of_the_best_checkpoint(finished):
     folder, _ = finished
     embedder = load_embedder(folder / "model")
 
     (embedding,) = embedder.embed_queries(["adds one"])
 
     assert torch.linalg.vector_norm(embedding).item() == pytest.approx(1.0, abs=1e-5)
-    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == 6  # validated at 3 and 6 of 8 steps, and the tiny stage only gets better
     saved = load_file(folder / "model" / "model.safetensors")
     key = next(name for name in saved if name.endswith("embed_tokens.weight"))
-    assert torch.equal(checkpoint[f"model.{key}"], saved[key])
+    assert torch.equal(best["state_dict"][f"model.{key}"], saved[key])
 
 
 def test_a_finished_run_says_so_and_does_not_start_again(finished):
@@ -114,6 +119,7 @@ def wait_for(path, process, timeout_s=60):
 def test_a_run_goes_on_after_a_kill_and_after_ctrl_c_and_ends_as_if_undisturbed(finished, tmp_path):
     folder = tmp_path / "my runs" / "a=1, [b]"  # a path that Hydra's grammar would take apart
     arguments = [LIMIT, f"output_dir={folder}", "if_exists=resume", "stage.module.seconds_per_step=0.4"]
+    arguments += ["callbacks.checkpoint.save_every_n_steps=1"]
 
     process = start("train", *arguments, cwd=tmp_path)
     wait_for(folder / "checkpoints" / "last.ckpt", process)

@@ -78,7 +78,7 @@ class TinyModule(pl.LightningModule):
         self.log("train/loss", loss)
 
     def validation_step(self, batch: torch.Tensor, batch_index: int) -> None:
-        self.log("val/ndcg@10", 1.0 / (1.0 + self._size()), sync_dist=True)
+        self.log("val/direct/ndcg@10", 1.0 / (1.0 + self._size()), sync_dist=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=self.learning_rate)
@@ -86,6 +86,7 @@ class TinyModule(pl.LightningModule):
 
 STAGE = """
 name: tiny
+monitor: val/direct/ndcg@10
 module:
   _target_: tests.tiny_stage.TinyModule
   learning_rate: 0.1
@@ -100,13 +101,6 @@ trainer:
   check_val_every_n_epoch: null
   num_sanity_val_steps: 0
   log_every_n_steps: 1
-callbacks:
-  last:
-    _target_: pytorch_lightning.callbacks.ModelCheckpoint
-    dirpath: ${output_dir}/checkpoints
-    filename: last
-    every_n_train_steps: 1
-    enable_version_counter: false
 """
 DATA = """
 _target_: tests.tiny_stage.load_tiny
