@@ -262,7 +262,12 @@ def test_boilerplate_and_held_out_sentences_are_no_training_queries(tmp_path, mo
     queries = {example.query for example in data.examples}
     assert "Fit the whole model." not in queries
     assert data.card["pairs_dropped"]["boilerplate query"] == 60
-    assert not queries & set(data.test.queries.values())
+    held_out = {*data.test.queries.values(), *data.validation.queries.values()}
+    shared = [sentence for sentence in held_out if sentence.startswith("Sentence for two")]
+    assert shared
+    assert data.card["pairs_dropped"]["query of a held-out split"] > 0
+    assert not queries & held_out
+    assert not [text for text in data.texts if any(sentence in text for sentence in shared)]
 
 
 def test_two_builds_are_equal_and_the_second_call_reads_the_cache(tmp_path, monkeypatch):

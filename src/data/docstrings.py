@@ -165,11 +165,6 @@ def without_docstrings(lines: list[str], node: Function) -> tuple[str, str]:
     for inner in ast.walk(node):
         if docstring := _docstring(inner):
             _cut(kept, docstring)
-    last = lines[node.end_lineno - 1]
-    if kept.get(node.end_lineno) == last:
-        behind = _bytes(last)[node.end_col_offset :].decode()
-        is_comment = behind.lstrip().startswith("#")  # another statement on this line is not the function's
-        kept[node.end_lineno] = last if is_comment else _bytes(last)[: node.end_col_offset].decode()
     indent = re.match(r"[ \t]*", lines[node.lineno - 1])[0]
     kept = {number: text.removeprefix(indent).rstrip() for number, text in kept.items()}
     body_start = _body_line(node)
