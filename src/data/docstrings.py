@@ -44,7 +44,7 @@ _MARKUP = (
 _NO_QUERY = re.compile(
     r"^(?:[:@]\w+|\.\. |>>>|todo\b|fixme\b|xxx\b|deprecated\b|see\b|docstring\b|same as\b|"
     r"alias (?:of|for|to)\b|overrid|inherit|implements? (?:the )?(?:abstract|base|super)|"
-    r"internal (?:use|helper|method|function)|"
+    r"(?:this is an )?internal (?:use|helper|method|function)|"
     r"not implemented|dummy\b|placeholder\b|test\b|tests\b|copied from\b|wrapper (?:for|around) \S+$|"
     r"[\w.]+\([^)]*\)\s*(?:->|$)|\w+ \(.*\):)",
     re.I,
@@ -106,6 +106,10 @@ def mine_functions(source: str) -> Iterator[Mined]:
         if len(_BODY_WORD.findall(body)) < MIN_BODY_WORDS:
             continue
         query, rest = split_docstring(ast.get_docstring(node) or "")
+        if query and query in " ".join(
+            document.split()
+        ):  # a text that the body holds as well would give it away
+            query, rest = "", f"{query}\n{rest}".strip()
         yield Mined(unique, query, rest, document)
 
 
