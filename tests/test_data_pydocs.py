@@ -3,7 +3,10 @@
 import ast
 import json
 import logging
+import os
 import random
+import subprocess
+import sys
 import textwrap
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +18,7 @@ from src.data.duplicates import NearDuplicates, bands, jaccard, shingles
 from src.data.pydocs import STDLIB, load_pydocs, source_files, split_of
 from src.data.reasoning import cold_start_reasoning, identifier_words
 
+ROOT = Path(__file__).resolve().parents[1]
 STDLIB_MODULES = ("argparse", "textwrap", "csv", "statistics", "shutil", "difflib", "email.message", "heapq")
 VERBS = "read write parse merge split count filter rotate encode index".split()  # noqa: SIM905
 NOUNS = "record matrix header token ledger socket vector frame packet branch".split()  # noqa: SIM905
@@ -100,6 +104,15 @@ def test_a_document_is_the_function_as_written_but_for_its_docstring():
                     compared += 1
                     assert ast.unparse(ast.parse(mined[node.name].document)) == ast.unparse(bare)
     assert compared > 30
+
+
+def test_a_sentence_that_the_body_repeats_is_no_query():
+    body = (
+        'parser = make(description="Convert the old files to new ones.", a=1, b=2)\n    return parser.run()'
+    )
+    (mined,) = mine_functions(f'def main():\n    """Convert the old files\n    to new ones."""\n    {body}\n')
+    assert mined.query == ""
+    assert "Convert the old files" in mined.document
 
 
 def test_comments_decorators_and_one_line_functions_keep_what_is_theirs():
@@ -262,7 +275,12 @@ def test_boilerplate_and_held_out_sentences_are_no_training_queries(tmp_path, mo
     queries = {example.query for example in data.examples}
     assert "Fit the whole model." not in queries
     assert data.card["pairs_dropped"]["boilerplate query"] == 60
-    assert not queries & set(data.test.queries.values())
+    held_out = {*data.test.queries.values(), *data.validation.queries.values()}
+    shared = [sentence for sentence in held_out if sentence.startswith("Sentence for two")]
+    assert shared
+    assert data.card["pairs_dropped"]["query of a held-out split"] > 0
+    assert not queries & held_out
+    assert not [text for text in data.texts if any(sentence in text for sentence in shared)]
 
 
 def test_two_builds_are_equal_and_the_second_call_reads_the_cache(tmp_path, monkeypatch):
@@ -281,6 +299,28 @@ def test_two_builds_are_equal_and_the_second_call_reads_the_cache(tmp_path, monk
     assert again.examples == first.examples == other.examples
     assert list(again.texts) == list(first.texts)
     assert again.corpus.fingerprint == first.corpus.fingerprint
+
+
+def test_two_processes_that_start_at_once_build_once(tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    write_distribution(site, "smallpack", "1.2", module_files("smallpack", 30))
+    code = (
+        "import sys; from src.data.pydocs import load_pydocs\n"
+        "options = {'include_stdlib': False, 'test_share': 0.3, 'min_test': 1}\n"
+        "data = load_pydocs(['smallpack==1.2'], sys.argv[1], **options)\n"
+        "print(data.corpus.fingerprint)"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-c", code, str(tmp_path / "cache")]
+    jobs = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    outputs = [job.communicate(timeout=60) for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0, 0], outputs
+    assert len({fingerprint for fingerprint, _ in outputs}) == 1
+    assert sum("pydocs: parsing" in log for _, log in outputs) == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_another_reasoning_recipe_keeps_the_rows(tmp_path, monkeypatch):

@@ -5,7 +5,6 @@ checked when a collection is opened; a bad one is a `DataError` with file, line 
 repaired.
 """
 
-import gzip
 import hashlib
 import json
 import logging
@@ -16,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from src.data.jsonl import (
+    DAMAGED_GZIP,
     ConcatTexts,
     DataError,
     LazyTexts,
@@ -292,7 +292,7 @@ def _lines_with_offsets(path: Path, show_progress: bool):
                     yield line, offset, raw
                 offset += len(raw)
                 bar.update(len(raw))
-        except (EOFError, gzip.BadGzipFile) as error:
+        except DAMAGED_GZIP as error:
             raise DataError(path, line + 1, f"the gzip stream is damaged ({error})") from None
 
 

@@ -44,7 +44,7 @@ _MARKUP = (
 _NO_QUERY = re.compile(
     r"^(?:[:@]\w+|\.\. |>>>|todo\b|fixme\b|xxx\b|deprecated\b|see\b|docstring\b|same as\b|"
     r"alias (?:of|for|to)\b|overrid|inherit|implements? (?:the )?(?:abstract|base|super)|"
-    r"internal (?:use|helper|method|function)|"
+    r"(?:this is an )?internal (?:use|helper|method|function)|"
     r"not implemented|dummy\b|placeholder\b|test\b|tests\b|copied from\b|wrapper (?:for|around) \S+$|"
     r"[\w.]+\([^)]*\)\s*(?:->|$)|\w+ \(.*\):)",
     re.I,
@@ -106,6 +106,10 @@ def mine_functions(source: str) -> Iterator[Mined]:
         if len(_BODY_WORD.findall(body)) < MIN_BODY_WORDS:
             continue
         query, rest = split_docstring(ast.get_docstring(node) or "")
+        if query and query in " ".join(
+            document.split()
+        ):  # a text that the body holds as well would give it away
+            query, rest = "", f"{query}\n{rest}".strip()
         yield Mined(unique, query, rest, document)
 
 
@@ -165,11 +169,6 @@ def without_docstrings(lines: list[str], node: Function) -> tuple[str, str]:
     for inner in ast.walk(node):
         if docstring := _docstring(inner):
             _cut(kept, docstring)
-    last = lines[node.end_lineno - 1]
-    if kept.get(node.end_lineno) == last:
-        behind = _bytes(last)[node.end_col_offset :].decode()
-        is_comment = behind.lstrip().startswith("#")  # another statement on this line is not the function's
-        kept[node.end_lineno] = last if is_comment else _bytes(last)[: node.end_col_offset].decode()
     indent = re.match(r"[ \t]*", lines[node.lineno - 1])[0]
     kept = {number: text.removeprefix(indent).rstrip() for number, text in kept.items()}
     body_start = _body_line(node)

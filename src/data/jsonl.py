@@ -3,12 +3,15 @@
 import gzip
 import json
 import os
+import zlib
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import BinaryIO
+
+DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
 class DataError(ValueError):
@@ -65,7 +68,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
                 text = decode_line(raw, path, number)
                 if text.strip():
                     yield number, text
-        except (EOFError, gzip.BadGzipFile) as error:
+        except DAMAGED_GZIP as error:
             raise DataError(path, number + 1, f"the gzip stream is damaged ({error})") from None
 
 
@@ -77,7 +80,7 @@ def parse_object(text: str, path: Path, line: int) -> dict:
     """
     try:
         row = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(path, line, f"each line must be one JSON object ({error})") from None
     if not isinstance(row, dict):
         raise DataError(path, line, f"each line must be a JSON object, got {type(row).__name__}")

@@ -7,6 +7,7 @@ rows as possible. The result is a pure function of the Python version, the packa
 and is cached under a hash of them.
 """
 
+import fcntl
 import hashlib
 import importlib.metadata
 import inspect
@@ -23,6 +24,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
@@ -36,7 +38,7 @@ from src.data.jsonl import LazyTexts, json_string
 from src.data.reasoning import cold_start_reasoning, count_words
 from src.data.types import Benchmark, Corpus, Example, TrainingData
 
-CODE_VERSION = 2  # raise it when the same input gives other rows
+CODE_VERSION = 3  # raise it when the same input gives other rows
 STDLIB = "stdlib"
 SPLITS = ("test", "validation", "train")  # near-duplicates stay in the first split that has them
 
@@ -146,7 +148,9 @@ def load_pydocs(
     )
     folder = Path(cache_dir) / cache_key(installed, settings)
     if not (folder / "card.json").is_file():
-        _build(folder, name, pinned, installed, settings, workers)
+        with _locked(Path(cache_dir)):  # the ranks of one machine build once
+            if not (folder / "card.json").is_file():
+                _build(folder, name, pinned, installed, settings, workers)
     data = _load(folder, name, dict(reasoning or {}))
     if data.test is None or len(data.test.corpus) < min_test:
         found = len(data.test.corpus) if data.test else 0
@@ -381,6 +385,18 @@ def _texts(
 # --- the cache ----------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder, which is made if it is missing; another process waits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _build(
     folder: Path,
     name: str,
@@ -404,7 +420,6 @@ def _build(
         "near_duplicates_removed": duplicates,
         "pairs_dropped": dropped,
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         for split in SPLITS:
@@ -418,17 +433,10 @@ def _build(
         card = _card(name, settings, pairs, n_texts) | facts | {"seconds": seconds}
         (building / "card.md").write_text(card_text(card))
         (building / "card.json").write_text(json.dumps(card, indent=1))
-        _publish(building, folder)
+        building.chmod(0o755)
+        os.rename(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-
-
-def _publish(building: Path, folder: Path) -> None:
-    try:
-        os.rename(building, folder)
-    except OSError:
-        if not (folder / "card.json").is_file():  # else another process was faster; its rows are the same
-            raise
 
 
 def _first_of_each_id(records: Iterable[Record]) -> list[Record]:

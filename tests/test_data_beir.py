@@ -1,0 +1,284 @@
+"""Collections in BEIR layout: what is read, and the one error for each bad row."""
+
+import csv
+import gzip
+import json
+import os
+import pickle
+import threading
+from pathlib import Path
+
+import pytest
+
+from src.data.beir import load_beir_training, load_benchmark, load_corpus, removes_self_match
+from src.data.jsonl import ConcatTexts, DataError, LazyTexts
+
+BEIR = Path(os.environ.get("SEARCH_R3_BEIR", Path(__file__).resolve().parents[2] / "shared" / "beir"))
+needs_scifact = pytest.mark.skipif(not (BEIR / "scifact").is_dir(), reason=f"no SciFact under {BEIR}")
+
+CORPUS = [
+    {"_id": "d1", "title": "Wings", "text": "lift of a wing"},
+    {"_id": "d2", "title": "", "text": "größe ☃ of\ta snowman"},
+    {"_id": "d3", "text": "no title here"},
+    {"_id": "d4", "title": "Only a title", "text": ""},
+]
+QUERIES = [{"_id": f"q{number}", "text": f"query number {number}", "metadata": {}} for number in range(40)]
+
+
+def lines(rows: list[dict]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def qrels(rows: list[tuple[str, str, int]]) -> str:
+    return "query-id\tcorpus-id\tscore\n" + "".join(f"{q}\t{d}\t{grade}\n" for q, d, grade in rows)
+
+
+def write_collection(folder: Path, compressed: bool = False, **files: str) -> Path:
+    """A good collection, some of whose files are replaced: `corpus`, `queries`, or the name of a split."""
+    contents = {
+        "corpus": lines(CORPUS),
+        "queries": lines(QUERIES),
+        "train": qrels(
+            [(f"q{number}", "d1", 1) for number in range(30)] + [("q0", "d3", 2), ("q0", "d2", 0)]
+        ),
+        "test": qrels([("q30", "d1", 2), ("q30", "d2", 1), ("q31", "d3", 0)]),
+    } | files
+    (folder / "qrels").mkdir(parents=True, exist_ok=True)
+    for name, text in contents.items():
+        path = folder / f"{name}.jsonl" if name in ("corpus", "queries") else folder / "qrels" / f"{name}.tsv"
+        raw = text.encode("utf-8", "surrogateescape")
+        if compressed:
+            path.with_name(path.name + ".gz").write_bytes(gzip.compress(raw))
+        else:
+            path.write_bytes(raw)
+    return folder
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_title_and_text_are_joined_by_one_space(tmp_path, compressed):
+    benchmark = load_benchmark(write_collection(tmp_path, compressed), name="small")
+    assert list(benchmark.corpus.ids) == ["d1", "d2", "d3", "d4"]
+    assert list(benchmark.corpus.texts) == [
+        "Wings lift of a wing",
+        "größe ☃ of\ta snowman",
+        "no title here",
+        "Only a title",
+    ]
+
+
+def test_all_judged_queries_count_and_no_others(tmp_path):
+    benchmark = load_benchmark(write_collection(tmp_path))
+    assert benchmark.queries == {"q30": "query number 30", "q31": "query number 31"}
+    assert benchmark.qrels == {"q30": {"d1": 2, "d2": 1}, "q31": {"d3": 0}}
+    assert benchmark.name == tmp_path.name
+
+
+def test_training_rows_are_the_relevant_pairs_of_the_train_split(tmp_path):
+    data = load_beir_training(write_collection(tmp_path), validation_share=0.2, with_reasoning=True)
+    held_out = data.validation.queries.keys()
+    assert 0 < len(held_out) < 15
+    assert data.test.queries.keys() == {"q30", "q31"}
+    pairs = {(row.query.split()[-1], row.positive_id) for row in data.examples}
+    expected = {(str(n), "d1") for n in range(30) if f"q{n}" not in held_out}
+    assert pairs == expected | ({("0", "d3")} if "q0" not in held_out else set())
+    assert len({row.id for row in data.examples}) == len(data.examples)
+    assert all(
+        row.positive == data.corpus.texts[data.corpus.row_of[row.positive_id]] for row in data.examples
+    )
+    assert all(row.reasoning for row in data.examples)
+    running = list(data.texts)
+    assert len(running) == 4 + len({row.query for row in data.examples})
+    assert not set(data.validation.queries.values()) & set(running)
+
+
+def test_every_relevant_document_of_a_query_is_known_and_grade_zero_is_none(tmp_path):
+    data = load_beir_training(write_collection(tmp_path), validation_share=0.0)
+    rows = [row for row in data.examples if row.query == "query number 0"]
+    assert {row.positive_id for row in rows} == {"d1", "d3"}
+    assert all(row.relevant_ids == {"d1", "d3"} for row in rows)
+    strict = load_beir_training(tmp_path, validation_share=0.0, min_grade=2)
+    assert [row.positive_id for row in strict.examples] == ["d3"]
+    assert data.validation is None
+
+
+def test_a_dev_split_is_the_validation_and_a_query_judged_in_it_is_no_training_row(tmp_path):
+    folder = write_collection(tmp_path, dev=qrels([("q5", "d2", 1), ("q35", "d2", 1)]))
+    data = load_beir_training(folder)
+    assert data.validation.queries.keys() == {"q5", "q35"}
+    assert "query number 5" not in {row.query for row in data.examples}
+    assert len({row.query for row in data.examples}) == 29
+
+
+def test_a_training_query_judged_in_the_test_split_is_left_out_and_said(tmp_path, caplog):
+    folder = write_collection(tmp_path, test=qrels([("q3", "d2", 1)]))
+    data = load_beir_training(folder, validation_share=0.0)
+    assert "query number 3" not in {row.query for row in data.examples}
+    assert "1 training queries are judged in test" in caplog.text
+
+
+BAD_ROWS = [
+    ({"corpus": lines(CORPUS[:1]) + "{'_id': 1}\n"}, "corpus.jsonl", 2, "one JSON object"),
+    ({"corpus": lines(CORPUS[:1]) + '{"_id": ' + "9" * 5000 + "}\n"}, "corpus.jsonl", 2, "one JSON object"),
+    ({"corpus": lines(CORPUS[:1]) + "[1]\n"}, "corpus.jsonl", 2, "got list"),
+    ({"corpus": lines(CORPUS[:1]) + '\n{"_id": "x"}\n'}, "corpus.jsonl", 3, "'text' is missing"),
+    ({"corpus": '{"text": "x"}\n'}, "corpus.jsonl", 1, "'_id' is missing"),
+    ({"corpus": lines([{"_id": 7, "text": "x"}])}, "corpus.jsonl", 1, "must be a string, got int"),
+    ({"corpus": lines([{"_id": "x", "text": ["x"]}])}, "corpus.jsonl", 1, "must be a string, got list"),
+    (
+        {"corpus": lines([{"_id": "x", "text": "y", "title": 3}])},
+        "corpus.jsonl",
+        1,
+        "'title' must be a string",
+    ),
+    (
+        {"corpus": lines([*CORPUS, {"_id": "x", "title": " ", "text": ""}])},
+        "corpus.jsonl",
+        5,
+        "not both be empty",
+    ),
+    ({"corpus": lines([*CORPUS, CORPUS[0]])}, "corpus.jsonl", 5, "second time"),
+    ({"corpus": lines(CORPUS) + '{"_id": "x", "text": "\udcff"}\n'}, "corpus.jsonl", 5, "UTF-8"),
+    ({"corpus": lines(CORPUS) + '{"_id": "x", "text": "\\ud800"}\n'}, "corpus.jsonl", 5, "surrogate"),
+    ({"corpus": ""}, "corpus.jsonl", 0, "no documents"),
+    ({"queries": lines([*QUERIES, QUERIES[0]])}, "queries.jsonl", 41, "second time"),
+    ({"queries": lines([{"_id": "q", "text": " "}])}, "queries.jsonl", 1, "must not be empty"),
+    ({"queries": "nonsense\n"}, "queries.jsonl", 1, "one JSON object"),
+    ({"train": qrels([("q0", "d9", 1)])}, "train.tsv", 2, "'d9' is not in the corpus"),
+    ({"train": qrels([("q0", "d1", 1), ("q99", "d1", 1)])}, "train.tsv", 3, "'q99' is not in the queries"),
+    ({"train": qrels([("q0", "d1", 1), ("q0", "d1", 1)])}, "train.tsv", 3, "judged twice"),
+    ({"train": "q0\t0\td1\t1\n"}, "train.tsv", 1, "3 tab-separated columns"),
+    ({"train": "query-id corpus-id score\n"}, "train.tsv", 1, "3 tab-separated columns"),
+    ({"train": "q0\td1\thigh\n"}, "train.tsv", 1, "integer, got 'high'"),
+    ({"train": "q0\td1\t1.5\n"}, "train.tsv", 1, "integer, got '1.5'"),
+    ({"train": "query-id\tcorpus-id\tscore\n"}, "train.tsv", 0, "no judgements"),
+]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(("files", "file", "line", "rule"), BAD_ROWS)
+def test_a_bad_row_is_one_error_with_file_line_and_rule(tmp_path, files, file, line, rule, compressed):
+    folder = write_collection(tmp_path, compressed, **files)
+    with pytest.raises(DataError) as caught:
+        load_beir_training(folder)
+    assert Path(caught.value.file).name == file + (".gz" if compressed else "")
+    assert caught.value.line == line
+    assert rule in caught.value.rule
+    assert caught.value.file in str(caught.value)
+    assert pickle.loads(pickle.dumps(caught.value)).line == line  # it crosses process borders
+
+
+def test_a_missing_split_names_those_that_are_there(tmp_path):
+    folder = write_collection(tmp_path)
+    with pytest.raises(DataError, match=r"no such split; splits of this folder: test, train"):
+        load_benchmark(folder, split="dev")
+    with pytest.raises(DataError, match="no such folder"):
+        load_benchmark(tmp_path / "nowhere")
+    (folder / "corpus.jsonl").unlink()
+    with pytest.raises(DataError, match=r"corpus.jsonl: no such file"):
+        load_benchmark(folder)
+
+
+def test_a_damaged_gzip_file_is_named(tmp_path):
+    folder = write_collection(tmp_path, compressed=True)
+    path = folder / "corpus.jsonl.gz"
+    whole = path.read_bytes()
+    for damaged in (whole[:-12], whole[:20] + b"\xff" * 20 + whole[40:], b"no gzip at all"):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="gzip stream is damaged"):
+            load_benchmark(folder)
+
+
+def test_a_benchmark_keeps_its_empty_documents_and_says_so(tmp_path, caplog):
+    folder = write_collection(tmp_path, corpus=lines([*CORPUS, {"_id": "d5", "title": "", "text": ""}]))
+    assert load_benchmark(folder).corpus.texts[4] == ""
+    assert "1 of 5 documents have neither title nor text" in caplog.text
+    with pytest.raises(DataError, match="line 5"):
+        load_benchmark(folder, allow_empty_documents=False)
+
+
+def test_self_match_removal_follows_mteb_by_name_and_can_be_set(tmp_path):
+    removed = [
+        "arguana",
+        "ArguAna",
+        "fiqa",
+        "FiQA2018",
+        "quora",
+        "QuoraRetrieval",
+        "fever",
+        "msmarco",
+        "MSMARCO",
+    ]
+    kept = ["scifact", "cosqa", "NanoArguAna", "NanoMSMARCO", "climate-fever", "hotpotqa", "nq"]
+    assert all(removes_self_match(name) for name in removed)
+    assert not any(removes_self_match(name) for name in kept)
+    folder = write_collection(tmp_path)
+    assert load_benchmark(folder, name="arguana").remove_self_match
+    assert not load_benchmark(folder, name="arguana", remove_self_match=False).remove_self_match
+    assert load_benchmark(folder, remove_self_match=True).remove_self_match
+    assert load_beir_training(folder, name="arguana").test.remove_self_match
+
+
+def test_a_corpus_on_disk_equals_the_one_in_memory(tmp_path):
+    rows = [{"_id": f"d{n}", "title": "t" * (n % 3), "text": "ß☃" * (n * 400 + 1)} for n in range(40)]
+    text = "\ufeff" + lines(rows).replace('{"_id": "d7"', '\n\n{"_id": "d7"').rstrip("\n")  # no last line end
+    path = write_collection(tmp_path, corpus=text) / "corpus.jsonl"
+    memory, disk = load_corpus(path), load_corpus(path, in_memory_mib=0)
+    assert isinstance(disk.texts, LazyTexts)
+    assert len(disk.texts) == 40
+    assert list(disk.texts) == list(memory.texts)
+    assert [disk.texts[row] for row in range(39, -1, -1)] == list(memory.texts)[::-1]
+    assert disk.texts[3:9:2] == memory.texts[3:9:2]
+    assert disk.texts[-1] == memory.texts[-1]
+    assert disk.fingerprint == memory.fingerprint
+    assert list(pickle.loads(pickle.dumps(disk.texts))) == list(memory.texts)
+    with pytest.raises(IndexError, match="row 40 of 40"):
+        disk.texts[40]
+
+
+def test_threads_read_one_corpus_on_disk_at_once(tmp_path):
+    rows = [{"_id": f"d{n}", "text": f"{n} " * 3000} for n in range(30)]
+    path = write_collection(tmp_path, corpus=lines(rows)) / "corpus.jsonl"
+    texts, expected = load_corpus(path, in_memory_mib=0).texts, load_corpus(path).texts
+    wrong: list[int] = []
+
+    def read() -> None:
+        wrong.extend(row for _ in range(10) for row in range(30) if texts[row] != expected[row])
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_joined_texts_are_their_parts_behind_one_another():
+    joined = ConcatTexts([["a", "b"], [], ["c"], ConcatTexts([["d"], ["e"]])])
+    assert list(joined) == [joined[row] for row in range(len(joined))] == ["a", "b", "c", "d", "e"]
+    assert (joined[-1], joined[1:4]) == ("e", ["b", "c", "d"])
+    with pytest.raises(IndexError):
+        joined[5]
+    assert list(ConcatTexts([])) == []
+
+
+@needs_scifact
+def test_scifact_is_read_as_other_programs_read_it():
+    data = load_beir_training(BEIR / "scifact")
+    documents = [json.loads(line) for line in (BEIR / "scifact" / "corpus.jsonl").open(encoding="utf-8")]
+    assert len(data.corpus) == len(documents) == 5183
+    assert data.corpus.texts[17] == documents[17]["title"] + " " + documents[17]["text"]
+    with (BEIR / "scifact" / "qrels" / "train.tsv").open() as file:
+        pairs = [(row["query-id"], row["corpus-id"]) for row in csv.DictReader(file, delimiter="\t")]
+    held_out = data.validation.queries.keys()
+    kept = {pair for pair in pairs if pair[0] not in held_out}
+    assert {tuple(row.id.split("\t")) for row in data.examples} == kept
+    assert len(data.test.queries) == 300
+    assert not data.test.queries.keys() & held_out
+
+
+@needs_scifact
+def test_the_validation_share_is_the_same_on_every_call():
+    first, second = (load_beir_training(BEIR / "scifact").validation for _ in range(2))
+    assert first.queries == second.queries
+    # 809 training queries, binomial with share 0.1: standard deviation 8.5
+    assert abs(len(first.queries) - 81) < 35

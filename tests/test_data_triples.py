@@ -1,0 +1,199 @@
+"""Triples from JSON lines and from Hugging Face data sets saved on disk."""
+
+import gzip
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+
+from src.data.jsonl import DataError
+from src.data.triples import load_triples
+
+ROWS = [
+    {"query": "what lifts a wing", "positive": "pressure", "hard_negatives": ["feathers", "wind"]},
+    {"query": "what melts snow", "positive": "heat", "hard_negatives": ["pressure"]},
+    {"query": "what lifts a wing", "positive": "speed", "hard_negatives": ["heat"]},
+]
+ALL = {"validation_share": 0.0}
+
+
+def write_rows(path: Path, rows: list[dict] | str) -> str:
+    text = (
+        rows if isinstance(rows, str) else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    )
+    raw = text.encode("utf-8", "surrogateescape")
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_rows_become_examples_and_their_documents_the_corpus(tmp_path, name):
+    data = load_triples(write_rows(tmp_path / name, ROWS), **ALL)
+    assert [(row.query, row.positive) for row in data.examples] == [(r["query"], r["positive"]) for r in ROWS]
+    assert [row.hard_negatives for row in data.examples] == [("feathers", "wind"), ("pressure",), ("heat",)]
+    assert sorted(data.corpus.texts) == ["feathers", "heat", "pressure", "speed", "wind"]
+    for row in data.examples:
+        ids = (row.positive_id, *row.hard_negative_ids)
+        texts = (row.positive, *row.hard_negatives)
+        assert [data.corpus.texts[data.corpus.row_of[document]] for document in ids] == list(texts)
+    assert all(row.reasoning is None for row in data.examples)
+    assert sorted(data.texts) == sorted([*data.corpus.texts, "what lifts a wing", "what melts snow"])
+
+
+def test_all_positives_of_equal_queries_are_relevant(tmp_path):
+    data = load_triples(
+        [write_rows(tmp_path / "a.jsonl", ROWS[:2]), write_rows(tmp_path / "b.jsonl", ROWS[2:])], **ALL
+    )
+    by_text = {data.corpus.texts[row]: document for document, row in data.corpus.row_of.items()}
+    assert (
+        data.examples[0].relevant_ids
+        == data.examples[2].relevant_ids
+        == {by_text["pressure"], by_text["speed"]}
+    )
+    assert len({row.id for row in data.examples}) == 3
+
+
+def test_a_negative_that_another_row_calls_positive_is_left_out_and_counted(tmp_path, caplog):
+    rows = [*ROWS, {"query": "what lifts a wing", "positive": "heat", "hard_negatives": ["speed", "rain"]}]
+    data = load_triples(write_rows(tmp_path / "rows.jsonl", rows), **ALL)
+    assert [row.hard_negatives for row in data.examples] == [
+        ("feathers", "wind"),
+        ("pressure",),
+        (),
+        ("rain",),
+    ]
+    assert data.card["hard_negatives_that_another_row_calls_positive"] == 2
+    assert "2 hard negatives left out" in caplog.text
+    assert not any(set(row.hard_negative_ids) & row.relevant_ids for row in data.examples)
+
+
+def test_columns_map_other_layouts(tmp_path):
+    several = [{"q": "alpha", "pos": ["one", "two"], "neg": ["three"], "why": "because", "n": 4}]
+    columns = {"query": "q", "positive": "pos", "hard_negatives": "neg", "reasoning": "why", "id": "n"}
+    first, second = load_triples(write_rows(tmp_path / "a.jsonl", several), columns=columns, **ALL).examples
+    assert (first.positive, second.positive) == ("one", "two")
+    assert first.relevant_ids == {first.positive_id, second.positive_id}
+    assert (first.reasoning, first.id, second.id) == ("because", "4\t0", "4\t1")
+    wide = [{"query": "a", "positive": "b", "n1": "c", "n2": "d"}]
+    data = load_triples(
+        write_rows(tmp_path / "b.jsonl", wide), columns={"hard_negatives": ["n1", "n2"]}, **ALL
+    )
+    assert data.examples[0].hard_negatives == ("c", "d")
+    pairs = [{"query": "a", "positive": "b"}]
+    data = load_triples(write_rows(tmp_path / "c.jsonl", pairs), columns={"hard_negatives": None}, **ALL)
+    assert data.examples[0].hard_negatives == ()
+
+
+def test_given_reasoning_is_kept_and_missing_reasoning_is_built_on_request(tmp_path):
+    rows = [ROWS[0] | {"why": "by pressure"}, ROWS[1] | {"why": None}, ROWS[2]]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    data = load_triples(path, columns={"reasoning": "why"}, with_reasoning=True, **ALL)
+    assert [row.reasoning for row in data.examples] == ["by pressure", "heat", "speed"]
+
+
+BAD_ROWS = [
+    ("nonsense\n", "one JSON object"),
+    ("3\n", "got int"),
+    ({"positive": "b", "hard_negatives": ["c"]}, "'query' is missing"),
+    ({"query": "a", "hard_negatives": ["c"]}, "'positive' is missing"),
+    ({"query": "a", "positive": "b"}, "columns.hard_negatives=null"),
+    ({"query": "a", "positive": "b", "hard_negatives": []}, "'hard_negatives' must not be empty"),
+    ({"query": "a", "positive": [], "hard_negatives": ["c"]}, "'positive' must not be empty"),
+    ({"query": "", "positive": "b", "hard_negatives": ["c"]}, "'query' must not be empty"),
+    ({"query": "a", "positive": " \n", "hard_negatives": ["c"]}, "'positive' must not be empty"),
+    ({"query": "a", "positive": "b", "hard_negatives": ["c", ""]}, "hard_negatives[1] must not be empty"),
+    ({"query": 1, "positive": "b", "hard_negatives": ["c"]}, "'query' must be a string, got int"),
+    ({"query": "a", "positive": None, "hard_negatives": ["c"]}, "got NoneType"),
+    ({"query": "a", "positive": "b", "hard_negatives": {"c": 1}}, "got dict"),
+    (
+        {"query": "a", "positive": "b", "hard_negatives": ["c", 4]},
+        "hard_negatives[1] must be a string, got int",
+    ),
+    ({"query": "a", "positive": "b", "hard_negatives": ["b"]}, "must not be a positive of its row"),
+    ({"query": "a", "positive": "b", "hard_negatives": ["c"], "why": ""}, "'why' must not be empty"),
+    ({"query": "a", "positive": "b", "hard_negatives": ["c"], "why": 2}, "'why' must be a string"),
+    ('{"query": "\udcff", "positive": "b", "hard_negatives": ["c"]}\n', "UTF-8"),
+    ('{"query": "\\ud800", "positive": "b", "hard_negatives": ["c"]}\n', "surrogate"),
+    ({"query": "a", "positive": "b", "hard_negatives": ["c"], "key": "x"}, "'x' occurs for the second time"),
+]
+
+
+@pytest.mark.parametrize(("bad", "rule"), BAD_ROWS)
+def test_a_bad_row_is_one_error_with_file_line_and_rule(tmp_path, bad, rule):
+    good = json.dumps(ROWS[0] | {"key": "x"}) + "\n\n"
+    row = bad if isinstance(bad, str) else json.dumps({"key": "y"} | bad) + "\n"
+    path = write_rows(tmp_path / "rows.jsonl", good + row)
+    with pytest.raises(DataError) as caught:
+        load_triples([path], columns={"reasoning": "why", "id": "key"})
+    assert (caught.value.file, caught.value.line) == (path, 3)
+    assert rule in caught.value.rule
+
+
+def test_a_given_corpus_supplies_the_ids_and_must_hold_every_document(tmp_path):
+    documents = [
+        {"_id": f"d{n}", "title": "", "text": text} for n, text in enumerate(["pressure", "wind", "unused"])
+    ]
+    corpus = write_rows(tmp_path / "corpus.jsonl", documents)
+    rows = [{"query": "q", "positive": "pressure", "hard_negatives": ["wind"]}]
+    data = load_triples(write_rows(tmp_path / "good.jsonl", rows), corpus=corpus, **ALL)
+    assert (data.examples[0].positive_id, data.examples[0].hard_negative_ids) == ("d0", ("d1",))
+    assert list(data.corpus.ids) == ["d0", "d1", "d2"]
+    rows.append({"query": "q", "positive": "elsewhere", "hard_negatives": ["wind"]})
+    bad = write_rows(tmp_path / "bad.jsonl", rows)
+    with pytest.raises(DataError, match=r"bad.jsonl, line 2: document not in .*corpus.jsonl: 'elsewhere'"):
+        load_triples(bad, corpus=corpus, **ALL)
+
+
+def test_a_saved_hugging_face_data_set_gives_the_rows_of_the_file(tmp_path):
+    table = datasets.Dataset.from_list([{"anchor": row["query"]} | row for row in ROWS])
+    table.save_to_disk(tmp_path / "plain")
+    datasets.DatasetDict({"train": table, "other": table.select([1])}).save_to_disk(tmp_path / "splits")
+    expected = load_triples(write_rows(tmp_path / "rows.jsonl", ROWS), **ALL).examples
+    columns = {"query": "anchor"}
+    assert load_triples(dataset=tmp_path / "plain", columns=columns, **ALL).examples == expected
+    assert load_triples(dataset=str(tmp_path / "splits"), columns=columns, **ALL).examples == expected
+    other = load_triples(dataset=str(tmp_path / "splits"), dataset_split="other", **ALL)
+    assert [row.query for row in other.examples] == ["what melts snow"]
+    with pytest.raises(DataError, match="no split 'dev'; splits: train, other"):
+        load_triples(dataset=str(tmp_path / "splits"), dataset_split="dev")
+    with pytest.raises(DataError, match=r"plain, line 1: key 'question' is missing"):
+        load_triples(dataset=str(tmp_path / "plain"), columns={"query": "question"})
+
+
+def test_held_out_queries_are_no_training_rows_and_search_the_whole_corpus(tmp_path):
+    rows = [
+        {"query": f"query {n // 2}", "positive": f"document {n}", "hard_negatives": [f"other {n}"]}
+        for n in range(200)
+    ]
+    data = load_triples(write_rows(tmp_path / "rows.jsonl", rows), validation_share=0.3)
+    training = {row.query for row in data.examples}
+    held_out = set(data.validation.queries.values())
+    assert training | held_out == {f"query {n}" for n in range(100)}
+    assert not training & held_out
+    assert 10 < len(held_out) < 50  # binomial with mean 30, standard deviation 4.6
+    assert all(len(grades) == 2 for grades in data.validation.qrels.values())
+    assert data.validation.corpus is data.corpus
+    assert not held_out & set(data.texts)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "exactly one of files"),
+        ({"files": ["a"], "dataset": "b"}, "exactly one of files"),
+        ({"files": []}, "list is empty"),
+        ({"files": ["a"], "columns": {"querry": "q"}}, "unknown field querry"),
+        ({"files": ["a"], "columns": {"query": None}}, "columns.query must name one key"),
+        ({"files": ["a"], "validation_share": 1.0}, "validation_share"),
+        ({"files": ["/no/such/file.jsonl"]}, "no such file"),
+    ],
+)
+def test_wrong_settings_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        load_triples(**options)
+
+
+def test_an_empty_file_leaves_nothing_to_train_on(tmp_path):
+    with pytest.raises(ValueError, match="no training row is left"):
+        load_triples(write_rows(tmp_path / "rows.jsonl", ""))
