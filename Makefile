@@ -26,7 +26,7 @@ $(STAMP): requirements.lock
 train: setup  ## train on the embedded default, evaluate, print the table; resumes after an interruption
 	@$(RUN) -m src.train experiment=quickstart output_dir=$(QUICKSTART)/sft if_exists=resume
 	@$(RUN) -m src.evaluate model.path=$(QUICKSTART)/sft/model benchmarks=[pydocs] \
-		modes=[bm25,direct,reasoning,base-reasoning] output_dir=$(QUICKSTART)/eval metrics_file=$(QUICKSTART)/metrics.json
+		modes=[bm25,direct,reasoning,shuffled-reasoning] output_dir=$(QUICKSTART)/eval metrics_file=$(QUICKSTART)/metrics.json
 	@printf '\n%s\n' "metrics   $(QUICKSTART)/metrics.json" "model     $(QUICKSTART)/sft/model" \
 		"retrain   rm -r $(QUICKSTART) && make train"
 
