@@ -45,6 +45,8 @@ def composed(source, group, option):
     prefix = "" if group == "experiment" else f"{group}."
     missing = [f"{prefix}{key}" for key, value in flat_keys(raw).items() if value == "???"]
     fill = [f"{key}={REQUIRED[key]}" for key in missing if key in REQUIRED]
+    if (group, option) == ("data", "mixture"):
+        fill.append("data.sources.beir.path=folder")
     return compose("train", overrides + fill, source).config
 
 
