@@ -72,6 +72,8 @@ def _value(key: str, value: str, is_sweep: bool) -> str:
     is_choice = is_sweep and re.fullmatch(r"choice\(.*\)", value, re.DOTALL)
     if _is_named(key, PATH_LISTS):
         if value.startswith("[") and value.endswith("]"):
+            if re.search(r"""^\[\s*["']|["']\s*\]$""", value):
+                return value  # quoted by the user, as names with commas must be
             items = [item.strip() for item in value[1:-1].split(",")]
             return "[" + ",".join(quoted(item) for item in items if item) + "]"
         return value if is_choice else f"[{quoted(value)}]"

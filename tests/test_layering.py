@@ -22,7 +22,7 @@ LAYERS = [
         "src.data.negatives",
     },
     {"src.models.*", "src.index.*", "src.objectives.*"},
-    {"src.data.collate", "src.data.datamodules", "src.evaluation.*", "src.stages.*"},
+    {"src.data.collate", "src.data.mining", "src.data.datamodules", "src.evaluation.*", "src.stages.*"},
     {"src.runtime"},
     {"src.train", "src.evaluate", "src.tune", "src.report"},
 ]

@@ -1,6 +1,6 @@
 """Data modules: they batch what a `data=` choice read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -87,6 +87,8 @@ class SFTDataModule(_StreamingDataModule):
         validation_queries: of the data set's validation collection.
         validation_documents: of the same.
         num_workers: processes that collate.
+        miner: `(examples, corpus) -> examples` with hard negatives, as `src.data.mining` has them; None where
+            rows keep those that they came with.
 
     Raises:
         ValueError: If the data set has no rows.
@@ -103,19 +105,26 @@ class SFTDataModule(_StreamingDataModule):
         validation_queries: int,
         validation_documents: int,
         num_workers: int = 0,
+        miner: Callable[[Sequence[Example], Corpus], list[Example]] | None = None,
     ) -> None:
         super().__init__()
         if not data.examples:
             raise ValueError(f"data set {data.name!r} has no training rows")
         self.data = data
+        self.examples = data.examples
+        self.miner = miner
         self.batch_size, self.hard_negatives = batch_size, hard_negatives
         self.cluster_share, self.seed, self.num_workers = cluster_share, seed, num_workers
         self.validation = None
         if data.validation is not None:
             self.validation = thinned(data.validation, validation_queries, validation_documents, seed=0)
 
+    def setup(self, stage: str) -> None:
+        if self.miner is not None and self.examples is self.data.examples:
+            self.examples = self.miner(self.data.examples, self.data.corpus)
+
     def train_dataloader(self) -> DataLoader:
-        rows: Sequence[Example] = self.data.examples
+        rows = self.examples
         sampler = GroupedBatchSampler(
             len(rows),
             sources=[example.source for example in rows],
