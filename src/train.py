@@ -135,8 +135,7 @@ def _trainer(config: DictConfig, folder: Path, extra_callbacks: Sequence["pl.Cal
 
     from src.stages.progress import StepProgress
 
-    callbacks = instantiate(config.callbacks)
-    callbacks |= instantiate(config.stage.get("callbacks") or OmegaConf.create({}))
+    callbacks = instantiate(config.stage.get("callbacks") or OmegaConf.create({}))
     arguments = {
         "enable_model_summary": False,
         "enable_progress_bar": False,

@@ -12,18 +12,19 @@ LAYERS = [
     {"src.data.types", "src.command_line", "src.devices", "src.run_folder", "src.sweep_table"},
     {
         "src.data.pydocs",
-        "src.data.near_duplicates",
+        "src.data.docstrings",
+        "src.data.duplicates",
+        "src.data.jsonl",
         "src.data.reasoning",
         "src.data.beir",
         "src.data.triples",
         "src.data.mixture",
         "src.data.negatives",
-        "src.data.sampling",
     },
     {"src.models.*", "src.index.*", "src.objectives.*"},
     {"src.data.collate", "src.data.datamodules", "src.evaluation.*", "src.stages.*"},
     {"src.runtime"},
-    {"src.train", "src.evaluate", "src.tune"},
+    {"src.train", "src.evaluate", "src.tune", "src.report"},
 ]
 """From the bottom up. Within a layer imports are free, but for `STRANGERS`."""
 

@@ -86,7 +86,6 @@ class TinyModule(pl.LightningModule):
 
 STAGE = """
 name: tiny
-monitor: val/direct/ndcg@10
 module:
   _target_: tests.tiny_stage.TinyModule
   learning_rate: 0.1
@@ -95,6 +94,12 @@ module:
 datamodule:
   _target_: tests.tiny_stage.TinyDataModule
   batch_size: 4
+callbacks:
+  checkpoint:
+    _target_: src.stages.callbacks.TrainableCheckpoint
+    folder: ${output_dir}/checkpoints
+    monitor: val/direct/ndcg@10
+    save_every_n_steps: 50
 trainer:
   max_steps: 6
   val_check_interval: 3
