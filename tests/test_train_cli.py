@@ -56,7 +56,8 @@ def test_a_run_leaves_what_the_design_promises(finished):
     assert "stage=tiny" in metrics["command"]
     assert metrics["seed"] == 1
     (row,) = metrics["rows"]
-    assert (row["benchmark"], row["mode"]) == ("tiny", "direct")
+    assert (row["benchmark"], row["mode"]) == ("tiny-validation", "direct")
+    assert (row["n_queries"], row["n_docs"]) == (1, 4)  # what was measured, not what was read
     table = list(csv.DictReader((folder / "csv" / "metrics.csv").open()))
     at_best = [float(line["val/direct/ndcg@10"]) for line in table if line["val/direct/ndcg@10"]]
     assert row["metrics"]["ndcg@10"] == pytest.approx(max(at_best))
