@@ -36,9 +36,7 @@ def composed(source, group, option):
     if group not in ("stage", "experiment"):
         overrides.append(f"stage={stages[0]}")
     missing = OmegaConf.missing_keys(without_hydra(source.load("train", overrides)))
-    fill = [
-        f"{key}={REQUIRED[key.rpartition('.')[2]]}" for key in sorted(missing) if not key.startswith("hydra")
-    ]
+    fill = [f"{key}={REQUIRED[key.rpartition('.')[2]]}" for key in sorted(missing)]
     return compose("train", overrides + fill, source).config
 
 
