@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed-$(firstword $(shell cksum requirements.lock))
 QUICKSTART := outputs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint eval clean
+.PHONY: help setup train test lint eval eval-arguments clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,11 +37,13 @@ lint: setup  ## ruff: rules and format
 test: lint  ## lint and the fast tests
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadscope -q
 
-eval: setup  ## MODEL=<folder> BENCHMARKS="scifact cosqa" BEIR_DIR=<folder>: evaluate a model folder
-	@test -n "$(MODEL)" -a -n "$(BENCHMARKS)" -a -n "$(BEIR_DIR)" || { \
-		echo 'Usage: make eval MODEL=<folder> BENCHMARKS="scifact cosqa" BEIR_DIR=<folder> [OUTPUT=<folder>]' >&2; exit 2; }
+eval: eval-arguments setup  ## MODEL=<folder> BENCHMARKS="scifact cosqa" BEIR_DIR=<folder>: evaluate a model folder
 	@$(RUN) -m src.evaluate "model.path=$(MODEL)" "benchmarks=[$(shell echo $(BENCHMARKS) | tr ' ' ',')]" \
 		"beir_dir=$(BEIR_DIR)" "modes=[bm25,direct,reasoning]" $(if $(OUTPUT),"output_dir=$(OUTPUT)")
+
+eval-arguments:
+	@test -n "$(MODEL)" -a -n "$(BENCHMARKS)" -a -n "$(BEIR_DIR)" || { \
+		echo 'Usage: make eval MODEL=<folder> BENCHMARKS="scifact cosqa" BEIR_DIR=<folder> [OUTPUT=<folder>]' >&2; exit 2; }
 
 clean:  ## remove the environment and the caches; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info

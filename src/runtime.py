@@ -656,7 +656,9 @@ def _sweep_job(entry: Entry, sweep: Path, command: str) -> Run:
         HydraConfig.instance().cfg = None
         folder = sweep / number
         print(f"\njob {number}: {' '.join(overrides)}", flush=True)
-        if config.sweep.fail_fast and any(state_of(other) == "failed" for other in sweep.iterdir()):
+        if OmegaConf.select(config, "sweep.fail_fast") and any(
+            state_of(other) == "failed" for other in sweep.iterdir()
+        ):
             write_status(folder, "skipped", error="an earlier job failed and sweep.fail_fast is true")
             return
         config = OmegaConf.create(OmegaConf.to_container(config, resolve=False))

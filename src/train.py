@@ -22,7 +22,7 @@ from src.runtime import entry_point, instantiate
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
-    from src.data.types import TrainingData
+    from src.data.types import Benchmark, TrainingData
     from src.models.embedder import ReasoningEmbedder
     from src.stages.record import ValidationRecord
 
@@ -111,7 +111,7 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
 
             wandb.finish()
     if trainer.is_global_zero:
-        _finish(config, data, embedder, module, trainer, record)
+        _finish(config, data, embedder, datamodule, module, trainer, record)
 
 
 def _write_card(folder: Path, data: "TrainingData") -> None:
@@ -135,8 +135,7 @@ def _trainer(config: DictConfig, folder: Path, extra_callbacks: Sequence["pl.Cal
 
     from src.stages.progress import StepProgress
 
-    callbacks = instantiate(config.callbacks)
-    callbacks |= instantiate(config.stage.get("callbacks") or OmegaConf.create({}))
+    callbacks = instantiate(config.stage.get("callbacks") or OmegaConf.create({}))
     arguments = {
         "enable_model_summary": False,
         "enable_progress_bar": False,
@@ -187,6 +186,7 @@ def _finish(
     config: DictConfig,
     data: "TrainingData",
     embedder: "ReasoningEmbedder",
+    datamodule: "pl.LightningDataModule",
     module: "pl.LightningModule",
     trainer: "pl.Trainer",
     record: "ValidationRecord",
@@ -203,7 +203,8 @@ def _finish(
         facts = {"stage": config.stage.name, "data": data.name, "step": best_step or trainer.global_step}
         save_embedder(embedder, folder / "model", origin | facts)
         written.insert(0, folder / "model")
-    write_metrics(folder / "metrics.json", _rows(folder, data, record.at(best_step)), origin)
+    measured_on = getattr(datamodule, "validation", None)  # what is left of data.validation after thinning
+    write_metrics(folder / "metrics.json", _rows(folder, measured_on, record.at(best_step)), origin)
     for path in written:
         log.info("wrote %s", path)
 
@@ -229,18 +230,17 @@ def _load_best(folder: Path, module: "pl.LightningModule") -> int | None:
     return checkpoint["global_step"]
 
 
-def _rows(folder: Path, data: "TrainingData", logged: dict[str, float]) -> list[dict]:
+def _rows(folder: Path, measured_on: "Benchmark | None", logged: dict[str, float]) -> list[dict]:
     """One row per mode that was validated; empty where the stage validates nothing."""
     from src.stages.record import metrics_by_mode
 
-    validation = data.validation
     return [
         {
-            "benchmark": validation.name if validation else data.name,
+            "benchmark": measured_on.name if measured_on else "validation",
             "mode": mode,
             "model": str(folder / "model"),
-            "n_queries": len(validation.queries) if validation else 0,
-            "n_docs": len(validation.corpus) if validation else 0,
+            "n_queries": len(measured_on.queries) if measured_on else 0,
+            "n_docs": len(measured_on.corpus) if measured_on else 0,
             "metrics": metrics,
         }
         for mode, metrics in metrics_by_mode(logged).items()

@@ -56,7 +56,8 @@ def test_a_run_leaves_what_the_design_promises(finished):
     assert "stage=tiny" in metrics["command"]
     assert metrics["seed"] == 1
     (row,) = metrics["rows"]
-    assert (row["benchmark"], row["mode"]) == ("tiny", "direct")
+    assert (row["benchmark"], row["mode"]) == ("tiny-validation", "direct")
+    assert (row["n_queries"], row["n_docs"]) == (1, 4)  # what was measured, not what was read
     table = list(csv.DictReader((folder / "csv" / "metrics.csv").open()))
     at_best = [float(line["val/direct/ndcg@10"]) for line in table if line["val/direct/ndcg@10"]]
     assert row["metrics"]["ndcg@10"] == pytest.approx(max(at_best))
@@ -119,7 +120,7 @@ def wait_for(path, process, timeout_s=60):
 def test_a_run_goes_on_after_a_kill_and_after_ctrl_c_and_ends_as_if_undisturbed(finished, tmp_path):
     folder = tmp_path / "my runs" / "a=1, [b]"  # a path that Hydra's grammar would take apart
     arguments = [LIMIT, f"output_dir={folder}", "if_exists=resume", "stage.module.seconds_per_step=0.4"]
-    arguments += ["callbacks.checkpoint.save_every_n_steps=1"]
+    arguments += ["stage.callbacks.checkpoint.save_every_n_steps=1"]
 
     process = start("train", *arguments, cwd=tmp_path)
     wait_for(folder / "checkpoints" / "last.ckpt", process)

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from src.data.types import Corpus, Example, TrainingData
+from src.data.types import Benchmark, Corpus, Example, TrainingData
 from src.models.embedder import ReasoningEmbedder
 
 TEXTS = tuple(
@@ -29,7 +29,10 @@ def load_tiny(is_broken: bool = False, **unused: object) -> TrainingData:
         Example(id=i, query=f"adds {i}", positive=text, positive_id=i)
         for i, text in zip(ids, TEXTS, strict=True)
     )
-    return TrainingData("tiny", Corpus(ids, TEXTS), rows, texts=TEXTS, card={"origin": "made by a test"})
+    whole = Benchmark("tiny-validation", Corpus(ids, TEXTS), {"q": "adds 1", "r": "adds 2"}, {"q": {"1": 1}})
+    return TrainingData(
+        "tiny", Corpus(ids, TEXTS), rows, validation=whole, texts=TEXTS, card={"origin": "made by a test"}
+    )
 
 
 class TinyDataModule(pl.LightningDataModule):
@@ -38,6 +41,8 @@ class TinyDataModule(pl.LightningDataModule):
     def __init__(self, data: TrainingData, embedder: ReasoningEmbedder, batch_size: int = 4) -> None:
         super().__init__()
         self.rows, self.batch_size = list(range(len(data.examples))), batch_size
+        few = Corpus(data.corpus.ids[:4], data.corpus.texts[:4])  # validation is on less than was read
+        self.validation = Benchmark("tiny-validation", few, {"q": "adds 1"}, {"q": {"1": 1}})
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(self.rows, batch_size=self.batch_size)
@@ -86,7 +91,6 @@ class TinyModule(pl.LightningModule):
 
 STAGE = """
 name: tiny
-monitor: val/direct/ndcg@10
 module:
   _target_: tests.tiny_stage.TinyModule
   learning_rate: 0.1
@@ -95,6 +99,12 @@ module:
 datamodule:
   _target_: tests.tiny_stage.TinyDataModule
   batch_size: 4
+callbacks:
+  checkpoint:
+    _target_: src.stages.callbacks.TrainableCheckpoint
+    folder: ${output_dir}/checkpoints
+    monitor: val/direct/ndcg@10
+    save_every_n_steps: 50
 trainer:
   max_steps: 6
   val_check_interval: 3

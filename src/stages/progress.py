@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from tqdm import tqdm
 
-SHOWN_UNASKED = ("val", "train/loss", "loss")
+SHOWN_UNASKED = ("train/loss", "ndcg@10")
 LINE = "{desc}: {n_fmt}/{total_fmt} steps, {rate_fmt}, {elapsed} gone, {remaining} left{postfix}"
 
 
@@ -22,7 +22,7 @@ class StepProgress(Callback):
     """Shows steps, rate, remaining time and the latest value of some logged metrics.
 
     Args:
-        metrics: names to show; one that was not logged is left out. Empty: loss and validation metrics.
+        metrics: names to show; one that was not logged is left out. Empty: the loss and every nDCG@10.
         line_every_s: seconds between two lines where the output is a file or a pipe.
     """
 
@@ -68,7 +68,7 @@ class StepProgress(Callback):
         print(line, file=sys.stderr, flush=True)
 
     def _values(self, logged: Mapping[str, torch.Tensor]) -> str:
-        names = self.metrics or [name for name in sorted(logged) if name.startswith(SHOWN_UNASKED)][:4]
+        names = self.metrics or [name for name in sorted(logged) if name.endswith(SHOWN_UNASKED)]
         return " ".join(f"{name} {float(logged[name]):.4g}" for name in names if name in logged)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
