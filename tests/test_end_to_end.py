@@ -1,6 +1,7 @@
 """What a user types: pretrain, SFT on their own triples, LoRA on the folder, evaluation of what came out."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -153,7 +154,8 @@ def test_mined_hard_negatives_reach_the_batches(data_arguments, tmp_path):
         "stage.trainer.val_check_interval=2",
         "stage.datamodule.batch_size=8",
     )
-    assert "MiningReport(n_queries=32" in (tmp_path / "run" / "train.log").read_text()
+    report = re.search(r"MiningReport\(.*n_mined=(\d+)", (tmp_path / "run" / "train.log").read_text())
+    assert int(report[1]) > 0
 
 
 def test_a_bad_row_is_named_before_a_model_is_made(tmp_path):
