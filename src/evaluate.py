@@ -70,6 +70,13 @@ def _check_collection(config: DictConfig, name: str) -> None:
         )
 
 
+def analyzer_for(configured: str, benchmark: str) -> str:
+    """The configured BM25 analyzer; where that is "auto", the one that fits what the collection holds."""
+    if configured != "auto":
+        return configured
+    return "code" if benchmark in READS_CODE else "english"
+
+
 def run(config: DictConfig) -> None:
     """Evaluates every benchmark in every mode and writes metrics.json."""
     from src.evaluation.benchmark import Settings, evaluate_benchmark
@@ -83,10 +90,8 @@ def run(config: DictConfig) -> None:
     folder = Path(config.output_dir)
     target = Path(config.metrics_file) if config.metrics_file else folder / "metrics.json"
     rows = []
-    for benchmark in benchmarks:
-        analyzer = config.bm25.analyzer
-        if analyzer == "auto":
-            analyzer = "code" if benchmark.name in READS_CODE else "english"
+    for name, benchmark in zip(config.benchmarks, benchmarks, strict=True):
+        analyzer = analyzer_for(config.bm25.analyzer, name)
         settings = Settings(config.top_k, analyzer, config.bm25.k1, config.bm25.b, config.seed, config.limit)
         for mode in config.modes:
             log.info("%s, %s", benchmark.name, mode)

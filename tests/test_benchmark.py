@@ -10,6 +10,7 @@ from conftest import TEXTS, build_embedder
 
 from src.data.beir import load_benchmark
 from src.data.types import Benchmark, Corpus
+from src.evaluate import analyzer_for
 from src.evaluation.benchmark import Settings, evaluate_benchmark
 from src.evaluation.significance import bootstrap_interval, paired_p_value
 from src.index.lexical import LexicalIndex
@@ -107,6 +108,15 @@ def test_bm25_on_real_collections_is_where_published_figures_are(
     settings = Settings(100, analyzer, 1.2, 0.75, seed=0)
     row = evaluate_benchmark(load_benchmark(beir_root / name), "bm25", tmp_path, settings)
     assert low <= row["metrics"]["ndcg@10"] <= high
+
+
+def test_the_baseline_on_code_splits_identifiers_unless_told_otherwise():
+    assert [analyzer_for("auto", name) for name in ("pydocs", "cosqa", "scifact")] == [
+        "code",
+        "code",
+        "english",
+    ]
+    assert analyzer_for("english", "pydocs") == "english"
 
 
 def evaluate(*arguments):

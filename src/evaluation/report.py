@@ -21,7 +21,7 @@ def print_table(rows: Sequence[Mapping]) -> None:
     table = Table(title="nDCG@10 with 95 % bootstrap interval over queries")
     for name, side in (("benchmark", "left"), ("mode", "left"), ("queries", "right"), ("documents", "right")):
         table.add_column(name, justify=side)
-    for name in ("nDCG@10", "interval", "recall@100", "no token", "ms/query", "tokens/query"):
+    for name in ("nDCG@10", "interval", "recall@100", "no token", "ms/query", "tokens"):
         table.add_column(name, justify="right")
     for row in rows:
         low, high = row["ci95"]["ndcg@10"]
@@ -31,7 +31,7 @@ def print_table(rows: Sequence[Mapping]) -> None:
             str(row["n_queries"]),
             str(row["n_docs"]),
             f"{row['metrics']['ndcg@10']:.3f}",
-            f"{low:.3f} to {high:.3f}",
+            f"{low:.3f}-{high:.3f}",
             f"{row['metrics']['recall@100']:.3f}",
             str(row["missing_embed_token"]),
             f"{1000 * row['seconds_per_query']:.2f}",
