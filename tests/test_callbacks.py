@@ -1,7 +1,6 @@
 """A real fit of a real small model: saved, killed, resumed; timed; shown."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from src.objectives.losses import info_nce
-from src.stages.callbacks import StepProgressBar, Throughput, TrainableCheckpoint, frozen_sha256
+from src.stages.callbacks import Throughput, TrainableCheckpoint, frozen_sha256
 from src.stages.optimization import (
     ChunkOutput,
     OptimizationSettings,
@@ -115,7 +114,7 @@ def fit(folder, module, resume=None, n_steps=N_STEPS, callbacks=(), monitor=None
             "max_steps": n_steps,
             "accelerator": "cpu",
             "logger": False,
-            "enable_progress_bar": any(isinstance(callback, StepProgressBar) for callback in callbacks),
+            "enable_progress_bar": False,
             "enable_model_summary": False,
             "use_distributed_sampler": False,
             "val_check_interval": 3,
@@ -266,24 +265,6 @@ def test_throughput_books_time_under_the_part_that_took_it(tmp_path, caplog):
     assert trainer.callback_metrics["throughput/pairs_per_s"] > 0
     assert 0 < trainer.callback_metrics["time/backward"] < 1
     assert "backward" in caplog.text
-
-
-def test_the_bar_counts_all_steps_and_shows_rate_and_time_left(tmp_path, capsys):
-    fit(tmp_path, Pairs(), callbacks=[StepProgressBar(refresh_every_s=0.0)])
-    shown = capsys.readouterr().err
-    assert re.search(r"train: +\d+%.*4/8 \[.*<.*, .*(step/s|s/step).*loss=", shown)
-    assert "validate" in shown
-    assert "8/8" in shown
-
-
-def test_the_bar_of_a_resumed_run_starts_where_it_stopped(tmp_path, capsys):
-    fit(tmp_path, Pairs(), n_steps=5)
-    capsys.readouterr()
-    fit(tmp_path, Pairs(), tmp_path / "last.ckpt", callbacks=[StepProgressBar(refresh_every_s=0.0)])
-    shown = capsys.readouterr().err
-    assert "5/8" in shown
-    assert "8/8" in shown
-    assert "1/8" not in shown
 
 
 if __name__ == "__main__":

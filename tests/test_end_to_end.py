@@ -62,7 +62,7 @@ def data_arguments(triples):
 @pytest.fixture(scope="module")
 def sft_run(data_arguments, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "sft"
-    train(
+    done = train(
         "stage=sft",
         *data_arguments,
         *SMALL,
@@ -72,6 +72,7 @@ def sft_run(data_arguments, tmp_path_factory):
         "stage.datamodule.batch_size=8",
         "stage.datamodule.hard_negatives=1",
     )
+    assert re.search(r"6/6 steps, [\d.]+s/step.* left", done.stdout + done.stderr)
     return folder
 
 

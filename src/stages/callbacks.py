@@ -1,4 +1,4 @@
-"""What runs beside training: checkpoints, throughput by part, and a progress bar over all steps."""
+"""What runs beside training: checkpoints, and throughput by part."""
 
 import hashlib
 import logging
@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities.types import STEP_OUTPUT
-from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
@@ -296,69 +295,3 @@ class _Tally:
 
 def _seconds_saving(trainer: Trainer) -> float:
     return sum(getattr(callback, "seconds_saving", 0.0) for callback in trainer.checkpoint_callbacks)
-
-
-class StepProgressBar(ProgressBar):
-    """One bar over all optimizer steps, with rate and remaining time; a validation is a word on it.
-
-    Lightning's own bar counts batches of an epoch. Our sampler never ends, so that bar would know neither the
-    total nor the time left.
-
-    Args:
-        refresh_every_s: the least time between two updates.
-    """
-
-    def __init__(self, refresh_every_s: float = 0.5) -> None:
-        super().__init__()
-        self.refresh_every_s = refresh_every_s
-        self._bar: tqdm | None = None
-        self._is_enabled = True
-
-    def disable(self) -> None:
-        self._is_enabled = False
-
-    def enable(self) -> None:
-        self._is_enabled = True
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._bar = tqdm(
-            total=trainer.max_steps if trainer.max_steps > 0 else None,
-            initial=trainer.global_step,
-            desc="train",
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=self.refresh_every_s,
-            disable=not (self._is_enabled and trainer.is_global_zero),
-        )
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
-    ) -> None:
-        metrics = self.get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        self._bar.set_postfix(metrics, refresh=False)
-        self._bar.update(trainer.global_step - self._bar.n)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._describe("validate")
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._describe("train")
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._close()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._close()
-
-    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
-        tqdm.write(sep.join(map(str, args)))
-
-    def _describe(self, word: str) -> None:
-        if self._bar is not None:
-            self._bar.set_description(word)
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None

@@ -50,7 +50,7 @@ class PretrainModule(pl.LightningModule):
         loss = sft_cross_entropy(states, self.embedder.head.weight, targets, denominator=denominator)
         return ChunkOutput(extra_loss=loss)
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+    def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, int]:
         denominator = share_of_count(batch[:, 1:].numel(), self.device)
 
         def run_backward() -> Tensor:
@@ -63,3 +63,4 @@ class PretrainModule(pl.LightningModule):
         rate = self.lr_schedulers().get_last_lr()[0]
         self.log_dict({"train/loss": result.loss, "train/grad_norm": result.grad_norm}, prog_bar=True)
         self.log("train/learning_rate", rate)
+        return {"n_tokens": batch.numel()}

@@ -179,7 +179,7 @@ class SFTModule(pl.LightningModule):
         optimizer = build_optimizer(self.embedder.named_parameters(), self.optimization)
         return [optimizer], [build_scheduler(optimizer, self.optimization, self.trainer.max_steps)]
 
-    def training_step(self, batch: SFTBatch, batch_idx: int) -> None:
+    def training_step(self, batch: SFTBatch, batch_idx: int) -> dict[str, int]:
         chunks, n_reasoned, metrics = self.prepare(batch)
         counts = self._token_counts(chunks)
 
@@ -201,6 +201,8 @@ class SFTModule(pl.LightningModule):
         metrics |= {"grad_norm": result.grad_norm, "learning_rate": self.lr_schedulers().get_last_lr()[0]}
         self.log("train/loss", result.loss, prog_bar=True, batch_size=len(names))
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=len(names))
+        rows = [row for chunk in chunks for row in (*chunk.documents, *chunk.queries)]
+        return {"n_pairs": len(names), "n_tokens": sum(len(row.ids) for row in rows)}
 
     # ---- the step's sequences
 
