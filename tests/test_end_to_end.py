@@ -72,7 +72,7 @@ def sft_run(data_arguments, tmp_path_factory):
         "stage.datamodule.batch_size=8",
         "stage.datamodule.hard_negatives=1",
     )
-    assert re.search(r"6/6 steps, [\d.]+s/step.* left", done.stdout + done.stderr)
+    assert re.search(r"6/6 steps, .*/.* left", done.stdout + done.stderr)
     return folder
 
 
