@@ -520,7 +520,8 @@ def _reasonings(folder: Path, rows: Sequence[dict[str, str]], recipe: dict[str, 
         return json.loads(path.read_text())
     counts = json.loads((folder / "word_counts.json").read_text())
     bar = tqdm(rows, desc="pydocs: reasoning", unit="row", mininterval=0.5)
-    reasonings = [cold_start_reasoning(row["query"], row["document"], counts, **recipe) for row in bar]
+    n = len(rows)
+    reasonings = [cold_start_reasoning(row["query"], row["document"], counts, n, **recipe) for row in bar]
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(reasonings))
     partial.replace(path)
