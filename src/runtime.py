@@ -36,6 +36,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.command_line import UsageError, addable_keys, did_you_mean, flat_keys, quote_free_text, quoted
+from src.devices import cpu_precision
 from src.run_folder import (
     Interrupted,
     command_line,
@@ -65,6 +66,8 @@ MAY_CHANGE = (*WHERE, *(f"stage.trainer.{name}" for name in LIMITS))
 
 RL_GROUPS = ("index", "refresh", "reward")
 EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
+
+OmegaConf.register_new_resolver("cpu_precision", cpu_precision, replace=True)
 
 Run = Callable[[DictConfig], object]
 Check = Callable[[DictConfig, bool], None]
