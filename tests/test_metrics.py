@@ -8,6 +8,7 @@ import pytest
 import pytrec_eval
 
 from src.evaluation.metrics import mean_metrics, per_query_metrics, query_metrics, ranked
+from src.evaluation.query_means import QueryMeans
 from src.evaluation.ranking import document_index, id_order, ranking_of
 
 TREC = {"ndcg@10": "ndcg_cut_10", "recall@100": "recall_100", "map@100": "map_cut_100"}
@@ -137,3 +138,31 @@ def test_metrics_of_a_cut_run_equal_trec_evals_on_the_whole_one(seed):
 def test_the_order_of_ids_is_trec_evals_for_any_text():
     # trec_eval compares bytes of UTF-8; "Z" < "a" < "é" < "文", and a prefix comes before its longer form.
     assert np.argsort(id_order(["a", "Z", "文", "é", "a1"])).tolist() == [2, 3, 4, 0, 1]
+
+
+def test_means_are_over_queries_and_the_first_report_of_a_query_is_taken():
+    means = QueryMeans(["q1", "q2", "q3"], ["ndcg@10", "mrr@10"])
+    means.update({"q2": {"ndcg@10": 1.0, "mrr@10": 0.5}})
+    means.update({})
+    means.update({"q1": {"ndcg@10": 0.5, "mrr@10": 0.1}, "q2": {"ndcg@10": 0.0, "mrr@10": 0.0}})
+    with pytest.raises(ValueError, match="1 queries were not reported, the first is 'q3'"):
+        means.compute()
+    means.update({"q3": {"ndcg@10": 0.0, "mrr@10": 0.0}})
+    assert {name: value.item() for name, value in means.compute().items()} == pytest.approx(
+        {"ndcg@10": 1.5 / 3, "mrr@10": 0.6 / 3}
+    )
+    means.reset()
+    means.update({"q1": {"ndcg@10": 1.0, "mrr@10": 1.0}})
+    with pytest.raises(ValueError, match="2 queries"):
+        means.compute()
+
+
+def test_means_refuse_queries_that_they_do_not_know_and_values_that_are_missing():
+    means = QueryMeans(["q1"], ["ndcg@10"])
+    with pytest.raises(ValueError, match="the first is 'q9'"):
+        means.update({"q9": {"ndcg@10": 1.0}})
+    with pytest.raises(KeyError, match="ndcg@10"):
+        means.update({"q1": {"mrr@10": 1.0}})
+    for bad in ([], ["q1", "q1"]):
+        with pytest.raises(ValueError, match="query_ids must be unique"):
+            QueryMeans(bad, ["ndcg@10"])
