@@ -206,12 +206,7 @@ def evaluate_benchmark(
     Raises:
         ValueError: If the mode is unknown, or lacks its model.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    if mode != "bm25" and embedder is None:
-        raise ValueError(f"mode {mode} needs a model folder: model.path=<folder>")
-    if mode == "base-reasoning" and base is None:
-        raise ValueError("mode base-reasoning needs the model that writes: base.path=<folder>")
+    _check_models(mode, embedder, base)
     benchmark = limited(benchmark, settings.limit)
     key = {
         "version": _ROW_VERSION,
@@ -246,6 +241,15 @@ def evaluate_benchmark(
         _write(partial, benchmark, mode, run, scores, found.reasonings)
         write_json(partial / _ROW_FILE, {"key": key, "row": row})
     return row
+
+
+def _check_models(mode: str, embedder: ReasoningEmbedder | None, base: ReasoningEmbedder | None) -> None:
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if mode != "bm25" and embedder is None:
+        raise ValueError(f"mode {mode} needs a model folder: model.path=<folder>")
+    if mode == "base-reasoning" and base is None:
+        raise ValueError("mode base-reasoning needs the model that writes: base.path=<folder>")
 
 
 @contextlib.contextmanager

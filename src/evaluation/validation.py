@@ -1,7 +1,7 @@
 """In-training evaluation: both modes on a small collection, the work dealt to all ranks."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -36,7 +36,7 @@ def validate(embedder: ReasoningEmbedder, benchmark: Benchmark, top_k: int = 100
     names = list(benchmark.qrels)
     share = names[rank::n_ranks]
     queries = [benchmark.queries[name] for name in share]
-    documents = _shared_embeddings(embedder, embedder.embed_documents, benchmark.corpus.texts)
+    documents = _document_embeddings(embedder, benchmark.corpus.texts)
     with equal_forwards(embedder):
         direct, reasoned = embedder.embed_queries(queries), embedder.reason(queries)
     ids = benchmark.corpus.ids
@@ -53,20 +53,22 @@ def validate(embedder: ReasoningEmbedder, benchmark: Benchmark, top_k: int = 100
 
 
 def _means(
-    embedder: ReasoningEmbedder, names: Sequence[str], columns: Sequence[str], rows: dict
+    embedder: ReasoningEmbedder,
+    names: Sequence[str],
+    columns: Sequence[str],
+    rows: Mapping[str, Mapping[str, float]],
 ) -> dict[str, float]:
+    """Means over the queries of all ranks of what this rank measured on its share."""
     means = QueryMeans(names, columns).to(embedder.device)
     means.update(rows)
     return {name: float(value) for name, value in means.compute().items()}
 
 
-def _shared_embeddings(
-    embedder: ReasoningEmbedder, embed: Callable[[Sequence[str]], Tensor], texts: Sequence[str]
-) -> Tensor:
+def _document_embeddings(embedder: ReasoningEmbedder, texts: Sequence[str]) -> Tensor:
     """Embeddings `[N, D]` of all texts on every rank, on the CPU; each rank embeds each `W`-th text."""
     rank, n_ranks = _place()
     with equal_forwards(embedder):
-        own = embed([texts[row] for row in range(rank, len(texts), n_ranks)])
+        own = embedder.embed_documents([texts[row] for row in range(rank, len(texts), n_ranks)])
     if n_ranks == 1:
         return own
     gathered = gather_documents(own.to(embedder.device)).cpu()
