@@ -11,12 +11,17 @@ from conftest import TEXTS, build_embedder
 from src.data.beir import load_benchmark
 from src.data.types import Benchmark, Corpus
 from src.evaluate import analyzer_for
-from src.evaluation.benchmark import Settings, evaluate_benchmark
+from src.evaluation.benchmark import Settings, document_embeddings, evaluate_benchmark
 from src.evaluation.significance import bootstrap_interval, paired_p_value
 from src.index.lexical import LexicalIndex
 from src.models.folder import load_embedder, save_embedder
 
 SETTINGS = Settings(top_k=100, analyzer="code", k1=1.2, b=0.75, seed=0)
+SCHEMA = {
+    "benchmark": str, "mode": str, "model": str, "n_queries": int, "n_docs": int, "metrics": dict,
+    "ci95": dict, "missing_embed_token": int, "self_match_removed": int, "seconds_per_query": float,
+    "tokens_per_query": float, "weights_sha256": str | None,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -59,6 +64,15 @@ def test_every_mode_writes_its_files_and_is_read_back(benchmark, nano_folder, tm
     assert row["ci95"]["ndcg@10"][0] <= row["metrics"]["ndcg@10"] <= row["ci95"]["ndcg@10"][1]
     assert evaluate_benchmark(*arguments) == row  # seconds and all: read back, not measured again
     assert not any("q0 Q0 q0 " in line for line in lines)
+    assert row.keys() == SCHEMA.keys()
+    assert all(isinstance(row[name], kind) for name, kind in SCHEMA.items()), row
+    assert row["metrics"].keys() == {"ndcg@10", "recall@100", "mrr@10", "map@100"}
+    assert row["seconds_per_query"] > 0
+    if "reasoning" in mode:
+        written = [json.loads(line)["tokens"] for line in (folder / "reasoning.jsonl").open()]
+        assert row["tokens_per_query"] == sum(written) / 5 + 1  # and the embed token
+    else:
+        assert row["tokens_per_query"] == (1 if mode == "direct" else 0)
     if mode == "bm25":
         assert row["metrics"]["ndcg@10"] > 0.8  # identifiers are found in prose
         assert row["weights_sha256"] is None
@@ -71,14 +85,44 @@ def test_pitfall_6_self_matches_are_removed_by_flag_and_counted(benchmark, nano_
 
 
 def test_pitfall_8_another_models_results_are_not_taken_for_its_own(benchmark, nano_folder, tmp_path):
+    """Two models with one name, one after the other in the same folders."""
     first = load_embedder(nano_folder)
     other = load_embedder(save_embedder(build_embedder(seed=9), tmp_path / "other", {}))
-    rows = [
-        evaluate_benchmark(benchmark, "direct", tmp_path, SETTINGS, model, cache_dir=tmp_path / "cache")
-        for model in (first, other)
-    ]
-    assert rows[0]["weights_sha256"] != rows[1]["weights_sha256"]
-    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
+
+    def evaluated(model, place):
+        cache = tmp_path / place / "cache"
+        row = evaluate_benchmark(benchmark, "direct", tmp_path / place, SETTINGS, model, None, "name", cache)
+        return row | {"seconds_per_query": 0}, (tmp_path / place / "tiny/direct/run.trec").read_text()
+
+    alone = evaluated(other, "alone")
+    before, after = evaluated(first, "shared"), evaluated(other, "shared")
+    assert before[1] != after[1]
+    assert after == alone
+    assert len(list((tmp_path / "shared" / "cache").glob("*/rows.npy"))) == 2
+
+
+def test_documents_are_encoded_once_for_all_modes_and_read_from_the_disk(benchmark, nano_folder, tmp_path):
+    model = load_embedder(nano_folder)
+    rows = document_embeddings(benchmark, model, tmp_path)
+    assert isinstance(rows, np.memmap)
+    assert np.abs(rows - model.embed_documents(benchmark.corpus.texts).numpy()).max() < 1e-6
+    n_documents = []
+    handle = model.decoder.register_forward_pre_hook(lambda *_: n_documents.append(1))
+    again = document_embeddings(benchmark, model, tmp_path)
+    handle.remove()
+    assert n_documents == []
+    assert (again == rows).all()
+
+
+def test_an_older_row_is_computed_anew(benchmark, tmp_path):
+    row = evaluate_benchmark(benchmark, "bm25", tmp_path, SETTINGS)
+    file = tmp_path / "tiny" / "bm25" / "row.json"
+    written = json.loads(file.read_text())
+    del written["key"]["version"]
+    written["row"]["n_queries"] = 77
+    file.write_text(json.dumps(written))
+    again = evaluate_benchmark(benchmark, "bm25", tmp_path, SETTINGS)
+    assert again | {"seconds_per_query": 0} == row | {"seconds_per_query": 0}
 
 
 def test_the_interval_of_a_mean_covers_it_as_often_as_stated():

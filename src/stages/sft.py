@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from src.data.collate import SFTBatch
 from src.data.types import Benchmark
-from src.evaluation.metrics import mean_metrics, ranking_of
+from src.evaluation.validation import validate
 from src.models.embedder import ReasoningEmbedder, length_batches
 from src.models.generation import pad_left
 from src.models.tuning import adapter_disabled
@@ -385,15 +385,6 @@ class SFTModule(pl.LightningModule):
     # ---- in-training evaluation
 
     def validation_step(self, benchmark: Benchmark, batch_idx: int) -> None:
-        """Metrics of both modes on a small collection, and how reasonings end."""
-        names, queries = list(benchmark.queries), list(benchmark.queries.values())
-        documents = self.embedder.embed_documents(benchmark.corpus.texts)
-        reasoned = self.embedder.reason(queries)
-        modes = {"direct": self.embedder.embed_queries(queries), "reasoning": reasoned.embeddings}
-        for mode, vectors in modes.items():
-            run = ranking_of(vectors, documents, names, benchmark.corpus.ids, k=100)
-            for metric, value in mean_metrics(run, benchmark.qrels).items():
-                self.log(f"val/{mode}/{metric}", value, prog_bar=metric == "ndcg@10", batch_size=1)
-        ended = sum(reasoned.has_embed_token) / len(queries)
-        self.log("val/has_embed_token", ended, batch_size=1)
-        self.log("val/reasoning_tokens", sum(reasoned.n_tokens) / len(queries), batch_size=1)
+        """Metrics of both modes on a small collection, and how reasonings end; the ranks share the work."""
+        for name, value in validate(self.embedder, benchmark).items():
+            self.log(f"val/{name}", value, prog_bar=name.endswith("ndcg@10"), batch_size=1)
