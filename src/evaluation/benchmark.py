@@ -1,8 +1,8 @@
 """One benchmark in one mode: rank, score, write down, and take up again where it is already written.
 
-Modes: `bm25`; `direct` and `reasoning` of one model; `base-reasoning`, the control in which another model
-(the untuned base) writes and the evaluated one embeds; `shuffled-reasoning`, in which every query gets
-another query's reasoning.
+Modes: `bm25`; `direct` and `reasoning` of one model; and controls. `base-direct` is the untuned base alone.
+In `base-reasoning` the untuned base writes and the evaluated model embeds. In `shuffled-reasoning` every
+query gets another query's reasoning.
 """
 
 import contextlib
@@ -19,14 +19,15 @@ import numpy as np
 
 from src.data.types import Benchmark
 from src.evaluation.metrics import mean_metrics, per_query_metrics, ranked
-from src.evaluation.ranking import document_index, ranking_of, without_self_matches
+from src.evaluation.ranking import document_index, id_order, ranking_of, without_self_matches
 from src.evaluation.significance import bootstrap_interval
 from src.index.lexical import LexicalIndex
 from src.index.store import stored_embeddings
 from src.models.embedder import Reasoned, ReasoningEmbedder
 from src.run_folder import write_json
 
-MODES = ("bm25", "direct", "reasoning", "base-reasoning", "shuffled-reasoning")
+MODES = ("bm25", "base-direct", "direct", "reasoning", "base-reasoning", "shuffled-reasoning")
+NEED_BASE = ("base-direct", "base-reasoning")
 _ROW_FILE = "row.json"
 _ROW_VERSION = 2  # higher where the same key gives another row, so that no older one is read back
 log = logging.getLogger(__name__)
@@ -74,6 +75,14 @@ class Ranked:
     reasonings: tuple[dict, ...] = ()
 
 
+@dataclass(frozen=True)
+class Model:
+    """A model folder as it was loaded, and what a row calls it."""
+
+    name: str
+    embedder: ReasoningEmbedder
+
+
 def fingerprint(benchmark: Benchmark) -> str:
     """SHA-256 over documents, queries and judgements."""
     facts = [
@@ -94,11 +103,13 @@ def document_embeddings(
 
 
 def _lexical(benchmark: Benchmark, settings: Settings) -> Ranked:
-    index = LexicalIndex(benchmark.corpus.texts, settings.analyzer, settings.k1, settings.b)
+    ids = benchmark.corpus.ids
+    index = LexicalIndex(
+        benchmark.corpus.texts, settings.analyzer, settings.k1, settings.b, order=id_order(ids)
+    )
     started = time.perf_counter()
     scores, rows = index.search(list(benchmark.queries.values()), settings.top_k + 1)
     seconds = time.perf_counter() - started
-    ids = benchmark.corpus.ids
     run = {
         query: {ids[row]: float(score) for row, score in zip(found, values, strict=True) if row >= 0}
         for query, found, values in zip(benchmark.queries, rows, scores, strict=True)
@@ -119,7 +130,7 @@ def _dense(
     benchmark: Benchmark,
     mode: str,
     embedder: ReasoningEmbedder,
-    base: ReasoningEmbedder | None,
+    writer: ReasoningEmbedder,
     settings: Settings,
     cache_dir: str | Path,
 ) -> Ranked:
@@ -130,10 +141,10 @@ def _dense(
     if cut > 0.01:
         log.warning("%s: %.1f %% of the queries are cut at their limit", benchmark.name, 100 * cut)
     started = time.perf_counter()
-    if mode == "direct":
+    if mode.endswith("direct"):
         vectors, written = embedder.embed_queries(queries, progress=True), None
     else:
-        written = (base if mode == "base-reasoning" else embedder).reason(queries, progress=True)
+        written = writer.reason(queries, progress=True)
         vectors = written.embeddings
         if mode != "reasoning":
             texts = written.texts if mode == "base-reasoning" else _shuffled(written, settings.seed)
@@ -186,9 +197,8 @@ def evaluate_benchmark(
     mode: str,
     output_dir: str | Path,
     settings: Settings,
-    embedder: ReasoningEmbedder | None = None,
-    base: ReasoningEmbedder | None = None,
-    model_name: str = "",
+    model: Model | None = None,
+    base: Model | None = None,
     cache_dir: str | Path = ".cache/embeddings",
 ) -> dict:
     """A row of metrics.json; read back where the same evaluation is already written in `output_dir`.
@@ -198,22 +208,22 @@ def evaluate_benchmark(
         mode: one of `MODES`.
         output_dir: `<output_dir>/<benchmark>/<mode>/` is written, whole or not at all.
         settings: of the evaluation.
-        embedder: needed by every mode but bm25.
-        base: needed by base-reasoning.
-        model_name: named in the row.
+        model: the evaluated one; needed by every mode but bm25 and base-direct.
+        base: the untuned one; needed by base-direct and base-reasoning.
         cache_dir: of document embeddings.
 
     Raises:
         ValueError: If the mode is unknown, or lacks its model.
     """
-    _check_models(mode, embedder, base)
+    _check_models(mode, model, base)
+    embeds = base if mode == "base-direct" else model
     benchmark = limited(benchmark, settings.limit)
     key = {
         "version": _ROW_VERSION,
         "benchmark": fingerprint(benchmark),
         "settings": asdict(settings),
-        "weights": None if mode == "bm25" else embedder.document_key,
-        "base": base.weights_sha256 if mode == "base-reasoning" else None,
+        "weights": None if mode == "bm25" else embeds.embedder.document_key,
+        "base": base.embedder.weights_sha256 if mode == "base-reasoning" else None,
     }
     folder = Path(output_dir) / benchmark.name / mode
     known = _read_back(folder, key)
@@ -221,16 +231,17 @@ def evaluate_benchmark(
         return known
     if mode == "bm25":
         found = _lexical(benchmark, settings)
-        model_name, weights = f"bm25 ({settings.analyzer}, k1={settings.k1}, b={settings.b})", None
+        name, weights = f"bm25 ({settings.analyzer}, k1={settings.k1}, b={settings.b})", None
     else:
-        found = _dense(benchmark, mode, embedder, base, settings, cache_dir)
-        weights = embedder.weights_sha256
+        writes = base if mode == "base-reasoning" else embeds
+        found = _dense(benchmark, mode, embeds.embedder, writes.embedder, settings, cache_dir)
+        name, weights = embeds.name, embeds.embedder.weights_sha256
     run, removed = without_self_matches(benchmark, found.run, settings.top_k)
     scores = per_query_metrics(run, benchmark.qrels)
     row = {
         "benchmark": benchmark.name,
         "mode": mode,
-        "model": model_name,
+        "model": name,
         "n_queries": len(scores),
         "n_docs": len(benchmark.corpus),
         **_measured(found, scores, settings.seed),
@@ -243,13 +254,13 @@ def evaluate_benchmark(
     return row
 
 
-def _check_models(mode: str, embedder: ReasoningEmbedder | None, base: ReasoningEmbedder | None) -> None:
+def _check_models(mode: str, model: Model | None, base: Model | None) -> None:
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    if mode != "bm25" and embedder is None:
+    if mode not in ("bm25", "base-direct") and model is None:
         raise ValueError(f"mode {mode} needs a model folder: model.path=<folder>")
-    if mode == "base-reasoning" and base is None:
-        raise ValueError("mode base-reasoning needs the model that writes: base.path=<folder>")
+    if mode in NEED_BASE and base is None:
+        raise ValueError(f"mode {mode} needs the untuned base: base.path=<folder>")
 
 
 @contextlib.contextmanager
