@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.command_line import UsageError
 from src.devices import torch_is_cpu_build, visible_gpus
+from src.model_choice import MADE_HERE, read_facts
 from src.run_folder import read_json, write_json, write_metrics
 from src.runtime import entry_point, instantiate
 
@@ -49,7 +50,16 @@ def check(config: DictConfig, is_sweep: bool) -> None:
             raise UsageError(
                 f"stage.trainer.{name}: the stages step their optimizer themselves; set {instead}"
             )
+    _check_model_folder(config.model.get("path"))
     _check_strategy(config.strategy, is_sweep)
+
+
+def _check_model_folder(path: str | None) -> None:
+    if path is not None and not (Path(path) / "search_r3.json").is_file():
+        raise UsageError(
+            f"model.path={path}: not a model folder (it has no search_r3.json); give the folder that a "
+            "training run wrote (…/model), or a plain Hugging Face folder as model.name="
+        )
 
 
 def _check_strategy(strategy: DictConfig, is_sweep: bool) -> None:
@@ -201,12 +211,24 @@ def _finish(
     if not trainer.fast_dev_run:
         best_step = _load_best(folder, module)
         facts = {"stage": config.stage.name, "data": data.name, "step": best_step or trainer.global_step}
+        facts |= {"base_model": _base_model(config.model)}
         save_embedder(embedder, folder / "model", origin | facts)
         written.insert(0, folder / "model")
     measured_on = getattr(datamodule, "validation", None)  # what is left of data.validation after thinning
     write_metrics(folder / "metrics.json", _rows(folder, measured_on, record.at(best_step)), origin)
     for path in written:
         log.info("wrote %s", path)
+
+
+def _base_model(model: DictConfig) -> str | None:
+    """The pretrained model at the root of the lineage: a hub name, an absolute path, or `MADE_HERE` and the
+    function that made it; None where the folder that the run started from does not say."""
+    if model.get("path") is not None:
+        facts = read_facts(model.path)
+        return None if facts is None else facts.base
+    if model.get("name") is not None:
+        return str(Path(model.name).resolve()) if Path(model.name).is_dir() else model.name
+    return f"{MADE_HERE}{model.create['_target_']}"
 
 
 def _load_best(folder: Path, module: "pl.LightningModule") -> int | None:
