@@ -14,6 +14,7 @@ LAYERS = [
         "src.command_line",
         "src.devices",
         "src.model_choice",
+        "src.progress",
         "src.run_folder",
         "src.sweep_table",
     },
