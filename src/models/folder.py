@@ -234,7 +234,9 @@ def save_embedder(
         key: value.detach().to("cpu", dtype_named(dtype)).contiguous()
         for key, value in model.state_dict().items()
     }
+    before = model.config.dtype
     model.save_pretrained(partial, state_dict=state, safe_serialization=True)
+    model.config.dtype = before  # saving makes a string of it
     _state_dtype(partial / "config.json", dtype)
     embedder.tokenizer.save_pretrained(partial)
     if isinstance(embedder.model, PeftModel):

@@ -174,6 +174,8 @@ class SFTModule(pl.LightningModule):
         if self.has_kl and all(p.requires_grad for p in embedder.decoder.parameters()):
             frozen = copy.deepcopy(embedder.causal_lm).requires_grad_(False)
             self._reference.append(frozen.eval())
+            size = sum(p.numel() * p.element_size() for p in frozen.parameters())
+            log.info("KL: the frozen copy of the base takes %.1f MiB", size / 2**20)
 
     def configure_optimizers(self) -> tuple[list, list]:
         optimizer = build_optimizer(self.embedder.named_parameters(), self.optimization)
@@ -313,12 +315,14 @@ class SFTModule(pl.LightningModule):
         head = self.embedder.head.weight
         sft = sft_cross_entropy(hidden, head, targets, denominator=counts.supervised)
         kl = zero
-        if self.has_kl:
-            kept = targets != self.embedder.embed_token_id
-            reference, reference_head = self._reference_states(ids, mask)
+        kept = targets != self.embedder.embed_token_id
+        if self.has_kl and kept.any():
+            # Documents, and queries of which only the embed token is supervised, need no second forward.
+            compared, places = rows[kept].unique(return_inverse=True)
+            reference, reference_head = self._reference_states(ids[compared], mask[compared])
             kl = kl_to_reference(
                 hidden[kept],
-                reference[rows, columns - 1][kept],
+                reference[places, columns[kept] - 1],
                 head,
                 reference_head,
                 excluded_token=self.embedder.embed_token_id,
