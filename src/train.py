@@ -100,6 +100,7 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
     import pytorch_lightning as pl
     from transformers.utils import logging as transformers_logging
 
+    from src.stages.callbacks import FalseNegatives
     from src.stages.record import ValidationRecord
 
     transformers_logging.disable_progress_bar()
@@ -111,8 +112,8 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
     datamodule = instantiate(config.stage.datamodule, data=data, embedder=embedder)
     module = instantiate(config.stage.module, embedder=embedder)
     checkpoint = _last_checkpoint(folder) if config.resume else None
-    record = ValidationRecord()
-    trainer = _trainer(config, folder, [record, *extra_callbacks])
+    record, masked = ValidationRecord(), FalseNegatives()
+    trainer = _trainer(config, folder, [record, masked, *extra_callbacks])
     try:
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
     finally:
@@ -121,7 +122,7 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
 
             wandb.finish()
     if trainer.is_global_zero:
-        _finish(config, data, embedder, datamodule, module, trainer, record)
+        _finish(config, data, embedder, datamodule, module, trainer, record, masked.summary())
 
 
 def _write_card(folder: Path, data: "TrainingData") -> None:
@@ -200,6 +201,7 @@ def _finish(
     module: "pl.LightningModule",
     trainer: "pl.Trainer",
     record: "ValidationRecord",
+    masked: dict[str, dict[str, float]],
 ) -> None:
     """Model folder and metrics.json, both of the best checkpoint where there is one."""
     from src.models.folder import save_embedder
@@ -215,7 +217,8 @@ def _finish(
         save_embedder(embedder, folder / "model", origin | facts)
         written.insert(0, folder / "model")
     measured_on = getattr(datamodule, "validation", None)  # what is left of data.validation after thinning
-    write_metrics(folder / "metrics.json", _rows(folder, measured_on, record.at(best_step)), origin)
+    rows = _rows(folder, measured_on, record.at(best_step))
+    write_metrics(folder / "metrics.json", rows, origin, {"false_negatives": masked} if masked else None)
     for path in written:
         log.info("wrote %s", path)
 

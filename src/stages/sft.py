@@ -204,7 +204,8 @@ class SFTModule(pl.LightningModule):
         self.log("train/loss", result.loss, prog_bar=True, batch_size=len(names))
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=len(names))
         rows = [row for chunk in chunks for row in (*chunk.documents, *chunk.queries)]
-        return {"n_pairs": len(names), "n_tokens": sum(len(row.ids) for row in rows)}
+        counts = {name: n for name, n in metrics.items() if name.startswith(("masked_", "candidates_"))}
+        return {"n_pairs": len(names), "n_tokens": sum(len(row.ids) for row in rows)} | counts
 
     # ---- the step's sequences
 
@@ -384,6 +385,7 @@ class SFTModule(pl.LightningModule):
             losses.append(weight * (self.losses.info_nce * nce + self.losses.triplet * hinge))
             metrics |= {f"info_nce_{name}": nce.detach(), f"triplet_{name}": hinge.detach()}
             metrics[f"masked_by_score_{name}"] = torch.tensor(float(n_high))
+            metrics[f"candidates_{name}"] = torch.tensor(float(len(queries) * (len(documents) - 1)))
         return torch.stack(losses).sum(), metrics
 
     # ---- in-training evaluation
