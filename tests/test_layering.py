@@ -9,7 +9,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
-    {"src.data.types", "src.command_line", "src.devices", "src.run_folder", "src.sweep_table"},
+    {
+        "src.data.types",
+        "src.command_line",
+        "src.devices",
+        "src.model_choice",
+        "src.progress",
+        "src.run_folder",
+        "src.sweep_table",
+    },
     {
         "src.data.pydocs",
         "src.data.docstrings",

@@ -8,11 +8,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from src.data.collate import collate_sft
 from src.data.types import Benchmark, Corpus, Example, TrainingData
 from src.models.embedder import ReasoningEmbedder
+from src.progress import Progress
 from src.stages.sampling import GroupedBatchSampler
 
 
@@ -203,7 +203,7 @@ class PretrainDataModule(_StreamingDataModule):
     def _token_ids(self) -> Iterator[np.ndarray]:
         end = self.embedder.tokenizer.eos_token_id
         order = np.random.default_rng(self.seed).permutation(len(self.data.texts))
-        with tqdm(total=len(order), desc="tokenize", disable=self.trainer.global_rank != 0) as bar:
+        with Progress(len(order), "tokenize", "texts", self.trainer.global_rank == 0) as bar:
             for start in range(0, len(order), 1000):
                 texts = [self.data.texts[row] for row in order[start : start + 1000]]
                 for ids in self.embedder.encoder.text_ids(texts, self.text_length):

@@ -12,12 +12,12 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.models.generation import Sampling, SpecialIds, decode, pad_left, position_ids, row_uniforms
 from src.models.prompts import Lengths, PromptEncoder, Prompts
 from src.models.tuning import base_model
+from src.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class ReasoningEmbedder(nn.Module):
         """Embeddings `[N, D]`, fp32 on the CPU, unit norm, of sequences that end with the embed token."""
         lengths = [len(sequence) for sequence in sequences]
         result = torch.empty(len(sequences), self.width)
-        with self._inference(), tqdm(total=len(sequences), desc=f"embed {what}", disable=not progress) as bar:
+        with self._inference(), Progress(len(sequences), "embed", what, progress) as bar:
             for rows in length_batches(lengths, self.token_budget):
                 ids, mask = pad_left(
                     [sequences[row] for row in rows], self.tokenizer.pad_token_id, self.device
@@ -221,7 +221,7 @@ class ReasoningEmbedder(nn.Module):
         has_embed_token = [False] * len(prompts)
         embeddings = torch.empty(len(prompts), self.width)
         lengths = [len(prompt) + limit + 1 for prompt in prompts]
-        with self._inference(), tqdm(total=len(prompts), desc="reason", disable=not progress) as bar:
+        with self._inference(), Progress(len(prompts), "reason", "queries", progress) as bar:
             for rows in length_batches(lengths, self.token_budget):
                 decoded = decode(
                     self.decoder,
