@@ -318,8 +318,11 @@ class WorldTexts(Sequence[str]):
         return self._facts(random)
 
     def _facts(self, random: Random) -> str:
-        """Unlinked facts: no two different ones share a name. Some come back, often in other words, so that
-        looking up a name that was read before pays."""
+        """Unlinked facts: no two different ones share a name.
+
+        Facts come back in other words: each perhaps at once, or all of them in their order. So what was read
+        before is worth copying, which chains and answers need.
+        """
         facts: list[Fact] = []
         used: set[str] = set()
         for _ in range(random.randint(1, self.settings.facts_per_line)):
@@ -327,8 +330,11 @@ class WorldTexts(Sequence[str]):
             if used.isdisjoint((fact.subject, fact.object)):
                 facts.append(fact)
                 used |= {fact.subject, fact.object}
-        again = random.choices(facts, k=random.randint(0, len(facts)))
-        return " ".join(_in_some_words(fact, random) for fact in facts + again)
+        if random.random() < 0.5:
+            told = [fact for fact in facts for _ in range(random.randint(1, 2))]
+        else:
+            told = facts + facts
+        return " ".join(_in_some_words(fact, random) for fact in told)
 
     def _chains(self, random: Random) -> str:
         people = self.world.people["sft"]
@@ -337,7 +343,8 @@ class WorldTexts(Sequence[str]):
         return " ".join(_in_some_words(fact, random) for fact in facts)
 
     def _page(self, random: Random) -> str:
-        return self.world.pages[random.choice(tuple(self.world.pages))]
+        places = self.world.names[self.world.route.kinds[-1]]
+        return self.world.pages[random.choice(places)]
 
     def _query(self, random: Random) -> str:
         return self.world.query(random.choice(self.world.people["sft"]))
