@@ -25,6 +25,7 @@ LAYERS = [
         "src.data.jsonl",
         "src.data.reasoning",
         "src.data.beir",
+        "src.data.hops",
         "src.data.triples",
         "src.data.mixture",
         "src.data.negatives",
