@@ -3,7 +3,8 @@
 Which of two documents comes first must not depend on how a matrix product was cut into blocks. A fp32
 product differs by about 1e-7 between a block's edge and its middle, so that even two copies of one document
 can get different scores. Neighbours in a ranking that are closer than `TIE` are therefore scored again in
-float64, one by one; what is equal then is a tie, and ties are in row order.
+float64, one by one. What is equal then, as fp32, is a tie, and ties stand in the order that the index was
+given. This holds at the cut-off too, however long the run of ties that it falls into.
 """
 
 import faiss
@@ -14,7 +15,10 @@ TIE = 1e-6
 """Scores of unit vectors closer than this are not told apart by a fp32 product."""
 
 SLACK = 16
-"""Documents fetched beyond the cut-off, so that ties at the cut-off are resolved as any others."""
+"""Documents fetched beyond the cut-off, so that few ties there need no second pass over the documents."""
+
+SCAN_ROWS = 8192
+"""Documents scored at once in that second pass."""
 
 
 class FlatIndex:
@@ -22,13 +26,15 @@ class FlatIndex:
 
     Args:
         embeddings: `[N, D]` fp32, C-contiguous, unit norm; a NumPy array or memory map.
+        order: `[N]` integers, unique; of equally scored documents the one with the lower number comes first.
+            Row order where None.
 
     Raises:
         ValueError: If the embeddings have another shape, type or layout, since serving them would copy them,
-            or if one is not finite, since it would silently never be found.
+            if one is not finite, since it would silently never be found, or if `order` has another length.
     """
 
-    def __init__(self, embeddings: np.ndarray) -> None:
+    def __init__(self, embeddings: np.ndarray, order: np.ndarray | None = None) -> None:
         if embeddings.ndim != 2 or len(embeddings) == 0:
             raise ValueError(f"embeddings must be [N, D] with N > 0, got shape {tuple(embeddings.shape)}")
         if embeddings.dtype != np.float32 or not embeddings.flags.c_contiguous:
@@ -41,7 +47,10 @@ class FlatIndex:
             if not is_finite.all():
                 row = start + int((~is_finite).argmax())
                 raise ValueError(f"embeddings must be finite: row {row} is not")
+        if order is not None and np.shape(order) != (len(embeddings),):
+            raise ValueError(f"order must be [{len(embeddings)}] like the documents, got {np.shape(order)}")
         self.embeddings = embeddings
+        self.order = order
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -55,7 +64,7 @@ class FlatIndex:
             chunk_size: queries searched at once.
 
         Returns:
-            Scores `[Q, K]` fp32 and rows `[Q, K]` int64 with `K = min(k, N)`, best first, ties in row order.
+            Scores `[Q, K]` fp32 and rows `[Q, K]` int64 with `K = min(k, N)`, best first, ties in `order`.
 
         Raises:
             ValueError: If widths differ, `k` is not positive, or a query is not finite.
@@ -81,15 +90,48 @@ class FlatIndex:
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         n_fetched = min(k + SLACK, len(self))
         scores, rows = faiss.knn(queries, self.embeddings, n_fetched, faiss.METRIC_INNER_PRODUCT)
+        cut, last = scores[:, k - 1].copy(), scores[:, -1].copy()
         is_close = scores[:, :-1] - scores[:, 1:] <= TIE
         for number in np.flatnonzero(is_close.any(1)):
-            self._rescore(queries[number], scores[number], rows[number], is_close[number])
-        order = np.lexsort((rows, -scores), axis=1)[:, :k]
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+            # In a run of close neighbours each one is scored again; the rest keep a gap that settles it.
+            places = np.flatnonzero(
+                np.append(is_close[number], False) | np.insert(is_close[number], 0, False)
+            )
+            scores[number, places] = self._exact_scores(queries[number], rows[number, places])
+        scores, rows = self._sorted(scores, rows, k)
+        is_undecided = cut - last <= TIE  # what was not fetched may tie with what was
+        if n_fetched < len(self) and is_undecided.any():
+            scores[is_undecided], rows[is_undecided] = self._scan(queries[is_undecided], cut[is_undecided], k)
+        return scores, rows
 
-    def _rescore(self, query: np.ndarray, scores: np.ndarray, rows: np.ndarray, is_close: np.ndarray) -> None:
-        """Replaces, in place, the scores `[K]` that are close to a neighbour's."""
-        places = np.flatnonzero(np.append(is_close, False) | np.insert(is_close, 0, False))
-        documents = self.embeddings[rows[places]].astype(np.float64)
+    def _scan(self, queries: np.ndarray, cut: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best `k` documents by one pass over all; memory is that of a block, whatever ties.
+
+        Args:
+            queries: `[Q, D]`.
+            cut: `[Q]` product of the document at the cut-off; one that is lower by more than `TIE` is out.
+            k: documents per query.
+        """
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        rows = np.zeros((len(queries), k), dtype=np.int64)
+        for start in range(0, len(self), SCAN_ROWS):
+            products = queries @ self.embeddings[start : start + SCAN_ROWS].T  # [Q, SCAN_ROWS]
+            is_candidate = products >= (cut - TIE)[:, None]
+            for number in np.flatnonzero(is_candidate.any(1)):
+                found = start + np.flatnonzero(is_candidate[number])
+                values = np.concatenate([scores[number], self._exact_scores(queries[number], found)])
+                found = np.concatenate([rows[number], found])
+                scores[number], rows[number] = self._sorted(values, found, k)
+        return scores, rows
+
+    def _exact_scores(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Float64 scores `[K]` of some rows, rounded to fp32."""
+        documents = self.embeddings[rows].astype(np.float64)
         # A sum of products, not a matrix product: a row's result does not depend on the rows beside it.
-        scores[places] = (documents * query.astype(np.float64)).sum(1)
+        return (documents * query.astype(np.float64)).sum(1).astype(np.float32)
+
+    def _sorted(self, scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best `k` along the last axis, ties in `order`."""
+        places = rows if self.order is None else self.order[rows]
+        best = np.lexsort((places, -scores), axis=-1)[..., :k]
+        return np.take_along_axis(scores, best, -1), np.take_along_axis(rows, best, -1)

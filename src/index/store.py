@@ -5,9 +5,10 @@
     <root>/<hash of the key>/done.jsonl   a line per finished chunk: first row, end, SHA-256 of its bytes
     <root>/<hash of the key>/lock         held while rows are written
 
-The key names weights, tokenizer, prompts and corpus. A chunk's bytes are on disk before its line is written,
-so an interrupted encoding goes on behind the last whole line. A store is never repaired: another key, or
-bytes that do not match their checksum, are refused with the folder to remove.
+The key names weights, tokenizer, prompts and corpus. Space is taken before the first chunk is written, and a
+chunk's bytes are on disk before its line is, so an interrupted encoding goes on behind the last whole line.
+A store is never repaired: another key, or bytes that do not match their checksum, are refused with the
+folder to remove.
 """
 
 import contextlib
@@ -63,7 +64,8 @@ def stored_embeddings(
         `[N, D]` fp32, a read-only memory map.
 
     Raises:
-        StoreError: If the folder holds another key, damaged rows, or is being written by another process.
+        StoreError: If the folder holds another key, damaged rows, is being written by another process, or
+            does not fit on the disk.
         ValueError: If there is no text, or `embed` returns anything but finite `[n, D]`.
     """
     if len(texts) == 0:
@@ -86,7 +88,7 @@ def open_store(folder: Path, key: Mapping[str, str], n_rows: int) -> np.memmap:
     done = _rows_done(folder)
     if done != n_rows:
         raise StoreError(f"{folder}: {done} of {n_rows} rows are encoded")
-    rows = _mapped(folder, (n_rows, facts["width"]), "r")
+    rows = _mapped(folder, (n_rows, facts["width"]))
     _verify(folder, rows)
     return rows
 
@@ -94,26 +96,32 @@ def open_store(folder: Path, key: Mapping[str, str], n_rows: int) -> np.memmap:
 def _fill(
     folder: Path, key: Mapping[str, str], texts: Sequence[str], embed: Embed, chunk_size: int, progress: bool
 ) -> None:
-    rows = None
     done = _rows_done(folder)
+    width = _checked_width(folder, key, len(texts)) if done else None
     if done:
-        facts = _check_key(folder, key, len(texts))
-        rows = _mapped(folder, (len(texts), facts["width"]), "r+")
-        _verify(folder, rows)
         log.info("%s: %d of %d rows are there, encoding goes on", folder, done, len(texts))
     _drop_torn_line(folder / "done.jsonl")
-    with tqdm(total=len(texts), initial=done, desc="embed documents", disable=not progress) as bar:
+    with tqdm(
+        total=len(texts), initial=done, desc="embed documents", unit="doc", disable=not progress
+    ) as bar:
         for start in range(done, len(texts), chunk_size):
             stop = min(start + chunk_size, len(texts))
             vectors = _checked(embed([texts[row] for row in range(start, stop)]), start, stop)
-            if rows is None:
-                rows = _created(folder, key, (len(texts), vectors.shape[1]))
-            if vectors.shape[1] != rows.shape[1]:
-                raise ValueError(f"embed gave width {vectors.shape[1]} after {rows.shape[1]}")
-            rows[start:stop] = vectors
-            rows.flush()
+            if width is None:
+                width = vectors.shape[1]
+                _create(folder, key, (len(texts), width))
+            if vectors.shape[1] != width:
+                raise ValueError(f"embed gave width {vectors.shape[1]} after {width}")
+            _write(folder, start, vectors)
             _append(folder / "done.jsonl", {"start": start, "stop": stop, "sha256": _digest(vectors)})
             bar.update(stop - start)
+
+
+def _checked_width(folder: Path, key: Mapping[str, str], n_rows: int) -> int:
+    """Width of the rows that are there, after checking that they are what they should be."""
+    width = _check_key(folder, key, n_rows)["width"]
+    _verify(folder, _mapped(folder, (n_rows, width)))
+    return width
 
 
 def _checked(vectors: ArrayLike, start: int, stop: int) -> np.ndarray:
@@ -126,15 +134,52 @@ def _checked(vectors: ArrayLike, start: int, stop: int) -> np.ndarray:
     return result
 
 
-def _created(folder: Path, key: Mapping[str, str], shape: tuple[int, int]) -> np.memmap:
+def _create(folder: Path, key: Mapping[str, str], shape: tuple[int, int]) -> None:
+    """Writes the key, and rows that are all zero and have their place on the disk."""
     facts = {"format_version": FORMAT_VERSION, "key": dict(key), "n_rows": shape[0], "width": shape[1]}
     write_json(folder / "key.json", facts)
-    return np.lib.format.open_memmap(folder / "rows.npy", mode="w+", dtype=np.float32, shape=shape)
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    with _space_needed(folder, shape), (folder / "rows.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        size = file.tell() + 4 * shape[0] * shape[1]
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            os.truncate(file.fileno(), size)
 
 
-def _mapped(folder: Path, shape: tuple[int, int], mode: str) -> np.memmap:
+def _write(folder: Path, start: int, vectors: np.ndarray) -> None:
+    """Writes rows to the disk; not through a map, where a full disk would kill the process."""
+    file = folder / "rows.npy"
+    offset = np.load(file, mmap_mode="r").offset
+    descriptor = os.open(file, os.O_WRONLY)
     try:
-        rows = np.lib.format.open_memmap(folder / "rows.npy", mode=mode)
+        with _space_needed(folder, vectors.shape):
+            content = memoryview(vectors).cast("B")
+            position = offset + start * vectors.shape[1] * vectors.itemsize
+            while content:
+                written = os.pwrite(descriptor, content, position)
+                content, position = content[written:], position + written
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _space_needed(folder: Path, shape: tuple[int, ...]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{folder}: rows {shape} of fp32 cannot be written ({error.strerror}); they need "
+            f"{4 * shape[0] * shape[1] / 2**20:.1f} MiB. Make room or choose another folder, then start again"
+        ) from error
+
+
+def _mapped(folder: Path, shape: tuple[int, int]) -> np.memmap:
+    try:
+        rows = np.lib.format.open_memmap(folder / "rows.npy", mode="r")
     except (OSError, ValueError) as error:
         raise StoreError(f"{folder}: rows.npy cannot be read ({error}); {_remedy(folder)}") from error
     if rows.shape != shape or rows.dtype != np.float32:
@@ -149,10 +194,10 @@ def _check_key(folder: Path, key: Mapping[str, str], n_rows: int) -> dict:
     file = folder / "key.json"
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
-        found = {name: facts[name] for name in ("format_version", "key", "n_rows")}
+        found = {name: facts[name] for name in ("format_version", "key", "n_rows", "width")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{file}: not the description of a store ({error}); {_remedy(folder)}") from error
-    expected = {"format_version": FORMAT_VERSION, "key": dict(key), "n_rows": n_rows}
+    expected = {**found, "format_version": FORMAT_VERSION, "key": dict(key), "n_rows": n_rows}
     if found != expected:
         differing = [name for name in expected if found[name] != expected[name]]
         raise StoreError(
