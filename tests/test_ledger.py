@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from src.index.ledger import Refreshed, age_record, agreement, drift, kendall_tau, step_record
+from src.index.ledger import Refreshed, age_counts, age_record, agreement, drift, kendall_tau, step_record
 
 
 @pytest.mark.parametrize("n_values", [2, 4, 1000])
@@ -73,24 +73,25 @@ def test_ages_equal_a_sort():
     rng = np.random.default_rng(0)
     for n in (1, 2, 99, 100, 101, 5000):
         encoded_at = rng.integers(-1, 40, size=n)
-        record, ages = age_record(encoded_at, 40), np.sort(40 - encoded_at)
+        record, ages = age_record(age_counts(encoded_at, 40)), np.sort(40 - encoded_at)
         assert record["age_mean"] == pytest.approx(ages.mean())
         assert record["age_largest"] == ages[-1]
         assert record["age_p99"] == np.quantile(ages, 0.99, method="inverted_cdf")
     with pytest.raises(ValueError, match="after step 3"):
-        age_record(np.array([4]), 3)
+        age_counts(np.array([4]), 3)
 
 
 def test_a_steps_line_counts_and_leaves_out_the_drift_of_new_rows():
     encoded_at = np.array([5, 5, 0, -1])
     refreshed = Refreshed(np.array([0, 1]), np.array([0.25, np.nan], np.float32), 1, 2.0, 3)
-    record = step_record(encoded_at, refreshed, 5)
+    counts = age_counts(encoded_at, 5)
+    record = step_record(counts, refreshed)
     assert (record["documents_encoded"], record["share_of_corpus"], record["seconds"]) == (2, 0.5, 2.0)
     assert (record["documents_moved"], record["documents_over_budget"]) == (1, 3)
     assert (record["age_mean"], record["age_largest"]) == ((0 + 0 + 5 + 6) / 4, 6)
     assert record["drift_mean"] == record["drift_largest"] == 0.25
     nothing = Refreshed(np.empty(0, np.int64), np.empty(0, np.float32), 0, 0.0, 0)
-    assert "drift_mean" not in step_record(encoded_at, nothing, 5)
+    assert "drift_mean" not in step_record(counts, nothing)
 
 
 def test_drift_is_one_less_the_cosine():

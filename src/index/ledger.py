@@ -40,13 +40,12 @@ def drift(old: ArrayLike, new: ArrayLike) -> np.ndarray:
         return (1 - (old * new).sum(1) / norms).astype(np.float32)
 
 
-def step_record(encoded_at: np.ndarray, refreshed: Refreshed, step: int) -> dict[str, float]:
+def step_record(counts: np.ndarray, refreshed: Refreshed) -> dict[str, float]:
     """The ledger's line of a step, after its refresh.
 
     Args:
-        encoded_at: `[N]` int64 of the store.
+        counts: documents by age, as `age_counts` gives them.
         refreshed: what the refresh did.
-        step: the current one.
 
     Returns:
         `documents_encoded, share_of_corpus, documents_moved, documents_over_budget, seconds`, in steps
@@ -55,11 +54,11 @@ def step_record(encoded_at: np.ndarray, refreshed: Refreshed, step: int) -> dict
     """
     record = {
         "documents_encoded": float(len(refreshed.rows)),
-        "share_of_corpus": len(refreshed.rows) / len(encoded_at),
+        "share_of_corpus": len(refreshed.rows) / int(counts.sum()),
         "documents_moved": float(refreshed.n_moved),
         "documents_over_budget": float(refreshed.n_cut),
         "seconds": refreshed.seconds,
-    } | age_record(encoded_at, step)
+    } | age_record(counts)
     known = refreshed.drift[~np.isnan(refreshed.drift)]
     if len(known):
         record |= {
@@ -70,23 +69,30 @@ def step_record(encoded_at: np.ndarray, refreshed: Refreshed, step: int) -> dict
     return record
 
 
-def age_record(encoded_at: np.ndarray, step: int) -> dict[str, float]:
-    """Mean, 99th percentile (the smallest age that 99 % of the rows do not exceed) and largest age, in steps.
-
-    Counts per age instead of sorting, since ages are few and rows are many.
+def age_counts(encoded_at: np.ndarray, step: int) -> np.ndarray:
+    """Documents by age in steps, `[largest age + 1]` int64; those of several shards can be added.
 
     Raises:
         ValueError: If a row was encoded after `step`.
     """
-    if encoded_at.max() > step:
+    if len(encoded_at) and encoded_at.max() > step:
         raise ValueError(f"a row was encoded at step {encoded_at.max()}, which is after step {step}")
-    counts = np.bincount(step - encoded_at)
-    ages = np.arange(len(counts))
-    p99 = int(np.searchsorted(np.cumsum(counts), 0.99 * len(encoded_at)))
+    return np.bincount(step - encoded_at)
+
+
+def age_record(counts: np.ndarray) -> dict[str, float]:
+    """Mean, 99th percentile (the smallest age that 99 % of the rows do not exceed) and largest age, in steps.
+
+    Counts per age instead of sorting, since ages are few and rows are many.
+
+    Args:
+        counts: documents by age.
+    """
+    total, ages = int(counts.sum()), np.arange(len(counts))
     return {
-        "age_mean": float((counts * ages).sum() / len(encoded_at)),
-        "age_p99": float(p99),
-        "age_largest": float(len(counts) - 1),
+        "age_mean": float((counts * ages).sum() / total),
+        "age_p99": float(np.searchsorted(np.cumsum(counts), 0.99 * total)),
+        "age_largest": float(np.flatnonzero(counts)[-1]),
     }
 
 

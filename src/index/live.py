@@ -184,6 +184,11 @@ class LiveStore:
         store._journal = os.open(folder / _journal_name(number), os.O_RDWR | os.O_APPEND)
         return store
 
+    @property
+    def checkpoints(self) -> list[int]:
+        """Numbers of the checkpoints that the rows can go back to, ascending."""
+        return _journals(self.folder)
+
     def staleness(self, step: int) -> np.ndarray:
         """Steps since each row was encoded, `[N]` int64; `step + 1` for one that never was."""
         return step - self.encoded_at
@@ -209,16 +214,17 @@ class LiveStore:
             return
         order = np.argsort(rows)
         rows, vectors, ages = rows[order], vectors[order], ages[order]
+        aged = _aged(vectors, ages)
         try:
             self._keep_old(rows[~self._is_kept[rows]])
-            _write_rows(self._row_file, self._age_file, rows, vectors, _aged(vectors, ages))
+            _write_rows(self._row_file, self._age_file, rows, vectors, aged)
         except OSError as error:
             self._error = error
             raise StoreError(
                 f"{self.folder}: rows could not be written ({error}); those of the last checkpoint are safe: "
                 "make room, then resume the run"
             ) from error
-        self._ages[rows] = _aged(vectors, ages)
+        self._ages[rows] = aged
 
     def state_dict(self) -> dict:
         """Starts a new journal and names the rows as they are now; goes into the trainer's checkpoint.
