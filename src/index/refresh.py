@@ -1,0 +1,378 @@
+"""Which rows are encoded anew at a step: the rules, and the settings that all of them share.
+
+A rule sees plain arrays and knows no model. It proposes rows with a priority; `LiveIndex` leaves out those
+already encoded at this step, cuts to the budget, has them encoded and written. Whatever the rule, the rows of
+the current positives are fresh, and `background` rows of a seeded order are encoded at every step: that
+bounds the age of every row, and how far they move says how stale the oldest rows are.
+
+A new rule is a class with `propose`, here or anywhere, and a file in conf/refresh.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from src.index.ranks import Ranks
+
+CHUNK = 1 << 14
+"""Rows that are moved at once."""
+
+
+@dataclass(frozen=True)
+class StepQueries:
+    """What a step asks of the index; `Q` is queries times rollouts. Rows are rows of the corpus.
+
+    Attributes:
+        vectors: `[Q, D]` fp32, unit norm.
+        positives: `[Q, P]` int64, -1 where a query has fewer than `P`.
+        candidates: `[Q, K]` int64, the documents retrieved, best first; None lets `LiveIndex` search, if the
+            rule reads them. Given on all ranks or on none.
+
+    They may be given as anything that NumPy reads, such as a tensor on the CPU.
+
+    Raises:
+        ValueError: If shapes or types do not fit.
+    """
+
+    vectors: np.ndarray
+    positives: np.ndarray
+    candidates: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("vectors", "positives", "candidates"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, np.asarray(getattr(self, name)))
+        if self.vectors.ndim != 2:
+            raise ValueError(f"vectors must be [Q, D], got {self.vectors.shape}")
+        for name in ("positives", "candidates"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if value.ndim != 2 or len(value) != len(self.vectors) or value.dtype.kind not in "iu":
+                raise ValueError(
+                    f"{name} must be [{len(self.vectors)}, ...] integers, got {value.dtype} {value.shape}"
+                )
+
+
+@dataclass(frozen=True)
+class View:
+    """What a rule may read, after the positives and the background were encoded.
+
+    Attributes:
+        step: the current one.
+        rows: `[n, D]` this rank's rows as served.
+        encoded_at: `[n]` the step each was encoded at.
+        first_row: the corpus row of the first of them.
+        n_documents: `N`.
+        queries: of all ranks.
+        displacement: root mean square distance by which the background's rows moved when they were encoded at
+            this step, or last where there were none now; None where there never were.
+        search: the best documents in the whole corpus of this rank's vectors `[q, D]`; collective.
+        ranks: who holds what.
+    """
+
+    step: int
+    rows: np.ndarray
+    encoded_at: np.ndarray
+    first_row: int
+    n_documents: int
+    queries: StepQueries
+    displacement: float | None
+    search: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+    ranks: Ranks
+
+    def held(self, rows: np.ndarray) -> np.ndarray:
+        """Places in `self.rows` of those of some corpus rows that this rank holds, in their order."""
+        places = rows - self.first_row
+        return places[(places >= 0) & (places < len(self.rows))]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Rows that a rule wants encoded; a row may be named twice, and one that another rank holds is ignored.
+
+    Attributes:
+        rows: `[n]` int64, rows of the corpus.
+        priority: `[n]`; the lowest are encoded where the budget does not reach.
+    """
+
+    rows: np.ndarray
+    priority: np.ndarray
+
+
+NOTHING = Proposal(np.empty(0, np.int64), np.empty(0))
+
+
+class Rule:
+    """What `LiveIndex` calls at the steps when the rule is due: `propose`, `finish`, and `observe` with every
+    chunk of rows that was encoded.
+
+    Attributes:
+        n_candidates: documents that it wants retrieved for every query.
+        is_observing: whether old and new vectors are to be handed to `observe`.
+        is_calibrated: False where an audit is needed before the rule can do better than encode everything.
+        wants_audits: whether `learn` is to be called at an audit.
+    """
+
+    n_candidates: int = 0
+    is_observing: bool = False
+    is_calibrated: bool = True
+    wants_audits: bool = False
+
+    def start(self, view: View) -> None:
+        """Called once, when the rows of a new run are there."""
+
+    def propose(self, view: View) -> Proposal:
+        """Rows to encode."""
+        raise NotImplementedError
+
+    def observe(self, rows: np.ndarray, old: np.ndarray, new: np.ndarray) -> None:
+        """Rows `[n]` of all ranks that were just encoded, and their vectors `[n, D]` before and after."""
+
+    def finish(self, view: View) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """After the last row was encoded: places in `view.rows` and vectors to serve there, not encoded."""
+        yield from ()
+
+    def learn(self, audit: "Audit") -> dict[str, float]:
+        """What an audit says; entries for the ledger."""
+        return {}
+
+    def record(self) -> dict[str, float]:
+        """Entries for the ledger's line of the step."""
+        return {}
+
+    def state_dict(self) -> dict:
+        """What a later step depends on, as JSON."""
+        return {}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Takes over what `state_dict` gave."""
+
+    def save(self, folder: Path) -> None:
+        """Writes what is too large for `state_dict`, whole or not at all."""
+
+    def load(self, folder: Path, view: View) -> None:
+        """Takes over what `save` wrote."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A comparison of the rows as served with all rows encoded anew; see `LiveIndex.audit`.
+
+    Attributes:
+        view: of the step.
+        chunks: of this rank's rows: place of the first, `[n, D]` before this step's refresh (but for the
+            positives), `[n, D]` encoded anew, `[n]` bool, True where the row was encoded at this step.
+    """
+
+    view: View
+    chunks: Callable[[], Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]]
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """A rule, and how much of it: what a file in conf/refresh configures.
+
+    Attributes:
+        rule: proposes rows.
+        budget: documents encoded per step; None has no bound. A mapping from steps to budgets holds each
+            from its step on, such as `{0: 400, 100: 50}`; before the first of them there is no bound. The
+            positives and the background come first and are never cut.
+        every_n_steps: the rule is asked at multiples of it; positives and background are encoded at all
+            steps.
+        background: share of the corpus encoded at every step whatever the rule. No row becomes older than
+            `1 / background` steps; 0 has no bound.
+        audit_every_n_steps: how often the rewards are compared with those of a full re-encode; 0 for never.
+        seed: of the background's order.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    rule: Rule
+    budget: int | Mapping[int, int | None] | None = None
+    every_n_steps: int = 1
+    background: float = 0.0
+    audit_every_n_steps: int = 0
+    seed: int = 0
+    _orders: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.every_n_steps < 1 or self.audit_every_n_steps < 0:
+            raise ValueError(
+                "every_n_steps must be at least 1 and audit_every_n_steps not negative, "
+                f"got {self.every_n_steps} and {self.audit_every_n_steps}"
+            )
+        if not 0 <= self.background <= 1:
+            raise ValueError(f"background is a share of the corpus, 0 to 1, got {self.background}")
+        for step, budget in self._budgets.items():
+            if step < 0 or (budget is not None and (budget < 0 or budget != int(budget))):
+                raise ValueError(
+                    "budget is a number of documents, null, or {step: number or null} with steps from 0, "
+                    f"got {self.budget}"
+                )
+        if self.rule.wants_audits and not self.audit_every_n_steps:
+            raise ValueError("this rule learns from audits: audit_every_n_steps must be at least 1, got 0")
+
+    @cached_property
+    def _budgets(self) -> dict[int, int | None]:
+        if isinstance(self.budget, Mapping):
+            return {int(step): budget for step, budget in self.budget.items()}
+        return {0: self.budget}
+
+    def budget_at(self, step: int) -> int | None:
+        """Documents that may be encoded at a step; None has no bound."""
+        begun = [start for start in self._budgets if start <= step]
+        return self._budgets[max(begun)] if begun else None
+
+    def is_due(self, step: int) -> bool:
+        """Whether the rule is asked."""
+        return step % self.every_n_steps == 0
+
+    def is_audit_step(self, step: int) -> bool:
+        """Whether the step is audited: by schedule, and until a rule that needs audits is calibrated.
+
+        At step 0 the model is the one the rows are from, and there is nothing to learn.
+        """
+        if not self.audit_every_n_steps or step == 0:
+            return False
+        return step % self.audit_every_n_steps == 0 or not self.rule.is_calibrated
+
+    def background_rows(self, step: int, n_documents: int) -> np.ndarray:
+        """The next rows of an order that is drawn once and gone through again and again, `[n]` int64."""
+        n = math.ceil(self.background * n_documents)
+        if n == 0:
+            return np.empty(0, np.int64)
+        if n_documents not in self._orders:
+            self._orders[n_documents] = np.random.default_rng(self.seed).permutation(n_documents)
+        return self._orders[n_documents][(step * n + np.arange(n)) % n_documents]
+
+
+class Frozen(Rule):
+    """Nothing beyond the positives: the bound that every rule is compared with."""
+
+    def propose(self, view: View) -> Proposal:
+        return NOTHING
+
+
+class Full(Rule):
+    """All rows, the oldest first: with a budget, a walk through the corpus."""
+
+    def propose(self, view: View) -> Proposal:
+        rows = np.arange(view.first_row, view.first_row + len(view.rows))
+        return Proposal(rows, view.encoded_at)
+
+
+class Candidates(Rule):
+    """The documents that the queries retrieve, the first of each list first (Atlas, arXiv:2208.03299).
+
+    Args:
+        k: documents per query.
+
+    Raises:
+        ValueError: If `k` is not positive.
+    """
+
+    def __init__(self, k: int = 100) -> None:
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        self.n_candidates = k
+
+    def propose(self, view: View) -> Proposal:
+        found = view.queries.candidates[:, : self.n_candidates]
+        return Proposal(found.ravel(), np.broadcast_to(np.arange(found.shape[1]), found.shape).ravel())
+
+
+class Drift(Rule):
+    """Moves the stale rows by a linear map that is fitted on the rows just encoded.
+
+    A random sample is encoded at every step, and `W = argmin |X W - Y|^2 + ridge * n * |W - I|^2` takes the
+    vectors as served to the fresh ones; then every row that was not encoded at this step becomes `x W`, with
+    its norm and its age kept. All of them are moved at every such step, so that rows of different ages have
+    drifted alike since. The map of one half of the sample is tried on the other, both ways, and rows are
+    moved only where it brings them nearer. The cost is a product `[N, D] x [D, D]`, and every row is written.
+
+    Args:
+        n_sampled: random documents encoded at a step, besides positives and background.
+        ridge: pull towards leaving the rows as they are, per row of the sample.
+        seed: of the sample.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    is_observing = True
+
+    def __init__(self, n_sampled: int = 256, ridge: float = 1e-3, seed: int = 0) -> None:
+        if n_sampled < 2 or not ridge > 0:
+            raise ValueError(f"n_sampled must be at least 2 and ridge above 0, got {n_sampled}, {ridge}")
+        self.n_sampled, self.ridge, self.seed = n_sampled, ridge, seed
+        self._halves: list[_Moments | None] = [None, None]
+        self._gain = 0.0
+
+    def propose(self, view: View) -> Proposal:
+        random = np.random.default_rng((self.seed, view.step))
+        n = min(self.n_sampled, view.n_documents)
+        rows = random.choice(view.n_documents, n, replace=False, shuffle=False)
+        return Proposal(rows, np.zeros(n))
+
+    def observe(self, rows: np.ndarray, old: np.ndarray, new: np.ndarray) -> None:
+        is_known = (old != 0).any(1)  # a row never encoded has not drifted
+        old, new = old[is_known].astype(np.float64), new[is_known].astype(np.float64)
+        for half in (0, 1):
+            chosen = rows[is_known] % 2 == half
+            if chosen.any():
+                more = _Moments.of(old[chosen], new[chosen])
+                self._halves[half] = more if self._halves[half] is None else self._halves[half] + more
+
+    def finish(self, view: View) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        halves, self._halves = self._halves, [None, None]
+        self._gain = 0.0
+        if halves[0] is None or halves[1] is None:
+            return
+        before = sum(half.error(np.eye(view.rows.shape[1])) for half in halves)
+        after = sum(one.error(other.fitted(self.ridge)) for one, other in (halves, halves[::-1]))
+        if not after < before:
+            return
+        self._gain = 1 - after / before
+        mapping = (halves[0] + halves[1]).fitted(self.ridge).astype(np.float32)
+        for start in range(0, len(view.rows), CHUNK):
+            places = start + np.flatnonzero(view.encoded_at[start : start + CHUNK] != view.step)
+            vectors = view.rows[places]
+            moved = vectors @ mapping
+            norms = np.linalg.norm(moved, axis=1, keepdims=True)
+            scale = np.linalg.norm(vectors, axis=1, keepdims=True) / np.where(norms > 0, norms, 1)
+            yield places, moved * scale
+
+    def record(self) -> dict[str, float]:
+        """Share of the squared distance to the fresh vectors that the map removes on rows not fitted."""
+        return {"map_gain": self._gain}
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Sums over pairs of an old and a new vector: `X'X` and `X'Y` `[D, D]`, `|Y|^2`, and how many."""
+
+    xx: np.ndarray
+    xy: np.ndarray
+    yy: float
+    n: int
+
+    @classmethod
+    def of(cls, old: np.ndarray, new: np.ndarray) -> "_Moments":
+        return cls(old.T @ old, old.T @ new, float((new**2).sum()), len(old))
+
+    def __add__(self, other: "_Moments") -> "_Moments":
+        return _Moments(self.xx + other.xx, self.xy + other.xy, self.yy + other.yy, self.n + other.n)
+
+    def fitted(self, ridge: float) -> np.ndarray:
+        pull = ridge * self.n * np.eye(len(self.xx))
+        return np.linalg.solve(self.xx + pull, self.xy + pull)
+
+    def error(self, mapping: np.ndarray) -> float:
+        """`|X W - Y|^2`."""
+        return float(((self.xx @ mapping) * mapping).sum() - 2 * (self.xy * mapping).sum() + self.yy)
