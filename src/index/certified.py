@@ -1,0 +1,334 @@
+"""The rule `certified`: a stated share of the rollouts gets the reward of a freshly encoded corpus.
+
+The reward of a rollout reads the rank of its positives, which are fresh, and the best wrong score. A stale
+document changes the rank only if drift has carried its score across the positive's. So the rows whose served
+score lies within a band around the positive's are encoded, and no others; and those within the band below the
+best wrong score. Where so many rows score above the band that the positive is beyond the reward's cut-off,
+nothing is encoded.
+
+How wide? That is calibrated (split conformal prediction). At an audit every rollout gets a number: the
+smallest band from which on the reward's inputs are those of the fresh corpus. The band used is the quantile
+of the latest of these numbers. Drift is not exchangeable, so two things follow it. The numbers are in units
+of the distance by which the background's rows moved when they were encoded at that step, which is known
+before the band is chosen and goes with the speed of drift. And the quantile is stretched after every audit in
+which more was missed than stated, and shrunk otherwise: `log stretch` moves by `rate * (missed -
+miscoverage)`, the quantile tracking of arXiv:2307.16895 on a log scale. Moving the level instead
+(arXiv:2106.00170) would ask for an infinite band, and for many re-encodings of everything, after one bad
+audit. The rule is ours.
+
+The stated probability is marginal over rollouts, not for each one. It holds for the band: what a budget cuts
+off is not covered. So the ledger shows the coverage that was observed, of the rewards' inputs as served.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from src.index.ranks import Ranks
+from src.index.refresh import NOTHING, Audit, Proposal, Rule, StepQueries, View
+
+TIE = 1e-6
+"""As in the environment: a wrong document this much below a positive counts as above it."""
+
+EDGES = np.concatenate([[0.0], np.geomspace(1e-6, 4.0, 255)])
+"""Bands that are told apart: a number is rounded up to the next, by 6 % at most."""
+
+SCORES = 1 << 24
+"""Scores `[Q, chunk]` held at once."""
+
+
+class Certified(Rule):
+    """Encodes the rows near enough to a decision, see above.
+
+    Until there are enough audited rollouts for the level, the band is infinite and every row is encoded; the
+    steps are audited then, which costs nothing more.
+
+    Args:
+        miscoverage: share of rollouts that may get another reward than from a fresh corpus.
+        window: audited rollouts that the quantile is taken over, the latest.
+        rate: of the stretch; 0 turns it off. At 1, an audit that misses a fifth widens the band by 21 %.
+        cut_off: rank beyond which the reward is 0, as `k` of the reward; None for none.
+        reads_best_wrong: whether the reward reads the best wrong score, as `margin_dcg` does.
+        is_scaled: whether bands follow the background's displacement; without it they are cosines.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    wants_audits = True
+
+    def __init__(
+        self,
+        miscoverage: float = 0.01,
+        window: int = 2000,
+        rate: float = 1.0,
+        cut_off: int | None = None,
+        reads_best_wrong: bool = True,
+        is_scaled: bool = True,
+    ) -> None:
+        if not 0 < miscoverage < 1 or rate < 0 or (cut_off is not None and cut_off < 1):
+            raise ValueError(
+                "miscoverage must be within 0 and 1, rate not negative and cut_off at least 1 or null, "
+                f"got {miscoverage}, {rate}, {cut_off}"
+            )
+        if window < quantile_needs(miscoverage):
+            raise ValueError(
+                f"window must be at least {quantile_needs(miscoverage)} rollouts for a miscoverage of "
+                f"{miscoverage}, got {window}"
+            )
+        self.miscoverage, self.window, self.rate = miscoverage, window, rate
+        self.cut_off, self.reads_best_wrong, self.is_scaled = cut_off, reads_best_wrong, is_scaled
+        self._log_stretch = 0.0
+        self._numbers: list[float] = []
+        self._n_audited = self._n_exact = 0
+        self._band, self._band_step = math.inf, -1
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether there are enough audited rollouts for a finite band."""
+        return len(self._numbers) >= quantile_needs(self.miscoverage)
+
+    def propose(self, view: View) -> Proposal:
+        quantile = conformal_quantile(self._numbers, self.miscoverage)
+        self._band = quantile * math.exp(self._log_stretch) * self._unit(view)
+        self._band_step = view.step
+        if math.isinf(self._band):
+            rows = np.arange(view.first_row, view.first_row + len(view.rows))
+            return Proposal(rows, view.encoded_at)
+        if len(view.queries.vectors) == 0:
+            return NOTHING
+        band = self._band + TIE  # the scores come from another product than those of the environment
+        limits = positive_limits(view)
+        n_above, best_wrong = self._overview(view, limits + band)
+        is_open = np.isfinite(limits)
+        if self.cut_off is not None:
+            is_open &= n_above < self.cut_off
+        return self._within(view, np.where(is_open, limits, np.inf), best_wrong, band)
+
+    def learn(self, audit: Audit) -> dict[str, float]:
+        numbers, is_exact = needed_bands(audit, self.cut_off, self.reads_best_wrong)
+        if len(numbers) == 0:
+            return {}
+        band = self._band if self._band_step == audit.view.step else 0.0  # the rule may not have been asked
+        missed = float((numbers > band).mean())
+        unit = self._unit(audit.view)
+        self._numbers = [*self._numbers, *(numbers / unit).tolist()][-self.window :]
+        if self._band_step == audit.view.step:
+            self._log_stretch += self.rate * (missed - self.miscoverage)
+        self._n_audited += len(numbers)
+        self._n_exact += int(is_exact.sum())
+        low, high = wilson_interval(self._n_exact, self._n_audited)
+        return {
+            "stated_coverage": 1 - self.miscoverage,
+            "band_coverage": 1 - missed,
+            "observed_coverage": self._n_exact / self._n_audited,
+            "observed_coverage_low": low,
+            "observed_coverage_high": high,
+            "rollouts_audited": float(self._n_audited),
+            "stretch": math.exp(self._log_stretch),
+        }
+
+    def record(self) -> dict[str, float]:
+        return {"band": self._band}
+
+    def state_dict(self) -> dict:
+        return {
+            "numbers": self._numbers,
+            "log_stretch": self._log_stretch,
+            "n_audited": self._n_audited,
+            "n_exact": self._n_exact,
+        }
+
+    def load_state_dict(self, state: Mapping) -> None:
+        self._numbers, self._log_stretch = list(state["numbers"]), state["log_stretch"]
+        self._n_audited, self._n_exact = state["n_audited"], state["n_exact"]
+
+    def _unit(self, view: View) -> float:
+        if not self.is_scaled or view.displacement is None:
+            return 1.0
+        return max(view.displacement, 1e-6)
+
+    def _overview(self, view: View, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Wrong documents at or above each end `[Q, P]`, as served, and the best wrong score `[Q]`."""
+        n_above = np.zeros(ends.shape, np.int64)
+        best = np.full(len(ends), -np.inf, np.float32)
+        for start, stop in _parts(len(view.rows), len(ends)):
+            scores = wrong_scores(view.rows[start:stop], view.first_row + start, view.queries)
+            best = np.maximum(best, scores.max(1))
+            for column in range(ends.shape[1]):
+                n_above[:, column] += (scores >= ends[:, column, None]).sum(1)
+        return view.ranks.sum(n_above), view.ranks.max(best)
+
+    def _within(self, view: View, limits: np.ndarray, best_wrong: np.ndarray, band: float) -> Proposal:
+        """Rows in the band of a limit `[Q, P]`, or of its query's best wrong score; the nearest first."""
+        rows, priorities = [], []
+        is_read = np.isfinite(limits).any(1) & np.isfinite(best_wrong) & self.reads_best_wrong
+        floor = np.where(is_read, best_wrong - band, np.inf)[:, None]
+        for start, stop in _parts(len(view.rows), len(limits)):
+            scores = wrong_scores(view.rows[start:stop], view.first_row + start, view.queries)
+            nearest = np.where(scores >= floor, best_wrong[:, None] - scores, np.inf).min(0)
+            for column in range(limits.shape[1]):
+                nearest = np.minimum(nearest, np.abs(scores - limits[:, column, None]).min(0))
+            found = np.flatnonzero(nearest <= band)
+            rows.append(view.first_row + start + found)
+            priorities.append(nearest[found])
+        return Proposal(
+            np.concatenate([NOTHING.rows, *rows]), np.concatenate([NOTHING.priority, *priorities])
+        )
+
+
+def conformal_quantile(numbers: list[float], miscoverage: float) -> float:
+    """The `ceil((n + 1) (1 - miscoverage))`-th smallest; infinite where there are not that many.
+
+    >>> conformal_quantile([3.0, 1.0, 2.0], 0.25), conformal_quantile([3.0, 1.0, 2.0], 0.2)
+    (3.0, inf)
+    """
+    place = math.ceil((len(numbers) + 1) * (1 - miscoverage) - 1e-9)
+    return float(np.partition(numbers, place - 1)[place - 1]) if place <= len(numbers) else math.inf
+
+
+def quantile_needs(miscoverage: float) -> int:
+    """How many numbers a finite quantile needs.
+
+    >>> quantile_needs(0.25), quantile_needs(0.01)
+    (3, 99)
+    """
+    return math.ceil(1 / miscoverage - 1e-9) - 1
+
+
+def wilson_interval(n_hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, as of independent rollouts, which those of a group are not."""
+    share, spread = n_hits / n, z**2 / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def wrong_scores(rows: np.ndarray, first_row: int, queries: StepQueries) -> np.ndarray:
+    """Scores `[Q, n]` fp32 of corpus rows from `first_row` on; -inf for the query's own positives."""
+    scores = queries.vectors @ rows.T
+    places = queries.positives - first_row
+    query, column = np.nonzero((places >= 0) & (places < len(rows)) & (queries.positives >= 0))
+    scores[query, places[query, column]] = -np.inf
+    return scores
+
+
+def positive_limits(view: View) -> np.ndarray:
+    """Scores `[Q, P]` at which a wrong document counts as above the positive; inf where there is none."""
+    positives = view.queries.positives
+    places = positives - view.first_row
+    query, column = np.nonzero((places >= 0) & (places < len(view.rows)) & (positives >= 0))
+    scores = np.zeros(positives.shape)
+    rows = view.rows[places[query, column]].astype(np.float64)
+    scores[query, column] = (rows * view.queries.vectors[query].astype(np.float64)).sum(1)
+    return np.where(positives >= 0, view.ranks.sum(scores) - TIE, np.inf)
+
+
+@dataclass
+class _Tally:
+    """Counts of an audit: wrong documents by query, positive and band.
+
+    Attributes:
+        up: `[Q, P, E]` carried above the limit by drift, by the distance that they were served at below it.
+        down: `[Q, P, E]` carried below it.
+        above: `[Q, P]` above it when encoded anew.
+        surplus: `[Q, P]` above it as served after the refresh, less `above`.
+        before, after, fresh: `[Q]` best wrong score before and after the refresh, and encoded anew.
+        before_of_best: `[Q]` what the best when encoded anew scored before.
+    """
+
+    up: np.ndarray
+    down: np.ndarray
+    above: np.ndarray
+    surplus: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    fresh: np.ndarray
+    before_of_best: np.ndarray
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, int]) -> "_Tally":
+        bins = [np.zeros((*shape, len(EDGES)), np.int64) for _ in range(2)]
+        counts = [np.zeros(shape, np.int64) for _ in range(2)]
+        return cls(*bins, *counts, *(np.full(shape[0], -np.inf, np.float32) for _ in range(4)))
+
+    def add(self, before: np.ndarray, fresh: np.ndarray, is_new: np.ndarray, limits: np.ndarray) -> None:
+        """Scores `[Q, n]` of some documents, and which of them `[n]` were encoded at this step."""
+        after = np.where(is_new, fresh, before)
+        best = fresh.argmax(1)
+        queries = np.arange(len(fresh))
+        is_better = fresh[queries, best] > self.fresh
+        self.before_of_best = np.where(is_better, before[queries, best], self.before_of_best)
+        self.fresh = np.where(is_better, fresh[queries, best], self.fresh)
+        self.before, self.after = np.maximum(self.before, before.max(1)), np.maximum(self.after, after.max(1))
+        for column in range(limits.shape[1]):
+            limit = limits[:, column, None]
+            is_above = fresh >= limit
+            self.above[:, column] += is_above.sum(1)
+            self.surplus[:, column] += (after >= limit).sum(1) - is_above.sum(1)
+            query, document = np.nonzero((before >= limit) != is_above)
+            distance = np.abs(before[query, document] - limits[query, column])
+            edge = np.minimum(np.searchsorted(EDGES, distance), len(EDGES) - 1)
+            for counts, side in ((self.up, is_above), (self.down, ~is_above)):
+                chosen = side[query, document]
+                np.add.at(counts, (query[chosen], column, edge[chosen]), 1)
+
+    def merged(self, ranks: Ranks) -> "_Tally":
+        """That of the whole corpus."""
+        counts = [ranks.sum(part) for part in (self.up, self.down, self.above, self.surplus)]
+        bests = [ranks.max(part) for part in (self.before, self.after)]
+        fresh, of_best = ranks.gather(self.fresh[None]), ranks.gather(self.before_of_best[None])
+        fresh, of_best = np.concatenate(fresh), np.concatenate(of_best)  # [ranks, Q]
+        first = fresh.argmax(0)[None]
+        chosen = [np.take_along_axis(part, first, 0)[0] for part in (fresh, of_best)]
+        return _Tally(*counts, *bests, *chosen)
+
+
+def needed_bands(audit: Audit, cut_off: int | None, reads_best_wrong: bool) -> tuple[np.ndarray, np.ndarray]:
+    """What the band should have been, and what came of the one that was.
+
+    Args:
+        audit: all rows, as served before the refresh and encoded anew.
+        cut_off: rank beyond which the reward is 0, or None.
+        reads_best_wrong: whether the reward reads the best wrong score.
+
+    Returns:
+        `[Q]` the smallest of `EDGES` from which on encoding the rows in the band gives the rank of every
+        positive (all ranks beyond the cut-off being one) and the best wrong score of the fresh corpus; and
+        `[Q]` bool, whether the rows served after the refresh gave these.
+    """
+    view = audit.view
+    limits = positive_limits(view)
+    tally = _Tally.zeros(limits.shape)
+    for first, before, fresh, is_new in audit.chunks():
+        for start, stop in _parts(len(before), len(limits)):
+            scores = [
+                wrong_scores(part[start:stop], view.first_row + first + start, view.queries)
+                for part in (before, fresh)
+            ]
+            tally.add(*scores, is_new[start:stop], limits)
+    tally = tally.merged(view.ranks)
+    cap = view.n_documents if cut_off is None else cut_off
+
+    # [Q, P, E]: wrong documents above the positive once a band is encoded; outside it the served side counts.
+    beyond = [counts.sum(2, keepdims=True) - np.cumsum(counts, 2) for counts in (tally.up, tally.down)]
+    counted = tally.above[:, :, None] + beyond[1] - beyond[0]
+    is_right = np.minimum(counted, cap) == np.minimum(tally.above, cap)[:, :, None]
+    edge = np.where(is_right, 0, np.arange(1, len(EDGES) + 1)).max(2)  # [Q, P]; the last edge is always right
+    numbers = EDGES[np.minimum(edge, len(EDGES) - 1)].max(1)
+    after = np.minimum(tally.above + tally.surplus, cap)
+    is_exact = (after == np.minimum(tally.above, cap)).all(1)
+    if reads_best_wrong:
+        is_read = ((tally.above < cap) & np.isfinite(limits)).any(1)
+        lag = np.maximum(tally.before - tally.fresh, tally.before - tally.before_of_best)
+        numbers = np.where(is_read, np.maximum(numbers, np.maximum(lag, 0)), numbers)
+        is_exact &= ~is_read | (np.abs(tally.after - tally.fresh) <= TIE)
+    return numbers, is_exact
+
+
+def _parts(n_rows: int, n_queries: int) -> Iterator[tuple[int, int]]:
+    size = max(1, min(8192, SCORES // max(n_queries, 1)))
+    for start in range(0, n_rows, size):
+        yield start, min(start + size, n_rows)

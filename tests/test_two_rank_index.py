@@ -1,0 +1,150 @@
+"""Two processes that share a corpus against one that holds it all: the same rows, rankings and ledger."""
+
+import json
+import os
+import socket
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from drifting import DriftingCorpus, dcg_on
+from test_live_index import KEY, RULES, created, settings_of, without_seconds
+
+from src.index.base import InPlaceIndex
+from src.index.live_index import LiveIndex
+from src.index.ranks import Ranks
+from src.index.refresh import Full, StepQueries
+from src.index.store import StoreError
+
+SETTINGS = {"background": 0.02, "budget": 61}
+N = 401  # the second rank has one row more
+SPLITS = [(12, 24), (0, 24), (24, 24)]
+"""Rollouts of the first rank, and of both, by step; a rank may have none."""
+
+
+def part_of(queries, step, rank):
+    """The rollouts of one rank, whole groups of 4."""
+    middle = SPLITS[step % len(SPLITS)][0]
+    own = [slice(0, middle), slice(middle, 24)][rank]
+    return StepQueries(queries.vectors[own], queries.positives[own])
+
+
+def steps(index, corpus, first, last, rank=None):
+    """Ledger lines and retrieved rows of some steps; of one rank's part where it is given."""
+    lines, found = [], []
+    for step in range(first, last):
+        queries = corpus.queries(step)
+        own = queries if rank is None else part_of(queries, step, rank)
+        line = index.refresh(step, own, corpus.encoder(step))
+        if index.settings.is_audit_step(step):
+
+            def reward(rows, own=own):
+                ranks = index.ranks
+                return dcg_on(own, 4)(ranks.joined(np.ascontiguousarray(rows)))
+
+            line |= index.audit(step, own, reward(index.rows), reward, corpus.encoder(step))
+        lines.append(line)
+        found.append(index.search(own.vectors, 9))
+    return lines, found
+
+
+def one_process(folder, name):
+    corpus = DriftingCorpus(n=N)
+    with created(folder, corpus, RULES[name](), **SETTINGS) as index:
+        lines, found = steps(index, corpus, 1, 8)
+        return {"lines": without_seconds(lines), "found": found, "rows": index.rows.copy()}
+
+
+def error_of(action):
+    try:
+        action()
+    except StoreError as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def full_disk(folder, rank):
+    """A write that fails on the second rank only: its file takes no more."""
+    import resource
+
+    corpus = DriftingCorpus(n=N)
+    with created(folder, corpus, Full()) as index:
+        if rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+        text = error_of(lambda: index.refresh(1, part_of(corpus.queries(1), 1, rank), corpus.encoder(1)))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        return text
+
+
+def work(rank, port, folder):
+    torch.set_num_threads(1)
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    results = {}
+    for name, make in RULES.items():
+        corpus = DriftingCorpus(n=N)
+        with created(folder / name, corpus, make(), **SETTINGS) as index:
+            lines, found = steps(index, corpus, 1, 6, rank)
+            state = json.loads(json.dumps(index.state_dict()))
+            index.commit(state)
+            steps(index, corpus, 6, 7, rank)
+        settings = settings_of(make(), **SETTINGS)
+        with LiveIndex.restore(folder / name, KEY, state, InPlaceIndex, settings, chunk_size=50) as index:
+            more, rest = steps(index, corpus, 6, 8, rank)
+            results[name] = {
+                "lines": without_seconds(lines + more),
+                "found": found + rest,
+                "rows": index.rows.copy(),
+                "encoded": corpus.encoded,
+            }
+    results["full disk"] = full_disk(folder / "disk", rank)
+    torch.save(results, folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two_rank_index")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(work, (port, folder), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_two_ranks_give_the_rows_the_rankings_and_the_ledger_of_one(name, two_ranks, tmp_path):
+    one, two = one_process(tmp_path, name), [results[name] for results in two_ranks]
+    rows = np.concatenate([part["rows"] for part in two])
+    assert rows == pytest.approx(one["rows"], abs=1e-6 if name == "drift" else 0)
+    for step, (scores, found) in enumerate(one["found"], start=1):
+        both = [part["found"][step - 1] for part in two]
+        assert (np.concatenate([rank[1] for rank in both]) == found).all()
+        assert np.concatenate([rank[0] for rank in both]) == pytest.approx(scores, abs=1e-6)
+    assert two[0]["lines"] == two[1]["lines"]
+    for line, expected in zip(two[0]["lines"], one["lines"], strict=True):
+        assert line == pytest.approx(expected, abs=1e-5)
+
+
+def test_rows_to_encode_are_dealt_evenly_and_none_is_encoded_by_both(two_ranks):
+    first, second = (results["candidates"]["encoded"] for results in two_ranks)
+    # audits encode every row at its holder, and the step after the checkpoint was done twice
+    assert not set(first) & set(second)
+    for step in (1, 2, 3, 4):
+        counts = [sum(1 for at, _ in encoded if at == step) for encoded in (first, second)]
+        assert max(counts) - min(counts) <= 3  # one for each of positives, background and rule
+        assert min(counts) > 5
+
+
+def test_a_full_disk_on_one_rank_stops_both_with_its_message(two_ranks):
+    for results in two_ranks:
+        assert results["full disk"].startswith("rank 1: ")
+        assert "File too large" in results["full disk"]
+
+
+def test_one_process_is_a_group_of_one():
+    ranks = Ranks()
+    assert (ranks.rank, ranks.size, ranks.shard(5)) == (0, 1, slice(0, 5))
+    assert ranks.sum(np.arange(3)).tolist() == ranks.joined(np.arange(3)).tolist() == [0, 1, 2]
