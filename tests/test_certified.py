@@ -5,8 +5,9 @@ from functools import partial
 import numpy as np
 import pytest
 from drifting import DriftingCorpus, dcg_on, unit
-from test_live_index import created, ran
+from test_live_index import KEY, created, ran
 
+from src.index.base import InPlaceIndex
 from src.index.certified import (
     EDGES,
     TIE,
@@ -17,6 +18,7 @@ from src.index.certified import (
     quantile_needs,
     wilson_interval,
 )
+from src.index.live_index import LiveIndex
 from src.index.ranks import Ranks
 from src.index.refresh import Audit, StepQueries, View
 
@@ -153,6 +155,26 @@ def test_rollouts_whose_needed_band_is_covered_get_the_fresh_reward(band, reads_
 def audit_of_all(served, fresh, queries, is_new):
     view = View(1, served, is_new.astype(np.int64), 0, len(served), queries, None, None, Ranks())
     return Audit(view, lambda: iter([(0, served, fresh, is_new)]))
+
+
+def test_the_unit_of_the_band_is_the_last_one_known_also_after_a_resume(tmp_path):
+    bands = []
+    for name in ("whole", "resumed"):
+        corpus, rule = DriftingCorpus(), calibrated([2.0] * 30, is_scaled=True)
+        settings = {"background": 1 / 400, "budget": 40}
+        with created(tmp_path / name, corpus, rule, **settings) as index:
+            ran(index, corpus, range(1, 5))
+            state = index.state_dict()
+            if name == "resumed":
+                index.close()
+                index = LiveIndex.restore(tmp_path / name, KEY, state, InPlaceIndex, index.settings)
+            queries = corpus.queries(5)
+            row = index.settings.background_rows(5, 400)  # is a positive too: it tells nothing of staleness
+            queries = StepQueries(queries.vectors, np.full((24, 1), row[0]))
+            bands.append(index.refresh(5, queries, corpus.encoder(5))["band"])
+            index.close()
+    assert bands[0] == bands[1]
+    assert 0 < bands[0] < 2.0
 
 
 def test_nothing_is_encoded_where_the_band_implies_a_rank_beyond_the_cut_off(tmp_path):

@@ -213,7 +213,7 @@ class partial_drift(Drift):
 
 def test_drift_leaves_rows_alone_where_no_map_helps(tmp_path):
     corpus = DriftingCorpus(own=0.05, common=0.0)
-    with created(tmp_path, corpus, Drift(40, ridge=1e-6)) as index:
+    with created(tmp_path, corpus, Drift(40, ridges=[1e-6])) as index:
         line = ran(index, corpus, [1], audits=False)[0]
         stale = index.encoded_at == 0
         assert (line["documents_moved"], line["map_gain"]) == (0, 0)

@@ -9,7 +9,7 @@ A new rule is a class with `propose`, here or anywhere, and a file in conf/refre
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -293,12 +293,13 @@ class Drift(Rule):
     A random sample is encoded at every step, and `W = argmin |X W - Y|^2 + ridge * n * |W - I|^2` takes the
     vectors as served to the fresh ones; then every row that was not encoded at this step becomes `x W`, with
     its norm and its age kept. All of them are moved at every such step, so that rows of different ages have
-    drifted alike since. The map of one half of the sample is tried on the other, both ways, and rows are
-    moved only where it brings them nearer. The cost is a product `[N, D] x [D, D]`, and every row is written.
+    drifted alike since. The map of one half of the sample is tried on the other, both ways: that chooses the
+    ridge, and rows are moved only where it brings them nearer. The cost is a product `[N, D] x [D, D]`, and
+    every row is written.
 
     Args:
         n_sampled: random documents encoded at a step, besides positives and background.
-        ridge: pull towards leaving the rows as they are, per row of the sample.
+        ridges: pulls towards leaving the rows as they are, per row of the sample, to choose from.
         seed: of the sample.
 
     Raises:
@@ -307,10 +308,12 @@ class Drift(Rule):
 
     is_observing = True
 
-    def __init__(self, n_sampled: int = 256, ridge: float = 1e-3, seed: int = 0) -> None:
-        if n_sampled < 2 or not ridge > 0:
-            raise ValueError(f"n_sampled must be at least 2 and ridge above 0, got {n_sampled}, {ridge}")
-        self.n_sampled, self.ridge, self.seed = n_sampled, ridge, seed
+    def __init__(
+        self, n_sampled: int = 256, ridges: Sequence[float] = (1e-3, 1e-2, 1e-1), seed: int = 0
+    ) -> None:
+        if n_sampled < 2 or not ridges or not min(ridges) > 0:
+            raise ValueError(f"n_sampled must be at least 2 and ridges above 0, got {n_sampled}, {ridges}")
+        self.n_sampled, self.ridges, self.seed = n_sampled, tuple(ridges), seed
         self._halves: list[_Moments | None] = [None, None]
         self._gain = 0.0
 
@@ -335,11 +338,14 @@ class Drift(Rule):
         if halves[0] is None or halves[1] is None:
             return
         before = sum(half.error(np.eye(view.rows.shape[1])) for half in halves)
-        after = sum(one.error(other.fitted(self.ridge)) for one, other in (halves, halves[::-1]))
+        after, ridge = min(
+            (sum(one.error(other.fitted(ridge)) for one, other in (halves, halves[::-1])), ridge)
+            for ridge in self.ridges
+        )
         if not after < before:
             return
         self._gain = 1 - after / before
-        mapping = (halves[0] + halves[1]).fitted(self.ridge).astype(np.float32)
+        mapping = (halves[0] + halves[1]).fitted(ridge).astype(np.float32)
         for start in range(0, len(view.rows), CHUNK):
             places = start + np.flatnonzero(view.encoded_at[start : start + CHUNK] != view.step)
             vectors = view.rows[places]
