@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SAVE_DTYPES = ("float32", "bfloat16", "float16")
 REFUSED_BY_MANUAL_OPTIMIZATION = {
     "gradient_clip_val": "stage.module.optimization.max_grad_norm",
     "accumulate_grad_batches": "stage.module.chunk_rows or micro_batch, which cut a batch and keep its loss",
@@ -50,6 +51,10 @@ def check(config: DictConfig, is_sweep: bool) -> None:
             raise UsageError(
                 f"stage.trainer.{name}: the stages step their optimizer themselves; set {instead}"
             )
+    if config.save_dtype is not None and config.save_dtype not in SAVE_DTYPES:
+        raise UsageError(
+            f"save_dtype={config.save_dtype} does not exist. Choices: null, {', '.join(SAVE_DTYPES)}"
+        )
     _check_model_folder(config.model.get("path"))
     _check_strategy(config.strategy, is_sweep)
 
@@ -216,7 +221,7 @@ def _finish(
         facts = {"stage": config.stage.name, "data": data.name, "step": best_step or trainer.global_step}
         facts |= {"base_model": _base_model(config.model), "data_licence": _licence(data.card)}
         facts |= {"losses": _losses(trainer), "validation": metrics_by_mode(record.at(best_step))}
-        save_embedder(embedder, folder / "model", origin | facts)
+        save_embedder(embedder, folder / "model", origin | facts, config.save_dtype)
         written.insert(0, folder / "model")
     measured_on = getattr(datamodule, "validation", None)  # what is left of data.validation after thinning
     rows = _rows(folder, measured_on, record.at(best_step))

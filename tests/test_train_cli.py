@@ -170,13 +170,15 @@ def wait_for_change(path, process):
 
 
 def test_two_ranks_share_one_run_folder_and_one_record(tmp_path):
-    code, output = call("train", "strategy=ddp_cpu", cwd=tmp_path)
+    code, output = call("train", "strategy=ddp_cpu", "save_dtype=bfloat16", cwd=tmp_path)
 
     assert code == 0, output
     (folder,) = (tmp_path / "outputs").glob("*/*")  # the second rank made none of its own
     assert state_of(folder) == "finished"
     assert (folder / "train.rank1.log").is_file()
     assert output.count("wrote ") == 3
+    saved = load_file(folder / "model" / "model.safetensors")
+    assert {value.dtype for value in saved.values()} == {torch.bfloat16}
     masked = json.loads((folder / "metrics.json").read_text())["training"]["false_negatives"]
     assert masked["masked_by_id"] == {"count": 2 * 6, "share": 1 / 8}  # both ranks, six steps
 

@@ -227,7 +227,7 @@ def save_embedder(
     embedder: ReasoningEmbedder,
     folder: str | Path,
     provenance: Mapping[str, object],
-    dtype: str = "float32",
+    dtype: str | None = None,
     is_trained: bool = True,
 ) -> Path:
     """Writes a model folder, whole or not at all.
@@ -237,7 +237,8 @@ def save_embedder(
         folder: written anew; an existing one is replaced once the new one is complete.
         provenance: how the weights came about: command, commit, seed, packages, data; the model card also
             knows base_model, stage, step, losses, validation (mode -> metric -> value) and data_licence.
-        dtype: of the saved weights; an adapter is merged in fp32 first.
+        dtype: of the saved weights; an adapter is merged in fp32 first. None: that of the model's weights,
+            under LoRA of the frozen ones.
         is_trained: False where the weights are as they were initialised.
 
     Returns:
@@ -247,6 +248,7 @@ def save_embedder(
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    dtype = dtype or embedder.dtype_name
     model = merged_model(embedder.model)
     state = {
         key: value.detach().to("cpu", dtype_named(dtype)).contiguous()
