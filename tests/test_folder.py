@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import LENGTHS, PROMPTS, TEXTS, build_embedder
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from src.models.embedder import ReasoningEmbedder
@@ -164,6 +165,16 @@ def test_under_a_bf16_base_what_is_trained_is_fp32_and_takes_steps_that_bf16_wou
     with torch.no_grad():
         matrix += step
     assert not torch.equal(matrix, before)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tuning", [FullTuning(), LoraTuning(r=4, alpha=8)], ids=["full", "lora"])
+def test_without_a_choice_the_weights_are_saved_as_they_were_trained(nano_folder, tmp_path, tuning, dtype):
+    embedder = open_embedder(path=str(nano_folder), tuning=tuning, dtype=dtype, **UNUSED)
+
+    saved = load_file(save_embedder(embedder, tmp_path / "model", {}) / "model.safetensors")
+
+    assert {value.dtype for value in saved.values()} == {getattr(torch, dtype)}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

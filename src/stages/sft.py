@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from src.data.collate import SFTBatch
 from src.data.types import Benchmark
-from src.evaluation.validation import validate
+from src.evaluation.validation import equal_forwards, validate
 from src.models.embedder import ReasoningEmbedder, length_batches
 from src.models.generation import pad_left
 from src.models.tuning import adapter_disabled
@@ -235,19 +235,23 @@ class SFTModule(pl.LightningModule):
         return TokenRow(tuple(ids), len(ids) - 1, answer_at)
 
     def _write(self, examples: Sequence) -> dict[int, list[int]]:
-        """Sampled reasoning by place in `examples`; empty where this step takes the given ones."""
+        """Sampled reasoning by place in `examples`; empty where this step takes the given ones.
+
+        In a step that samples, all ranks must call this, one that has no rows included.
+        """
         every = self.self_written.every_n_steps
         step = self.trainer.global_step
-        if every == 0 or step % every != every - 1 or not examples:
+        if every == 0 or step % every != every - 1:
             return {}
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         n_written = round(self.self_written.share * len(examples))
         places = torch.randperm(len(examples), generator=generator)[:n_written].tolist()
-        rollouts = self.embedder.reason(
-            [examples[place].query for place in places],
-            seed=self.seed * 1_000_003 + step,
-            temperature=self.self_written.temperature,
-        )
+        with equal_forwards(self.embedder):
+            rollouts = self.embedder.reason(
+                [examples[place].query for place in places],
+                seed=self.seed * 1_000_003 + step,
+                temperature=self.self_written.temperature,
+            )
         return dict(zip(places, rollouts.token_ids, strict=True))
 
     def _chunks(self, documents: list, direct: list, reasoned: list) -> list[Chunk]:
