@@ -198,3 +198,11 @@ def test_on_a_bf16_base_the_adapter_is_merged_in_fp32_and_cast_once(nano_folder,
     )
     assert torch.equal(saved["model.embed_tokens.weight"][token_id], row.to(getattr(torch, dtype)))
     assert base.dtype == torch.bfloat16  # the model that was saved is as it was
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tied_weights_are_written_once_in_any_dtype(tmp_path, dtype):
+    embedder = build_embedder()
+    folder = save_embedder(embedder, tmp_path / "model", {}, dtype=dtype)
+    size = {"float32": 4, "bfloat16": 2}[dtype] * sum(p.numel() for p in embedder.causal_lm.parameters())
+    assert size <= (folder / "model.safetensors").stat().st_size < size + 20_000

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.models.card import model_card
@@ -223,6 +223,18 @@ def _description(
     }
 
 
+def _cast_state(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Weights by name in another dtype, on the CPU; what is tied stays tied, so that it is written once."""
+    cast: dict[tuple, Tensor] = {}
+    state = {}
+    for name, value in model.state_dict().items():
+        place = (value.data_ptr(), value.shape, value.stride())
+        if place not in cast:
+            cast[place] = value.detach().to("cpu", dtype).contiguous()
+        state[name] = cast[place]
+    return state
+
+
 def save_embedder(
     embedder: ReasoningEmbedder,
     folder: str | Path,
@@ -250,10 +262,7 @@ def save_embedder(
     partial.mkdir(parents=True)
     dtype = dtype or embedder.dtype_name
     model = merged_model(embedder.model)
-    state = {
-        key: value.detach().to("cpu", dtype_named(dtype)).contiguous()
-        for key, value in model.state_dict().items()
-    }
+    state = _cast_state(model, dtype_named(dtype))
     before = model.config.dtype
     model.save_pretrained(partial, state_dict=state, safe_serialization=True)
     model.config.dtype = before  # saving makes a string of it
