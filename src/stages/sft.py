@@ -91,15 +91,36 @@ class SelfWritten:
         every_n_steps: 0 never.
         share: of the rows with reasoning, in such a step.
         temperature: of sampling.
+        repeat_ngram: a text is cut before the first n-gram of this many tokens that it says again, and the
+            embed token is supervised there: what the model learns from the given texts alone does not keep a
+            small one out of loops that only its own text leads into. 0 cuts nothing.
     """
 
     every_n_steps: int
     share: float
     temperature: float
+    repeat_ngram: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ValueError(f"self_written.share must lie in [0, 1], got {self.share}")
+        if self.repeat_ngram < 0:
+            raise ValueError(f"self_written.repeat_ngram must be 0 or more, got {self.repeat_ngram}")
+
+
+def length_before_repeat(ids: Sequence[int], n: int) -> int:
+    """How many ids come before the first n-gram that was there before; all where none is, or `n` is 0.
+
+    >>> length_before_repeat([5, 6, 5, 6, 7], 1), length_before_repeat([5, 6, 5, 6, 7], 2)
+    (2, 2)
+    """
+    seen = set()
+    for start in range(len(ids) - n + 1 if n > 0 else 0):
+        ngram = tuple(ids[start : start + n])
+        if ngram in seen:
+            return start
+        seen.add(ngram)
+    return len(ids)
 
 
 @dataclass(frozen=True)
@@ -236,8 +257,9 @@ class SFTModule(pl.LightningModule):
             row = self._row((*prompt, *given[place], embed), len(prompt))
             if place in written:  # the model's own text is embedded, the given one imitated
                 imitated.append(row)
-                ids = (*prompt, *written[place], embed)
-                row = self._row(ids, len(ids))
+                kept = length_before_repeat(written[place], self.self_written.repeat_ngram)
+                ids = (*prompt, *written[place][:kept], embed)
+                row = self._row(ids, len(ids) - (kept < len(written[place])))
             reasoned.append(row)
         chunks = self._chunks(documents, direct, reasoned, imitated)
         return chunks, with_reasoning, {"self_written_rows": float(len(written))}
