@@ -25,8 +25,8 @@ $(STAMP): requirements.lock
 
 train: setup  ## train on the embedded default, evaluate, print the table; resumes after an interruption
 	@$(RUN) -m src.train experiment=quickstart output_dir=$(QUICKSTART)/sft if_exists=resume
-	@$(RUN) -m src.evaluate model.path=$(QUICKSTART)/sft/model benchmarks=[pydocs] \
-		modes=[bm25,direct,reasoning,shuffled-reasoning] output_dir=$(QUICKSTART)/eval metrics_file=$(QUICKSTART)/metrics.json
+	@$(RUN) -m src.evaluate model.path=$(QUICKSTART)/sft/model base.path=experiments/nano_base/model benchmarks=[pydocs] \
+		modes=[bm25,base-direct,direct,reasoning,base-reasoning,shuffled-reasoning] output_dir=$(QUICKSTART)/eval metrics_file=$(QUICKSTART)/metrics.json
 	@printf '\n%s\n' "metrics   $(QUICKSTART)/metrics.json" "model     $(QUICKSTART)/sft/model" \
 		"retrain   rm -r $(QUICKSTART) && make train"
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-FREE_TEXT = ("query",)
-"""Keys whose value is text: even `null` is a word there."""
+FREE_TEXT = ("query", "data.columns.query")
+"""Keys whose value is text: even `null` is a word there. Whole keys: `model.lengths.query` is a number."""
 
 PATHS = ("corpus", "path", "folder", "dir", "file", "resume", "study", "space")
 """Keys whose value is a path, by last component or as an ending (`output_dir`); `null` unsets them."""
@@ -67,7 +67,7 @@ def quote_free_text(arguments: Sequence[str], is_sweep: bool = False) -> list[st
 def _value(key: str, value: str, is_sweep: bool) -> str:
     if key.startswith("hydra."):
         return value
-    if _is_named(key, FREE_TEXT):
+    if key in FREE_TEXT:
         return quoted(value)
     is_choice = is_sweep and re.fullmatch(r"choice\(.*\)", value, re.DOTALL)
     if _is_named(key, PATH_LISTS):

@@ -16,12 +16,14 @@ from src.runtime import entry_point, instantiate
 
 if TYPE_CHECKING:
     from src.data.types import Benchmark
-    from src.models.embedder import ReasoningEmbedder
+    from src.evaluation.benchmark import Model
 
 log = logging.getLogger(__name__)
 
 EMBEDDED = "pydocs"
-MODES = ("bm25", "direct", "reasoning", "base-reasoning", "shuffled-reasoning")
+MODES = ("bm25", "base-direct", "direct", "reasoning", "base-reasoning", "shuffled-reasoning")
+NEED_BASE = {"base-direct", "base-reasoning"}
+NEED_NO_MODEL = {"bm25", "base-direct"}
 READS_CODE = (EMBEDDED, "cosqa")
 
 
@@ -36,9 +38,9 @@ def check(config: DictConfig, is_sweep: bool) -> None:
             raise UsageError(f"modes: {mode} does not exist. Choices: {', '.join(MODES)}")
     if not config.modes or not config.benchmarks:
         raise UsageError("modes= and benchmarks= need at least one entry each")
-    if set(config.modes) != {"bm25"}:
+    if not NEED_NO_MODEL.issuperset(config.modes):
         _check_model("model.path", config.model.path)
-    if "base-reasoning" in config.modes:
+    if not NEED_BASE.isdisjoint(config.modes):
         _check_model("base.path", config.base.path)
     if config.bm25.analyzer not in ("auto", "english", "code"):
         raise UsageError(f"bm25.analyzer={config.bm25.analyzer} does not exist. Choices: auto, english, code")
@@ -84,9 +86,8 @@ def run(config: DictConfig) -> None:
 
     origin = provenance(seed=config.seed)
     benchmarks = [_benchmark(config, name) for name in config.benchmarks]
-    needs_model = set(config.modes) != {"bm25"}
-    embedder = _load(config, config.model.path) if needs_model else None
-    base = _load(config, config.base.path) if "base-reasoning" in config.modes else None
+    model = None if NEED_NO_MODEL.issuperset(config.modes) else _load(config, config.model.path)
+    base = None if NEED_BASE.isdisjoint(config.modes) else _load(config, config.base.path)
     folder = Path(config.output_dir)
     target = Path(config.metrics_file) if config.metrics_file else folder / "metrics.json"
     rows = []
@@ -95,18 +96,7 @@ def run(config: DictConfig) -> None:
         settings = Settings(config.top_k, analyzer, config.bm25.k1, config.bm25.b, config.seed, config.limit)
         for mode in config.modes:
             log.info("%s, %s", benchmark.name, mode)
-            rows.append(
-                evaluate_benchmark(
-                    benchmark,
-                    mode,
-                    folder,
-                    settings,
-                    embedder,
-                    base,
-                    str(config.model.path),
-                    config.cache_dir,
-                )
-            )
+            rows.append(evaluate_benchmark(benchmark, mode, folder, settings, model, base, config.cache_dir))
             # Written after each, so that an interrupted evaluation shows what it has.
             write_metrics(target, rows, origin)
     print_table(rows)
@@ -125,10 +115,12 @@ def _benchmark(config: DictConfig, name: str) -> "Benchmark":
     return load_benchmark(Path(config.beir_dir) / name, split=config.split)
 
 
-def _load(config: DictConfig, path: str) -> "ReasoningEmbedder":
+def _load(config: DictConfig, path: str) -> "Model":
+    from src.evaluation.benchmark import Model
     from src.models.folder import load_embedder
 
-    return load_embedder(path, config.model.device, config.model.dtype, config.model.token_budget)
+    settings = config.model
+    return Model(str(path), load_embedder(path, settings.device, settings.dtype, settings.token_budget))
 
 
 if __name__ == "__main__":

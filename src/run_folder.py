@@ -114,13 +114,16 @@ def command_line() -> str:
     return shlex.join([*program, *sys.argv[1:]])
 
 
-def write_metrics(path: Path, rows: Sequence[Mapping], origin: Mapping) -> None:
+def write_metrics(
+    path: Path, rows: Sequence[Mapping], origin: Mapping, training: Mapping | None = None
+) -> None:
     """Writes metrics.json.
 
     Args:
         path: the file.
         rows: one per benchmark and mode; `benchmark, mode, model, n_queries, n_docs, metrics` are required.
         origin: what `provenance` returned.
+        training: facts about a training run that belong to no row, under a key of this name.
 
     Raises:
         ValueError: If a row misses a key, or a number is NaN or infinite.
@@ -130,7 +133,8 @@ def write_metrics(path: Path, rows: Sequence[Mapping], origin: Mapping) -> None:
         if missing:
             raise ValueError(f"a row of {path} misses {', '.join(missing)}: {dict(row)}")
     keys = ("command", "commit", "seed", "python", "packages")
-    write_json(path, {key: origin[key] for key in keys} | {"rows": [dict(row) for row in rows]})
+    content = {key: origin[key] for key in keys} | {"rows": [dict(row) for row in rows]}
+    write_json(path, content | ({"training": dict(training)} if training else {}))
 
 
 def _now() -> str:

@@ -17,7 +17,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +36,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.command_line import UsageError, addable_keys, did_you_mean, flat_keys, quote_free_text, quoted
+from src.devices import cpu_precision
+from src.model_choice import Given, read_facts, refuse_conflicts
 from src.run_folder import (
     Interrupted,
     command_line,
@@ -65,6 +67,8 @@ MAY_CHANGE = (*WHERE, *(f"stage.trainer.{name}" for name in LIMITS))
 
 RL_GROUPS = ("index", "refresh", "reward")
 EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
+
+OmegaConf.register_new_resolver("cpu_precision", cpu_precision, replace=True)
 
 Run = Callable[[DictConfig], object]
 Check = Callable[[DictConfig, bool], None]
@@ -276,6 +280,17 @@ class ConfigSource:
                 raise UsageError(f"{missing[1]}= is missing. Choices: {', '.join(options)}") from None
             raise UsageError("; ".join(str(error.__cause__ or error).strip().splitlines()[:2])) from None
 
+    def keys_of_experiments(self, config_name: str, overrides: Sequence[str]) -> dict[str, str]:
+        """Keys that the chosen experiments set themselves, each with the name of the experiment."""
+        keys: dict[str, str] = {}
+        for part in self.loader.compute_defaults_list(config_name, list(overrides), RunMode.RUN).defaults:
+            group, _, option = (part.config_path or "").partition("/")
+            if group == "experiment" and part.config_path is not None:
+                own = self.loader.repository.load_config(part.config_path).config
+                prefix = f"{part.package}." if part.package else ""
+                keys |= {f"{prefix}{key}": f"experiment={option}" for key in flat_keys(_plain(own))}
+        return keys
+
 
 def compose(config_name: str, overrides: Sequence[str], source: ConfigSource) -> Composed:
     """Composes a configuration in which every key means something.
@@ -297,10 +312,13 @@ def compose(config_name: str, overrides: Sequence[str], source: ConfigSource) ->
     hydra_texts = [override.input_line for override in parsed if override.key_or_group.startswith("hydra")]
     base = _load_choices(config_name, texts, in_groups, source, groups)
     container = _plain(base)
+    restated = _agreed_with_folder(base, parsed, source.keys_of_experiments(config_name, texts))
     keys = [
         _checked_key(override, container, groups)
         for override in parsed
-        if override not in in_groups and override.input_line not in hydra_texts
+        if override not in in_groups
+        and override.input_line not in hydra_texts
+        and (override.key_or_group not in restated or override.key_or_group in flat_keys(container))
     ]
     full = source.load(config_name, [*texts, *keys, *hydra_texts])
     choices = {name: choice for name, choice in full.hydra.runtime.choices.items() if name in groups}
@@ -369,6 +387,54 @@ def _checked_key(override: Override, config: dict, groups: dict[str, list[str]])
     if key in RL_GROUPS:
         raise UsageError(f"{key}= belongs to stage=rl; the chosen stage has no {key}")
     raise UsageError(f"there is no key {key}.{did_you_mean(key, [*known, *groups])}")
+
+
+def _agreed_with_folder(
+    base: DictConfig, parsed: Sequence[Override], by_experiment: Mapping[str, str]
+) -> set[str]:
+    """Keys given by hand that say what the folder of `model.path` says.
+
+    By hand is what stands on the command line or in an experiment; what a group's option says is a default.
+
+    Args:
+        base: composed from the choices alone.
+        parsed: the command line, which comes after the experiment.
+        by_experiment: keys that the experiment sets, with its name.
+
+    Raises:
+        UsageError: If one says something else, or the `model=` choice is for another pretrained model.
+    """
+    typed = {
+        override.key_or_group: override
+        for override in parsed
+        if override.key_or_group.startswith("model.")
+        and not (override.is_delete() or override.is_sweep_override())
+    }
+    path = _value_of(typed["model.path"]) if "model.path" in typed else _select(base, "model.path")
+    facts = read_facts(str(path)) if path is not None else None
+    if facts is None:
+        return set()
+    given = {key: (_select(base, key), origin) for key, origin in by_experiment.items()}
+    for key, override in typed.items():
+        whole = flat_keys({key: _plain_value(_value_of(override))})
+        given |= {name: (value, "") for name, value in whole.items()}
+    decided = {
+        key: Given(key.removeprefix("model."), value, origin)
+        for key, (value, origin) in given.items()
+        if key.startswith(("model.prompts.", "model.lengths.", "model.create.")) or key == "model.name"
+    }
+    leaves = [each for each in decided.values() if not isinstance(_plain_value(each.value), (dict, list))]
+    name = None if "model.name" in decided else _select(base, "model.name")
+    refuse_conflicts(facts, leaves, base.hydra.runtime.choices.get("model"), name)
+    return {key for key in typed if key.removeprefix("model.") in facts.values}
+
+
+def _select(config: DictConfig, key: str) -> object:
+    return OmegaConf.select(config, key, throw_on_missing=False, throw_on_resolution_failure=False)
+
+
+def _plain_value(value: object) -> object:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _bare(override: Override) -> str:

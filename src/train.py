@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.command_line import UsageError
 from src.devices import torch_is_cpu_build, visible_gpus
+from src.model_choice import MADE_HERE, read_facts
 from src.run_folder import read_json, write_json, write_metrics
 from src.runtime import entry_point, instantiate
 
@@ -49,7 +50,16 @@ def check(config: DictConfig, is_sweep: bool) -> None:
             raise UsageError(
                 f"stage.trainer.{name}: the stages step their optimizer themselves; set {instead}"
             )
+    _check_model_folder(config.model.get("path"))
     _check_strategy(config.strategy, is_sweep)
+
+
+def _check_model_folder(path: str | None) -> None:
+    if path is not None and not (Path(path) / "search_r3.json").is_file():
+        raise UsageError(
+            f"model.path={path}: not a model folder (it has no search_r3.json); give the folder that a "
+            "training run wrote (…/model), or a plain Hugging Face folder as model.name="
+        )
 
 
 def _check_strategy(strategy: DictConfig, is_sweep: bool) -> None:
@@ -90,6 +100,7 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
     import pytorch_lightning as pl
     from transformers.utils import logging as transformers_logging
 
+    from src.stages.callbacks import FalseNegatives
     from src.stages.record import ValidationRecord
 
     transformers_logging.disable_progress_bar()
@@ -101,8 +112,8 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
     datamodule = instantiate(config.stage.datamodule, data=data, embedder=embedder)
     module = instantiate(config.stage.module, embedder=embedder)
     checkpoint = _last_checkpoint(folder) if config.resume else None
-    record = ValidationRecord()
-    trainer = _trainer(config, folder, [record, *extra_callbacks])
+    record, masked = ValidationRecord(), FalseNegatives()
+    trainer = _trainer(config, folder, [record, masked, *extra_callbacks])
     try:
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
     finally:
@@ -111,7 +122,7 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
 
             wandb.finish()
     if trainer.is_global_zero:
-        _finish(config, data, embedder, datamodule, module, trainer, record)
+        _finish(config, data, embedder, datamodule, module, trainer, record, masked.summary())
 
 
 def _write_card(folder: Path, data: "TrainingData") -> None:
@@ -190,6 +201,7 @@ def _finish(
     module: "pl.LightningModule",
     trainer: "pl.Trainer",
     record: "ValidationRecord",
+    masked: dict[str, dict[str, float]],
 ) -> None:
     """Model folder and metrics.json, both of the best checkpoint where there is one."""
     from src.models.folder import save_embedder
@@ -201,12 +213,25 @@ def _finish(
     if not trainer.fast_dev_run:
         best_step = _load_best(folder, module)
         facts = {"stage": config.stage.name, "data": data.name, "step": best_step or trainer.global_step}
+        facts |= {"base_model": _base_model(config.model)}
         save_embedder(embedder, folder / "model", origin | facts)
         written.insert(0, folder / "model")
     measured_on = getattr(datamodule, "validation", None)  # what is left of data.validation after thinning
-    write_metrics(folder / "metrics.json", _rows(folder, measured_on, record.at(best_step)), origin)
+    rows = _rows(folder, measured_on, record.at(best_step))
+    write_metrics(folder / "metrics.json", rows, origin, {"false_negatives": masked} if masked else None)
     for path in written:
         log.info("wrote %s", path)
+
+
+def _base_model(model: DictConfig) -> str | None:
+    """The pretrained model at the root of the lineage: a hub name, an absolute path, or `MADE_HERE` and the
+    function that made it; None where the folder that the run started from does not say."""
+    if model.get("path") is not None:
+        facts = read_facts(model.path)
+        return None if facts is None else facts.base
+    if model.get("name") is not None:
+        return str(Path(model.name).resolve()) if Path(model.name).is_dir() else model.name
+    return f"{MADE_HERE}{model.create['_target_']}"
 
 
 def _load_best(folder: Path, module: "pl.LightningModule") -> int | None:

@@ -11,12 +11,17 @@ from conftest import TEXTS, build_embedder
 from src.data.beir import load_benchmark
 from src.data.types import Benchmark, Corpus
 from src.evaluate import analyzer_for
-from src.evaluation.benchmark import Settings, evaluate_benchmark
+from src.evaluation.benchmark import MODES, Model, Settings, document_embeddings, evaluate_benchmark
 from src.evaluation.significance import bootstrap_interval, paired_p_value
 from src.index.lexical import LexicalIndex
 from src.models.folder import load_embedder, save_embedder
 
 SETTINGS = Settings(top_k=100, analyzer="code", k1=1.2, b=0.75, seed=0)
+SCHEMA = {
+    "benchmark": str, "mode": str, "model": str, "n_queries": int, "n_docs": int, "metrics": dict,
+    "ci95": dict, "missing_embed_token": int, "self_match_removed": int, "seconds_per_query": float,
+    "tokens_per_query": float, "weights_sha256": str | None,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -39,6 +44,15 @@ def test_bm25_finds_identifiers_and_nothing_where_no_word_matches():
     assert english.search(["parse the header"], 2)[1].tolist() == [[1, -1]]
 
 
+def test_bm25_ties_at_the_cut_off_stand_in_the_given_order():
+    texts = ["alpha beta"] * 6 + ["gamma"]
+    order = np.array([3, 1, 5, 0, 4, 2, 6])
+    _, rows = LexicalIndex(texts, "english", order=order).search(["alpha"], k=3)
+    assert rows[0].tolist() == [3, 1, 5]
+    assert LexicalIndex(texts, "english").search(["alpha"], k=3)[1][0].tolist() == [0, 1, 2]
+    assert LexicalIndex(texts, "english").search(["alpha"], k=7)[1][0].tolist() == [0, 1, 2, 3, 4, 5, -1]
+
+
 def test_bm25_scores_are_those_of_the_formula():
     # One of two documents has the word: idf = ln(1 + (2 - 1 + .5) / (1 + .5)); tf 1, length 2 of mean 1.5.
     scores, _ = LexicalIndex(["alpha beta", "alpha"], "english", k1=1.2, b=0.75).search(["beta"], 1)
@@ -46,10 +60,11 @@ def test_bm25_scores_are_those_of_the_formula():
     assert scores[0, 0] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["bm25", "direct", "reasoning", "base-reasoning", "shuffled-reasoning"])
+@pytest.mark.parametrize("mode", MODES)
 def test_every_mode_writes_its_files_and_is_read_back(benchmark, nano_folder, tmp_path, mode):
-    model = load_embedder(nano_folder)
-    arguments = (benchmark, mode, tmp_path, SETTINGS, model, model, "nano", tmp_path / "cache")
+    model = Model("nano", load_embedder(nano_folder))
+    base = Model("base", load_embedder(save_embedder(build_embedder(seed=9), tmp_path / "base", {})))
+    arguments = (benchmark, mode, tmp_path, SETTINGS, model, base, tmp_path / "cache")
     row = evaluate_benchmark(*arguments)
     folder = tmp_path / "tiny" / mode
     lines = (folder / "run.trec").read_text().splitlines()
@@ -59,26 +74,69 @@ def test_every_mode_writes_its_files_and_is_read_back(benchmark, nano_folder, tm
     assert row["ci95"]["ndcg@10"][0] <= row["metrics"]["ndcg@10"] <= row["ci95"]["ndcg@10"][1]
     assert evaluate_benchmark(*arguments) == row  # seconds and all: read back, not measured again
     assert not any("q0 Q0 q0 " in line for line in lines)
+    assert row.keys() == SCHEMA.keys()
+    assert all(isinstance(row[name], kind) for name, kind in SCHEMA.items()), row
+    assert row["metrics"].keys() == {"ndcg@10", "recall@100", "mrr@10", "map@100"}
+    assert row["seconds_per_query"] > 0
+    embeds = {"bm25": None, "base-direct": base}.get(mode, model)
+    assert row["weights_sha256"] == (embeds and embeds.embedder.weights_sha256)
+    assert embeds is None or row["model"] == embeds.name
+    if "reasoning" in mode:
+        written = [json.loads(line)["tokens"] for line in (folder / "reasoning.jsonl").open()]
+        assert row["tokens_per_query"] == sum(written) / 5 + 1  # and the embed token
+    else:
+        assert row["tokens_per_query"] == (0 if mode == "bm25" else 1)
     if mode == "bm25":
         assert row["metrics"]["ndcg@10"] > 0.8  # identifiers are found in prose
         assert row["weights_sha256"] is None
 
 
 def test_pitfall_6_self_matches_are_removed_by_flag_and_counted(benchmark, nano_folder, tmp_path):
-    model = load_embedder(nano_folder)
+    model = Model("nano", load_embedder(nano_folder))
     row = evaluate_benchmark(benchmark, "direct", tmp_path, SETTINGS, model, cache_dir=tmp_path / "cache")
     assert row["self_match_removed"] == 1
 
 
 def test_pitfall_8_another_models_results_are_not_taken_for_its_own(benchmark, nano_folder, tmp_path):
+    """Two models with one name, one after the other in the same folders."""
     first = load_embedder(nano_folder)
     other = load_embedder(save_embedder(build_embedder(seed=9), tmp_path / "other", {}))
-    rows = [
-        evaluate_benchmark(benchmark, "direct", tmp_path, SETTINGS, model, cache_dir=tmp_path / "cache")
-        for model in (first, other)
-    ]
-    assert rows[0]["weights_sha256"] != rows[1]["weights_sha256"]
-    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
+
+    def evaluated(model, place):
+        cache = tmp_path / place / "cache"
+        named = Model("name", model)
+        row = evaluate_benchmark(benchmark, "direct", tmp_path / place, SETTINGS, named, None, cache)
+        return row | {"seconds_per_query": 0}, (tmp_path / place / "tiny/direct/run.trec").read_text()
+
+    alone = evaluated(other, "alone")
+    before, after = evaluated(first, "shared"), evaluated(other, "shared")
+    assert before[1] != after[1]
+    assert after == alone
+    assert len(list((tmp_path / "shared" / "cache").glob("*/rows.npy"))) == 2
+
+
+def test_documents_are_encoded_once_for_all_modes_and_read_from_the_disk(benchmark, nano_folder, tmp_path):
+    model = load_embedder(nano_folder)
+    rows = document_embeddings(benchmark, model, tmp_path)
+    assert isinstance(rows, np.memmap)
+    assert np.abs(rows - model.embed_documents(benchmark.corpus.texts).numpy()).max() < 1e-6
+    n_documents = []
+    handle = model.decoder.register_forward_pre_hook(lambda *_: n_documents.append(1))
+    again = document_embeddings(benchmark, model, tmp_path)
+    handle.remove()
+    assert n_documents == []
+    assert (again == rows).all()
+
+
+def test_an_older_row_is_computed_anew(benchmark, tmp_path):
+    row = evaluate_benchmark(benchmark, "bm25", tmp_path, SETTINGS)
+    file = tmp_path / "tiny" / "bm25" / "row.json"
+    written = json.loads(file.read_text())
+    del written["key"]["version"]
+    written["row"]["n_queries"] = 77
+    file.write_text(json.dumps(written))
+    again = evaluate_benchmark(benchmark, "bm25", tmp_path, SETTINGS)
+    assert again | {"seconds_per_query": 0} == row | {"seconds_per_query": 0}
 
 
 def test_the_interval_of_a_mean_covers_it_as_often_as_stated():
@@ -151,7 +209,7 @@ def test_the_command_evaluates_a_model_folder_on_a_collection(nano_folder, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["modes=[bm26]"], "Choices: bm25, direct"),
+        (["modes=[bm26]"], "Choices: bm25, base-direct, direct"),
         (["modes=[direct]"], "model.path= is needed"),
         (["modes=[bm25]", "benchmarks=[scifact]"], "needs beir_dir="),
         (["modes=[bm25]", "mdoel.path=x"], "model.path"),

@@ -134,7 +134,7 @@ def test_strategies_that_need_no_gpu_make_a_trainer(tmp_path):
     import pytorch_lightning as pl
 
     for option in ("cpu", "ddp_cpu"):
-        arguments = yaml.safe_load((CONF / "strategy" / f"{option}.yaml").read_text(encoding="utf-8"))
+        arguments = OmegaConf.to_container(OmegaConf.load(CONF / "strategy" / f"{option}.yaml"), resolve=True)
         trainer = pl.Trainer(**arguments, default_root_dir=tmp_path, logger=False)
         assert trainer.num_devices == (1 if option == "cpu" else 2)
 

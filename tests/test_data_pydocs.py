@@ -429,15 +429,19 @@ def test_layout_case_and_punctuation_do_not_tell_documents_apart():
     assert shingles("").size == shingles("word").size == 1
 
 
-def test_reasoning_goes_from_name_to_arguments_to_types_to_the_rarest_body_words():
+def test_reasoning_goes_from_name_to_arguments_to_types_to_characteristic_body_words():
     document = (
         "def loadHTTPPage(self, url: str, retry_policy: Policy = None) -> Page:\n"
         "    if not url:\n        raise MissingAddress('address')\n    return common(common, zebra)\n"
     )
-    text = cold_start_reasoning("Fetch the zebra from a url", document, {"common": 9, "fetched": 1})
+    text = cold_start_reasoning("Fetch the zebra from a url", document, {"common": 9, "fetched": 1}, 10)
     assert text == "load http page, retry policy, missing address, common"
-    counted = cold_start_reasoning("Fetch it", document, {"common": 9, "zebra": 1, "address": 5})
-    assert counted.index("zebra") < counted.index("common")
+    # tf-idf of 20 documents: zebra 1 * ln(21 / 5.5) = 1.34, common 2 * ln(21 / 15.5) = 0.61; address is rare
+    counts = {"common": 15, "zebra": 5, "address": 4}
+    counted = cold_start_reasoning("Fetch it", document, counts, 20)
+    assert counted == "load http page, url retry policy, missing address, zebra common"
+    with_rare = cold_start_reasoning("Fetch it", document, counts, 20, n_types=0, min_frequency=4)
+    assert with_rare == "load http page, url retry policy, address zebra common"
     assert cold_start_reasoning("Fetch it", document, max_words=4) == "load http page, url"
 
 
@@ -447,7 +451,7 @@ def test_reasoning_is_one_line_without_repeats_and_within_its_limit():
             text = cold_start_reasoning(mined.query, mined.document)
             words = text.replace(",", "").split()
             assert "\n" not in text
-            assert len(words) <= 24
+            assert len(words) <= 14
             assert text == cold_start_reasoning(mined.query, mined.document)
             name = list(dict.fromkeys(identifier_words(mined.name.split("#")[0].split(".")[-1])))[:6]
             assert words[: len(name)] == name

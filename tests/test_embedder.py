@@ -6,7 +6,7 @@ from conftest import TEXTS, build_embedder
 from torch.nn.functional import normalize
 
 from src.models.embedder import length_batches
-from src.models.generation import row_uniforms, sample
+from src.models.generation import Sampling, common_prefix, decode, row_uniforms, sample
 
 QUERIES = [
     "sum of integers",
@@ -45,13 +45,6 @@ def test_no_texts_give_an_empty_result(embedder):
     assert embedder.reason([]).texts == []
 
 
-def raise_embed_logit(embedder, amount):
-    """Makes the embed token likely, so that rows end at different steps."""
-    with torch.no_grad():
-        rows = embedder.causal_lm.get_input_embeddings().weight
-        rows[embedder.embed_token_id] = rows[embedder.embed_token_id] * 0 + rows.mean(0) * amount
-
-
 def test_the_embedding_captured_in_decoding_equals_a_full_forward(embedder):
     for temperature in (0.0, 1.0):
         reasoned = embedder.reason(QUERIES, seed=3, temperature=temperature)
@@ -85,6 +78,67 @@ def test_special_tokens_are_never_written(embedder):
     assert not special & {token for ids in reasoned.token_ids for token in ids}
 
 
+def decoded(embedder, prompts, group_size=1, temperature=1.5, seed=5, limit=6):
+    uniforms = row_uniforms(seed, range(len(prompts) * group_size), limit)
+    return decode(
+        embedder.decoder,
+        embedder.head,
+        prompts,
+        embedder.special_ids,
+        Sampling(limit, temperature),
+        uniforms,
+        group_size,
+    )
+
+
+def test_rollouts_of_a_group_share_one_prefill_and_are_those_of_a_repeated_prompt(embedder):
+    prompts = embedder.encoder.reasoning_prompts(QUERIES)
+    grouped = decoded(embedder, prompts, group_size=3)
+    repeated = decoded(embedder, [prompt for prompt in prompts for _ in range(3)])
+    assert grouped.token_ids == repeated.token_ids
+    assert len({tuple(ids) for ids in grouped.token_ids}) > len(prompts)  # rollouts differ within a group
+    torch.testing.assert_close(grouped.hidden, repeated.hidden, atol=1e-5, rtol=0)
+
+
+def test_a_prefix_that_all_prompts_share_is_run_once_and_changes_nothing(embedder):
+    prefix = embedder.encoder.plain_ids("sort the rows by a column and return the table")
+    tails = [embedder.encoder.plain_ids(text) for text in ("x", "parse the header of a file", "add")]
+    prompts = [[*prefix, *tail] for tail in tails]
+    assert common_prefix(prompts) == len(prefix)
+    assert common_prefix([[1, 2], [1, 2, 3]]) == 1  # a prompt keeps an id of its own
+    together, alone_ = decoded(embedder, prompts), [decoded(embedder, [prompt]) for prompt in prompts[:1]]
+    assert together.token_ids[0] == alone_[0].token_ids[0]
+    torch.testing.assert_close(together.hidden[:1], alone_[0].hidden, atol=1e-5, rtol=0)
+
+
+def test_log_probabilities_of_a_rollout_are_those_of_a_full_forward(embedder):
+    temperature = 1.5
+    prompts = embedder.encoder.reasoning_prompts(QUERIES * 60)  # 300 rows of 6 draws among 382 tokens
+    result = decoded(embedder, prompts, temperature=temperature)
+    assert any(result.has_embed_token)
+    assert not all(result.has_embed_token)
+    banned = torch.tensor(embedder.special_ids.banned)
+    for prompt, ids, has, log_probs in zip(
+        prompts, result.token_ids, result.has_embed_token, result.log_probs, strict=True
+    ):
+        actions = [*ids, *[embedder.embed_token_id] * has]
+        assert len(log_probs) == len(actions)  # an appended embed token is no action of the policy
+        whole = torch.tensor([[*prompt, *actions]])
+        states = embedder.hidden_states(whole, torch.ones_like(whole, dtype=torch.bool))[0]
+        logits = embedder.head(states[len(prompt) - 1 : -1]).index_fill(-1, banned, -torch.inf)
+        expected = (logits / temperature).log_softmax(-1)[range(len(actions)), actions]
+        torch.testing.assert_close(torch.tensor(log_probs), expected.detach(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [((-1,), "max_new_tokens"), ((4, -0.1), "temperature"), ((4, 1.0, 0.0), "top_p")],
+)
+def test_sampling_outside_its_range_is_refused(settings, key):
+    with pytest.raises(ValueError, match=key):
+        Sampling(*settings)
+
+
 def test_length_batches_hold_every_row_once_within_the_budget():
     lengths = [5, 1, 9, 3, 9, 40, 2]
     batches = list(length_batches(lengths, 18))
@@ -95,11 +149,12 @@ def test_length_batches_hold_every_row_once_within_the_budget():
 def test_sampling_follows_the_distribution_and_the_nucleus():
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05])).repeat(20_000, 1)
     uniforms = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
-    tokens = sample(logits, uniforms, temperature=1.0, top_p=1.0)
+    tokens, log_probs = sample(logits, uniforms, temperature=1.0, top_p=1.0)
+    torch.testing.assert_close(log_probs, logits[0, tokens])
     shares = torch.bincount(tokens, minlength=4) / 20_000
     torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.01, rtol=0)
     # 0.5 alone does not reach 0.7, 0.5 + 0.3 does: the nucleus is the first two, 5 to 3.
-    shares = torch.bincount(sample(logits, uniforms, 1.0, 0.7), minlength=4) / 20_000
+    shares = torch.bincount(sample(logits, uniforms, 1.0, 0.7)[0], minlength=4) / 20_000
     torch.testing.assert_close(shares, torch.tensor([0.625, 0.375, 0.0, 0.0]), atol=0.01, rtol=0)
 
 

@@ -10,6 +10,7 @@ from conftest import TEXTS
 from test_benchmark import write_collection
 
 SMALL = [
+    "model=nano_scratch",
     "model.create.vocab_size=400",
     "model.create.hidden_size=32",
     "model.create.intermediate_size=64",

@@ -144,3 +144,46 @@ def test_weights_can_be_saved_in_half_precision(tmp_path):
     similarity = (loaded.embed_documents(TEXTS) * embedder.embed_documents(TEXTS)).sum(-1)
     assert similarity.min() > 0.999
     assert next(embedder.model.parameters()).dtype == torch.float32
+
+
+def bf16_lora(folder):
+    return open_embedder(path=str(folder), tuning=LoraTuning(r=4, alpha=8), dtype="bfloat16", **UNUSED)
+
+
+def test_under_a_bf16_base_what_is_trained_is_fp32_and_takes_steps_that_bf16_would_lose(nano_folder):
+    model = bf16_lora(nano_folder).model
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    assert {p.dtype for p in frozen} == {torch.bfloat16}
+    assert any("trainable_tokens_delta" in name for name in trained)
+
+    matrix = next(p for name, p in trained.items() if "lora_A" in name)
+    before, step = matrix.detach().clone(), 1e-4 * matrix.detach()  # bf16 keeps 8 bits: 1e-4 rounds away
+    assert torch.equal((before.bfloat16() + step.bfloat16()).float(), before.bfloat16().float())
+    with torch.no_grad():
+        matrix += step
+    assert not torch.equal(matrix, before)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_a_bf16_base_the_adapter_is_merged_in_fp32_and_cast_once(nano_folder, tmp_path, dtype):
+    embedder = bf16_lora(nano_folder)
+    move_trained_weights(embedder)
+    parts = dict(embedder.model.named_parameters())
+    prefix = "base_model.model.model.layers.1.mlp.up_proj"
+    base, a, b = (parts[f"{prefix}.{n}.weight"] for n in ("base_layer", "lora_A.default", "lora_B.default"))
+    expected = base.float() + (8 / 4) * b @ a  # W + alpha / r * B A, arXiv:2106.09685
+    token_id = embedder.embed_token_id
+    row = next(p for name, p in parts.items() if "trainable_tokens_delta" in name)[0]
+
+    folder = save_embedder(embedder, tmp_path / "model", {}, dtype=dtype)
+    saved = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
+
+    assert saved["model.layers.1.mlp.up_proj.weight"].dtype == getattr(torch, dtype)
+    tolerance = {"float32": 1e-6, "bfloat16": 0.0}[dtype]
+    torch.testing.assert_close(
+        saved["model.layers.1.mlp.up_proj.weight"], expected.to(getattr(torch, dtype)), atol=tolerance, rtol=0
+    )
+    assert torch.equal(saved["model.embed_tokens.weight"][token_id], row.to(getattr(torch, dtype)))
+    assert base.dtype == torch.bfloat16  # the model that was saved is as it was

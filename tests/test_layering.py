@@ -9,7 +9,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
-    {"src.data.types", "src.command_line", "src.devices", "src.run_folder", "src.sweep_table"},
+    {
+        "src.data.types",
+        "src.command_line",
+        "src.devices",
+        "src.model_choice",
+        "src.progress",
+        "src.run_folder",
+        "src.sweep_table",
+    },
     {
         "src.data.pydocs",
         "src.data.docstrings",
@@ -17,6 +25,7 @@ LAYERS = [
         "src.data.jsonl",
         "src.data.reasoning",
         "src.data.beir",
+        "src.data.hops",
         "src.data.triples",
         "src.data.mixture",
         "src.data.negatives",

@@ -167,6 +167,6 @@ def test_pretraining_learns_the_text():
         def on_train_batch_end(self, trainer, *_):
             losses.append(float(trainer.callback_metrics["train/loss"]))
 
-    trainer(60, callbacks=[Keep()]).fit(module, datamodule=PretrainDataModule(data, embedder, 4, 32, 0))
+    trainer(60, callbacks=[Keep()]).fit(module, datamodule=PretrainDataModule(data, embedder, 4, 32, None, 0))
     assert losses[0] > 5
     assert losses[-1] < 1.5

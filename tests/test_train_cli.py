@@ -61,6 +61,9 @@ def test_a_run_leaves_what_the_design_promises(finished):
     table = list(csv.DictReader((folder / "csv" / "metrics.csv").open()))
     at_best = [float(line["val/direct/ndcg@10"]) for line in table if line["val/direct/ndcg@10"]]
     assert row["metrics"]["ndcg@10"] == pytest.approx(max(at_best))
+    by_id = {"count": STEPS, "share": 1 / 8}  # the tiny stage masks 1 of 8 in every step
+    assert metrics["training"]["false_negatives"]["masked_by_id"] == by_id
+    assert f"by id {STEPS} (12.500%)" in (folder / "train.log").read_text()
     assert logged_steps(folder) == list(range(STEPS))
     assert "/model" in output
     assert f"{STEPS}/{STEPS} steps" in output
@@ -143,6 +146,8 @@ def test_a_run_goes_on_after_a_kill_and_after_ctrl_c_and_ends_as_if_undisturbed(
     assert code == 0, output
     assert "resuming from" in output
     assert state_of(folder) == "finished"
+    training = [json.loads((each / "metrics.json").read_text())["training"] for each in (finished[0], folder)]
+    assert training[1] == training[0]
     undisturbed = load_file(finished[0] / "model" / "model.safetensors")
     resumed = load_file(folder / "model" / "model.safetensors")
     for name in undisturbed:
@@ -166,6 +171,8 @@ def test_two_ranks_share_one_run_folder_and_one_record(tmp_path):
     assert state_of(folder) == "finished"
     assert (folder / "train.rank1.log").is_file()
     assert output.count("wrote ") == 3
+    masked = json.loads((folder / "metrics.json").read_text())["training"]["false_negatives"]
+    assert masked["masked_by_id"] == {"count": 2 * 6, "share": 1 / 8}  # both ranks, six steps
 
 
 def test_under_an_external_launcher_the_ranks_must_be_told_their_folder(tmp_path):

@@ -10,12 +10,18 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from conftest import TEXTS, build_embedder
+from test_sft import module_of, training_data
 from torch import nn
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import Qwen2Config, Qwen2Model
 
+from src.data.datamodules import SFTDataModule
+from src.data.types import Benchmark, Corpus
+from src.evaluation.query_means import QueryMeans
+from src.evaluation.validation import validate
 from src.objectives.losses import gather_documents, info_nce, row_counts, share_of_count, triplet_margin
 from src.stages.callbacks import TrainableCheckpoint
 from src.stages.optimization import (
@@ -37,6 +43,10 @@ SPLITS = {
     "ragged": [slice(0, 3), slice(3, 8)],
     "empty": [slice(0, 8), slice(8, 8)],
 }
+
+
+SIZES = [(11, 23), (1, 1), (2, 1)]
+"""Queries and documents of a validation; with one of each, the second rank has nothing to do."""
 
 
 def vectors() -> tuple[torch.Tensor, torch.Tensor]:
@@ -168,6 +178,59 @@ def fit(module: Pairs, folder: Path, **settings) -> dict:
     }
 
 
+def collection(n_queries: int, n_documents: int) -> Benchmark:
+    """Texts of many lengths, all different; some queries have several relevant documents."""
+    words = " ".join(TEXTS).split()
+    documents = [" ".join(words[row : row + 3 + row % 19]) for row in range(n_documents)]
+    queries = {f"q{row}": " ".join(words[row : row + 1 + row % 7]) for row in range(n_queries)}
+    qrels = {
+        f"q{row}": {f"d{(3 * row + i) % n_documents}": 1 for i in range(1 + row % 3)}
+        for row in range(n_queries)
+    }
+    return Benchmark("v", Corpus([f"d{row}" for row in range(n_documents)], documents), queries, qrels)
+
+
+def validated(n_queries: int, n_documents: int) -> dict:
+    """What validation gives, and what it took from this rank."""
+    embedder = build_embedder()
+    embedder.token_budget = 60  # many batches, of which the ranks have different numbers
+    forwards, rows = [], []
+
+    def count(module, arguments, keywords):
+        forwards.append(1)
+        if not keywords["use_cache"] and keywords["input_ids"].shape[1] > 1:
+            rows.append(len(keywords["input_ids"]))  # documents and direct queries
+
+    embedder.decoder.register_forward_pre_hook(count, with_kwargs=True)
+    values = validate(embedder, collection(n_queries, n_documents))
+    return {"values": values, "forwards": len(forwards), "rows": sum(rows)}
+
+
+def validated_in_training(**settings) -> dict[str, float]:
+    """What Lightning logs for the SFT stage."""
+    module = module_of(build_embedder())
+    datamodule = SFTDataModule(training_data(), module.embedder, 5, 0, 0.0, 0, 5, 5)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **settings,
+    )
+    trainer.validate(module, datamodule, verbose=False)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def doubly_seen(rank: int) -> float:
+    """The mean where a sampler has padded the second rank's share with a query of the first."""
+    means = QueryMeans(["q0", "q1", "q2"], ["ndcg@10"])
+    seen = [{"q0": 0.0, "q1": 1.0}, {"q1": 0.0, "q2": 1.0}][rank]
+    means.update({query: {"ndcg@10": value} for query, value in seen.items()})
+    return float(means.compute()["ndcg@10"])
+
+
 def error_of(run) -> str:
     try:
         run()
@@ -190,6 +253,9 @@ def work(rank: int, port: int, folder: Path) -> None:
     results["fit"] = fit(Pairs(), folder / "two", **ddp)
     results["one skips"] = fit(Pairs(skip_ranks=[0]), folder / "one_skips", **ddp)["skipped"]
     results["both skip"] = fit(Pairs(skip_ranks=[0, 1]), folder / "both_skip", **ddp)
+    results["doubly seen"] = doubly_seen(rank)
+    results["validated"] = {size: validated(*size) for size in SIZES}
+    results["validated in training"] = validated_in_training(**ddp)
     results["error"] = error_of(lambda: fit(Pairs(poison_rank=1), folder / "poison", **ddp))
     torch.save(results, folder / f"rank{rank}.pt")
 
@@ -266,3 +332,36 @@ def test_a_bad_loss_on_one_rank_stops_both_and_names_its_batch(two_ranks):
         assert "step 0 stopped" in rank["error"]
         assert "rank 1: loss nan" in rank["error"]
         assert "batch r1" in rank["error"]
+
+
+def test_pitfall_7_a_query_seen_by_two_ranks_counts_once(two_ranks):
+    # The first report of q1 is taken: (0 + 1 + 1) / 3. Sums over what each rank saw would give 2 / 4.
+    for rank in two_ranks:
+        assert rank["doubly seen"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_validation_on_two_ranks_is_that_of_one(two_ranks, size):
+    whole = validated(*size)
+    assert whole["values"].keys() >= {"direct/ndcg@10", "reasoning/map@100", "has_embed_token"}
+    for rank in two_ranks:
+        assert rank["validated"][size]["values"] == pytest.approx(whole["values"], abs=1e-6)
+    if size == SIZES[0]:
+        assert 0 < whole["values"]["direct/ndcg@10"] < 1
+        assert 0 < whole["values"]["reasoning/ndcg@10"] < 1
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_in_validation_the_ranks_run_equally_many_forwards_on_shares_of_the_work(two_ranks, size):
+    n_queries, n_documents = size
+    first, second = (rank["validated"][size] for rank in two_ranks)
+    assert first["forwards"] == second["forwards"] > 0
+    assert first["rows"] == (n_queries + 1) // 2 + (n_documents + 1) // 2
+    assert second["rows"] == n_queries // 2 + n_documents // 2
+
+
+def test_the_sft_stage_logs_the_validation_of_all_ranks(two_ranks):
+    one = validated_in_training()
+    assert 0 < one["val/direct/ndcg@10"] < 1
+    for rank in two_ranks:
+        assert rank["validated in training"] == pytest.approx(one, abs=1e-6)

@@ -71,7 +71,7 @@ class TinyModule(pl.LightningModule):
     def _size(self) -> torch.Tensor:
         return torch.stack([weight.square().mean() for weight in self.model.parameters()]).mean()
 
-    def training_step(self, batch: torch.Tensor, batch_index: int) -> None:
+    def training_step(self, batch: torch.Tensor, batch_index: int) -> dict[str, int]:
         if self.global_step == self.fails_at_step:
             raise RuntimeError("this job was told to fail")
         time.sleep(self.seconds_per_step)
@@ -81,6 +81,7 @@ class TinyModule(pl.LightningModule):
         self.manual_backward(loss)
         optimizer.step()
         self.log("train/loss", loss)
+        return {"masked_by_id": 1, "candidates_direct": 8}
 
     def validation_step(self, batch: torch.Tensor, batch_index: int) -> None:
         self.log("val/direct/ndcg@10", 1.0 / (1.0 + self._size()), sync_dist=True)

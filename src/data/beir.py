@@ -12,8 +12,6 @@ from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from src.data.jsonl import (
     DAMAGED_GZIP,
     ConcatTexts,
@@ -27,6 +25,7 @@ from src.data.jsonl import (
 )
 from src.data.reasoning import cold_start_reasoning
 from src.data.types import Benchmark, Corpus, Example, TrainingData
+from src.progress import Progress
 
 # the data sets whose documents may be their own queries, and where mteb ignores equal ids; none of NanoBEIR
 SELF_MATCH_REMOVED = frozenset({"arguana", "fiqa", "fiqa2018", "quora", "fever", "msmarco"})
@@ -284,7 +283,7 @@ def _lines_with_offsets(path: Path, show_progress: bool):
     """(line number from 1, byte offset, bytes) of each line that is not blank."""
     offset, line = 0, 0
     total = path.stat().st_size if show_progress else None
-    bar = tqdm(total=total, desc=path.name, unit="B", unit_scale=True, disable=not show_progress)
+    bar = Progress(total, path.name, "B", show_progress, is_scaled=True)
     with open_lines(path) as file, bar:
         try:
             for line, raw in enumerate(file, start=1):

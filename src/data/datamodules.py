@@ -8,11 +8,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from src.data.collate import collate_sft
 from src.data.types import Benchmark, Corpus, Example, TrainingData
 from src.models.embedder import ReasoningEmbedder
+from src.progress import Progress
 from src.stages.sampling import GroupedBatchSampler
 
 
@@ -175,6 +175,7 @@ class PretrainDataModule(_StreamingDataModule):
         embedder: gives the tokenizer.
         batch_size: blocks of all ranks together per step.
         sequence_length: tokens per block.
+        text_length: tokens that are taken of a text, from its start; None takes all.
         seed: of the order.
     """
 
@@ -184,11 +185,15 @@ class PretrainDataModule(_StreamingDataModule):
         embedder: ReasoningEmbedder,
         batch_size: int,
         sequence_length: int,
+        text_length: int | None,
         seed: int,
     ) -> None:
         super().__init__()
+        if text_length is not None and text_length < 1:
+            raise ValueError(f"stage.datamodule.text_length must be at least 1 token, got {text_length}")
         self.data, self.embedder = data, embedder
         self.batch_size, self.sequence_length, self.seed = batch_size, sequence_length, seed
+        self.text_length = text_length
         self.blocks: _Blocks | None = None
 
     def setup(self, stage: str) -> None:
@@ -198,10 +203,10 @@ class PretrainDataModule(_StreamingDataModule):
     def _token_ids(self) -> Iterator[np.ndarray]:
         end = self.embedder.tokenizer.eos_token_id
         order = np.random.default_rng(self.seed).permutation(len(self.data.texts))
-        with tqdm(total=len(order), desc="tokenize", disable=self.trainer.global_rank != 0) as bar:
+        with Progress(len(order), "tokenize", "texts", self.trainer.global_rank == 0) as bar:
             for start in range(0, len(order), 1000):
                 texts = [self.data.texts[row] for row in order[start : start + 1000]]
-                for ids in self.embedder.encoder.text_ids(texts):
+                for ids in self.embedder.encoder.text_ids(texts, self.text_length):
                     yield np.array([*ids, end], dtype=np.int32)
                 bar.update(len(texts))
 

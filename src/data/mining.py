@@ -7,6 +7,7 @@ import numpy as np
 
 from src.data.negatives import MarginRule, RankRule, mine_hard_negatives
 from src.data.types import Corpus, Example
+from src.index.flat import FlatIndex
 from src.index.lexical import LexicalIndex
 from src.models.folder import load_embedder
 
@@ -56,11 +57,10 @@ def mine_by_model(
         device: of the model.
     """
     embedder = load_embedder(path, device)
-    documents = embedder.embed_documents(corpus.texts, progress=True)
+    index = FlatIndex(embedder.embed_documents(corpus.texts, progress=True).numpy())
 
     def search(queries: Sequence[str], count: int) -> tuple[np.ndarray, np.ndarray]:
-        scores, rows = (embedder.embed_queries(queries) @ documents.T).topk(min(count, len(documents)))
-        return scores.numpy(), rows.numpy()
+        return index.search(embedder.embed_queries(queries), count)
 
     return _mined(examples, corpus, search, rule, n_negatives, k)
 

@@ -13,9 +13,9 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
-from tqdm import tqdm
 
 from src.data.types import Corpus, Example
+from src.progress import Progress
 
 Search = Callable[[list[str], int], tuple[ArrayLike, ArrayLike]]
 
@@ -195,7 +195,7 @@ def mine_hard_negatives(
     """
     mined: list[Example] = []
     counts: Counter[str] = Counter()
-    with tqdm(total=len(examples), desc="hard negatives", unit="query", disable=not progress) as bar:
+    with Progress(len(examples), "hard negatives", "queries", progress) as bar:
         for start in range(0, len(examples), chunk_size):
             chunk = examples[start : start + chunk_size]
             scores, rows = _searched(search, [example.query for example in chunk], min(k, len(corpus)))

@@ -29,7 +29,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from tqdm import tqdm
 
 import src.data.reasoning
 from src.data.docstrings import Mined, is_generated, mine_functions, read_source
@@ -37,6 +36,7 @@ from src.data.duplicates import NearDuplicates, bands, shingles
 from src.data.jsonl import LazyTexts, json_string
 from src.data.reasoning import cold_start_reasoning, count_words
 from src.data.types import Benchmark, Corpus, Example, TrainingData
+from src.progress import Progress, progress_over
 
 CODE_VERSION = 3  # raise it when the same input gives other rows
 STDLIB = "stdlib"
@@ -300,7 +300,7 @@ def _mine(files: Sequence[SourceFile], workers: int) -> tuple[list[Record], dict
     skipped: Counter[str] = Counter()
     # forking shares the imported packages; elsewhere than on Linux it is not safe
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    bar = tqdm(total=len(files), desc="pydocs: parsing", unit="file", mininterval=0.5)
+    bar = Progress(len(files), "pydocs: parsing", "files")
     with bar, context.Pool(max(1, workers)) as pool:
         for reason, found in pool.imap(_mine_file, files, chunksize=16):
             bar.update()
@@ -324,7 +324,7 @@ def _without_duplicates(
     kept: dict[str, list[Record]] = {split: [] for split in SPLITS}
     removed: Counter[str] = Counter()
     near = NearDuplicates(settings.similarity)
-    with tqdm(total=len(records), desc="pydocs: near-duplicates", unit="function", mininterval=0.5) as bar:
+    with Progress(len(records), "pydocs: near-duplicates", "functions") as bar:
         for split in SPLITS:
             for record in sorted(by_split[split], key=lambda record: (not record.function.query, record.id)):
                 bar.update()
@@ -519,8 +519,9 @@ def _reasonings(folder: Path, rows: Sequence[dict[str, str]], recipe: dict[str, 
     if path.is_file():
         return json.loads(path.read_text())
     counts = json.loads((folder / "word_counts.json").read_text())
-    bar = tqdm(rows, desc="pydocs: reasoning", unit="row", mininterval=0.5)
-    reasonings = [cold_start_reasoning(row["query"], row["document"], counts, **recipe) for row in bar]
+    bar = progress_over(rows, len(rows), "pydocs: reasoning", "rows")
+    n = len(rows)
+    reasonings = [cold_start_reasoning(row["query"], row["document"], counts, n, **recipe) for row in bar]
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(reasonings))
     partial.replace(path)

@@ -2,11 +2,13 @@
 
 No source of Search-R3 says what its cold-start text looks like beyond "query enrichment" (PAPER.md); the
 recipe here is ours. A causal model is trained on it from left to right, so it is ordered from what the query
-lets one predict to what it does not: the words of the likely name, argument names, types, and then the rarest
-words of the document. Where the positive is not Python source, only the rare words are left.
+lets one predict to what it does not: the words of the likely name, argument names, types, and then the most
+characteristic words of the document. Where the positive is not Python source, only these are left.
 """
 
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
@@ -35,13 +37,15 @@ def cold_start_reasoning(
     query: str,
     positive: str,
     document_frequency: Mapping[str, int] | None = None,
+    n_documents: int = 0,
     n_name: int = 6,
     n_arguments: int = 4,
-    n_types: int = 3,
-    n_body_words: int = 12,
-    max_words: int = 24,
+    n_types: int = 2,
+    n_body_words: int = 4,
+    max_words: int = 14,
+    min_frequency: int = 5,
 ) -> str:
-    """Compact text from a query and its positive: name, arguments, types, rare body words.
+    """Compact text from a query and its positive: name, arguments, types, characteristic body words.
 
     The name is kept whole, as a phrase; the other parts leave out what stands in the query or was said
     before. Equal arguments give equal text.
@@ -49,13 +53,15 @@ def cold_start_reasoning(
     Args:
         query: text of the query.
         positive: the relevant document; Python source for all parts to be there.
-        document_frequency: in how many documents a word occurs; the body's words come rarest first. Without
-            it the body's words come in their order.
+        document_frequency: in how many documents a word occurs; the body's words come by tf-idf, highest
+            first. Without it they come in their order.
+        n_documents: in all; needed with `document_frequency`.
         n_name: words of the function's name, at most.
         n_arguments: words of argument names, at most.
         n_types: words of annotations and raised exceptions, at most.
         n_body_words: words of the rest, at most.
         max_words: of the whole text; it is cut at its end, where the least predictable words stand.
+        min_frequency: body words in fewer documents are left out: what hardly ever occurs cannot be learnt.
 
     Returns:
         One line such as `"read config file, path encoding, dict, parser yaml anchors"`; empty where nothing
@@ -73,9 +79,16 @@ def cold_start_reasoning(
         parts.append(words)
     rest = list(_new_words(body, seen))
     if document_frequency is not None:
-        rest.sort(key=lambda word: document_frequency.get(word, 0))  # stable: ties stay in their order
+        count = Counter(identifier_words(body))
+        weight = {word: count[word] * _idf(document_frequency.get(word, 0), n_documents) for word in rest}
+        rest = [word for word in rest if document_frequency.get(word, 0) >= min_frequency]
+        rest.sort(key=lambda word: -weight[word])  # stable: ties stay in their order
     parts.append(rest[:n_body_words])
     return _joined(parts, max_words)
+
+
+def _idf(frequency: int, n_documents: int) -> float:
+    return math.log((n_documents + 1) / (frequency + 0.5))
 
 
 def count_words(texts: Iterator[str]) -> dict[str, int]:

@@ -1,31 +1,35 @@
 """One benchmark in one mode: rank, score, write down, and take up again where it is already written.
 
-Modes: `bm25`; `direct` and `reasoning` of one model; `base-reasoning`, the control in which another model
-(the untuned base) writes and the evaluated one embeds; `shuffled-reasoning`, in which every query gets
-another query's reasoning.
+Modes: `bm25`; `direct` and `reasoning` of one model; and controls. `base-direct` is the untuned base alone.
+In `base-reasoning` the untuned base writes and the evaluated model embeds. In `shuffled-reasoning` every
+query gets another query's reasoning.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from src.data.types import Benchmark
-from src.evaluation.metrics import METRICS, per_query_metrics, ranked, ranking_of
+from src.evaluation.metrics import mean_metrics, per_query_metrics, ranked
+from src.evaluation.ranking import document_index, id_order, ranking_of, without_self_matches
 from src.evaluation.significance import bootstrap_interval
 from src.index.lexical import LexicalIndex
+from src.index.store import stored_embeddings
 from src.models.embedder import Reasoned, ReasoningEmbedder
+from src.run_folder import write_json
 
-MODES = ("bm25", "direct", "reasoning", "base-reasoning", "shuffled-reasoning")
+MODES = ("bm25", "base-direct", "direct", "reasoning", "base-reasoning", "shuffled-reasoning")
+NEED_BASE = ("base-direct", "base-reasoning")
 _ROW_FILE = "row.json"
+_ROW_VERSION = 2  # higher where the same key gives another row, so that no older one is read back
 log = logging.getLogger(__name__)
 
 
@@ -52,13 +56,31 @@ class Settings:
 
 @dataclass(frozen=True)
 class Ranked:
-    """Rankings of all queries and what they cost."""
+    """Rankings of all queries and what they cost.
+
+    Attributes:
+        run: `top_k + 1` scores by document id, by query id.
+        seconds: wall time from the queries' texts to their rankings, all queries together: reasoning,
+            embedding and search. Encoding or indexing the documents is not in it; it is done once.
+        tokens: emitted for the queries, all together: the written reasoning, and the embed token of each
+            query. So a direct query has 1, and one of BM25 has 0. Prompts are not counted.
+        missing: queries whose reasoning ended without an embed token; it was appended.
+        reasonings: rows of reasoning.jsonl, with the text that was written for the query.
+    """
 
     run: dict[str, dict[str, float]]
     seconds: float
     tokens: int = 0
     missing: int = 0
     reasonings: tuple[dict, ...] = ()
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model folder as it was loaded, and what a row calls it."""
+
+    name: str
+    embedder: ReasoningEmbedder
 
 
 def fingerprint(benchmark: Benchmark) -> str:
@@ -72,27 +94,22 @@ def fingerprint(benchmark: Benchmark) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def document_embeddings(benchmark: Benchmark, embedder: ReasoningEmbedder, cache_dir: str | Path) -> Tensor:
-    """Embeddings `[N, D]` of the corpus, encoded once per (weights, prompts, corpus)."""
+def document_embeddings(
+    benchmark: Benchmark, embedder: ReasoningEmbedder, cache_dir: str | Path
+) -> np.memmap:
+    """Embeddings `[N, D]` of the corpus, on disk, encoded once per (weights, prompts, dtype, corpus)."""
     key = {**embedder.document_key, "corpus": benchmark.corpus.fingerprint}
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    path = Path(cache_dir) / f"{name}.npy"
-    if path.is_file():
-        return torch.from_numpy(np.load(path))
-    vectors = embedder.embed_documents(benchmark.corpus.texts, progress=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npy")
-    np.save(partial, vectors.numpy())
-    partial.replace(path)
-    return vectors
+    return stored_embeddings(cache_dir, key, benchmark.corpus.texts, embedder.embed_documents)
 
 
 def _lexical(benchmark: Benchmark, settings: Settings) -> Ranked:
-    index = LexicalIndex(benchmark.corpus.texts, settings.analyzer, settings.k1, settings.b)
+    ids = benchmark.corpus.ids
+    index = LexicalIndex(
+        benchmark.corpus.texts, settings.analyzer, settings.k1, settings.b, order=id_order(ids)
+    )
     started = time.perf_counter()
     scores, rows = index.search(list(benchmark.queries.values()), settings.top_k + 1)
     seconds = time.perf_counter() - started
-    ids = benchmark.corpus.ids
     run = {
         query: {ids[row]: float(score) for row, score in zip(found, values, strict=True) if row >= 0}
         for query, found, values in zip(benchmark.queries, rows, scores, strict=True)
@@ -113,26 +130,27 @@ def _dense(
     benchmark: Benchmark,
     mode: str,
     embedder: ReasoningEmbedder,
-    base: ReasoningEmbedder | None,
+    writer: ReasoningEmbedder,
     settings: Settings,
     cache_dir: str | Path,
 ) -> Ranked:
-    documents = document_embeddings(benchmark, embedder, cache_dir)
+    ids = benchmark.corpus.ids
+    index = document_index(document_embeddings(benchmark, embedder, cache_dir), ids)
     names, queries = list(benchmark.queries), list(benchmark.queries.values())
     cut = embedder.truncated_share(queries, "query")
     if cut > 0.01:
         log.warning("%s: %.1f %% of the queries are cut at their limit", benchmark.name, 100 * cut)
     started = time.perf_counter()
-    if mode == "direct":
+    if mode.endswith("direct"):
         vectors, written = embedder.embed_queries(queries, progress=True), None
     else:
-        written = (base if mode == "base-reasoning" else embedder).reason(queries, progress=True)
+        written = writer.reason(queries, progress=True)
         vectors = written.embeddings
         if mode != "reasoning":
             texts = written.texts if mode == "base-reasoning" else _shuffled(written, settings.seed)
             vectors = embedder.embed_reasoned(queries, texts)
+    run = ranking_of(vectors, index, names, ids, settings.top_k + 1)
     seconds = time.perf_counter() - started
-    run = ranking_of(vectors, documents, names, benchmark.corpus.ids, settings.top_k + 1)
     if written is None:
         return Ranked(run, seconds, tokens=len(queries))
     rows = zip(names, queries, written.texts, written.n_tokens, written.has_embed_token, strict=True)
@@ -142,19 +160,6 @@ def _dense(
     )
     tokens = sum(written.n_tokens) + len(queries)
     return Ranked(run, seconds, tokens, len(queries) - sum(written.has_embed_token), reasonings)
-
-
-def _without_self_matches(
-    benchmark: Benchmark, run: dict[str, dict[str, float]], top_k: int
-) -> tuple[dict, int]:
-    removed = 0
-    kept = {}
-    for query, scores in run.items():
-        if benchmark.remove_self_match and query in scores:
-            removed += 1
-            scores = {document: score for document, score in scores.items() if document != query}
-        kept[query] = {document: scores[document] for document in ranked(scores)[:top_k]}
-    return kept, removed
 
 
 def _write(
@@ -192,9 +197,8 @@ def evaluate_benchmark(
     mode: str,
     output_dir: str | Path,
     settings: Settings,
-    embedder: ReasoningEmbedder | None = None,
-    base: ReasoningEmbedder | None = None,
-    model_name: str = "",
+    model: Model | None = None,
+    base: Model | None = None,
     cache_dir: str | Path = ".cache/embeddings",
 ) -> dict:
     """A row of metrics.json; read back where the same evaluation is already written in `output_dir`.
@@ -204,62 +208,82 @@ def evaluate_benchmark(
         mode: one of `MODES`.
         output_dir: `<output_dir>/<benchmark>/<mode>/` is written, whole or not at all.
         settings: of the evaluation.
-        embedder: needed by every mode but bm25.
-        base: needed by base-reasoning.
-        model_name: named in the row.
+        model: the evaluated one; needed by every mode but bm25 and base-direct.
+        base: the untuned one; needed by base-direct and base-reasoning.
         cache_dir: of document embeddings.
 
     Raises:
         ValueError: If the mode is unknown, or lacks its model.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    if mode != "bm25" and embedder is None:
-        raise ValueError(f"mode {mode} needs a model folder: model.path=<folder>")
-    if mode == "base-reasoning" and base is None:
-        raise ValueError("mode base-reasoning needs the model that writes: base.path=<folder>")
+    _check_models(mode, model, base)
+    embeds = base if mode == "base-direct" else model
     benchmark = limited(benchmark, settings.limit)
     key = {
+        "version": _ROW_VERSION,
         "benchmark": fingerprint(benchmark),
-        "settings": settings.__dict__,
-        "weights": None if mode == "bm25" else embedder.document_key,
-        "base": base.weights_sha256 if mode == "base-reasoning" else None,
+        "settings": asdict(settings),
+        "weights": None if mode == "bm25" else embeds.embedder.document_key,
+        "base": base.embedder.weights_sha256 if mode == "base-reasoning" else None,
     }
     folder = Path(output_dir) / benchmark.name / mode
     known = _read_back(folder, key)
     if known is not None:
         return known
-    found = _lexical(benchmark, settings) if mode == "bm25" else _dense(
-        benchmark, mode, embedder, base, settings, cache_dir
-    )  # fmt: skip
-    run, removed = _without_self_matches(benchmark, found.run, settings.top_k)
+    if mode == "bm25":
+        found = _lexical(benchmark, settings)
+        name, weights = f"bm25 ({settings.analyzer}, k1={settings.k1}, b={settings.b})", None
+    else:
+        writes = base if mode == "base-reasoning" else embeds
+        found = _dense(benchmark, mode, embeds.embedder, writes.embedder, settings, cache_dir)
+        name, weights = embeds.name, embeds.embedder.weights_sha256
+    run, removed = without_self_matches(benchmark, found.run, settings.top_k)
     scores = per_query_metrics(run, benchmark.qrels)
-    n = len(scores)
-    ndcg = [values["ndcg@10"] for values in scores.values()]
     row = {
         "benchmark": benchmark.name,
         "mode": mode,
-        "model": f"bm25 ({settings.analyzer}, k1={settings.k1}, b={settings.b})"
-        if mode == "bm25"
-        else model_name,
-        "n_queries": n,
+        "model": name,
+        "n_queries": len(scores),
         "n_docs": len(benchmark.corpus),
-        "metrics": {name: sum(values[name] for values in scores.values()) / n for name in METRICS},
-        "ci95": {"ndcg@10": list(bootstrap_interval(ndcg, seed=settings.seed))},
-        "missing_embed_token": found.missing,
+        **_measured(found, scores, settings.seed),
         "self_match_removed": removed,
-        "seconds_per_query": found.seconds / n,
-        "tokens_per_query": found.tokens / n,
-        "weights_sha256": None if mode == "bm25" else embedder.weights_sha256,
+        "weights_sha256": weights,
     }
+    with _replaced(folder) as partial:
+        _write(partial, benchmark, mode, run, scores, found.reasonings)
+        write_json(partial / _ROW_FILE, {"key": key, "row": row})
+    return row
+
+
+def _check_models(mode: str, model: Model | None, base: Model | None) -> None:
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if mode not in ("bm25", "base-direct") and model is None:
+        raise ValueError(f"mode {mode} needs a model folder: model.path=<folder>")
+    if mode in NEED_BASE and base is None:
+        raise ValueError(f"mode {mode} needs the untuned base: base.path=<folder>")
+
+
+@contextlib.contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` once it is written."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    _write(partial, benchmark, mode, run, scores, found.reasonings)
-    (partial / _ROW_FILE).write_text(json.dumps({"key": key, "row": row}, indent=2) + "\n", encoding="utf-8")
+    yield partial
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-    return row
+
+
+def _measured(found: Ranked, scores: Mapping[str, Mapping[str, float]], seed: int) -> dict:
+    """The measured part of a row."""
+    ndcg = [values["ndcg@10"] for values in scores.values()]
+    return {
+        "metrics": mean_metrics(scores),
+        "ci95": {"ndcg@10": list(bootstrap_interval(ndcg, seed=seed))},
+        "missing_embed_token": found.missing,
+        "seconds_per_query": found.seconds / len(scores),
+        "tokens_per_query": found.tokens / len(scores),
+    }
 
 
 def _read_back(folder: Path, key: Mapping) -> dict | None:

@@ -6,10 +6,9 @@ not. A mean is over all judged queries: one that retrieved nothing counts 0.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
-from torch import Tensor
 
 METRICS = ("ndcg@10", "recall@100", "mrr@10", "map@100")
 
@@ -55,28 +54,6 @@ def per_query_metrics(run: Run, qrels: Qrels) -> dict[str, dict[str, float]]:
     return {query: query_metrics(run.get(query, {}), grades) for query, grades in qrels.items()}
 
 
-def mean_metrics(run: Run, qrels: Qrels) -> dict[str, float]:
-    """Means over all judged queries."""
-    rows = per_query_metrics(run, qrels).values()
-    return {name: sum(row[name] for row in rows) / len(qrels) for name in METRICS}
-
-
-def ranking_of(
-    queries: Tensor, documents: Tensor, query_ids: Sequence[str], document_ids: Sequence[str], k: int
-) -> dict[str, dict[str, float]]:
-    """The best `k` documents of every query by inner product, in chunks of queries.
-
-    Args:
-        queries: `[Q, D]` fp32.
-        documents: `[N, D]` fp32.
-        query_ids: `Q` ids.
-        document_ids: `N` ids.
-        k: cut-off.
-    """
-    run = {}
-    for start in range(0, len(queries), 512):
-        scores, rows = (queries[start : start + 512] @ documents.T).topk(min(k, len(documents)))
-        names = query_ids[start : start + 512]
-        for query, values, found in zip(names, scores.tolist(), rows.tolist(), strict=True):
-            run[query] = {document_ids[row]: value for row, value in zip(found, values, strict=True)}
-    return run
+def mean_metrics(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Means of what `per_query_metrics` gave, over all its queries."""
+    return {name: sum(row[name] for row in rows.values()) / len(rows) for name in METRICS}

@@ -9,6 +9,7 @@ from rich.table import Table
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLOURS = {
     "bm25": "#999999",
+    "base-direct": "#CC79A7",
     "direct": "#0072B2",
     "reasoning": "#D55E00",
     "base-reasoning": "#E69F00",

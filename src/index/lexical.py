@@ -33,18 +33,27 @@ class LexicalIndex:
         analyzer: "english" or "code".
         k1: saturation of term frequency.
         b: share of length normalisation.
+        order: `[N]` place of each row among equal scores, lower first; None for row order.
 
     Raises:
         ValueError: If the analyzer is unknown or there is no document.
     """
 
-    def __init__(self, texts: Sequence[str], analyzer: str, k1: float = 1.2, b: float = 0.75) -> None:
+    def __init__(
+        self,
+        texts: Sequence[str],
+        analyzer: str,
+        k1: float = 1.2,
+        b: float = 0.75,
+        order: np.ndarray | None = None,
+    ) -> None:
         if analyzer not in ANALYZERS:
             raise ValueError(f"bm25 analyzer must be one of {', '.join(ANALYZERS)}, got {analyzer!r}")
         if len(texts) == 0:
             raise ValueError("BM25 needs at least one document")
         self.analyzer = analyzer
         self.size = len(texts)
+        self._order = np.arange(self.size) if order is None else order
         self._stemmer = Stemmer.Stemmer("english")
         self._index = bm25s.BM25(k1=k1, b=b, method="lucene")
         terms = [analyze(text, analyzer, self._stemmer) for text in texts]
@@ -66,9 +75,9 @@ class LexicalIndex:
             if self._is_empty or not any(term in self._index.vocab_dict for term in terms):
                 continue
             every = self._index.get_scores(terms)
-            best = np.argpartition(-every, k - 1)[:k]
-            best = best[np.argsort(-every[best], kind="stable")]
-            kept = best[every[best] > 0]
+            worst = np.partition(every, self.size - k)[self.size - k]
+            found = np.flatnonzero((every >= worst) & (every > 0))  # all that tie at the cut-off included
+            kept = found[np.lexsort((self._order[found], -every[found]))[:k]]
             scores[place, : len(kept)] = every[kept]
             rows[place, : len(kept)] = kept
         return scores, rows

@@ -12,12 +12,12 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.models.generation import decode, pad_left, position_ids, row_uniforms
+from src.models.generation import Sampling, SpecialIds, decode, pad_left, position_ids, row_uniforms
 from src.models.prompts import Lengths, PromptEncoder, Prompts
 from src.models.tuning import base_model
+from src.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -132,20 +132,18 @@ class ReasoningEmbedder(nn.Module):
         return {"weights": self.weights_sha256, "prompts": self.encoder.fingerprint, "dtype": dtype}
 
     @cached_property
-    def _banned_ids(self) -> list[int]:
-        """Special tokens that a reasoning never contains: all but the embed token and the stop tokens.
+    def special_ids(self) -> SpecialIds:
+        """What ends a reasoning, and what it never contains: special tokens that neither end it nor embed.
 
         Ids past the tokenizer's end (spare rows of a large vocabulary) cannot be decoded and are banned too.
         """
-        special = set(self.tokenizer.all_special_ids) - {self.embed_token_id} - self._stop_ids
-        spare = range(len(self.tokenizer), self.head.weight.shape[0])
-        return sorted({*special, *spare})
-
-    @cached_property
-    def _stop_ids(self) -> frozenset[int]:
         configured = self.causal_lm.generation_config.eos_token_id
         ids = configured if isinstance(configured, list) else [configured, self.tokenizer.eos_token_id]
-        return frozenset(token for token in ids if token is not None)
+        stops = frozenset(token for token in ids if token is not None)
+        special = set(self.tokenizer.all_special_ids) - {self.embed_token_id} - stops
+        spare = range(len(self.tokenizer), self.head.weight.shape[0])
+        banned = tuple(sorted({*special, *spare}))
+        return SpecialIds(self.embed_token_id, stops, banned, self.tokenizer.pad_token_id)
 
     def hidden_states(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """States `[B, L, D]` after the final norm of left-padded ids `[B, L]`; `mask` is True at tokens."""
@@ -162,7 +160,7 @@ class ReasoningEmbedder(nn.Module):
         """Embeddings `[N, D]`, fp32 on the CPU, unit norm, of sequences that end with the embed token."""
         lengths = [len(sequence) for sequence in sequences]
         result = torch.empty(len(sequences), self.width)
-        with self._inference(), tqdm(total=len(sequences), desc=f"embed {what}", disable=not progress) as bar:
+        with self._inference(), Progress(len(sequences), "embed", what, progress) as bar:
             for rows in length_batches(lengths, self.token_budget):
                 ids, mask = pad_left(
                     [sequences[row] for row in rows], self.tokenizer.pad_token_id, self.device
@@ -217,25 +215,21 @@ class ReasoningEmbedder(nn.Module):
             max_new_tokens: the most tokens of reasoning; `lengths.reasoning` where None.
         """
         limit = self.encoder.lengths.reasoning if max_new_tokens is None else max_new_tokens
+        sampling = Sampling(limit, temperature, top_p)
         prompts = self.encoder.reasoning_prompts(texts)
         token_ids: list[list[int]] = [[] for _ in prompts]
         has_embed_token = [False] * len(prompts)
         embeddings = torch.empty(len(prompts), self.width)
         lengths = [len(prompt) + limit + 1 for prompt in prompts]
-        with self._inference(), tqdm(total=len(prompts), desc="reason", disable=not progress) as bar:
+        with self._inference(), Progress(len(prompts), "reason", "queries", progress) as bar:
             for rows in length_batches(lengths, self.token_budget):
                 decoded = decode(
                     self.decoder,
                     self.head,
                     [prompts[row] for row in rows],
-                    embed_token_id=self.embed_token_id,
-                    stop_ids=self._stop_ids,
-                    banned_ids=self._banned_ids,
-                    pad_id=self.tokenizer.pad_token_id,
-                    max_new_tokens=limit,
-                    uniforms=None if temperature == 0.0 else row_uniforms(seed, rows, limit),
-                    temperature=temperature,
-                    top_p=top_p,
+                    self.special_ids,
+                    sampling,
+                    None if temperature == 0.0 else row_uniforms(seed, rows, limit),
                 )
                 embeddings[rows] = normalize(decoded.hidden.float(), dim=-1).cpu()
                 for row, ids, has in zip(rows, decoded.token_ids, decoded.has_embed_token, strict=True):

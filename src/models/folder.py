@@ -134,8 +134,8 @@ def open_embedder(
     path: str | None,
     name: str | None,
     create: Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]] | None,
-    prompts: Mapping[str, str],
-    lengths: Mapping[str, int],
+    prompts: Mapping[str, str] | None,
+    lengths: Mapping[str, int] | None,
     tuning: FullTuning | LoraTuning,
     dtype: str = "float32",
     token_budget: int = 16384,
@@ -200,6 +200,12 @@ def merged_model(model: nn.Module) -> PreTrainedModel:
     return merged.merge_and_unload(safe_merge=True)
 
 
+def _state_dtype(file: Path, dtype: str) -> None:
+    """Writes the dtype of the saved weights: transformers names that of the model in memory instead."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(config | {"dtype": dtype}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def save_embedder(
     embedder: ReasoningEmbedder,
     folder: str | Path,
@@ -229,9 +235,9 @@ def save_embedder(
         for key, value in model.state_dict().items()
     }
     before = model.config.dtype
-    model.config.dtype = dtype_named(dtype)
     model.save_pretrained(partial, state_dict=state, safe_serialization=True)
-    model.config.dtype = before
+    model.config.dtype = before  # saving makes a string of it
+    _state_dtype(partial / "config.json", dtype)
     embedder.tokenizer.save_pretrained(partial)
     if isinstance(embedder.model, PeftModel):
         embedder.model.save_pretrained(partial / "adapter")

@@ -2,6 +2,8 @@
 
 Decoding runs one cached step *on* the embed token and keeps the state of that step. The state that predicted
 the token looks much like it and is wrong, so a test holds the result equal to a full forward.
+
+What all prompts of a batch begin with is run once, and so is a prompt that several rollouts continue.
 """
 
 from collections.abc import Sequence
@@ -13,16 +15,60 @@ from transformers import DynamicCache
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """What one batch of prompts was continued with.
+class SpecialIds:
+    """Tokens that decoding treats apart.
 
     Attributes:
-        token_ids: `B` lists; the written tokens without the embed token.
-        hidden: `[B, D]` state at the embed token after the final norm.
+        embed: ends a row; its state is the embedding.
+        stops: end a row without an embedding, such as the end of a turn.
+        banned: never written, such as padding and role marks.
+        pad: fills rows on the left.
+    """
+
+    embed: int
+    stops: frozenset[int]
+    banned: tuple[int, ...]
+    pad: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a reasoning is drawn.
+
+    Attributes:
+        max_new_tokens: the most tokens of reasoning.
+        temperature: 0 is greedy.
+        top_p: the smallest set of tokens whose probability reaches this is sampled from.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens must be 0 or more, got {self.max_new_tokens}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What one batch of `B` prompts was continued with, `G` times each; row `b * G + g` is rollout `g`.
+
+    Attributes:
+        token_ids: `B * G` lists; the written tokens without the embed token.
+        log_probs: `B * G` lists; of the written tokens and of the embed token where the model wrote it, under
+            the distribution at the sampling temperature (1 where greedy) over all tokens that are not
+            banned, before top-p.
+        hidden: `[B * G, D]` state at the embed token after the final norm.
         has_embed_token: True where the model wrote the token itself; where False it was appended.
     """
 
     token_ids: list[list[int]]
+    log_probs: list[list[float]]
     hidden: Tensor
     has_embed_token: list[bool]
 
@@ -44,8 +90,8 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def sample(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
-    """One token per row by inverse transform sampling; greedy at temperature 0.
+def sample(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+    """One token per row by inverse transform sampling, and its log-probability; greedy at temperature 0.
 
     A row's token depends on its own uniform number only, so batch layout does not change what is sampled.
 
@@ -56,16 +102,19 @@ def sample(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -
         top_p: the smallest set of tokens whose probability reaches this is sampled from.
 
     Returns:
-        `[B]` token ids.
+        `[B]` token ids, and `[B]` fp32 log-probabilities before top-p, at the temperature (1 where greedy).
     """
+    log_probs = (logits.float() / (temperature or 1.0)).log_softmax(-1)
     if temperature == 0.0:
-        return logits.argmax(-1)
-    probabilities, order = (logits.float() / temperature).softmax(-1).sort(-1, descending=True)
+        best = log_probs.max(-1)
+        return best.indices, best.values
+    probabilities, order = log_probs.exp().sort(-1, descending=True)
     cumulative = probabilities.cumsum(-1)
     cumulative = cumulative.masked_fill(cumulative - probabilities >= top_p, 0.0).cummax(-1).values
     threshold = uniforms[:, None] * cumulative[:, -1:]
     choice = torch.searchsorted(cumulative, threshold, right=True).clamp(max=logits.shape[-1] - 1)
-    return order.gather(-1, choice)[:, 0]
+    token = order.gather(-1, choice)
+    return token[:, 0], log_probs.gather(-1, token)[:, 0]
 
 
 def row_uniforms(seed: int, row_ids: Sequence[int], n: int) -> Tensor:
@@ -77,43 +126,42 @@ def row_uniforms(seed: int, row_ids: Sequence[int], n: int) -> Tensor:
     return torch.stack(rows)
 
 
-@torch.no_grad()
-def decode(
-    decoder: nn.Module,
-    head: nn.Module,
-    prompts: Sequence[Sequence[int]],
-    *,
-    embed_token_id: int,
-    stop_ids: frozenset[int],
-    banned_ids: Sequence[int],
-    pad_id: int,
-    max_new_tokens: int,
-    uniforms: Tensor | None,
-    temperature: float,
-    top_p: float,
-) -> Decoded:
-    """Continues every prompt until the embed token, and returns the state at that token.
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """How many first ids all sequences share; each keeps at least one id of its own."""
+    first, limit = sequences[0], min(map(len, sequences)) - 1
+    for place in range(limit):
+        if any(sequence[place] != first[place] for sequence in sequences):
+            return place
+    return max(limit, 0)
 
-    A row that writes a stop token or reaches `max_new_tokens` gets the embed token appended and counts as
-    not having written it. Finished rows leave the batch, so the cache shrinks as rows end.
 
-    Args:
-        decoder: the transformer without its head; returns `last_hidden_state` after the final norm.
-        head: hidden states to logits.
-        prompts: `B` lists of token ids.
-        embed_token_id: ends a row.
-        stop_ids: tokens that end a row without an embedding, such as the end of a turn.
-        banned_ids: tokens that are never written, such as padding and role marks.
-        pad_id: fills rows on the left.
-        max_new_tokens: the most tokens of reasoning.
-        uniforms: `[B, max_new_tokens]`, or None where temperature is 0.
-        temperature: of sampling; 0 is greedy.
-        top_p: of sampling.
-    """
+@dataclass
+class _Rows:
+    """The rows that are still being written; `alive` are their numbers."""
+
+    alive: Tensor  # [n]
+    mask: Tensor  # [n, L]
+    state: Tensor  # [n, D]
+    next_position: Tensor  # [n]
+
+    def keep(self, places: Tensor) -> "_Rows":
+        return _Rows(self.alive[places], self.mask[places], self.state[places], self.next_position[places])
+
+
+def _prefill(
+    decoder: nn.Module, prompts: Sequence[Sequence[int]], group_size: int, pad_id: int
+) -> tuple[DynamicCache, _Rows]:
+    """Cache and last states of all rollouts. The shared prefix is run once, each prompt once."""
     device = next(decoder.parameters()).device
-    ids, mask = pad_left(prompts, pad_id, device)
     cache = DynamicCache()
-    positions = position_ids(mask)
+    n_shared = common_prefix(prompts) if len(prompts) > 1 else 0
+    if n_shared:
+        prefix = torch.tensor([list(prompts[0][:n_shared])], device=device)
+        decoder(input_ids=prefix, past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(prompts))
+    ids, mask = pad_left([prompt[n_shared:] for prompt in prompts], pad_id, device)
+    positions = n_shared + position_ids(mask)
+    mask = torch.cat([mask.new_ones(len(prompts), n_shared), mask], dim=1)
     state = decoder(
         input_ids=ids,
         attention_mask=mask.long(),
@@ -121,42 +169,85 @@ def decode(
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state[:, -1]
-    next_position = positions[:, -1] + 1  # [B]
-    alive = torch.arange(len(prompts), device=device)
-    written: list[list[int]] = [[] for _ in prompts]
-    wrote_embed = [False] * len(prompts)
-    hidden = torch.empty(len(prompts), state.shape[-1], dtype=state.dtype, device=device)
-    banned = torch.as_tensor(list(banned_ids), dtype=torch.long, device=device)
-    stops = torch.as_tensor(sorted(stop_ids), dtype=torch.long, device=device)
-    for step in range(max_new_tokens + 1):
-        if step < max_new_tokens:
-            logits = head(state).index_fill(-1, banned, -torch.inf)
-            draws = torch.zeros(0) if uniforms is None else uniforms.to(device)[alive, step]
-            token = sample(logits, draws, temperature, top_p)
-            natural = token == embed_token_id
-            token = torch.where(torch.isin(token, stops), embed_token_id, token)
+    rows = _Rows(torch.arange(len(prompts), device=device), mask, state, positions[:, -1] + 1)
+    if group_size > 1:
+        cache.batch_repeat_interleave(group_size)
+        rows = rows.keep(rows.alive.repeat_interleave(group_size))
+        rows.alive = torch.arange(len(rows.alive), device=device)
+    return cache, rows
+
+
+@torch.no_grad()
+def decode(
+    decoder: nn.Module,
+    head: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    special: SpecialIds,
+    sampling: Sampling,
+    uniforms: Tensor | None = None,
+    group_size: int = 1,
+) -> Decoded:
+    """Continues every prompt until the embed token, and returns the state at that token.
+
+    A row that writes a stop token or reaches the limit gets the embed token appended and counts as not having
+    written it. Finished rows leave the batch, so the cache shrinks as rows end.
+
+    Args:
+        decoder: the transformer without its head; returns `last_hidden_state` after the final norm.
+        head: hidden states to logits.
+        prompts: `B` lists of token ids.
+        special: tokens treated apart.
+        sampling: limit, temperature, nucleus.
+        uniforms: `[B * G, max_new_tokens]` in [0, 1); None where the temperature is 0.
+        group_size: `G` rollouts of every prompt.
+    """
+    cache, rows = _prefill(decoder, prompts, group_size, special.pad)
+    n, device = len(rows.alive), rows.state.device
+    written: list[list[int]] = [[] for _ in range(n)]
+    log_probs: list[list[float]] = [[] for _ in range(n)]
+    wrote_embed = [False] * n
+    hidden = torch.empty(n, rows.state.shape[-1], dtype=rows.state.dtype, device=device)
+    banned = torch.as_tensor(special.banned, dtype=torch.long, device=device)
+    stops = torch.as_tensor(sorted(special.stops), dtype=torch.long, device=device)
+    for step in range(sampling.max_new_tokens + 1):
+        if step < sampling.max_new_tokens:
+            logits = head(rows.state).index_fill(-1, banned, -torch.inf)
+            draws = torch.zeros(0) if uniforms is None else uniforms.to(device)[rows.alive, step]
+            token, chosen = sample(logits, draws, sampling.temperature, sampling.top_p)
+            natural = token == special.embed
+            is_counted = ~torch.isin(token, stops) | natural
+            token = torch.where(torch.isin(token, stops), special.embed, token)
         else:
-            natural = torch.zeros_like(alive, dtype=torch.bool)
-            token = torch.full_like(alive, embed_token_id)
-        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-        state = decoder(
-            input_ids=token[:, None],
-            attention_mask=mask.long(),
-            position_ids=next_position[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        next_position = next_position + 1
-        done = token == embed_token_id
-        hidden[alive[done]] = state[done]
-        for row, is_natural in zip(alive[done].tolist(), natural[done].tolist(), strict=True):
+            natural = is_counted = torch.zeros_like(rows.alive, dtype=torch.bool)
+            token, chosen = torch.full_like(rows.alive, special.embed), rows.state.new_zeros(len(rows.alive))
+        rows = _step(decoder, cache, rows, token)
+        done = token == special.embed
+        hidden[rows.alive[done]] = rows.state[done]
+        for row, new, log_prob, is_end, is_natural, counts in zip(
+            *(x.tolist() for x in (rows.alive, token, chosen, done, natural, is_counted)), strict=True
+        ):
             wrote_embed[row] = is_natural
+            if not is_end:
+                written[row].append(new)
+            if counts:
+                log_probs[row].append(log_prob)
         keep = (~done).nonzero()[:, 0]
-        for row, new in zip(alive[keep].tolist(), token[keep].tolist(), strict=True):
-            written[row].append(new)
         if len(keep) == 0:
             break
-        if len(keep) < len(alive):
+        if len(keep) < len(done):
             cache.batch_select_indices(keep)
-            alive, mask, state, next_position = alive[keep], mask[keep], state[keep], next_position[keep]
-    return Decoded(written, hidden, wrote_embed)
+            rows = rows.keep(keep)
+    return Decoded(written, log_probs, hidden, wrote_embed)
+
+
+def _step(decoder: nn.Module, cache: DynamicCache, rows: _Rows, token: Tensor) -> _Rows:
+    """One token `[n]` further."""
+    mask = torch.cat([rows.mask, rows.mask.new_ones(len(token), 1)], dim=1)
+    state = decoder(
+        input_ids=token[:, None],
+        attention_mask=mask.long(),
+        position_ids=rows.next_position[:, None],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state[:, -1]
+    return _Rows(rows.alive, mask, state, rows.next_position + 1)

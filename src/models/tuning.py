@@ -21,7 +21,7 @@ class LoraTuning:
     """A low-rank adapter (arXiv:2106.09685) on the linear layers, and the embed token's row.
 
     The row is new to the base model, so it is trained in the embedding and, where the head has a matrix of
-    its own, in the head too; no other row is touched.
+    its own, in the head too; no other row is touched. What is trained is fp32, also on a bf16 base.
 
     Attributes:
         r: rank.
@@ -47,7 +47,8 @@ class LoraTuning:
             target_modules=targets if isinstance(targets, str) else list(targets),
             trainable_token_indices=rows,
         )
-        return get_peft_model(model, config)
+        # AdamW's small steps vanish in bf16 (8 bits), so what is trained is fp32 whatever the base is.
+        return get_peft_model(model, config, autocast_adapter_dtype=True)
 
 
 def _name_of(model: nn.Module, wanted: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""What runs beside training: checkpoints, and throughput by part."""
+"""What runs beside training: checkpoints, throughput by part, and totals of masked negatives."""
 
 import hashlib
 import logging
@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -169,6 +169,63 @@ def frozen_sha256(module: torch.nn.Module, n_values: int = 256) -> str:
             digest.update(f"{name} {tuple(parameter.shape)}".encode())
             digest.update(values.numpy().tobytes())
     return digest.hexdigest()
+
+
+class FalseNegatives(Callback):
+    """Totals over the run, all ranks together, of documents that were masked as false negatives.
+
+    A stage reports the counts of a step in what `training_step` returns: `masked_by_id`, and for each of its
+    embeddings (`direct`, `reasoned`) `candidates_<embedding>`, the (query, other document) pairs, and
+    `masked_by_score_<embedding>`, which may count a document that its id masks as well. A stage that reports
+    none has no totals. Part of the checkpoint.
+    """
+
+    CANDIDATES: ClassVar[dict[str, str]] = {
+        "masked_by_id": "candidates_direct",
+        "masked_by_score_direct": "candidates_direct",
+        "masked_by_score_reasoned": "candidates_reasoned",
+    }
+    """What each count is a share of."""
+
+    NAMES = tuple(sorted({*CANDIDATES, *CANDIDATES.values()}))
+
+    def __init__(self) -> None:
+        self._totals = torch.zeros(len(self.NAMES), dtype=torch.long)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        if not isinstance(outputs, dict) or outputs.keys().isdisjoint(self.NAMES):
+            return
+        counts = torch.tensor([int(outputs.get(name, 0)) for name in self.NAMES], device=pl_module.device)
+        # Kept on the device: reading it would wait for every step.
+        self._totals = self._totals.to(counts.device) + trainer.strategy.reduce(counts, reduce_op="sum")
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Count and share of the candidates by way of masking; empty where nothing was compared."""
+        totals = self._by_name()
+        return {
+            name: {"count": totals[name], "share": totals[name] / totals[of]}
+            for name, of in self.CANDIDATES.items()
+            if totals[of] > 0
+        }
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        parts = [
+            f"{name.removeprefix('masked_').replace('_', ' ')} {each['count']:,} ({each['share']:.3%})"
+            for name, each in self.summary().items()
+        ]
+        if trainer.is_global_zero and parts:
+            log.info("false negatives masked, of all (query, other document) pairs: %s", ", ".join(parts))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"totals": self._by_name()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._totals = torch.tensor([state_dict["totals"][name] for name in self.NAMES])
+
+    def _by_name(self) -> dict[str, int]:
+        return dict(zip(self.NAMES, self._totals.tolist(), strict=True))
 
 
 class Throughput(Callback):

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from src.data.collate import SFTBatch
 from src.data.types import Benchmark
-from src.evaluation.metrics import mean_metrics, ranking_of
+from src.evaluation.validation import validate
 from src.models.embedder import ReasoningEmbedder, length_batches
 from src.models.generation import pad_left
 from src.models.tuning import adapter_disabled
@@ -174,6 +174,8 @@ class SFTModule(pl.LightningModule):
         if self.has_kl and all(p.requires_grad for p in embedder.decoder.parameters()):
             frozen = copy.deepcopy(embedder.causal_lm).requires_grad_(False)
             self._reference.append(frozen.eval())
+            size = sum(p.numel() * p.element_size() for p in frozen.parameters())
+            log.info("KL: the frozen copy of the base takes %.1f MiB", size / 2**20)
 
     def configure_optimizers(self) -> tuple[list, list]:
         optimizer = build_optimizer(self.embedder.named_parameters(), self.optimization)
@@ -202,7 +204,8 @@ class SFTModule(pl.LightningModule):
         self.log("train/loss", result.loss, prog_bar=True, batch_size=len(names))
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=len(names))
         rows = [row for chunk in chunks for row in (*chunk.documents, *chunk.queries)]
-        return {"n_pairs": len(names), "n_tokens": sum(len(row.ids) for row in rows)}
+        counts = {name: n for name, n in metrics.items() if name.startswith(("masked_", "candidates_"))}
+        return {"n_pairs": len(names), "n_tokens": sum(len(row.ids) for row in rows)} | counts
 
     # ---- the step's sequences
 
@@ -313,12 +316,14 @@ class SFTModule(pl.LightningModule):
         head = self.embedder.head.weight
         sft = sft_cross_entropy(hidden, head, targets, denominator=counts.supervised)
         kl = zero
-        if self.has_kl:
-            kept = targets != self.embedder.embed_token_id
-            reference, reference_head = self._reference_states(ids, mask)
+        kept = targets != self.embedder.embed_token_id
+        if self.has_kl and kept.any():
+            # Documents, and queries of which only the embed token is supervised, need no second forward.
+            compared, places = rows[kept].unique(return_inverse=True)
+            reference, reference_head = self._reference_states(ids[compared], mask[compared])
             kl = kl_to_reference(
                 hidden[kept],
-                reference[rows, columns - 1][kept],
+                reference[places, columns[kept] - 1],
                 head,
                 reference_head,
                 excluded_token=self.embedder.embed_token_id,
@@ -380,20 +385,12 @@ class SFTModule(pl.LightningModule):
             losses.append(weight * (self.losses.info_nce * nce + self.losses.triplet * hinge))
             metrics |= {f"info_nce_{name}": nce.detach(), f"triplet_{name}": hinge.detach()}
             metrics[f"masked_by_score_{name}"] = torch.tensor(float(n_high))
+            metrics[f"candidates_{name}"] = torch.tensor(float(len(queries) * (len(documents) - 1)))
         return torch.stack(losses).sum(), metrics
 
     # ---- in-training evaluation
 
     def validation_step(self, benchmark: Benchmark, batch_idx: int) -> None:
-        """Metrics of both modes on a small collection, and how reasonings end."""
-        names, queries = list(benchmark.queries), list(benchmark.queries.values())
-        documents = self.embedder.embed_documents(benchmark.corpus.texts)
-        reasoned = self.embedder.reason(queries)
-        modes = {"direct": self.embedder.embed_queries(queries), "reasoning": reasoned.embeddings}
-        for mode, vectors in modes.items():
-            run = ranking_of(vectors, documents, names, benchmark.corpus.ids, k=100)
-            for metric, value in mean_metrics(run, benchmark.qrels).items():
-                self.log(f"val/{mode}/{metric}", value, prog_bar=metric == "ndcg@10", batch_size=1)
-        ended = sum(reasoned.has_embed_token) / len(queries)
-        self.log("val/has_embed_token", ended, batch_size=1)
-        self.log("val/reasoning_tokens", sum(reasoned.n_tokens) / len(queries), batch_size=1)
+        """Metrics of both modes on a small collection, and how reasonings end; the ranks share the work."""
+        for name, value in validate(self.embedder, benchmark).items():
+            self.log(f"val/{name}", value, prog_bar=name.endswith("ndcg@10"), batch_size=1)

@@ -1,0 +1,137 @@
+"""Exact search by inner product over rows that stay where they are: an array, or a file mapped into memory.
+
+Which of two documents comes first must not depend on how a matrix product was cut into blocks. A fp32
+product differs by about 1e-7 between a block's edge and its middle, so that even two copies of one document
+can get different scores. Neighbours in a ranking that are closer than `TIE` are therefore scored again in
+float64, one by one. What is equal then, as fp32, is a tie, and ties stand in the order that the index was
+given. This holds at the cut-off too, however long the run of ties that it falls into.
+"""
+
+import faiss
+import numpy as np
+from numpy.typing import ArrayLike
+
+TIE = 1e-6
+"""Scores of unit vectors closer than this are not told apart by a fp32 product."""
+
+SLACK = 16
+"""Documents fetched beyond the cut-off, so that few ties there need no second pass over the documents."""
+
+SCAN_ROWS = 8192
+"""Documents scored at once in that second pass."""
+
+
+class FlatIndex:
+    """Searches embeddings in place; no second copy of them is made.
+
+    Args:
+        embeddings: `[N, D]` fp32, C-contiguous, unit norm; a NumPy array or memory map.
+        order: `[N]` integers, unique; of equally scored documents the one with the lower number comes first.
+            Row order where None.
+
+    Raises:
+        ValueError: If the embeddings have another shape, type or layout, since serving them would copy them,
+            if one is not finite, since it would silently never be found, or if `order` has another length.
+    """
+
+    def __init__(self, embeddings: np.ndarray, order: np.ndarray | None = None) -> None:
+        if embeddings.ndim != 2 or len(embeddings) == 0:
+            raise ValueError(f"embeddings must be [N, D] with N > 0, got shape {tuple(embeddings.shape)}")
+        if embeddings.dtype != np.float32 or not embeddings.flags.c_contiguous:
+            raise ValueError(
+                f"embeddings must be C-contiguous float32 to be searched in place, got {embeddings.dtype}"
+                f"{'' if embeddings.flags.c_contiguous else ', not contiguous'}"
+            )
+        for start in range(0, len(embeddings), 1 << 16):
+            is_finite = np.isfinite(embeddings[start : start + (1 << 16)]).all(1)
+            if not is_finite.all():
+                row = start + int((~is_finite).argmax())
+                raise ValueError(f"embeddings must be finite: row {row} is not")
+        if order is not None and np.shape(order) != (len(embeddings),):
+            raise ValueError(f"order must be [{len(embeddings)}] like the documents, got {np.shape(order)}")
+        self.embeddings = embeddings
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def search(self, queries: ArrayLike, k: int, chunk_size: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+        """The best documents of every query; ask for one more where a query's own document is removed later.
+
+        Args:
+            queries: `[Q, D]` fp32, unit norm.
+            k: documents per query; where it exceeds `N`, all documents are returned.
+            chunk_size: queries searched at once.
+
+        Returns:
+            Scores `[Q, K]` fp32 and rows `[Q, K]` int64 with `K = min(k, N)`, best first, ties in `order`.
+
+        Raises:
+            ValueError: If widths differ, `k` is not positive, or a query is not finite.
+        """
+        vectors = np.ascontiguousarray(queries, dtype=np.float32)
+        if vectors.ndim != 2 or vectors.shape[1] != self.embeddings.shape[1]:
+            raise ValueError(
+                f"queries must be [Q, {self.embeddings.shape[1]}] like the documents, got {vectors.shape}"
+            )
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        if not np.isfinite(vectors).all():
+            number = int((~np.isfinite(vectors).all(1)).argmax())
+            raise ValueError(f"queries must be finite: query {number} is not")
+        k = min(k, len(self))
+        scores = np.empty((len(vectors), k), dtype=np.float32)
+        rows = np.empty((len(vectors), k), dtype=np.int64)
+        for start in range(0, len(vectors), chunk_size):
+            chunk = slice(start, start + chunk_size)
+            scores[chunk], rows[chunk] = self._search(vectors[chunk], k)
+        return scores, rows
+
+    def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        n_fetched = min(k + SLACK, len(self))
+        scores, rows = faiss.knn(queries, self.embeddings, n_fetched, faiss.METRIC_INNER_PRODUCT)
+        cut, last = scores[:, k - 1].copy(), scores[:, -1].copy()
+        is_close = scores[:, :-1] - scores[:, 1:] <= TIE
+        for number in np.flatnonzero(is_close.any(1)):
+            # In a run of close neighbours each one is scored again; the rest keep a gap that settles it.
+            places = np.flatnonzero(
+                np.append(is_close[number], False) | np.insert(is_close[number], 0, False)
+            )
+            scores[number, places] = self._exact_scores(queries[number], rows[number, places])
+        scores, rows = self._sorted(scores, rows, k)
+        is_undecided = cut - last <= TIE  # what was not fetched may tie with what was
+        if n_fetched < len(self) and is_undecided.any():
+            scores[is_undecided], rows[is_undecided] = self._scan(queries[is_undecided], cut[is_undecided], k)
+        return scores, rows
+
+    def _scan(self, queries: np.ndarray, cut: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best `k` documents by one pass over all; memory is that of a block, whatever ties.
+
+        Args:
+            queries: `[Q, D]`.
+            cut: `[Q]` product of the document at the cut-off; one that is lower by more than `TIE` is out.
+            k: documents per query.
+        """
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        rows = np.zeros((len(queries), k), dtype=np.int64)
+        for start in range(0, len(self), SCAN_ROWS):
+            products = queries @ self.embeddings[start : start + SCAN_ROWS].T  # [Q, SCAN_ROWS]
+            is_candidate = products >= (cut - TIE)[:, None]
+            for number in np.flatnonzero(is_candidate.any(1)):
+                found = start + np.flatnonzero(is_candidate[number])
+                values = np.concatenate([scores[number], self._exact_scores(queries[number], found)])
+                found = np.concatenate([rows[number], found])
+                scores[number], rows[number] = self._sorted(values, found, k)
+        return scores, rows
+
+    def _exact_scores(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Float64 scores `[K]` of some rows, rounded to fp32."""
+        documents = self.embeddings[rows].astype(np.float64)
+        # A sum of products, not a matrix product: a row's result does not depend on the rows beside it.
+        return (documents * query.astype(np.float64)).sum(1).astype(np.float32)
+
+    def _sorted(self, scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best `k` along the last axis, ties in `order`."""
+        places = rows if self.order is None else self.order[rows]
+        best = np.lexsort((places, -scores), axis=-1)[..., :k]
+        return np.take_along_axis(scores, best, -1), np.take_along_axis(rows, best, -1)

@@ -1,0 +1,274 @@
+"""Embeddings of a corpus under one model, encoded once and kept on disk.
+
+    <root>/<hash of the key>/key.json     what the rows depend on, and their number and width
+    <root>/<hash of the key>/rows.npy     `[N, D]` fp32, preallocated
+    <root>/<hash of the key>/done.jsonl   a line per finished chunk: first row, end, SHA-256 of its bytes
+    <root>/<hash of the key>/lock         held while rows are written
+
+The key names weights, tokenizer, prompts and corpus. Space is taken before the first chunk is written, and a
+chunk's bytes are on disk before its line is, so an interrupted encoding goes on behind the last whole line.
+A store is never repaired: another key, or bytes that do not match their checksum, are refused with the
+folder to remove.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+from tqdm import tqdm
+
+from src.run_folder import write_json
+
+FORMAT_VERSION = 1
+log = logging.getLogger(__name__)
+
+Embed = Callable[[Sequence[str]], ArrayLike]
+
+
+class StoreError(RuntimeError):
+    """Stored embeddings that cannot be used; the message names the folder and what to do."""
+
+
+def store_folder(root: str | Path, key: Mapping[str, str]) -> Path:
+    """Where embeddings under `key` are kept."""
+    text = json.dumps(dict(key), sort_keys=True)
+    return Path(root) / hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def stored_embeddings(
+    root: str | Path,
+    key: Mapping[str, str],
+    texts: Sequence[str],
+    embed: Embed,
+    chunk_size: int = 1024,
+    progress: bool = True,
+) -> np.memmap:
+    """Embeddings of all texts; those that are already on disk are not encoded again.
+
+    Args:
+        root: folder of all stores.
+        key: what the embeddings depend on, the corpus included.
+        texts: `N` documents, in row order; read by row.
+        embed: from at most `chunk_size` texts to `[n, D]` fp32.
+        chunk_size: rows per call of `embed`, and rows lost at most by an interruption.
+        progress: whether to show a bar while encoding.
+
+    Returns:
+        `[N, D]` fp32, a read-only memory map.
+
+    Raises:
+        StoreError: If the folder holds another key, damaged rows, is being written by another process, or
+            does not fit on the disk.
+        ValueError: If there is no text, or `embed` returns anything but finite `[n, D]`.
+    """
+    if len(texts) == 0:
+        raise ValueError("a store needs at least one document")
+    folder = store_folder(root, key)
+    folder.mkdir(parents=True, exist_ok=True)
+    if _rows_done(folder) < len(texts):
+        with _writing(folder):
+            _fill(folder, key, texts, embed, chunk_size, progress)
+    return open_store(folder, key, len(texts))
+
+
+def open_store(folder: Path, key: Mapping[str, str], n_rows: int) -> np.memmap:
+    """Maps a complete store after checking its key and every checksum.
+
+    Raises:
+        StoreError: If the store is missing, incomplete, damaged, or of another key or corpus size.
+    """
+    facts = _check_key(folder, key, n_rows)
+    done = _rows_done(folder)
+    if done != n_rows:
+        raise StoreError(f"{folder}: {done} of {n_rows} rows are encoded")
+    rows = _mapped(folder, (n_rows, facts["width"]))
+    _verify(folder, rows)
+    return rows
+
+
+def _fill(
+    folder: Path, key: Mapping[str, str], texts: Sequence[str], embed: Embed, chunk_size: int, progress: bool
+) -> None:
+    done = _rows_done(folder)
+    width = _checked_width(folder, key, len(texts)) if done else None
+    if done:
+        log.info("%s: %d of %d rows are there, encoding goes on", folder, done, len(texts))
+    _drop_torn_line(folder / "done.jsonl")
+    with tqdm(
+        total=len(texts), initial=done, desc="embed documents", unit="doc", disable=not progress
+    ) as bar:
+        for start in range(done, len(texts), chunk_size):
+            stop = min(start + chunk_size, len(texts))
+            vectors = _checked(embed([texts[row] for row in range(start, stop)]), start, stop)
+            if width is None:
+                width = vectors.shape[1]
+                _create(folder, key, (len(texts), width))
+            if vectors.shape[1] != width:
+                raise ValueError(f"embed gave width {vectors.shape[1]} after {width}")
+            _write(folder, start, vectors)
+            _append(folder / "done.jsonl", {"start": start, "stop": stop, "sha256": _digest(vectors)})
+            bar.update(stop - start)
+
+
+def _checked_width(folder: Path, key: Mapping[str, str], n_rows: int) -> int:
+    """Width of the rows that are there, after checking that they are what they should be."""
+    width = _check_key(folder, key, n_rows)["width"]
+    _verify(folder, _mapped(folder, (n_rows, width)))
+    return width
+
+
+def _checked(vectors: ArrayLike, start: int, stop: int) -> np.ndarray:
+    result = np.ascontiguousarray(vectors, dtype=np.float32)
+    if result.ndim != 2 or len(result) != stop - start:
+        raise ValueError(f"embed must give [{stop - start}, D] for so many texts, got {result.shape}")
+    is_finite = np.isfinite(result).all(1)
+    if not is_finite.all():
+        raise ValueError(f"the embedding of document row {start + int((~is_finite).argmax())} is not finite")
+    return result
+
+
+def _create(folder: Path, key: Mapping[str, str], shape: tuple[int, int]) -> None:
+    """Writes the key, and rows that are all zero and have their place on the disk."""
+    facts = {"format_version": FORMAT_VERSION, "key": dict(key), "n_rows": shape[0], "width": shape[1]}
+    write_json(folder / "key.json", facts)
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    with _space_needed(folder, shape), (folder / "rows.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        size = file.tell() + 4 * shape[0] * shape[1]
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            os.truncate(file.fileno(), size)
+
+
+def _write(folder: Path, start: int, vectors: np.ndarray) -> None:
+    """Writes rows to the disk; not through a map, where a full disk would kill the process."""
+    file = folder / "rows.npy"
+    offset = np.load(file, mmap_mode="r").offset
+    descriptor = os.open(file, os.O_WRONLY)
+    try:
+        with _space_needed(folder, vectors.shape):
+            content = memoryview(vectors).cast("B")
+            position = offset + start * vectors.shape[1] * vectors.itemsize
+            while content:
+                written = os.pwrite(descriptor, content, position)
+                content, position = content[written:], position + written
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _space_needed(folder: Path, shape: tuple[int, ...]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{folder}: rows {shape} of fp32 cannot be written ({error.strerror}); they need "
+            f"{4 * shape[0] * shape[1] / 2**20:.1f} MiB. Make room or choose another folder, then start again"
+        ) from error
+
+
+def _mapped(folder: Path, shape: tuple[int, int]) -> np.memmap:
+    try:
+        rows = np.lib.format.open_memmap(folder / "rows.npy", mode="r")
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{folder}: rows.npy cannot be read ({error}); {_remedy(folder)}") from error
+    if rows.shape != shape or rows.dtype != np.float32:
+        raise StoreError(
+            f"{folder}: rows.npy holds {rows.dtype} {rows.shape}, key.json says float32 {shape}; "
+            + _remedy(folder)
+        )
+    return rows
+
+
+def _check_key(folder: Path, key: Mapping[str, str], n_rows: int) -> dict:
+    file = folder / "key.json"
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        found = {name: facts[name] for name in ("format_version", "key", "n_rows", "width")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{file}: not the description of a store ({error}); {_remedy(folder)}") from error
+    expected = {**found, "format_version": FORMAT_VERSION, "key": dict(key), "n_rows": n_rows}
+    if found != expected:
+        differing = [name for name in expected if found[name] != expected[name]]
+        raise StoreError(
+            f"{folder}: was made for another {', '.join(differing)} and is not used; {_remedy(folder)}"
+        )
+    return facts
+
+
+def _verify(folder: Path, rows: np.ndarray) -> None:
+    for entry in _entries(folder):
+        if _digest(rows[entry["start"] : entry["stop"]]) != entry["sha256"]:
+            raise StoreError(
+                f"{folder}: rows {entry['start']} to {entry['stop'] - 1} do not match their checksum; "
+                + _remedy(folder)
+            )
+
+
+def _remedy(folder: Path) -> str:
+    return f"remove the folder to encode anew: rm -r '{folder}'"
+
+
+def _digest(rows: np.ndarray) -> str:
+    return hashlib.sha256(memoryview(np.ascontiguousarray(rows)).cast("B")).hexdigest()
+
+
+def _entries(folder: Path) -> list[dict]:
+    """The finished chunks in row order; a last line without its line end was never finished."""
+    file = folder / "done.jsonl"
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+    try:
+        entries = [json.loads(line) for line in lines]
+        starts = [0, *(entry["stop"] for entry in entries)]
+        is_whole = all(
+            entry["start"] == start and entry["stop"] > start and "sha256" in entry
+            for entry, start in zip(entries, starts[:-1], strict=True)
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{file}: a line is not readable ({error!r}); {_remedy(folder)}") from error
+    if not is_whole:
+        raise StoreError(f"{file}: its chunks do not follow one another; {_remedy(folder)}")
+    return entries
+
+
+def _rows_done(folder: Path) -> int:
+    entries = _entries(folder)
+    return entries[-1]["stop"] if entries else 0
+
+
+def _drop_torn_line(file: Path) -> None:
+    if file.is_file():
+        content = file.read_bytes()
+        os.truncate(file, content.rfind(b"\n") + 1)
+
+
+def _append(file: Path, entry: Mapping[str, object]) -> None:
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(entry) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Keeps a second writer out; the system releases the lock of a process that dies."""
+    with (folder / "lock").open("w", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(
+                f"{folder}: another process is encoding these documents; wait for it or choose another folder"
+            ) from None
+        yield

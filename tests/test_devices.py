@@ -1,0 +1,24 @@
+"""What the machine can do is read, not guessed."""
+
+import pytest
+
+from src.devices import cpu_precision
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [
+        ("fpu sse2 avx512f avx512_bf16", "bf16-mixed"),
+        ("fpu amx_bf16 amx_tile", "bf16-mixed"),
+        ("fpu sse2 avx2 avx512f", "32-true"),  # bf16 would be emulated, and slow
+        ("", "32-true"),
+    ],
+)
+def test_bf16_is_taken_where_the_processor_multiplies_it(tmp_path, flags, precision):
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t\t: {flags}\n")
+    assert cpu_precision(file) == precision
+
+
+def test_fp32_is_taken_where_nothing_says_what_the_processor_can(tmp_path):
+    assert cpu_precision(tmp_path / "absent") == "32-true"

@@ -1,0 +1,190 @@
+"""Stored embeddings: encoded once, resumed after a kill, refused where they are another's or damaged."""
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from src.index.store import StoreError, open_store, store_folder, stored_embeddings
+
+TEXTS = [f"document {number}" for number in range(25)]
+KEY = {"weights": "w", "prompts": "p", "dtype": "torch.float32", "corpus": "c"}
+
+
+def embed(texts):
+    """A vector that depends on the text alone."""
+    digests = [hashlib.sha256(text.encode()).digest() for text in texts]
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(len(texts), 32).astype(np.float32)
+
+
+class Counting:
+    """Embeds, counts, and fails once when told to."""
+
+    def __init__(self, fail_at=None):
+        self.n, self.fail_at = 0, fail_at
+
+    def __call__(self, texts):
+        if self.fail_at is not None and self.n >= self.fail_at:
+            raise RuntimeError("out of memory")
+        self.n += len(texts)
+        return torch.from_numpy(embed(texts))
+
+
+def stored(root, embedding=embed, key=KEY, texts=TEXTS):
+    return stored_embeddings(root, key, texts, embedding, chunk_size=4, progress=False)
+
+
+def test_rows_are_encoded_once_and_read_only(tmp_path):
+    first, second = Counting(), Counting()
+    rows = stored(tmp_path, first)
+    assert (np.asarray(rows) == embed(TEXTS)).all()
+    assert rows.dtype == np.float32
+    assert not rows.flags.writeable
+    assert (np.asarray(stored(tmp_path, second)) == embed(TEXTS)).all()
+    assert (first.n, second.n) == (25, 0)
+
+
+def test_an_interrupted_encoding_goes_on_where_it_stopped(tmp_path):
+    first, second = Counting(fail_at=12), Counting()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        stored(tmp_path, first)
+    folder = store_folder(tmp_path, KEY)
+    with pytest.raises(StoreError, match="12 of 25 rows"):
+        open_store(folder, KEY, 25)
+    with (folder / "done.jsonl").open("a") as file:
+        file.write('{"start": 12, "sto')  # torn by the interruption
+    assert (np.asarray(stored(tmp_path, second)) == embed(TEXTS)).all()
+    assert second.n == 25 - 12
+
+
+def test_an_interruption_within_the_first_chunk_starts_anew(tmp_path):
+    with pytest.raises(RuntimeError):
+        stored(tmp_path, Counting(fail_at=0))
+    assert (np.asarray(stored(tmp_path)) == embed(TEXTS)).all()
+
+
+def test_every_part_of_the_key_has_its_own_rows(tmp_path):
+    for name in KEY:
+        other = Counting()
+        stored(tmp_path, other, key={**KEY, name: "another"})
+        assert other.n == 25
+    assert len({store_folder(tmp_path, {**KEY, name: "another"}) for name in KEY}) == len(KEY)
+
+
+def test_pitfall_8_rows_of_another_key_are_refused_not_trusted(tmp_path):
+    stored(tmp_path)
+    store_folder(tmp_path, KEY).rename(store_folder(tmp_path, {**KEY, "weights": "other"}))
+    with pytest.raises(StoreError, match=r"another key.*rm -r"):
+        stored(tmp_path, key={**KEY, "weights": "other"})
+
+
+def test_another_number_of_documents_is_refused(tmp_path):
+    stored(tmp_path)
+    for texts in (TEXTS[:20], [*TEXTS, "more"]):
+        with pytest.raises(StoreError, match="another n_rows"):
+            stored(tmp_path, texts=texts)
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_a_changed_byte_is_found_and_named(tmp_path, is_complete):
+    if is_complete:
+        stored(tmp_path)
+    else:
+        with pytest.raises(RuntimeError):
+            stored(tmp_path, Counting(fail_at=12))
+    file = store_folder(tmp_path, KEY) / "rows.npy"
+    content = bytearray(file.read_bytes())
+    content[128 + 6 * 32 * 4] ^= 1  # in row 6, behind the 128 bytes of header
+    file.write_bytes(content)
+    with pytest.raises(StoreError, match=r"rows 4 to 7 do not match.*rm -r"):
+        stored(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["nonsense\n", "{}\n"])
+@pytest.mark.parametrize("name", ["rows.npy", "key.json", "done.jsonl"])
+def test_a_damaged_file_is_refused_with_its_folder(tmp_path, name, content):
+    stored(tmp_path)
+    (store_folder(tmp_path, KEY) / name).write_text(content)
+    with pytest.raises(StoreError, match="rm -r"):
+        stored(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda texts: embed(texts)[1:], "so many texts"),
+        (lambda texts: embed(texts)[0], "so many texts"),
+        (lambda texts: np.where(embed(texts) == embed(TEXTS)[9], np.nan, embed(texts)), "not finite"),
+        (lambda texts: embed(texts)[:, : 32 - len(texts) % 4], "width 31 after 32"),
+    ],
+)
+def test_what_is_no_embedding_never_gets_into_the_store(tmp_path, bad, message):
+    with pytest.raises(ValueError, match=message):
+        stored(tmp_path, bad)
+
+
+def test_no_documents_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="at least one document"):
+        stored(tmp_path, texts=[])
+
+
+def test_a_full_disk_is_one_error_before_anything_is_encoded_in_vain(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    counting = Counting()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))  # 25 rows of 128 bytes do not fit
+    try:
+        with pytest.raises(StoreError, match=r"cannot be written.*Make room"):
+            stored(tmp_path, counting)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert counting.n == 4
+    assert (np.asarray(stored(tmp_path)) == embed(TEXTS)).all()
+
+
+WRITER = """
+    import json, sys, time
+    from pathlib import Path
+    sys.path.insert(0, {tests!r})
+    from test_store import KEY, TEXTS, embed
+    from src.index.store import stored_embeddings
+    def slowly(texts):
+        if texts[0] == TEXTS[8]:
+            Path({flag!r}).touch()
+            time.sleep(60)
+        return embed(texts)
+    stored_embeddings({root!r}, KEY, TEXTS, slowly, chunk_size=4, progress=False)
+"""
+
+
+def test_a_second_writer_is_kept_out_and_a_killed_one_leaves_what_it_finished(tmp_path):
+    flag = tmp_path / "is_writing"
+    code = textwrap.dedent(WRITER).format(
+        tests=str(Path(__file__).parent), flag=str(flag), root=str(tmp_path / "store")
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment) as writer:
+        try:
+            deadline = time.monotonic() + 60
+            while not flag.exists():
+                assert writer.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            with pytest.raises(StoreError, match="another process is encoding"):
+                stored(tmp_path / "store")
+        finally:
+            writer.send_signal(signal.SIGKILL)
+    counting = Counting()
+    assert (np.asarray(stored(tmp_path / "store", counting)) == embed(TEXTS)).all()
+    assert counting.n == 25 - 8
+    lines = (store_folder(tmp_path / "store", KEY) / "done.jsonl").read_text().splitlines()
+    assert [json.loads(line)["start"] for line in lines] == [0, 4, 8, 12, 16, 20, 24]
