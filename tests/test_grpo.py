@@ -410,7 +410,7 @@ def test_log_probs_are_of_the_distribution_that_sampling_draws_from():
     banned = torch.tensor(BANNED)
     logits = (hidden @ weight.T).detach().index_fill(-1, banned, -math.inf)
     uniforms = (torch.arange(20000) + 0.5) / 20000  # evenly spread: no sampling noise
-    drawn = sample(logits.expand(20000, -1), uniforms, temperature=0.6, top_p=1.0)
+    drawn, recorded = sample(logits.expand(20000, -1), uniforms, temperature=0.6, top_p=1.0)
     shares = drawn.bincount(minlength=8) / 20000
     allowed = [token for token in range(8) if token not in BANNED]
     log_probs = token_log_probs(hidden.expand(6, -1), weight, torch.tensor(allowed), 0.6, banned).log_probs
@@ -418,6 +418,8 @@ def test_log_probs_are_of_the_distribution_that_sampling_draws_from():
     assert (shares[BANNED] == 0).all()
     assert_close(log_probs.exp(), shares[allowed], atol=2e-4, rtol=0)
     assert log_probs.exp().sum().item() == pytest.approx(1.0, abs=1e-5)
+    for token, log_prob in zip(allowed, log_probs, strict=True):
+        assert_close(recorded[drawn == token], log_prob.expand(int((drawn == token).sum())))
 
 
 def test_logits_of_one_chunk_are_the_largest_tensor_kept_for_backward():

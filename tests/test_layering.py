@@ -32,6 +32,7 @@ LAYERS = [
     },
     {"src.models.*", "src.index.*", "src.objectives.*"},
     {"src.environment"},
+    {"src.environment"},
     {"src.data.collate", "src.data.mining", "src.data.datamodules", "src.evaluation.*", "src.stages.*"},
     {"src.runtime"},
     {"src.train", "src.evaluate", "src.tune", "src.report"},
