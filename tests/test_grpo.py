@@ -441,6 +441,7 @@ def test_no_token_gives_a_zero_that_is_part_of_the_graph():
     result.log_probs.sum().backward()
     assert result.log_probs.shape == result.entropy.shape == (0,)
     assert (hidden.grad == 0).all()
+    assert (weight.grad == 0).all()
 
 
 def test_token_log_probs_refuse_what_cannot_be():

@@ -189,12 +189,14 @@ KLEstimator = Callable[[Tensor, Tensor], Tensor]
 class PolicyBatch:
     """Rollouts as the policy loss sees them. Values where `weights` is 0 do not matter, not even if NaN.
 
+    The rollouts of a micro-batch need not be whole groups: `[n, L]` and `[n]` serve as well.
+
     Attributes:
         log_probs: `[B, G, L]` fp32 under the policy, with gradient.
         old_log_probs: `[B, G, L]` under the policy that the ratio is taken to: at the first update after
             sampling `log_probs.detach()`, later what those were.
         advantages: `[B, G]`.
-        weights: `[B, G, L]` from `token_weights`.
+        weights: `[B, G, L]` from `token_weights` of the whole batch.
         ref_log_probs: `[B, G, L]` under the reference model, or None where KL is not computed.
     """
 
@@ -245,13 +247,13 @@ def clipped_token_losses(
     """`-min(r * A, clip(r, 1 - clip_low, 1 + clip_high) * A)` per token (PPO, with the upper bound of DAPO).
 
     Args:
-        log_ratios: `[B, G, L]` `log r`.
-        advantages: `[B, G]`.
+        log_ratios: `[B, G, L]` or `[n, L]` `log r`.
+        advantages: `[B, G]` or `[n]`.
         clip_low: how far a token's probability may fall before its gradient stops, in [0, 1].
         clip_high: how far it may rise, 0 or more; DAPO uses 0.28 with a lower bound of 0.2.
 
     Returns:
-        `[B, G, L]`.
+        As `log_ratios`.
 
     Raises:
         ValueError: If a bound is out of its range.
@@ -260,7 +262,7 @@ def clipped_token_losses(
         raise ValueError(
             f"clip_low must be in [0, 1] and clip_high not negative, got {clip_low}, {clip_high}"
         )
-    ratios, wanted = log_ratios.exp(), advantages[:, :, None]
+    ratios, wanted = log_ratios.exp(), advantages[..., None]
     return -torch.minimum(ratios * wanted, ratios.clamp(1.0 - clip_low, 1.0 + clip_high) * wanted)
 
 
@@ -321,7 +323,7 @@ def policy_statistics(
         of sampling and training log-probabilities: a large one means that the two passes do not agree.
     """
     mask, ratios = batch.mask, batch.log_ratios.exp()
-    wanted = batch.advantages[:, :, None]
+    wanted = batch.advantages[..., None]
     values = {
         "clip_share_low": (ratios < 1.0 - clip_low) & (wanted < 0),
         "clip_share_high": (ratios > 1.0 + clip_high) & (wanted > 0),
@@ -386,7 +388,8 @@ def token_log_probs(
     if is_banned.any():
         raise ValueError(f"token {int(targets[is_banned][0])} is banned and cannot have been sampled")
     if len(hidden) == 0:
-        nothing = hidden.float().sum(-1)  # [0], and part of the graph
+        nothing = F.linear(hidden.to(head_weight.dtype), head_weight, head_bias).float().sum(-1)
+        # [0], and part of the graph: DDP waits for a gradient of every weight, the head's included
         return TokenLogProbs(nothing, nothing.detach())
 
     def part(states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -403,11 +406,11 @@ def token_log_probs(
 
 
 def unpacked(values: Tensor, completion_mask: Tensor) -> Tensor:
-    """Values `[T]` of the completion tokens at their places in `[B, G, L]`, zeros elsewhere; with gradient.
+    """Values `[T]` of the completion tokens at their places in the mask, zeros elsewhere; with gradient.
 
     Args:
         values: `[T]`, in the order of `completion_mask.nonzero()`.
-        completion_mask: `[B, G, L]` bool with `T` times True.
+        completion_mask: `[B, G, L]` or `[n, L]` bool with `T` times True.
 
     Raises:
         ValueError: If the numbers differ.
