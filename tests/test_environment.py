@@ -99,6 +99,24 @@ def test_ranks_are_the_same_for_any_blocks_where_many_scores_are_nearly_tied(see
         assert torch.equal(ranking.rank, ranks)
 
 
+@pytest.mark.parametrize("n_copies", [3, 3000])
+def test_ranks_of_vectors_that_all_look_alike_are_those_of_float64(n_copies):
+    # cosines around 0.9, as of an untrained model: a fp32 product errs most there; copies are ties
+    common = 3.0 * torch.randn(256, generator=torch.Generator().manual_seed(5))
+    rows = normalize(unit(4000, 256) * 16 + common, dim=-1)
+    rows[500 : 500 + n_copies] = rows[7]
+    queries = normalize(unit(2, 3, 256, seed=1) * 16 + common, dim=-1)
+    positives = Positives(torch.tensor([[7], [3999]]), torch.ones(2, 1))
+    scores = np.einsum("bgd,nd->bgn", queries.double().numpy(), rows.double().numpy())
+    expected = [
+        [1 + (np.delete(group, row) >= group[row] - 1e-6).sum() for group in scores[query]]
+        for query, row in enumerate([7, 3999])
+    ]
+    for blocks in (Blocks(), Blocks(64, 1), Blocks(1000, 4)):
+        assert exact_ranking(queries, positives, Shard(rows), blocks).rank[:, :, 0].tolist() == expected
+    assert all(rank > n_copies for rank in expected[0])
+
+
 def test_a_memory_map_a_strided_array_and_a_tensor_give_the_same_ranking(tmp_path):
     rows, queries, positives = world()
     np.save(tmp_path / "rows.npy", rows.numpy())
