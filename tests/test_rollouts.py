@@ -22,6 +22,7 @@ from src.objectives.grpo import (
 )
 from src.stages.rollouts import (
     frozen_log_probs,
+    group_batches,
     micro_batches,
     of_rows,
     rollout_keys,
@@ -240,14 +241,15 @@ def by_definition(embedder, rollouts, row: int) -> tuple[torch.Tensor, torch.Ten
     return logits[places - 1, ids[0, places]], normalize(output.hidden_states[-1][0, -1], dim=-1)
 
 
-def test_log_probs_and_embeddings_have_the_value_and_gradient_of_unpadded_forwards():
+@pytest.mark.parametrize("shares_prompts", [False, True])
+def test_log_probs_and_embeddings_have_the_value_and_gradient_of_unpadded_forwards(shares_prompts):
     embedder = willing(build_embedder(seed=1))
     rollouts = drawn(embedder, temperature=0.7, top_p=0.8)
     generator = torch.Generator().manual_seed(0)
     upstream = torch.randn(len(QUERIES) * G, rollouts.token_ids.shape[2], generator=generator)
     direction = torch.randn(embedder.width, generator=generator)
-    for rows in micro_batches(rollouts, 200):
-        again = training_forward(embedder, rollouts, rows, chunk=7)
+    for rows in group_batches(rollouts, 600) if shares_prompts else micro_batches(rollouts, 200):
+        again = training_forward(embedder, rollouts, rows, chunk=7, shares_prompts=shares_prompts)
         (again.log_probs.mul(upstream[rows]).sum() + (again.embeddings @ direction).sum()).backward()
     fast = {name: parameter.grad.clone() for name, parameter in embedder.named_parameters()}
     embedder.zero_grad()
@@ -276,6 +278,47 @@ def test_micro_batches_take_every_kept_rollout_once_within_the_budget(rollouts):
     one = torch.zeros(len(QUERIES), G, dtype=torch.bool)
     one[2, 3] = True
     assert micro_batches(rollouts, 150, one) == [[2 * G + 3]]
+
+
+def test_shared_prompts_are_run_once_and_change_nothing_for_any_rows(policy, rollouts):
+    mixed = [7, 3, 29, 8, 0]  # of queries 1, 0, 4, 1, 0
+    n_tokens = []
+    hook = policy.decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: n_tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    for rows in (every_row(rollouts), mixed, [5], []):
+        n_tokens.clear()
+        plain = training_forward(policy, rollouts, rows)
+        n_plain = sum(n_tokens)
+        n_tokens.clear()
+        shared = training_forward(policy, rollouts, rows, shares_prompts=True)
+        for name in ("log_probs", "entropy", "embeddings"):
+            assert_close(getattr(shared, name), getattr(plain, name), atol=1e-5, rtol=0)
+        assert len(rows) < G or sum(n_tokens) < n_plain / 2
+    hook.remove()
+
+
+def test_batches_of_groups_are_whole_and_within_the_budget(rollouts):
+    kept = torch.tensor([True, False, True, True, False])
+    for budget in (1, 250, 10_000):
+        batches = group_batches(rollouts, budget, kept)
+        assert sorted(row for rows in batches for row in rows) == [
+            row for row in every_row(rollouts) if kept[row // G]
+        ]
+        for rows in batches:
+            longest = max(len(ids) for ids in rollouts.sequences(rows))
+            assert len(rows) == G or (len(rows) % G == 0 and len(rows) * longest <= budget)
+    assert len(group_batches(rollouts, 250, kept)) > 1
+    with pytest.raises(ValueError, match="token_budget"):
+        group_batches(rollouts, 0)
+
+
+def test_shared_prompts_and_recomputed_activations_are_refused(rollouts):
+    embedder = build_embedder(seed=1)
+    embedder.model.gradient_checkpointing_enable({"use_reentrant": False})
+    embedder.model.train()
+    with pytest.raises(ValueError, match="gradient_checkpointing"):
+        training_forward(embedder, rollouts, [0], shares_prompts=True)
 
 
 def loss_and_gradient(embedder, rollouts, batches, normalisation) -> tuple[torch.Tensor, dict]:
@@ -466,6 +509,7 @@ def test_with_a_moved_adapter_training_sees_what_sampling_saw_and_the_reference_
 
 def test_rollouts_left_out_of_a_recomputation_stay_zero(policy, rollouts):
     kept = torch.tensor([True, False, True, True, True])
-    values = frozen_log_probs(policy, rollouts, 200, kept)
-    assert (values[1] == 0).all()
-    assert_close(values[kept], rollouts.log_probs[kept], atol=1e-4, rtol=0)
+    for shares_prompts in (False, True):
+        values = frozen_log_probs(policy, rollouts, 200, kept, shares_prompts=shares_prompts)
+        assert (values[1] == 0).all()
+        assert_close(values[kept], rollouts.log_probs[kept], atol=1e-4, rtol=0)

@@ -8,7 +8,7 @@
 
 `rows` are numbers `b * G + g` of rollouts; `of_rows` takes their part of any `[B, G, ...]`. The reference
 model is the same forward under `torch.no_grad()` and `adapter_disabled`, or of an embedder around a frozen
-copy.
+copy. `group_batches` and `shares_prompts=True` run every prompt once for all of its rollouts.
 
 Log-probabilities are everywhere of the temperature-scaled distribution without the banned tokens, before
 top-p. Dropout is off in sampling and in training, so that both see one model.
@@ -25,7 +25,7 @@ from torch.nn.functional import normalize
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from src.models.embedder import ReasoningEmbedder, length_batches
-from src.models.generation import Decoded, Sampling, decode, pad_left, row_uniforms
+from src.models.generation import Decoded, Sampling, decode, pad_left, prefill, row_uniforms
 from src.objectives.grpo import token_log_probs, unpacked
 
 
@@ -217,6 +217,27 @@ def micro_batches(rollouts: Rollouts, token_budget: int, kept: Tensor | None = N
     return [[numbers[place] for place in batch] for batch in length_batches(lengths, token_budget)]
 
 
+def group_batches(rollouts: Rollouts, token_budget: int, kept: Tensor | None = None) -> list[list[int]]:
+    """As `micro_batches`, but whole groups, so that `training_forward(shares_prompts=True)` saves most.
+
+    A group that exceeds the budget by itself is not split.
+
+    Args:
+        rollouts: of this rank.
+        token_budget: tokens of one forward if no prompt were shared, padding included.
+        kept: `[B]` bool.
+    """
+    if token_budget < 1:
+        raise ValueError(f"token_budget must be at least 1, got {token_budget}")
+    groups = range(len(rollouts.prompts)) if kept is None else kept.nonzero()[:, 0].tolist()
+    size, longest = rollouts.group_size, rollouts.n_tokens.cpu().tolist()
+    lengths = [size * (len(rollouts.prompts[group]) + max(longest[group]) + 1) for group in groups]
+    return [
+        [groups[place] * size + rollout for place in batch for rollout in range(size)]
+        for batch in length_batches(lengths, token_budget)
+    ]
+
+
 def of_rows(values: Tensor, rows: Sequence[int]) -> Tensor:
     """`[n, ...]`: the part of `[B, G, ...]` that belongs to the rollouts `b * G + g` in `rows`."""
     return values.flatten(0, 1)[torch.as_tensor(rows, dtype=torch.long, device=values.device)]
@@ -238,9 +259,13 @@ class TrainingForward:
 
 
 def training_forward(
-    embedder: ReasoningEmbedder, rollouts: Rollouts, rows: Sequence[int], chunk: int = 1024
+    embedder: ReasoningEmbedder,
+    rollouts: Rollouts,
+    rows: Sequence[int],
+    chunk: int = 1024,
+    shares_prompts: bool = False,
 ) -> TrainingForward:
-    """Log-probabilities of some rollouts' completions and the embeddings that follow, by one full forward.
+    """Log-probabilities of some rollouts' completions, and the embeddings that follow them.
 
     The head is applied to the states that predict a sampled token only, `chunk` at a time, and again in
     backward: at most `[chunk, V]` logits exist.
@@ -251,30 +276,69 @@ def training_forward(
         rows: numbers `b * G + g`. For none a forward over one token is run, which gives empty tensors that
             are part of the graph: a rank without rollouts still takes its part in every collective.
         chunk: positions per product with the head.
+        shares_prompts: run each prompt, and what all prompts begin with, once instead of once per rollout,
+            with gradient. Two or three passes through the decoder then stand for one, so not where weights
+            are sharded and ranks must run equally many.
+
+    Raises:
+        ValueError: If prompts are shared while activations are recomputed, which keeps no keys and values.
     """
-    pad_id = embedder.tokenizer.pad_token_id
+    if shares_prompts and embedder.model.training and embedder.causal_lm.is_gradient_checkpointing:
+        raise ValueError("shares_prompts needs the keys and values: set gradient_checkpointing to false")
     mask = of_rows(rollouts.completion_mask, rows)  # [n, L]
-    sequences = rollouts.sequences(rows) or [[embedder.embed_token_id]]
-    ids, real = pad_left(sequences, pad_id, embedder.device)
+    states_of = _states_after_shared_prompts if shares_prompts and len(rows) else _states
     with _without_dropout(embedder.model, keeps_checkpointing=True):
-        states = embedder.hidden_states(ids, real)[: len(rows)]  # [n, W, D]; the row of no rollout goes
-    place, token = mask.nonzero(as_tuple=True)
-    # Padding is on the left: the embed token is last, and the state before a token predicts it.
-    starts = ids.shape[1] - 1 - of_rows(rollouts.n_tokens, rows)  # [n] where a completion starts
+        predicting, last = states_of(embedder, rollouts, rows)
     packed = token_log_probs(
-        states[place, starts[place] + token - 1],
+        predicting[mask],
         embedder.head.weight,
-        of_rows(rollouts.token_ids, rows)[place, token],
+        of_rows(rollouts.token_ids, rows)[mask],
         rollouts.sampling.temperature,
         embedder.special_ids.banned,
         chunk,
         getattr(embedder.head, "bias", None),
     )
     return TrainingForward(
-        unpacked(packed.log_probs, mask),
-        unpacked(packed.entropy, mask),
-        normalize(states[:, -1].float(), dim=-1),
+        unpacked(packed.log_probs, mask), unpacked(packed.entropy, mask), normalize(last.float(), dim=-1)
     )
+
+
+def _states(embedder: ReasoningEmbedder, rollouts: Rollouts, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """States `[n, L, D]` that predict each completion token, and `[n, D]` at the embed token."""
+    sequences = rollouts.sequences(rows) or [[embedder.embed_token_id]]
+    ids, real = pad_left(sequences, embedder.tokenizer.pad_token_id, embedder.device)
+    states = embedder.hidden_states(ids, real)[: len(rows)]  # [n, W, D]; the row of no rollout goes
+    # Padding is on the left: the embed token is last, and the state before a token predicts it.
+    places = torch.arange(rollouts.token_ids.shape[2], device=ids.device)
+    before = ids.shape[1] - 2 - of_rows(rollouts.n_tokens, rows)[:, None] + places  # [n, L]
+    before = before.clamp(max=ids.shape[1] - 1)  # padding on the right, which the mask leaves out
+    return states[torch.arange(len(rows), device=ids.device)[:, None], before], states[:, -1]
+
+
+def _states_after_shared_prompts(
+    embedder: ReasoningEmbedder, rollouts: Rollouts, rows: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """As `_states`, with every prompt run once."""
+    queries = sorted({row // rollouts.group_size for row in rows})
+    prompts = [rollouts.prompts[query] for query in queries]
+    cache, prefilled = prefill(embedder.decoder, prompts, 1, embedder.tokenizer.pad_token_id)
+    owner = torch.tensor(
+        [queries.index(row // rollouts.group_size) for row in rows], device=prefilled.state.device
+    )
+    cache.batch_select_indices(owner)  # a prompt's keys and values for each of its rollouts
+    prefilled = prefilled.keep(owner)
+    ids, n_tokens = of_rows(rollouts.token_ids, rows), of_rows(rollouts.n_tokens, rows)
+    places = torch.arange(ids.shape[1], device=ids.device)
+    mask = torch.cat([prefilled.mask, places <= n_tokens[:, None]], dim=1)
+    states = embedder.decoder(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        position_ids=prefilled.next_position[:, None] + places,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state  # [n, L, D]
+    predicting = torch.cat([prefilled.state[:, None], states[:, :-1]], dim=1)
+    return predicting, states[torch.arange(len(rows), device=ids.device), n_tokens]
 
 
 @torch.no_grad()
@@ -284,6 +348,7 @@ def frozen_log_probs(
     token_budget: int,
     kept: Tensor | None = None,
     chunk: int = 1024,
+    shares_prompts: bool = False,
 ) -> Tensor:
     """`[B, G, L]` fp32 log-probabilities of all completions without gradient, such as the reference model's.
 
@@ -293,12 +358,15 @@ def frozen_log_probs(
         embedder: the reference model, or the policy under `adapter_disabled`.
         rollouts: what was sampled.
         token_budget: tokens of one forward, padding included.
-        kept: as in `micro_batches`; 0 where False.
+        kept: `[B]` bool, False for groups that are not asked for; 0 there.
         chunk: as in `training_forward`.
+        shares_prompts: as in `training_forward`.
     """
     result = torch.zeros_like(rollouts.log_probs)
-    for rows in micro_batches(rollouts, token_budget, kept):
-        result.flatten(0, 1)[rows] = training_forward(embedder, rollouts, rows, chunk).log_probs
+    batches = group_batches if shares_prompts else micro_batches
+    for rows in batches(rollouts, token_budget, kept):
+        now = training_forward(embedder, rollouts, rows, chunk, shares_prompts)
+        result.flatten(0, 1)[rows] = now.log_probs
     return result
 
 
