@@ -119,6 +119,10 @@ def test_objectives_import_torch_only():
             assert tops <= sys.stdlib_module_names, (module, tops)
 
 
+def test_progress_is_shown_in_one_way():
+    assert [name for name, path in modules(ROOT).items() if "tqdm" in imports(path)] == ["src.progress"]
+
+
 @pytest.mark.parametrize(
     ("place", "line", "problem"),
     [

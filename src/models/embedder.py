@@ -106,6 +106,11 @@ class ReasoningEmbedder(nn.Module):
         return next(self.model.parameters()).device
 
     @property
+    def dtype_name(self) -> str:
+        """Dtype of the weights, as "bfloat16"; under LoRA that of the frozen ones."""
+        return str(next(self.model.parameters()).dtype).removeprefix("torch.")
+
+    @property
     def embed_token_id(self) -> int:
         return self.encoder.embed_token_id
 
@@ -128,7 +133,7 @@ class ReasoningEmbedder(nn.Module):
     @cached_property
     def document_key(self) -> dict[str, str]:
         """What a cached document embedding depends on, besides the document."""
-        dtype = str(next(self.model.parameters()).dtype)
+        dtype = f"torch.{self.dtype_name}"
         return {"weights": self.weights_sha256, "prompts": self.encoder.fingerprint, "dtype": dtype}
 
     @cached_property

@@ -108,12 +108,18 @@ def sample(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -
     if temperature == 0.0:
         best = log_probs.max(-1)
         return best.indices, best.values
-    probabilities, order = log_probs.exp().sort(-1, descending=True)
+    probabilities, order = log_probs.exp(), None
+    if top_p < 1.0:  # without a nucleus any order samples alike, and sorting is half of the decoding on a CPU
+        probabilities, order = probabilities.sort(-1, descending=True)
     cumulative = probabilities.cumsum(-1)
-    cumulative = cumulative.masked_fill(cumulative - probabilities >= top_p, 0.0).cummax(-1).values
-    threshold = uniforms[:, None] * cumulative[:, -1:]
-    choice = torch.searchsorted(cumulative, threshold, right=True).clamp(max=logits.shape[-1] - 1)
-    token = order.gather(-1, choice)
+    if order is not None:
+        cumulative = cumulative.masked_fill(cumulative - probabilities >= top_p, 0.0).cummax(-1).values
+    total = cumulative[:, -1:]
+    # Strictly below the total, so that the token found has a probability above 0.
+    threshold = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    token = torch.searchsorted(cumulative, threshold, right=True)
+    if order is not None:
+        token = order.gather(-1, token)
     return token[:, 0], log_probs.gather(-1, token)[:, 0]
 
 
