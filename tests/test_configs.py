@@ -9,7 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from src.command_line import TRAINER_NODES, flat_keys
-from src.runtime import CONF, ConfigSource, compose
+from src.runtime import CONF, RL_GROUPS, ConfigSource, compose
 
 ENTRIES = [name for name in ("train", "evaluate", "tune") if (CONF / f"{name}.yaml").is_file()]
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
@@ -32,7 +32,11 @@ def composed(source, group, option):
     stages = source.groups().get("stage", [])
     if not stages:
         pytest.skip("there is no stage yet")
+    if group in RL_GROUPS and "rl" not in stages:  # the stage that brings these groups
+        return OmegaConf.create({"seed": 1, group: OmegaConf.load(CONF / group / f"{option}.yaml")})
     overrides = [f"{group}={option}"]
+    if group in RL_GROUPS:
+        stages = ["rl"]
     if group not in ("stage", "experiment"):
         overrides.append(f"stage={stages[0]}")
     missing = OmegaConf.missing_keys(without_hydra(source.load("train", overrides)))

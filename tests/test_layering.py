@@ -31,6 +31,8 @@ LAYERS = [
         "src.data.negatives",
     },
     {"src.models.*", "src.index.*", "src.objectives.*"},
+    {"src.environment"},
+    {"src.environment"},
     {"src.data.collate", "src.data.mining", "src.data.datamodules", "src.evaluation.*", "src.stages.*"},
     {"src.runtime"},
     {"src.train", "src.evaluate", "src.tune", "src.report"},
