@@ -39,6 +39,11 @@ class Reasoned:
     has_embed_token: list[bool]
 
 
+# Decoding runs one token of a row at a time and keeps keys and values alone, so more rows fit than in a
+# forward over whole texts; its cost is the number of its steps.
+_DECODING_BUDGETS = 4
+
+
 def length_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
     """Row numbers in batches of similar length, longest first, each of at most `token_budget` padded tokens.
 
@@ -227,7 +232,7 @@ class ReasoningEmbedder(nn.Module):
         embeddings = torch.empty(len(prompts), self.width)
         lengths = [len(prompt) + limit + 1 for prompt in prompts]
         with self._inference(), Progress(len(prompts), "reason", "queries", progress) as bar:
-            for rows in length_batches(lengths, self.token_budget):
+            for rows in length_batches(lengths, _DECODING_BUDGETS * self.token_budget):
                 decoded = decode(
                     self.decoder,
                     self.head,
