@@ -8,9 +8,9 @@ import hashlib
 import importlib.util
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SAVE_DTYPES = ("float32", "bfloat16", "float16")
 REFUSED_BY_MANUAL_OPTIMIZATION = {
     "gradient_clip_val": "stage.module.optimization.max_grad_norm",
     "accumulate_grad_batches": "stage.module.chunk_rows or micro_batch, which cut a batch and keep its loss",
@@ -50,6 +51,10 @@ def check(config: DictConfig, is_sweep: bool) -> None:
             raise UsageError(
                 f"stage.trainer.{name}: the stages step their optimizer themselves; set {instead}"
             )
+    if config.save_dtype is not None and config.save_dtype not in SAVE_DTYPES:
+        raise UsageError(
+            f"save_dtype={config.save_dtype} does not exist. Choices: null, {', '.join(SAVE_DTYPES)}"
+        )
     _check_model_folder(config.model.get("path"))
     _check_strategy(config.strategy, is_sweep)
 
@@ -205,6 +210,7 @@ def _finish(
 ) -> None:
     """Model folder and metrics.json, both of the best checkpoint where there is one."""
     from src.models.folder import save_embedder
+    from src.stages.record import metrics_by_mode
 
     folder = Path(config.output_dir)
     origin = read_json(folder / "provenance.json")
@@ -213,14 +219,30 @@ def _finish(
     if not trainer.fast_dev_run:
         best_step = _load_best(folder, module)
         facts = {"stage": config.stage.name, "data": data.name, "step": best_step or trainer.global_step}
-        facts |= {"base_model": _base_model(config.model)}
-        save_embedder(embedder, folder / "model", origin | facts)
+        facts |= {"base_model": _base_model(config.model), "data_licence": _licence(data.card)}
+        facts |= {"losses": _losses(trainer), "validation": metrics_by_mode(record.at(best_step))}
+        save_embedder(embedder, folder / "model", origin | facts, config.save_dtype)
         written.insert(0, folder / "model")
     measured_on = getattr(datamodule, "validation", None)  # what is left of data.validation after thinning
     rows = _rows(folder, measured_on, record.at(best_step))
     write_metrics(folder / "metrics.json", rows, origin, {"false_negatives": masked} if masked else None)
     for path in written:
         log.info("wrote %s", path)
+
+
+def _licence(card: Mapping[str, Any]) -> str | None:
+    """The licence that a data card states; of a mixture, that of each source."""
+    if "sources" not in card:
+        return card.get("licence")
+    licences = {name: _licence(source) for name, source in card["sources"].items()}
+    return " ".join(f"{name}: {licence}" for name, licence in licences.items() if licence) or None
+
+
+def _losses(trainer: "pl.Trainer") -> dict[str, float]:
+    """The loss and its parts, as last logged."""
+    names = ("loss", "sft", "kl", "info_nce", "triplet")
+    logged = {name.removeprefix("train/"): value for name, value in trainer.callback_metrics.items()}
+    return {name: float(value) for name, value in logged.items() if name.startswith(names)}
 
 
 def _base_model(model: DictConfig) -> str | None:

@@ -331,7 +331,9 @@ def test_another_reasoning_recipe_keeps_the_rows(tmp_path, monkeypatch):
     assert len(list((tmp_path / "cache").iterdir())) == 1
     assert [row.positive for row in other.examples] == [row.positive for row in first.examples]
     for row, longer in zip(other.examples, first.examples, strict=True):
-        assert row.reasoning == " ".join(identifier_words(row.positive_id.split(":")[1]))
+        name = set(identifier_words(row.positive_id.split(":")[1]))
+        said = set(identifier_words(row.reasoning))
+        assert name - set(identifier_words(row.query)) <= said <= name | set(identifier_words(row.query))
         assert longer.reasoning.startswith(row.reasoning)
         assert len(longer.reasoning) > len(row.reasoning)
 
@@ -429,13 +431,13 @@ def test_layout_case_and_punctuation_do_not_tell_documents_apart():
     assert shingles("").size == shingles("word").size == 1
 
 
-def test_reasoning_goes_from_name_to_arguments_to_types_to_characteristic_body_words():
+def test_reasoning_goes_from_shared_words_to_name_to_arguments_to_types_to_characteristic_words():
     document = (
         "def loadHTTPPage(self, url: str, retry_policy: Policy = None) -> Page:\n"
         "    if not url:\n        raise MissingAddress('address')\n    return common(common, zebra)\n"
     )
     text = cold_start_reasoning("Fetch the zebra from a url", document, {"common": 9, "fetched": 1}, 10)
-    assert text == "load http page, retry policy, missing address, common"
+    assert text == "zebra url, load http page, retry policy, missing address, common"
     # tf-idf of 20 documents: zebra 1 * ln(21 / 5.5) = 1.34, common 2 * ln(21 / 15.5) = 0.61; address is rare
     counts = {"common": 15, "zebra": 5, "address": 4}
     counted = cold_start_reasoning("Fetch it", document, counts, 20)
@@ -453,13 +455,23 @@ def test_reasoning_is_one_line_without_repeats_and_within_its_limit():
             assert "\n" not in text
             assert len(words) <= 14
             assert text == cold_start_reasoning(mined.query, mined.document)
-            name = list(dict.fromkeys(identifier_words(mined.name.split("#")[0].split(".")[-1])))[:6]
-            assert words[: len(name)] == name
-            rest = words[len(name) :]
-            assert len(set(rest)) == len(rest)
-            assert not set(rest) & set(identifier_words(mined.query))
+            assert len(set(words)) == len(words)
+            assert set(words) <= set(identifier_words(mined.document))
+            asked = identifier_words(mined.query)
+            shared = [word for word in words if word in asked]
+            assert shared == words[: len(shared)] == sorted(shared, key=asked.index)
 
 
-def test_reasoning_of_plain_text_is_its_rare_words():
-    assert cold_start_reasoning("cells", "The rare mitochondria of cells.") == "rare mitochondria"
+def test_reasoning_says_the_rarest_words_of_the_query_again_in_its_order():
+    counts = {"parse": 3, "header": 2, "file": 90}
+    document = "def read(file): return parse(header(file))"
+    text = cold_start_reasoning("Parse a file with a long header", document, counts, 100, n_query=2)
+    assert text.split(",")[0] == "parse header"
+    assert cold_start_reasoning("Parse a file with a long header", document).startswith(
+        "parse file header, read"
+    )
+
+
+def test_reasoning_of_plain_text_is_shared_and_then_other_words():
+    assert cold_start_reasoning("cells", "The rare mitochondria of cells.") == "cells, rare mitochondria"
     assert cold_start_reasoning("", "") == ""

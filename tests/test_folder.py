@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import LENGTHS, PROMPTS, TEXTS, build_embedder
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from src.models.embedder import ReasoningEmbedder
@@ -167,6 +168,16 @@ def test_under_a_bf16_base_what_is_trained_is_fp32_and_takes_steps_that_bf16_wou
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tuning", [FullTuning(), LoraTuning(r=4, alpha=8)], ids=["full", "lora"])
+def test_without_a_choice_the_weights_are_saved_as_they_were_trained(nano_folder, tmp_path, tuning, dtype):
+    embedder = open_embedder(path=str(nano_folder), tuning=tuning, dtype=dtype, **UNUSED)
+
+    saved = load_file(save_embedder(embedder, tmp_path / "model", {}) / "model.safetensors")
+
+    assert {value.dtype for value in saved.values()} == {getattr(torch, dtype)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_on_a_bf16_base_the_adapter_is_merged_in_fp32_and_cast_once(nano_folder, tmp_path, dtype):
     embedder = bf16_lora(nano_folder)
     move_trained_weights(embedder)
@@ -187,3 +198,11 @@ def test_on_a_bf16_base_the_adapter_is_merged_in_fp32_and_cast_once(nano_folder,
     )
     assert torch.equal(saved["model.embed_tokens.weight"][token_id], row.to(getattr(torch, dtype)))
     assert base.dtype == torch.bfloat16  # the model that was saved is as it was
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tied_weights_are_written_once_in_any_dtype(tmp_path, dtype):
+    embedder = build_embedder()
+    folder = save_embedder(embedder, tmp_path / "model", {}, dtype=dtype)
+    size = {"float32": 4, "bfloat16": 2}[dtype] * sum(p.numel() for p in embedder.causal_lm.parameters())
+    assert size <= (folder / "model.safetensors").stat().st_size < size + 20_000

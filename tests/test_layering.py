@@ -31,6 +31,8 @@ LAYERS = [
         "src.data.negatives",
     },
     {"src.models.*", "src.index.*", "src.objectives.*"},
+    {"src.environment"},
+    {"src.environment"},
     {"src.data.collate", "src.data.mining", "src.data.datamodules", "src.evaluation.*", "src.stages.*"},
     {"src.runtime"},
     {"src.train", "src.evaluate", "src.tune", "src.report"},
@@ -115,6 +117,10 @@ def test_objectives_import_torch_only():
         if module.startswith("src.objectives."):
             tops = {name.split(".")[0] for name in imports(path)} - {"torch", "src"}
             assert tops <= sys.stdlib_module_names, (module, tops)
+
+
+def test_progress_is_shown_in_one_way():
+    assert [name for name, path in modules(ROOT).items() if "tqdm" in imports(path)] == ["src.progress"]
 
 
 @pytest.mark.parametrize(

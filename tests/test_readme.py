@@ -1,15 +1,18 @@
-"""The commands of the README mean something: each one composes, or names a target of the Makefile."""
+"""The commands of the documents mean something: each one composes, or names a target of the Makefile."""
 
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import get_args_parser
+from omegaconf import OmegaConf
 
-from src.command_line import quote_free_text
+from src.command_line import UsageError, flat_keys, quote_free_text
 from src.runtime import CONF, ConfigSource, compose
 
 ROOT = Path(__file__).resolve().parents[1]
+NOT_OURS = ("outputs", "build", "dist", "shared")
 
 
 def commands(text: str) -> list[str]:
@@ -23,49 +26,105 @@ def commands(text: str) -> list[str]:
     ]
 
 
-def readme_commands() -> list[str]:
-    path = ROOT / "README.md"
-    return commands(path.read_text(encoding="utf-8")) if path.is_file() else []
+def inline_commands(text: str) -> list[str]:
+    """Commands of ours between two backticks of the running text."""
+    spans = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    return [" ".join(span.split()) for span in spans if re.match(r"(make|python -m src\.\w+)(\s|$)", span)]
+
+
+def documents() -> list[Path]:
+    """Every Markdown file, but for what is made by a run: outputs and the cards of model folders."""
+    tops = [path for path in sorted(ROOT.iterdir()) if not path.name.startswith((".", *NOT_OURS))]
+    found = [path for top in tops for path in (sorted(top.rglob("*.md")) if top.is_dir() else [top])]
+    is_card = {path: (path.parent / "search_r3.json").is_file() for path in found}
+    return [path for path in found if path.suffix == ".md" and not is_card[path]]
+
+
+def written_commands() -> list:
+    cases = []
+    for path in documents():
+        text, name = path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix()
+        for command in dict.fromkeys([*commands(text), *inline_commands(text)]):
+            cases.append(pytest.param(command, id=f"{name}: {command}"))
+    return cases
 
 
 def targets() -> set[str]:
     return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 
+def check_means_something(command: str) -> None:
+    """Raises where the command line would be refused for its target, flags, keys or groups."""
+    words = shlex.split(command, comments=True)
+    if words[0] == "make":
+        variables = {word.split("=")[0] for word in words[1:] if "=" in word}
+        assert {word for word in words[1:] if "=" not in word} <= targets(), command
+        assert variables <= set(re.findall(r"\$\((\w+)\)", (ROOT / "Makefile").read_text())), command
+    if "-m" in words and words[words.index("-m") + 1].startswith("src."):
+        position = words.index("-m") + 1
+        _check_arguments(words[position].removeprefix("src."), words[position + 1 :])
+
+
+def _check_arguments(name: str, arguments: list[str]) -> None:
+    source = ROOT / "src" / f"{name}.py"
+    assert source.is_file(), name
+    if not (CONF / f"{name}.yaml").is_file():
+        flags = [word.split("=")[0] for word in arguments if word.startswith("-")]
+        assert all(f'"{flag}"' in source.read_text(encoding="utf-8") for flag in flags), arguments
+        return
+    parsed = get_args_parser().parse_intermixed_args(arguments)  # ends the process at an unknown flag
+    is_resumed = any(text.startswith("resume=") for text in parsed.overrides)
+    if arguments and not is_resumed and "..." not in arguments:  # the latter leaves out what would be needed
+        _check_composes(name, parsed.overrides, parsed.multirun)
+
+
+def _check_composes(name: str, arguments: list[str], is_sweep: bool) -> None:
+    # a placeholder such as <folder> is a path like any other; one such as seed=... has no value to compose
+    overrides = [text for text in quote_free_text(arguments, is_sweep) if "..." not in text]
+    if is_sweep:
+        overrides = [re.sub(r"=([^\[{(']*?),.*$", r"=\1", text) for text in overrides]
+    with ConfigSource() as source:
+        config = compose(name, overrides, source).config
+    open_keys = {text.split("=")[0] for text in arguments if "..." in text and "=" in text}
+    assert open_keys <= set(flat_keys(OmegaConf.to_container(config))), open_keys
+
+
 def test_there_is_a_readme_with_commands():
     if not (ROOT / "README.md").is_file():
         pytest.skip("there is no README yet")
 
-    assert len(readme_commands()) >= 4
+    assert len(commands((ROOT / "README.md").read_text(encoding="utf-8"))) >= 4
 
 
-@pytest.mark.parametrize("command", readme_commands())
-def test_a_command_of_the_readme_means_something(command):
-    words = shlex.split(command, comments=True)
-    if words[0] == "make":
-        assert {word for word in words[1:] if "=" not in word} <= targets(), command
-    if "-m" in words and words[words.index("-m") + 1].startswith("src."):
-        position = words.index("-m") + 1
-        _check_composes(words[position].removeprefix("src."), words[position + 1 :])
+@pytest.mark.parametrize("command", written_commands())
+def test_a_command_of_a_document_means_something(command):
+    check_means_something(command)
 
 
-def _check_composes(name: str, arguments: list[str]) -> None:
-    is_sweep = "--multirun" in arguments
-    # a placeholder such as <folder> is a path like any other
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
-    if not (CONF / f"{name}.yaml").is_file() or any(text.startswith("resume=") for text in overrides):
-        assert (ROOT / "src" / f"{name}.py").is_file(), name
-        return
-    overrides = [text for text in quote_free_text(overrides, is_sweep) if "..." not in text]
-    if is_sweep:
-        overrides = [re.sub(r"=([^\[{(']*?),.*$", r"=\1", text) for text in overrides]
-    with ConfigSource() as source:
-        compose(name, overrides, source)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "make trian",
+        "make eval MODLE=x",
+        "python -m src.trian stage=sft",
+        "python -m src.train stage=sft --multirum seed=1,2",
+        "python -m src.train stage=sft seeed=1",
+        "python -m src.train stage=sft seeed=...",
+        "python -m src.train stage=sfft",
+        "python -m src.report --widht=3 outputs/x",
+    ],
+)
+def test_a_command_without_meaning_is_found(command):
+    with pytest.raises((AssertionError, UsageError, SystemExit)):
+        check_means_something(command)
 
 
-def test_commands_are_read_from_shell_blocks_only():
+def test_commands_are_read_from_shell_blocks_and_from_the_running_text():
     text = (
-        "```bash\n# a comment\nmake train\npython -m src.train \\\n  stage=sft\n```\n```python\nmake = 1\n```"
+        "```bash\n# a comment\nmake train\npython -m src.train \\\n  stage=sft\n```\n"
+        "```python\nmake = 1\n```\n"
+        "Then `make\ntest`, not `making` or `python x.py`; `python -m src.train seed=2`."
     )
 
     assert commands(text) == ["make train", "python -m src.train    stage=sft"]
+    assert inline_commands(text) == ["make test", "python -m src.train seed=2"]

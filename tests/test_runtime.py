@@ -127,6 +127,7 @@ REFUSED = {
     "not key=value": ([*TINY, "seed"], ["cannot read 'seed'"]),
     "sweep without the flag": ([*TINY, "seed=1,2"], ["seed=1,2"]),
     "if_exists": ([*TINY, "if_exists=maybe"], ["Choices: refuse, resume"]),
+    "saved dtype": ([*TINY, "save_dtype=bf16"], ["save_dtype=bf16", "float32, bfloat16, float16"]),
     "resume in nowhere": ([*TINY, "if_exists=resume"], ["needs output_dir="]),
     "clipping by Lightning": ([*TINY, "stage.trainer.gradient_clip_val=1.0"], ["optimization.max_grad_norm"]),
 }

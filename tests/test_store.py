@@ -44,6 +44,16 @@ def stored(root, embedding=embed, key=KEY, texts=TEXTS):
     return stored_embeddings(root, key, texts, embedding, chunk_size=4, progress=False)
 
 
+def test_progress_counts_what_an_earlier_run_has_done(tmp_path, capsys):
+    with pytest.raises(RuntimeError, match="out of memory"):
+        stored(tmp_path, Counting(fail_at=12))
+    stored_embeddings(tmp_path, KEY, TEXTS, embed, chunk_size=4, progress=True)
+    stored_embeddings(tmp_path, KEY, TEXTS, embed, chunk_size=4, progress=True)  # nothing is left to encode
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("embed: 25/25 documents, ")
+
+
 def test_rows_are_encoded_once_and_read_only(tmp_path):
     first, second = Counting(), Counting()
     rows = stored(tmp_path, first)

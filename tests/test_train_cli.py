@@ -74,6 +74,7 @@ def test_the_model_folder_holds_the_weights_of_the_best_checkpoint(finished):
     embedder = load_embedder(folder / "model")
 
     (embedding,) = embedder.embed_queries(["adds one"])
+    card = (folder / "model" / "README.md").read_text()
 
     assert torch.linalg.vector_norm(embedding).item() == pytest.approx(1.0, abs=1e-5)
     best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
@@ -81,6 +82,11 @@ def test_the_model_folder_holds_the_weights_of_the_best_checkpoint(finished):
     saved = load_file(folder / "model" / "model.safetensors")
     key = next(name for name in saved if name.endswith("embed_tokens.weight"))
     assert torch.equal(best["state_dict"][f"model.{key}"], saved[key])
+    (row,) = json.loads((folder / "metrics.json").read_text())["rows"]
+    assert f"| direct | {row['metrics']['ndcg@10']:.4f} |" in card
+    assert "\n| loss | " in card
+    assert "- optimizer steps: 6\n" in card
+    assert "Licence of the training data: made by a test" in card
 
 
 def test_a_finished_run_says_so_and_does_not_start_again(finished):
@@ -164,13 +170,15 @@ def wait_for_change(path, process):
 
 
 def test_two_ranks_share_one_run_folder_and_one_record(tmp_path):
-    code, output = call("train", "strategy=ddp_cpu", cwd=tmp_path)
+    code, output = call("train", "strategy=ddp_cpu", "save_dtype=bfloat16", cwd=tmp_path)
 
     assert code == 0, output
     (folder,) = (tmp_path / "outputs").glob("*/*")  # the second rank made none of its own
     assert state_of(folder) == "finished"
     assert (folder / "train.rank1.log").is_file()
     assert output.count("wrote ") == 3
+    saved = load_file(folder / "model" / "model.safetensors")
+    assert {value.dtype for value in saved.values()} == {torch.bfloat16}
     masked = json.loads((folder / "metrics.json").read_text())["training"]["false_negatives"]
     assert masked["masked_by_id"] == {"count": 2 * 6, "share": 1 / 8}  # both ranks, six steps
 

@@ -35,6 +35,7 @@ from src.stages.optimization import (
     optimization_step,
 )
 from src.stages.sampling import GroupedBatchSampler
+from src.stages.sft import SelfWritten
 
 N_ROWS, WIDTH, N_STEPS = 8, 6, 3
 SETTINGS = OptimizationSettings(learning_rate=1e-2, warmup=0, max_grad_norm=0.1)
@@ -223,6 +224,18 @@ def validated_in_training(**settings) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
+def self_written(n_rows: int, **settings) -> dict:
+    """Reasonings that a training step samples for so many rows, and the forwards that it took."""
+    embedder = build_embedder()
+    embedder.token_budget = 60  # a batch for each row or two
+    module = module_of(embedder, written=SelfWritten(1, 1.0, 1.0))
+    module.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **settings)
+    forwards = []
+    embedder.decoder.register_forward_pre_hook(lambda *_: forwards.append(1))
+    written = module._write(training_data().examples[:n_rows])
+    return {"written": written, "forwards": len(forwards)}
+
+
 def doubly_seen(rank: int) -> float:
     """The mean where a sampler has padded the second rank's share with a query of the first."""
     means = QueryMeans(["q0", "q1", "q2"], ["ndcg@10"])
@@ -256,6 +269,7 @@ def work(rank: int, port: int, folder: Path) -> None:
     results["doubly seen"] = doubly_seen(rank)
     results["validated"] = {size: validated(*size) for size in SIZES}
     results["validated in training"] = validated_in_training(**ddp)
+    results["self-written"] = {n: self_written(n if rank == 0 else 0, **ddp) for n in (0, 3)}
     results["error"] = error_of(lambda: fit(Pairs(poison_rank=1), folder / "poison", **ddp))
     torch.save(results, folder / f"rank{rank}.pt")
 
@@ -358,6 +372,16 @@ def test_in_validation_the_ranks_run_equally_many_forwards_on_shares_of_the_work
     assert first["forwards"] == second["forwards"] > 0
     assert first["rows"] == (n_queries + 1) // 2 + (n_documents + 1) // 2
     assert second["rows"] == n_queries // 2 + n_documents // 2
+
+
+def test_a_rank_without_rows_to_reason_about_runs_the_forwards_of_the_other(two_ranks):
+    first, second = (rank["self-written"] for rank in two_ranks)
+    alone = self_written(3, devices=1)
+    assert first[3] == alone
+    assert sorted(alone["written"]) == [0, 1, 2]
+    assert second[3] == {"written": {}, "forwards": alone["forwards"]}
+    assert alone["forwards"] > 2
+    assert first[0] == second[0] == {"written": {}, "forwards": 0}
 
 
 def test_the_sft_stage_logs_the_validation_of_all_ranks(two_ranks):

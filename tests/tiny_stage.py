@@ -31,7 +31,7 @@ def load_tiny(is_broken: bool = False, **unused: object) -> TrainingData:
     )
     whole = Benchmark("tiny-validation", Corpus(ids, TEXTS), {"q": "adds 1", "r": "adds 2"}, {"q": {"1": 1}})
     return TrainingData(
-        "tiny", Corpus(ids, TEXTS), rows, validation=whole, texts=TEXTS, card={"origin": "made by a test"}
+        "tiny", Corpus(ids, TEXTS), rows, validation=whole, texts=TEXTS, card={"licence": "made by a test"}
     )
 
 

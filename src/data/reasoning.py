@@ -2,8 +2,13 @@
 
 No source of Search-R3 says what its cold-start text looks like beyond "query enrichment" (PAPER.md); the
 recipe here is ours. A causal model is trained on it from left to right, so it is ordered from what the query
-lets one predict to what it does not: the words of the likely name, argument names, types, and then the most
-characteristic words of the document. Where the positive is not Python source, only these are left.
+lets one predict to what it does not: the query's own words that the positive has too, further words of the
+likely name, argument names, types, and then the most characteristic words of the document. Where the positive
+is not Python source, the first and the last are left.
+
+The query's words come first because they can be copied, and because a causal model reads a word that is said
+again with the whole query before it (Springer et al., "Repetition improves language model embeddings",
+arXiv:2402.15449). Which of them are said again is learnt: it tells the words that matter from the others.
 """
 
 import math
@@ -38,6 +43,7 @@ def cold_start_reasoning(
     positive: str,
     document_frequency: Mapping[str, int] | None = None,
     n_documents: int = 0,
+    n_query: int = 6,
     n_name: int = 6,
     n_arguments: int = 4,
     n_types: int = 2,
@@ -45,10 +51,10 @@ def cold_start_reasoning(
     max_words: int = 14,
     min_frequency: int = 5,
 ) -> str:
-    """Compact text from a query and its positive: name, arguments, types, characteristic body words.
+    """Compact text from a query and its positive: shared words, name, arguments, types, characteristic words.
 
-    The name is kept whole, as a phrase; the other parts leave out what stands in the query or was said
-    before. Equal arguments give equal text.
+    The shared words stand in the order of the query; the other parts have no word of the query. No word is
+    said twice. Equal arguments give equal text.
 
     Args:
         query: text of the query.
@@ -56,7 +62,8 @@ def cold_start_reasoning(
         document_frequency: in how many documents a word occurs; the body's words come by tf-idf, highest
             first. Without it they come in their order.
         n_documents: in all; needed with `document_frequency`.
-        n_name: words of the function's name, at most.
+        n_query: words of the query that the positive has too, at most; the rarest are kept.
+        n_name: further words of the function's name, at most.
         n_arguments: words of argument names, at most.
         n_types: words of annotations and raised exceptions, at most.
         n_body_words: words of the rest, at most.
@@ -64,16 +71,16 @@ def cold_start_reasoning(
         min_frequency: body words in fewer documents are left out: what hardly ever occurs cannot be learnt.
 
     Returns:
-        One line such as `"read config file, path encoding, dict, parser yaml anchors"`; empty where nothing
+        One line such as `"config file, read, path encoding, dict, parser yaml anchors"`; empty where nothing
         is left to say.
     """
     name, signature, body = _split(positive)
-    seen = set(identifier_words(query))
-    name_words = list(dict.fromkeys(identifier_words(name)))[:n_name]
-    seen.update(name_words)
+    asked = list(_new_words(query, set()))
+    seen = set(asked)
+    parts = [_shared(asked, positive, document_frequency, n_query)]
     arguments, annotations = _arguments(signature)
-    parts = [name_words]
-    for text, limit in ((arguments, n_arguments), (f"{annotations} {_raised(body)}", n_types)):
+    said = ((name, n_name), (arguments, n_arguments), (f"{annotations} {_raised(body)}", n_types))
+    for text, limit in said:
         words = list(_new_words(text, seen))[:limit]
         seen.update(words)
         parts.append(words)
@@ -85,6 +92,16 @@ def cold_start_reasoning(
         rest.sort(key=lambda word: -weight[word])  # stable: ties stay in their order
     parts.append(rest[:n_body_words])
     return _joined(parts, max_words)
+
+
+def _shared(
+    asked: list[str], positive: str, document_frequency: Mapping[str, int] | None, limit: int
+) -> list[str]:
+    """Words of the query that the positive has too, in the query's order; the rarest where there are more."""
+    there = set(identifier_words(positive))
+    shared = [word for word in asked if word in there]
+    rarest = sorted(shared, key=lambda word: (document_frequency or {}).get(word, 0))[:limit]
+    return [word for word in shared if word in rarest]
 
 
 def _idf(frequency: int, n_documents: int) -> float:

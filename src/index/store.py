@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
-from tqdm import tqdm
 
+from src.progress import Progress
 from src.run_folder import write_json
 
 FORMAT_VERSION = 1
@@ -58,7 +58,7 @@ def stored_embeddings(
         texts: `N` documents, in row order; read by row.
         embed: from at most `chunk_size` texts to `[n, D]` fp32.
         chunk_size: rows per call of `embed`, and rows lost at most by an interruption.
-        progress: whether to show a bar while encoding.
+        progress: whether to show how far the encoding is.
 
     Returns:
         `[N, D]` fp32, a read-only memory map.
@@ -101,9 +101,7 @@ def _fill(
     if done:
         log.info("%s: %d of %d rows are there, encoding goes on", folder, done, len(texts))
     _drop_torn_line(folder / "done.jsonl")
-    with tqdm(
-        total=len(texts), initial=done, desc="embed documents", unit="doc", disable=not progress
-    ) as bar:
+    with Progress(len(texts), "embed", "documents", progress, initial=done) as bar:
         for start in range(done, len(texts), chunk_size):
             stop = min(start + chunk_size, len(texts))
             vectors = _checked(embed([texts[row] for row in range(start, stop)]), start, stop)

@@ -39,6 +39,11 @@ class Reasoned:
     has_embed_token: list[bool]
 
 
+# Decoding runs one token of a row at a time and keeps keys and values alone, so more rows fit than in a
+# forward over whole texts; its cost is the number of its steps.
+_DECODING_BUDGETS = 4
+
+
 def length_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
     """Row numbers in batches of similar length, longest first, each of at most `token_budget` padded tokens.
 
@@ -106,6 +111,11 @@ class ReasoningEmbedder(nn.Module):
         return next(self.model.parameters()).device
 
     @property
+    def dtype_name(self) -> str:
+        """Dtype of the weights, as "bfloat16"; under LoRA that of the frozen ones."""
+        return str(next(self.model.parameters()).dtype).removeprefix("torch.")
+
+    @property
     def embed_token_id(self) -> int:
         return self.encoder.embed_token_id
 
@@ -128,7 +138,7 @@ class ReasoningEmbedder(nn.Module):
     @cached_property
     def document_key(self) -> dict[str, str]:
         """What a cached document embedding depends on, besides the document."""
-        dtype = str(next(self.model.parameters()).dtype)
+        dtype = f"torch.{self.dtype_name}"
         return {"weights": self.weights_sha256, "prompts": self.encoder.fingerprint, "dtype": dtype}
 
     @cached_property
@@ -222,7 +232,7 @@ class ReasoningEmbedder(nn.Module):
         embeddings = torch.empty(len(prompts), self.width)
         lengths = [len(prompt) + limit + 1 for prompt in prompts]
         with self._inference(), Progress(len(prompts), "reason", "queries", progress) as bar:
-            for rows in length_batches(lengths, self.token_budget):
+            for rows in length_batches(lengths, _DECODING_BUDGETS * self.token_budget):
                 decoded = decode(
                     self.decoder,
                     self.head,

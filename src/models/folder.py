@@ -1,8 +1,8 @@
 """The model folder: the interface between stages, evaluation and the outside.
 
 It is an ordinary Hugging Face folder (weights in safetensors, tokenizer with chat template) plus
-`search_r3.json` with prompts, lengths and provenance. Adapters are merged in fp32 and then cast. A LoRA run
-keeps its adapter beside the merged weights, in `adapter/`.
+`search_r3.json` with prompts, lengths and provenance, and the model card, README.md. Adapters are merged in
+fp32 and then cast. A LoRA run keeps its adapter beside the merged weights, in `adapter/`.
 """
 
 import copy
@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from src.models.card import model_card
 from src.models.embedder import ReasoningEmbedder, sha256_of_files
 from src.models.prompts import EMBED_TOKEN, Lengths, Prompts
 from src.models.tuning import FullTuning, LoraTuning
@@ -206,42 +207,11 @@ def _state_dtype(file: Path, dtype: str) -> None:
     file.write_text(json.dumps(config | {"dtype": dtype}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def save_embedder(
-    embedder: ReasoningEmbedder,
-    folder: str | Path,
-    provenance: Mapping[str, object],
-    dtype: str = "float32",
-    is_trained: bool = True,
-) -> Path:
-    """Writes a model folder, whole or not at all.
-
-    Args:
-        embedder: what is saved.
-        folder: written anew; an existing one is replaced once the new one is complete.
-        provenance: how the weights came about: command, commit, seed, packages, data.
-        dtype: of the saved weights; an adapter is merged in fp32 first.
-        is_trained: False where the weights are as they were initialised.
-
-    Returns:
-        The folder.
-    """
-    target = Path(folder)
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model = merged_model(embedder.model)
-    state = {
-        key: value.detach().to("cpu", dtype_named(dtype)).contiguous()
-        for key, value in model.state_dict().items()
-    }
-    before = model.config.dtype
-    model.save_pretrained(partial, state_dict=state, safe_serialization=True)
-    model.config.dtype = before  # saving makes a string of it
-    _state_dtype(partial / "config.json", dtype)
-    embedder.tokenizer.save_pretrained(partial)
-    if isinstance(embedder.model, PeftModel):
-        embedder.model.save_pretrained(partial / "adapter")
-    description = {
+def _description(
+    embedder: ReasoningEmbedder, provenance: Mapping[str, object], is_trained: bool
+) -> dict[str, object]:
+    """Content of `search_r3.json`."""
+    return {
         "format_version": FORMAT_VERSION,
         "embed_token": EMBED_TOKEN,
         "embed_token_id": embedder.embed_token_id,
@@ -251,9 +221,62 @@ def save_embedder(
         "is_trained": is_trained,
         "provenance": dict(provenance),
     }
+
+
+def _cast_state(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Weights by name in another dtype, on the CPU; what is tied stays tied, so that it is written once."""
+    cast: dict[tuple, Tensor] = {}
+    state = {}
+    for name, value in model.state_dict().items():
+        place = (value.data_ptr(), value.shape, value.stride())
+        if place not in cast:
+            cast[place] = value.detach().to("cpu", dtype).contiguous()
+        state[name] = cast[place]
+    return state
+
+
+def save_embedder(
+    embedder: ReasoningEmbedder,
+    folder: str | Path,
+    provenance: Mapping[str, object],
+    dtype: str | None = None,
+    is_trained: bool = True,
+) -> Path:
+    """Writes a model folder, whole or not at all.
+
+    Args:
+        embedder: what is saved.
+        folder: written anew; an existing one is replaced once the new one is complete.
+        provenance: how the weights came about: command, commit, seed, packages, data; the model card also
+            knows base_model, stage, step, losses, validation (mode -> metric -> value) and data_licence.
+        dtype: of the saved weights; an adapter is merged in fp32 first. None: that of the model's weights,
+            under LoRA of the frozen ones.
+        is_trained: False where the weights are as they were initialised.
+
+    Returns:
+        The folder.
+    """
+    target = Path(folder)
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    dtype = dtype or embedder.dtype_name
+    model = merged_model(embedder.model)
+    state = _cast_state(model, dtype_named(dtype))
+    before = model.config.dtype
+    model.save_pretrained(partial, state_dict=state, safe_serialization=True)
+    model.config.dtype = before  # saving makes a string of it
+    _state_dtype(partial / "config.json", dtype)
+    embedder.tokenizer.save_pretrained(partial)
+    if isinstance(embedder.model, PeftModel):
+        embedder.model.save_pretrained(partial / "adapter")
+    description = _description(embedder, provenance, is_trained)
     (partial / DESCRIPTION_FILE).write_text(
         json.dumps(description, indent=2, default=str) + "\n", encoding="utf-8"
     )
+    n_parameters = sum(p.numel() for p in model.parameters())
+    card = model_card(description, embedder.width, n_parameters, isinstance(embedder.model, PeftModel))
+    (partial / "README.md").write_text(card, encoding="utf-8")
     if target.exists():
         shutil.rmtree(target)
     partial.rename(target)

@@ -108,12 +108,18 @@ def sample(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -
     if temperature == 0.0:
         best = log_probs.max(-1)
         return best.indices, best.values
-    probabilities, order = log_probs.exp().sort(-1, descending=True)
+    probabilities, order = log_probs.exp(), None
+    if top_p < 1.0:  # without a nucleus any order samples alike, and sorting is half of the decoding on a CPU
+        probabilities, order = probabilities.sort(-1, descending=True)
     cumulative = probabilities.cumsum(-1)
-    cumulative = cumulative.masked_fill(cumulative - probabilities >= top_p, 0.0).cummax(-1).values
-    threshold = uniforms[:, None] * cumulative[:, -1:]
-    choice = torch.searchsorted(cumulative, threshold, right=True).clamp(max=logits.shape[-1] - 1)
-    token = order.gather(-1, choice)
+    if order is not None:
+        cumulative = cumulative.masked_fill(cumulative - probabilities >= top_p, 0.0).cummax(-1).values
+    total = cumulative[:, -1:]
+    # Strictly below the total, so that the token found has a probability above 0.
+    threshold = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    token = torch.searchsorted(cumulative, threshold, right=True)
+    if order is not None:
+        token = order.gather(-1, token)
     return token[:, 0], log_probs.gather(-1, token)[:, 0]
 
 
@@ -136,22 +142,41 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
 
 
 @dataclass
-class _Rows:
-    """The rows that are still being written; `alive` are their numbers."""
+class Rows:
+    """The rows that are still being written.
 
-    alive: Tensor  # [n]
-    mask: Tensor  # [n, L]
-    state: Tensor  # [n, D]
-    next_position: Tensor  # [n]
+    Attributes:
+        alive: `[n]` their numbers.
+        mask: `[n, L]` bool, True at real tokens of what is in the cache.
+        state: `[n, D]` of the last token.
+        next_position: `[n]`.
+    """
 
-    def keep(self, places: Tensor) -> "_Rows":
-        return _Rows(self.alive[places], self.mask[places], self.state[places], self.next_position[places])
+    alive: Tensor
+    mask: Tensor
+    state: Tensor
+    next_position: Tensor
+
+    def keep(self, places: Tensor) -> "Rows":
+        return Rows(self.alive[places], self.mask[places], self.state[places], self.next_position[places])
 
 
-def _prefill(
+def prefill(
     decoder: nn.Module, prompts: Sequence[Sequence[int]], group_size: int, pad_id: int
-) -> tuple[DynamicCache, _Rows]:
-    """Cache and last states of all rollouts. The shared prefix is run once, each prompt once."""
+) -> tuple[DynamicCache, Rows]:
+    """Cache and last states of all rollouts, with gradient where it is on.
+
+    What all prompts begin with is run once, and so is each prompt.
+
+    Args:
+        decoder: the transformer without its head.
+        prompts: `B` lists of token ids.
+        group_size: `G` rollouts of every prompt.
+        pad_id: fills rows on the left.
+
+    Returns:
+        Keys and values, and the `B * G` rows that continue them.
+    """
     device = next(decoder.parameters()).device
     cache = DynamicCache()
     n_shared = common_prefix(prompts) if len(prompts) > 1 else 0
@@ -169,7 +194,7 @@ def _prefill(
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state[:, -1]
-    rows = _Rows(torch.arange(len(prompts), device=device), mask, state, positions[:, -1] + 1)
+    rows = Rows(torch.arange(len(prompts), device=device), mask, state, positions[:, -1] + 1)
     if group_size > 1:
         cache.batch_repeat_interleave(group_size)
         rows = rows.keep(rows.alive.repeat_interleave(group_size))
@@ -201,7 +226,7 @@ def decode(
         uniforms: `[B * G, max_new_tokens]` in [0, 1); None where the temperature is 0.
         group_size: `G` rollouts of every prompt.
     """
-    cache, rows = _prefill(decoder, prompts, group_size, special.pad)
+    cache, rows = prefill(decoder, prompts, group_size, special.pad)
     n, device = len(rows.alive), rows.state.device
     written: list[list[int]] = [[] for _ in range(n)]
     log_probs: list[list[float]] = [[] for _ in range(n)]
@@ -240,7 +265,7 @@ def decode(
     return Decoded(written, log_probs, hidden, wrote_embed)
 
 
-def _step(decoder: nn.Module, cache: DynamicCache, rows: _Rows, token: Tensor) -> _Rows:
+def _step(decoder: nn.Module, cache: DynamicCache, rows: Rows, token: Tensor) -> Rows:
     """One token `[n]` further."""
     mask = torch.cat([rows.mask, rows.mask.new_ones(len(token), 1)], dim=1)
     state = decoder(
@@ -250,4 +275,4 @@ def _step(decoder: nn.Module, cache: DynamicCache, rows: _Rows, token: Tensor) -
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state[:, -1]
-    return _Rows(rows.alive, mask, state, rows.next_position + 1)
+    return Rows(rows.alive, mask, state, rows.next_position + 1)

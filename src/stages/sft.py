@@ -2,8 +2,9 @@
 
 A row is embedded twice where it has reasoning: directly, and after the reasoning. Both embeddings enter the
 contrastive losses against all documents of all ranks; the supervised answer enters the token losses. On a
-share of the rows the reasoning is the model's own, sampled in the step, so that its embedding does not only
-know perfect text. The weights, the share and everything else here are ours; the paper shows the sum only.
+share of the rows the embedded reasoning is the model's own, sampled in the step, so that its embedding does
+not only know perfect text; the given one is imitated all the same. The weights, the share and everything else
+here are ours; the paper shows the sum only.
 """
 
 import copy
@@ -18,7 +19,7 @@ from torch.nn.functional import normalize
 
 from src.data.collate import SFTBatch
 from src.data.types import Benchmark
-from src.evaluation.validation import validate
+from src.evaluation.validation import equal_forwards, validate
 from src.models.embedder import ReasoningEmbedder, length_batches
 from src.models.generation import pad_left
 from src.models.tuning import adapter_disabled
@@ -90,15 +91,36 @@ class SelfWritten:
         every_n_steps: 0 never.
         share: of the rows with reasoning, in such a step.
         temperature: of sampling.
+        repeat_ngram: a text is cut before the first n-gram of this many tokens that it says again, and the
+            embed token is supervised there: what the model learns from the given texts alone does not keep a
+            small one out of loops that only its own text leads into. 0 cuts nothing.
     """
 
     every_n_steps: int
     share: float
     temperature: float
+    repeat_ngram: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ValueError(f"self_written.share must lie in [0, 1], got {self.share}")
+        if self.repeat_ngram < 0:
+            raise ValueError(f"self_written.repeat_ngram must be 0 or more, got {self.repeat_ngram}")
+
+
+def length_before_repeat(ids: Sequence[int], n: int) -> int:
+    """How many ids come before the first n-gram that was there before; all where none is, or `n` is 0.
+
+    >>> length_before_repeat([5, 6, 5, 6, 7], 1), length_before_repeat([5, 6, 5, 6, 7], 2)
+    (2, 2)
+    """
+    seen = set()
+    for start in range(len(ids) - n + 1 if n > 0 else 0):
+        ngram = tuple(ids[start : start + n])
+        if ngram in seen:
+            return start
+        seen.add(ngram)
+    return len(ids)
 
 
 @dataclass(frozen=True)
@@ -118,15 +140,23 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The part of a step that one forward takes: documents, direct queries, reasoned queries."""
+    """The part of a step that one forward takes: documents, direct queries, reasoned queries.
+
+    `imitated` are queries with given reasoning whose embedding is not used: the model's own reasoning has it.
+    """
 
     documents: tuple[TokenRow, ...] = ()
     direct: tuple[TokenRow, ...] = ()
     reasoned: tuple[TokenRow, ...] = ()
+    imitated: tuple[TokenRow, ...] = ()
 
     @property
-    def queries(self) -> tuple[TokenRow, ...]:
-        return self.direct + self.reasoned
+    def embedded(self) -> tuple[TokenRow, ...]:
+        return self.documents + self.direct + self.reasoned
+
+    @property
+    def supervised(self) -> tuple[TokenRow, ...]:
+        return self.direct + self.reasoned + self.imitated
 
 
 @dataclass(frozen=True)
@@ -203,7 +233,7 @@ class SFTModule(pl.LightningModule):
         metrics |= {"grad_norm": result.grad_norm, "learning_rate": self.lr_schedulers().get_last_lr()[0]}
         self.log("train/loss", result.loss, prog_bar=True, batch_size=len(names))
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=len(names))
-        rows = [row for chunk in chunks for row in (*chunk.documents, *chunk.queries)]
+        rows = [row for chunk in chunks for row in (*chunk.embedded, *chunk.imitated)]
         counts = {name: n for name, n in metrics.items() if name.startswith(("masked_", "candidates_"))}
         return {"n_pairs": len(names), "n_tokens": sum(len(row.ids) for row in rows)} | counts
 
@@ -222,12 +252,16 @@ class SFTModule(pl.LightningModule):
         prompts = encoder.reasoning_prompts([batch.examples[row].query for row in with_reasoning])
         given = encoder.reasonings([batch.examples[row].reasoning for row in with_reasoning])
         written = self._write([batch.examples[row] for row in with_reasoning])
-        reasoned = []
+        reasoned, imitated = [], []
         for place, prompt in enumerate(prompts):
-            ids = (*prompt, *written.get(place, given[place]), embed)
-            # The model's own text is embedded and not imitated.
-            reasoned.append(self._row(ids, len(ids) if place in written else len(prompt)))
-        chunks = self._chunks(documents, direct, reasoned)
+            row = self._row((*prompt, *given[place], embed), len(prompt))
+            if place in written:  # the model's own text is embedded, the given one imitated
+                imitated.append(row)
+                kept = length_before_repeat(written[place], self.self_written.repeat_ngram)
+                ids = (*prompt, *written[place][:kept], embed)
+                row = self._row(ids, len(ids) - (kept < len(written[place])))
+            reasoned.append(row)
+        chunks = self._chunks(documents, direct, reasoned, imitated)
         return chunks, with_reasoning, {"self_written_rows": float(len(written))}
 
     @staticmethod
@@ -235,33 +269,38 @@ class SFTModule(pl.LightningModule):
         return TokenRow(tuple(ids), len(ids) - 1, answer_at)
 
     def _write(self, examples: Sequence) -> dict[int, list[int]]:
-        """Sampled reasoning by place in `examples`; empty where this step takes the given ones."""
+        """Sampled reasoning by place in `examples`; empty where this step takes the given ones.
+
+        In a step that samples, all ranks must call this, one that has no rows included.
+        """
         every = self.self_written.every_n_steps
         step = self.trainer.global_step
-        if every == 0 or step % every != every - 1 or not examples:
+        if every == 0 or step % every != every - 1:
             return {}
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         n_written = round(self.self_written.share * len(examples))
         places = torch.randperm(len(examples), generator=generator)[:n_written].tolist()
-        rollouts = self.embedder.reason(
-            [examples[place].query for place in places],
-            seed=self.seed * 1_000_003 + step,
-            temperature=self.self_written.temperature,
-        )
+        with equal_forwards(self.embedder):
+            rollouts = self.embedder.reason(
+                [examples[place].query for place in places],
+                seed=self.seed * 1_000_003 + step,
+                temperature=self.self_written.temperature,
+            )
         return dict(zip(places, rollouts.token_ids, strict=True))
 
-    def _chunks(self, documents: list, direct: list, reasoned: list) -> list[Chunk]:
+    def _chunks(self, documents: list, direct: list, reasoned: list, imitated: list) -> list[Chunk]:
         """Slices of `chunk_rows` sequences; queries come last, so that the last backward reaches the head."""
         size = self.chunk_rows
         if size is None:
-            return [Chunk(tuple(documents), tuple(direct), tuple(reasoned))]
+            return [Chunk(tuple(documents), tuple(direct), tuple(reasoned), tuple(imitated))]
         parts = [Chunk(documents=tuple(documents[i : i + size])) for i in range(0, len(documents), size)]
+        parts += [Chunk(imitated=tuple(imitated[i : i + size])) for i in range(0, len(imitated), size)]
         parts += [Chunk(reasoned=tuple(reasoned[i : i + size])) for i in range(0, len(reasoned), size)]
         parts += [Chunk(direct=tuple(direct[i : i + size])) for i in range(0, len(direct), size)]
         return parts
 
     def _token_counts(self, chunks: Sequence[Chunk]) -> TokenCounts:
-        rows = [row for chunk in chunks for row in chunk.queries]
+        rows = [row for chunk in chunks for row in chunk.supervised]
         supervised = sum(len(row.ids) - row.answer_at for row in rows)
         compared = supervised - sum(row.answer_at <= row.embed_at for row in rows)
         return TokenCounts(share_of_count(supervised, self.device), share_of_count(compared, self.device))
@@ -270,7 +309,8 @@ class SFTModule(pl.LightningModule):
 
     def forward_chunk(self, chunk: Chunk, counts: TokenCounts) -> ChunkOutput:
         """Embeddings of a chunk (documents, direct, reasoned, in this order) and its token losses."""
-        rows = [*chunk.documents, *chunk.queries]
+        is_first_pass = not torch.is_grad_enabled()  # of gradient caching: only the embeddings are wanted
+        rows = [*chunk.embedded, *(() if is_first_pass else chunk.imitated)]
         embeddings: list[Tensor | None] = [None] * len(rows)
         extra = torch.zeros((), device=self.device)
         sums = {"sft": extra, "kl": extra}
@@ -285,11 +325,14 @@ class SFTModule(pl.LightningModule):
             vectors = normalize(states[torch.arange(len(part), device=self.device), at].float(), dim=-1)
             for place, vector in zip(places, vectors, strict=True):
                 embeddings[place] = vector
+            if is_first_pass:
+                continue
             loss, parts = self._token_losses(part, offsets, ids, mask, states, counts)
             extra = extra + loss
             sums = {name: sums[name] + parts[name] for name in sums}
         metrics = {name: value.detach() for name, value in sums.items()}
-        stacked = torch.stack(embeddings) if embeddings else torch.zeros(0, self.embedder.width)
+        kept = embeddings[: len(chunk.embedded)]
+        stacked = torch.stack(kept) if kept else extra.new_zeros(0, self.embedder.width)
         return ChunkOutput(stacked, extra, metrics)
 
     def _token_losses(

@@ -1,0 +1,225 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from pytrec_eval import RelevanceEvaluator
+from torch.testing import assert_close
+
+from src.objectives.rewards import Ranking, Reward, dcg, discount, margin_dcg, scaled_dcg, similarity
+
+CONF = Path(__file__).resolve().parents[1] / "conf" / "reward"
+REWARDS = {
+    "dcg": dcg,
+    "dcg@10": lambda ranking: dcg(ranking, k=10),
+    "scaled_dcg": scaled_dcg,
+    "scaled_dcg@10": lambda ranking: scaled_dcg(ranking, k=10),
+    "margin_dcg": margin_dcg,
+    "margin_dcg@10": lambda ranking: margin_dcg(ranking, k=10, tau=0.2),
+}
+
+
+def ranking_of(ranks, scores=None, best_wrong=0.5, grades=None, last_rank=1000) -> Ranking:
+    """One query; `ranks` `[G, P]`, or `[G]` for one positive."""
+    rank = torch.tensor(ranks)
+    rank = rank[:, None] if rank.ndim == 1 else rank
+    scores = torch.full(rank.shape, 0.5) if scores is None else torch.tensor(scores).reshape(rank.shape)
+    best = torch.as_tensor(best_wrong).expand(len(rank))
+    grades = torch.ones(rank.shape[1]) if grades is None else torch.tensor(grades)
+    return Ranking(rank[None], scores[None], best[None], grades[None], torch.tensor([last_rank]))
+
+
+def random_ranking(seed: int, n_documents: int = 30, n_positives: int = 3) -> Ranking:
+    """A ranking that real scores give: ranks, scores and best wrong document agree."""
+    generator = torch.Generator().manual_seed(seed)
+    positive = torch.rand(2, 4, n_positives, generator=generator) * 2 - 1
+    wrong = torch.rand(2, 4, n_documents, generator=generator) * 2 - 1
+    rank = 1 + (wrong[:, :, None] >= positive[..., None]).sum(-1)
+    grades = torch.randint(0, 4, (2, n_positives), generator=generator).float()
+    grades[:, 0] = 1.0
+    return Ranking(rank, positive, wrong.amax(-1), grades, torch.tensor([n_documents + 1] * 2))
+
+
+def test_dcg_is_the_value_by_hand():
+    # 1 / log2(rank + 1): 1, 0.5, 1/3, and 0 beyond the cut-off
+    assert_close(dcg(ranking_of([1, 3, 7, 15]), k=10), torch.tensor([[1.0, 0.5, 1 / 3, 0.0]]))
+    assert_close(dcg(ranking_of([15])), torch.tensor([[0.25]]))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5, 10, 11])
+def test_dcg_of_one_positive_is_the_ndcg_of_trec_eval(rank):
+    run = {"q": {f"wrong{i}": 1.0 - 0.01 * i for i in range(20)} | {"right": 1.005 - 0.01 * (rank - 1)}}
+    reference = RelevanceEvaluator({"q": {"right": 3}}, {"ndcg_cut.10"}).evaluate(run)["q"]["ndcg_cut_10"]
+    assert dcg(ranking_of([rank], grades=[3.0]), k=10).item() == pytest.approx(reference, abs=1e-6)
+
+
+def test_scaled_dcg_is_the_scale_at_rank_one_and_nothing_beyond_the_cutoff():
+    # with k = 2 the discount at rank 3 is 0.5: rank 2 earns (0.63093 - 0.5) / 0.5 = 0.26186
+    rewards = scaled_dcg(ranking_of([1, 2, 3, 900]), k=2, scale=2.0)
+    assert_close(rewards, torch.tensor([[2.0, 2 * 0.26186, 0.0, 0.0]]), atol=1e-4, rtol=0)
+
+
+def test_scaled_dcg_without_a_cutoff_gives_nothing_for_the_last_rank():
+    rewards = scaled_dcg(ranking_of([1, 6, 7], last_rank=7))
+    assert rewards[0, 0] == 1.0
+    assert rewards[0, 1] > 0.0
+    assert rewards[0, 2] == 0.0
+
+
+def test_margin_dcg_is_the_value_by_hand():
+    # margin / tau is 1 at rank 1: 0.63093 + 0.36907 * 0.73106; -1 at rank 3: 0.43068 + 0.06932 * 0.26894
+    rewards = margin_dcg(ranking_of([1, 3], scores=[0.6, 0.4], best_wrong=0.5), tau=0.1)
+    assert_close(rewards, torch.tensor([[0.90074, 0.44932]]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 9, 400])
+def test_the_margin_moves_a_reward_only_within_its_ranks_interval(rank):
+    margins = torch.linspace(-2, 2, 41)
+    rewards = margin_dcg(ranking_of([rank] * 41, scores=margins.tolist(), best_wrong=0.0), tau=0.3)[0]
+    below, here = discount(torch.tensor(rank + 1)), discount(torch.tensor(rank))
+    assert (rewards >= below).all()
+    assert (rewards <= here).all()
+    assert (rewards.diff() > -1e-7).all()
+    assert rewards[-1] - rewards[0] > 0.9 * (here - below)
+
+
+def test_groups_that_tie_by_dcg_differ_by_margin():
+    ranking = ranking_of([1, 1, 1], scores=[0.7, 0.6, 0.55])
+    assert dcg(ranking).unique().numel() == 1
+    assert margin_dcg(ranking).unique().numel() == 3
+
+
+@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_reward_is_bounded(name, seed):
+    rewards = REWARDS[name](random_ranking(seed))
+    assert rewards.shape == (2, 4)
+    assert (rewards >= 0).all()
+    assert (rewards <= 1).all()
+    assert rewards.unique().numel() > 1
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_better_rank_never_earns_less_whatever_the_margin(name):
+    ranks = torch.arange(1, 1001).tolist()
+    # the worst case for order: the better rank has the worst margin
+    at_best = REWARDS[name](ranking_of(ranks, scores=[1.0] * 1000, best_wrong=-1.0))[0]
+    at_worst = REWARDS[name](ranking_of(ranks, scores=[-1.0] * 1000, best_wrong=1.0))[0]
+    assert (at_worst[:-1] - at_best[1:] > -1e-6).all()
+    assert at_worst[0] > at_best[5]
+
+
+@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("seed", range(5))
+def test_raising_one_of_several_graded_positives_never_costs(name, seed):
+    before = random_ranking(seed)
+    for place in range(3):
+        moved = before.rank.clone()
+        moved[:, :, place] = (moved[:, :, place] - 2).clamp(min=1)
+        after = Ranking(moved, before.scores, before.best_wrong, before.grades, before.last_rank)
+        assert (REWARDS[name](after) - REWARDS[name](before) > -1e-6).all()
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_collapsed_encoder_earns_the_least_that_any_ranking_earns(name):
+    # every score is equal: ties count against the positive, so it is last, with margin 0
+    collapsed = REWARDS[name](ranking_of([31], scores=[0.9], best_wrong=0.9, last_rank=31)).item()
+    others = [REWARDS[name](random_ranking(seed)) for seed in range(20)]
+    honest_last = REWARDS[name](ranking_of([31], scores=[-1.0], best_wrong=1.0, last_rank=31)).item()
+    assert collapsed <= min(reward.min().item() for reward in others)
+    assert collapsed <= honest_last
+
+
+def test_grades_weigh_the_positives_and_absent_ones_do_not_count():
+    # grades 3 and 1 at ranks 3 and 1: (3 * 0.5 + 1 * 1) / 4; what stands at grade 0 does not matter
+    graded = ranking_of([[3, 1, 0]], grades=[3.0, 1.0, 0.0], scores=[[0.1, 0.2, float("nan")]])
+    assert dcg(graded).item() == pytest.approx(0.625)
+    assert similarity(graded).item() == pytest.approx((3 * 0.55 + 1 * 0.6) / 4)
+
+
+def test_all_positives_above_all_wrong_documents_earn_one():
+    assert dcg(ranking_of([[1, 1, 1]], grades=[1.0, 2.0, 3.0])).item() == 1.0
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_positive_that_was_not_retrieved_earns_nothing(name):
+    assert REWARDS[name](ranking_of([1001], scores=[0.9], last_rank=1000)).item() == 0.0
+
+
+def test_a_rollout_without_the_embed_token_gets_the_floor_and_no_other_part():
+    reward = Reward(dcg, similarity_weight=0.5, format_weight=0.2, floor=-0.25)
+    rewards = reward(ranking_of([1, 1, 3]), torch.tensor([[True, False, True]]))
+    # similarity of cosine 0.5 is 0.75
+    assert_close(rewards.total, torch.tensor([[1.0 + 0.375 + 0.2, -0.25, 0.5 + 0.375 + 0.2]]))
+    assert rewards.ranking.tolist() == [[1.0, 1.0, 0.5]]
+    assert rewards.has_embed_token.tolist() == [[True, False, True]]
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_no_ranking_with_the_token_earns_less_than_the_floor(name):
+    reward = Reward(REWARDS[name], similarity_weight=1.0)
+    worst = ranking_of([1000, 1001, 1000], scores=[-1.0, -1.0, 0.9], best_wrong=1.0)
+    total = reward(worst, torch.tensor([[True, True, False]])).total[0]
+    assert total[0] > total[2]
+    assert total[1] > total[2]
+
+
+def test_the_similarity_is_off_by_default():
+    reward = Reward(dcg)
+    low, high = (reward(ranking_of([2], scores=[s]), torch.tensor([[True]])).total for s in (0.1, 0.9))
+    assert torch.equal(low, high)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"grades": [0.0]}, "needs a positive"),
+        ({"grades": [-1.0]}, "negative"),
+        ({"last_rank": 1}, "wrong document"),
+    ],
+)
+def test_a_ranking_that_cannot_be_rewarded_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ranking_of([1], **arguments)
+    with pytest.raises(ValueError, match="start at 1"):
+        ranking_of([0])
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    good = ranking_of([1, 2])
+    with pytest.raises(ValueError, match=r"\[B, G, P\]"):
+        Ranking(good.rank[0], good.scores, good.best_wrong, good.grades, good.last_rank)
+    with pytest.raises(ValueError, match="has_embed_token"):
+        Reward(dcg)(good, torch.tensor([[True]]))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Reward(dcg, floor=0.1),
+        lambda: Reward(dcg, format_weight=-1.0),
+        lambda: margin_dcg(ranking_of([1]), tau=0.0),
+        lambda: scaled_dcg(ranking_of([1]), scale=0.0),
+        lambda: dcg(ranking_of([1]), k=0),
+    ],
+)
+def test_settings_out_of_range_are_refused(build):
+    with pytest.raises(ValueError, match="must"):
+        build()
+
+
+def test_scores_that_are_not_finite_stop_the_run():
+    with pytest.raises(ValueError, match="not finite"):
+        Reward(margin_dcg)(ranking_of([2], scores=[math.nan]), torch.tensor([[True]]))
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_reward_in_conf_instantiates_and_pays_the_better_rank(path):
+    reward = instantiate(OmegaConf.load(path))
+    total = reward(ranking_of([1, 4, 1]), torch.tensor([[True, True, False]])).total[0]
+    assert isinstance(reward, Reward)
+    assert reward.ranking.func.__name__ == path.stem
+    assert reward.similarity_weight == 0.0
+    assert total[0] > total[1] > total[2]
