@@ -169,3 +169,30 @@ def test_reasoned_embedding_from_text_equals_the_one_from_ids(embedder, budget):
     texts = ["add numbers", "header value", "", "x"]
     ids = embedder.reasoned_ids(QUERIES[:4], embedder.encoder.reasonings(texts))
     torch.testing.assert_close(embedder.embed_reasoned(QUERIES[:4], texts), embedder.embed_ids(ids))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("temperature", [0.0, 0.05])
+def test_a_reasoning_ends_before_the_token_that_would_complete_an_ngram_again(n, temperature):
+    embedder = build_embedder(seed=3)  # untrained: at a low temperature it loops
+    prompts = embedder.encoder.reasoning_prompts(QUERIES)
+    uniforms = row_uniforms(0, range(len(prompts)), 12)
+
+    def decoded(repeat_ngram):
+        sampling = Sampling(12, temperature, 1.0, repeat_ngram)
+        draws = None if temperature == 0.0 else uniforms
+        return decode(embedder.decoder, embedder.head, prompts, embedder.special_ids, sampling, draws)
+
+    free, kept = decoded(0), decoded(n)
+    n_cut = 0
+    for number, (whole, text) in enumerate(zip(free.token_ids, kept.token_ids, strict=True)):
+        ngrams = [tuple(whole[at : at + n]) for at in range(len(whole) - n + 1)]
+        again = [at for at, ngram in enumerate(ngrams) if ngram in ngrams[:at]]
+        expected = whole[: again[0] + n - 1] if again else whole
+        assert text == expected
+        assert not again or not kept.has_embed_token[number]
+        assert len(kept.log_probs[number]) == len(text) + kept.has_embed_token[number]
+        n_cut += bool(again)
+    assert n_cut > 0
+    states = embedder.embed_ids(embedder.reasoned_ids(QUERIES, kept.token_ids))
+    torch.testing.assert_close(torch.nn.functional.normalize(kept.hidden, dim=-1), states, atol=1e-5, rtol=0)

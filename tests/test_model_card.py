@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -74,7 +75,14 @@ def test_the_code_of_the_card_gives_the_embeddings_of_the_embedder(folder, tmp_p
     assert (ours[0] - ours[1]).abs().max() > 1e-2
 
 
-def test_the_code_of_the_card_reasons_as_the_embedder_does(folder, monkeypatch, capsys):
+@pytest.mark.parametrize("repeat_ngram", [0, 1, 2])
+def test_the_code_of_the_card_reasons_as_the_embedder_does(
+    folder, repeat_ngram, tmp_path, monkeypatch, capsys
+):
+    embedder = load_embedder(folder)
+    lengths = replace(embedder.encoder.lengths, reasoning=12, repeat_ngram=repeat_ngram)
+    embedder.encoder = PromptEncoder(embedder.tokenizer, embedder.encoder.prompts, lengths)
+    folder = save_embedder(embedder, tmp_path / "model", ORIGIN)
     monkeypatch.chdir(folder)
     names = {}
     exec(code_of(folder), names)

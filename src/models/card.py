@@ -61,6 +61,13 @@ def reason(text):
     )[0, len(ids) :].tolist()
     if written and written[-1] in ends:
         written = written[:-1]
+    n, said = lengths.get("repeat_ngram", 0), set()
+    for end in range(n, len(written) + 1) if n else ():
+        ngram = tuple(written[end - n : end])
+        if ngram in said:  # a reasoning ends where it would repeat itself
+            written = written[: end - 1]
+            break
+        said.add(ngram)
     return embed(ids + written + [token]), tokenizer.decode(written).strip()
 
 
@@ -118,7 +125,10 @@ def _what(description: Mapping, width: int, n_parameters: int, has_adapter: bool
 
 def _prompts(description: Mapping) -> str:
     rows = [f"| {name} | {_cell(value)} |" for name, value in description["prompts"].items()]
-    lengths = ", ".join(f"{name} {value}" for name, value in description["lengths"].items())
+    limits = dict(description["lengths"])
+    ngram = limits.pop("repeat_ngram", 0)
+    lengths = ", ".join(f"{name} {value}" for name, value in limits.items())
+    lengths += f". A reasoning ends where it would say {ngram} token(s) in a row again" if ngram else ""
     head = "## Prompts and lengths\n\nThey are part of the model; other ones give other embeddings."
     return f"{head} Most tokens of a text: {lengths}.\n\n" + "\n".join(
         ["| prompt | wording |", "|---|---|", *rows]

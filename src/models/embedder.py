@@ -225,7 +225,7 @@ class ReasoningEmbedder(nn.Module):
             max_new_tokens: the most tokens of reasoning; `lengths.reasoning` where None.
         """
         limit = self.encoder.lengths.reasoning if max_new_tokens is None else max_new_tokens
-        sampling = Sampling(limit, temperature, top_p)
+        sampling = Sampling(limit, temperature, top_p, self.encoder.lengths.repeat_ngram)
         prompts = self.encoder.reasoning_prompts(texts)
         token_ids: list[list[int]] = [[] for _ in prompts]
         has_embed_token = [False] * len(prompts)

@@ -39,11 +39,14 @@ class Sampling:
         max_new_tokens: the most tokens of reasoning.
         temperature: 0 is greedy.
         top_p: the smallest set of tokens whose probability reaches this is sampled from.
+        repeat_ngram: a token that would complete an n-gram of this size that the reasoning has already is not
+            written, and the reasoning ends there; 0 lets it repeat itself.
     """
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
+    repeat_ngram: int = 0
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 0:
@@ -52,6 +55,8 @@ class Sampling:
             raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if self.repeat_ngram < 0:
+            raise ValueError(f"repeat_ngram must be 0 (off) or more, got {self.repeat_ngram}")
 
 
 @dataclass(frozen=True)
@@ -203,6 +208,27 @@ def prefill(
 
 
 @torch.no_grad()
+class _Said:
+    """The n-grams that each row has written; nothing is kept where `n` is 0."""
+
+    def __init__(self, n_rows: int, n: int) -> None:
+        self.n = n
+        self.ngrams: list[set[tuple[int, ...]]] = [set() for _ in range(n_rows)]
+
+    def again(self, alive: Tensor, token: Tensor, written: Sequence[Sequence[int]]) -> Tensor:
+        """`[n]` bool, True where the next token completes an n-gram that its row has; others are noted."""
+        found = [self._note(*each, written) for each in zip(alive.tolist(), token.tolist(), strict=True)]
+        return torch.tensor(found, device=token.device)
+
+    def _note(self, row: int, token: int, written: Sequence[Sequence[int]]) -> bool:
+        if self.n == 0 or len(written[row]) + 1 < self.n:
+            return False
+        ngram = (*written[row][len(written[row]) + 1 - self.n :], token)
+        is_known = ngram in self.ngrams[row]
+        self.ngrams[row].add(ngram)
+        return is_known
+
+
 def decode(
     decoder: nn.Module,
     head: nn.Module,
@@ -214,8 +240,8 @@ def decode(
 ) -> Decoded:
     """Continues every prompt until the embed token, and returns the state at that token.
 
-    A row that writes a stop token or reaches the limit gets the embed token appended and counts as not having
-    written it. Finished rows leave the batch, so the cache shrinks as rows end.
+    A row that writes a stop token, would repeat itself or reaches the limit gets the embed token appended and
+    counts as not having written it. Finished rows leave the batch, so the cache shrinks as rows end.
 
     Args:
         decoder: the transformer without its head; returns `last_hidden_state` after the final norm.
@@ -231,6 +257,7 @@ def decode(
     written: list[list[int]] = [[] for _ in range(n)]
     log_probs: list[list[float]] = [[] for _ in range(n)]
     wrote_embed = [False] * n
+    said = _Said(n, sampling.repeat_ngram)
     hidden = torch.empty(n, rows.state.shape[-1], dtype=rows.state.dtype, device=device)
     banned = torch.as_tensor(special.banned, dtype=torch.long, device=device)
     stops = torch.as_tensor(sorted(special.stops), dtype=torch.long, device=device)
@@ -240,8 +267,9 @@ def decode(
             draws = torch.zeros(0) if uniforms is None else uniforms.to(device)[rows.alive, step]
             token, chosen = sample(logits, draws, sampling.temperature, sampling.top_p)
             natural = token == special.embed
-            is_counted = ~torch.isin(token, stops) | natural
-            token = torch.where(torch.isin(token, stops), special.embed, token)
+            is_forced = torch.isin(token, stops) & ~natural | said.again(rows.alive, token, written)
+            is_counted = ~is_forced
+            token = torch.where(is_forced, special.embed, token)
         else:
             natural = is_counted = torch.zeros_like(rows.alive, dtype=torch.bool)
             token, chosen = torch.full_like(rows.alive, special.embed), rows.state.new_zeros(len(rows.alive))

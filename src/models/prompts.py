@@ -38,16 +38,27 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Lengths:
-    """The most tokens that are taken of a query's text, a document's text and a reasoning."""
+    """The most tokens that are taken of a query's text, a document's text and a reasoning.
+
+    Attributes:
+        query: of its text.
+        document: of its text.
+        reasoning: the embed token not counted.
+        repeat_ngram: a reasoning ends where it would say an n-gram of this many tokens again, since greedy
+            decoding of a small model runs into loops; 0 lets it.
+    """
 
     query: int
     document: int
     reasoning: int
+    repeat_ngram: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value < 1:
-                raise ValueError(f"lengths.{name} must be at least 1 token, got {value}")
+        for name in ("query", "document", "reasoning"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"lengths.{name} must be at least 1 token, got {getattr(self, name)}")
+        if self.repeat_ngram < 0:
+            raise ValueError(f"lengths.repeat_ngram must be 0 (off) or more, got {self.repeat_ngram}")
 
 
 @dataclass(frozen=True)

@@ -91,36 +91,15 @@ class SelfWritten:
         every_n_steps: 0 never.
         share: of the rows with reasoning, in such a step.
         temperature: of sampling.
-        repeat_ngram: a text is cut before the first n-gram of this many tokens that it says again, and the
-            embed token is supervised there: what the model learns from the given texts alone does not keep a
-            small one out of loops that only its own text leads into. 0 cuts nothing.
     """
 
     every_n_steps: int
     share: float
     temperature: float
-    repeat_ngram: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ValueError(f"self_written.share must lie in [0, 1], got {self.share}")
-        if self.repeat_ngram < 0:
-            raise ValueError(f"self_written.repeat_ngram must be 0 or more, got {self.repeat_ngram}")
-
-
-def length_before_repeat(ids: Sequence[int], n: int) -> int:
-    """How many ids come before the first n-gram that was there before; all where none is, or `n` is 0.
-
-    >>> length_before_repeat([5, 6, 5, 6, 7], 1), length_before_repeat([5, 6, 5, 6, 7], 2)
-    (2, 2)
-    """
-    seen = set()
-    for start in range(len(ids) - n + 1 if n > 0 else 0):
-        ngram = tuple(ids[start : start + n])
-        if ngram in seen:
-            return start
-        seen.add(ngram)
-    return len(ids)
 
 
 @dataclass(frozen=True)
@@ -255,11 +234,13 @@ class SFTModule(pl.LightningModule):
         reasoned, imitated = [], []
         for place, prompt in enumerate(prompts):
             row = self._row((*prompt, *given[place], embed), len(prompt))
-            if place in written:  # the model's own text is embedded, the given one imitated
+            if place in written:
+                # The model's own text is embedded and the given one imitated. Where its own did not end by
+                # itself, the embed token is supervised: only its own text shows the model where it runs on.
                 imitated.append(row)
-                kept = length_before_repeat(written[place], self.self_written.repeat_ngram)
-                ids = (*prompt, *written[place][:kept], embed)
-                row = self._row(ids, len(ids) - (kept < len(written[place])))
+                text, has_embed_token = written[place]
+                ids = (*prompt, *text, embed)
+                row = self._row(ids, len(ids) if has_embed_token else len(ids) - 1)
             reasoned.append(row)
         chunks = self._chunks(documents, direct, reasoned, imitated)
         return chunks, with_reasoning, {"self_written_rows": float(len(written))}
@@ -268,8 +249,9 @@ class SFTModule(pl.LightningModule):
     def _row(ids: Sequence[int], answer_at: int) -> TokenRow:
         return TokenRow(tuple(ids), len(ids) - 1, answer_at)
 
-    def _write(self, examples: Sequence) -> dict[int, list[int]]:
-        """Sampled reasoning by place in `examples`; empty where this step takes the given ones.
+    def _write(self, examples: Sequence) -> dict[int, tuple[list[int], bool]]:
+        """Sampled reasoning, and whether it ended by itself, by place in `examples`; empty where this step
+        takes the given ones.
 
         In a step that samples, all ranks must call this, one that has no rows included.
         """
@@ -286,7 +268,8 @@ class SFTModule(pl.LightningModule):
                 seed=self.seed * 1_000_003 + step,
                 temperature=self.self_written.temperature,
             )
-        return dict(zip(places, rollouts.token_ids, strict=True))
+        own = zip(rollouts.token_ids, rollouts.has_embed_token, strict=True)
+        return dict(zip(places, own, strict=True))
 
     def _chunks(self, documents: list, direct: list, reasoned: list, imitated: list) -> list[Chunk]:
         """Slices of `chunk_rows` sequences; queries come last, so that the last backward reaches the head."""
