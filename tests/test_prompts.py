@@ -58,4 +58,5 @@ def test_the_fingerprint_knows_wording_limits_and_tokenizer():
     other_tokenizer = PromptEncoder(train_tokenizer(TEXTS, 300), PROMPTS, LENGTHS)
     prints = {encoder().fingerprint, encoder(query=25).fingerprint, other_tokenizer.fingerprint}
     assert len(prints) == 3
-    assert encoder().fingerprint == encoder().fingerprint
+    assert encoder().fingerprint == encoder().fingerprint == encoder(repeat_ngram=0).fingerprint
+    assert encoder(repeat_ngram=1).fingerprint != encoder().fingerprint

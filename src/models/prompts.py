@@ -152,5 +152,8 @@ class PromptEncoder:
         """SHA-256 over wording, limits, rendered ids and the tokenizer itself."""
         tokenizer = self.tokenizer.backend_tokenizer.to_str()
         ids = [self.document.prefix, self.document.suffix, self.direct.prefix, self.direct.suffix]
-        facts = [asdict(self.prompts), asdict(self.lengths), ids, tokenizer]
+        lengths = asdict(self.lengths)
+        if self.lengths.repeat_ngram == 0:
+            del lengths["repeat_ngram"]  # which folders that do not have it mean
+        facts = [asdict(self.prompts), lengths, ids, tokenizer]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
