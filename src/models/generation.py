@@ -207,7 +207,6 @@ def prefill(
     return cache, rows
 
 
-@torch.no_grad()
 class _Said:
     """The n-grams that each row has written; nothing is kept where `n` is 0."""
 
@@ -229,6 +228,7 @@ class _Said:
         return is_known
 
 
+@torch.no_grad()
 def decode(
     decoder: nn.Module,
     head: nn.Module,
