@@ -20,11 +20,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EMBEDDED = "pydocs"
 MODES = ("bm25", "base-direct", "direct", "reasoning", "base-reasoning", "shuffled-reasoning")
 NEED_BASE = {"base-direct", "base-reasoning"}
 NEED_NO_MODEL = {"bm25", "base-direct"}
-READS_CODE = (EMBEDDED, "cosqa")
+READS_CODE = ("pydocs", "cosqa")
 
 
 def check(config: DictConfig, is_sweep: bool) -> None:
@@ -45,8 +44,13 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     if config.bm25.analyzer not in ("auto", "english", "code"):
         raise UsageError(f"bm25.analyzer={config.bm25.analyzer} does not exist. Choices: auto, english, code")
     for name in config.benchmarks:
-        if name != EMBEDDED:
+        if name != embedded(config):
             _check_collection(config, name)
+
+
+def embedded(config: DictConfig) -> str:
+    """The name of the collection that `data=` holds out: that of its reader, `load_<name>`."""
+    return str(config.data._target_).rpartition(".load_")[2]
 
 
 def _check_model(key: str, path: str | None) -> None:
@@ -59,14 +63,15 @@ def _check_model(key: str, path: str | None) -> None:
 def _check_collection(config: DictConfig, name: str) -> None:
     if config.beir_dir is None:
         raise UsageError(
-            f"benchmarks: {name} needs beir_dir=, the folder that holds it. Embedded: {EMBEDDED}"
+            f"benchmarks: {name} needs beir_dir=, the folder that holds it; or data={name}, if there is such "
+            f"a choice: with this data= the embedded collection is {embedded(config)}"
         )
     root = Path(config.beir_dir)
     if not root.is_dir():
         raise UsageError(f"beir_dir={root}: no such folder")
     found = sorted(folder.parent.name for folder in root.glob("*/qrels"))
     if name not in found:
-        known = [EMBEDDED, *found]
+        known = [embedded(config), *found]
         raise UsageError(
             f"benchmarks: {name} is not in {root}.{did_you_mean(name, known)} Choices: {', '.join(known)}"
         )
@@ -105,7 +110,7 @@ def run(config: DictConfig) -> None:
 
 
 def _benchmark(config: DictConfig, name: str) -> "Benchmark":
-    if name == EMBEDDED:
+    if name == embedded(config):
         data = instantiate(config.data)
         if data.test is None:
             raise ValueError(f"data set {data.name!r} has no test collection")

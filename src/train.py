@@ -55,6 +55,11 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         raise UsageError(
             f"save_dtype={config.save_dtype} does not exist. Choices: null, {', '.join(SAVE_DTYPES)}"
         )
+    if config.stage.get("name") == "rl" and config.model.get("path") is None:
+        raise UsageError(
+            "stage=rl starts from a model folder of this project, such as stage=sft leaves: "
+            "model.path=<folder>"
+        )
     _check_model_folder(config.model.get("path"))
     _check_strategy(config.strategy, is_sweep)
 

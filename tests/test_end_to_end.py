@@ -131,6 +131,29 @@ def test_pretraining_makes_a_folder_that_sft_starts_from(data_arguments, tmp_pat
     assert max(values) > 1e-5
 
 
+def test_rl_on_the_sft_folder_leaves_a_model_a_table_and_a_ledger(sft_run, data_arguments, tmp_path):
+    arguments = [
+        "stage=rl",
+        *data_arguments,
+        f"model.path={sft_run / 'model'}",
+        f"output_dir={tmp_path / 'rl'}",
+        f"stage.datamodule.cache_dir={tmp_path / 'cache'}",
+        "stage.datamodule.batch_size=4",
+        "stage.module.rollouts.group_size=3",
+        "stage.module.completions.every_n_steps=2",
+        "refresh.audit_every_n_steps=2",
+    ]
+    train(*arguments, "stage.trainer.max_steps=3", "stage.trainer.val_check_interval=3")
+    assert (tmp_path / "rl" / "model" / "search_r3.json").is_file()
+    modes = [row["mode"] for row in json.loads((tmp_path / "rl" / "metrics.json").read_text())["rows"]]
+    assert {"direct", "reasoning"} <= set(modes)
+    header = (tmp_path / "rl" / "csv" / "metrics.csv").read_text().splitlines()[0].split(",")
+    for column in ("reward", "reward_spread", "index/share_of_corpus", "index/audit/identical_rewards"):
+        assert f"train/{column}" in header
+    steps = [json.loads(line)["step"] for line in (tmp_path / "rl" / "completions.jsonl").open()]
+    assert set(steps) == {0, 2}
+
+
 def test_the_trained_folder_is_evaluated_as_saved(sft_run, tmp_path):
     write_collection(tmp_path / "beir" / "tiny")
     done = run(

@@ -18,7 +18,8 @@ KEY = {"weights": "w"}
 
 def made(group, option):
     node = OmegaConf.load(CONF / group / f"{option}.yaml")
-    return instantiate(OmegaConf.create({"seed": 3, group: node})[group])
+    others = {"seed": 3, "reward": OmegaConf.load(CONF / "reward" / "dcg.yaml")}
+    return instantiate(OmegaConf.create(others | {group: node})[group])
 
 
 def options(group):

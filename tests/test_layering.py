@@ -32,8 +32,14 @@ LAYERS = [
     },
     {"src.models.*", "src.index.*", "src.objectives.*"},
     {"src.environment"},
-    {"src.environment"},
-    {"src.data.collate", "src.data.mining", "src.data.datamodules", "src.evaluation.*", "src.stages.*"},
+    {
+        "src.data.collate",
+        "src.data.mining",
+        "src.data.datamodules",
+        "src.data.rl",
+        "src.evaluation.*",
+        "src.stages.*",
+    },
     {"src.runtime"},
     {"src.train", "src.evaluate", "src.tune", "src.report"},
 ]

@@ -49,8 +49,8 @@ def kl_by_definition(module, rows):
         ids = torch.tensor([row.ids])
         policy = module.embedder.model(input_ids=ids).logits[0]
         with torch.no_grad():
-            if module._reference:
-                base = module._reference[0](input_ids=ids).logits[0]
+            if module.reference._copy is not None:
+                base = module.reference._copy(input_ids=ids).logits[0]
             else:
                 with adapter_disabled(module.embedder.model):
                     base = module.embedder.model(input_ids=ids).logits[0]
@@ -85,7 +85,7 @@ def test_the_base_reads_only_sequences_with_a_position_to_compare(folder):
     module = moved_module(folder, FullTuning())
     (chunk,) = module.prepare(collate_sft(training_data().examples, 0))[0]
     read = []
-    decoder = module._reference[0].get_decoder()
+    decoder = module.reference._copy.get_decoder()
     decoder.register_forward_pre_hook(
         lambda decoder, args, kwargs: read.append(len(kwargs["input_ids"])), with_kwargs=True
     )

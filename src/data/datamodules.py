@@ -16,7 +16,7 @@ from src.progress import Progress
 from src.stages.sampling import GroupedBatchSampler
 
 
-class _Rows(Dataset):
+class Rows(Dataset):
     """A sequence as a data set."""
 
     def __init__(self, rows: Sequence) -> None:
@@ -29,7 +29,7 @@ class _Rows(Dataset):
         return self.rows[row]
 
 
-class _StreamingDataModule(pl.LightningDataModule):
+class StreamingDataModule(pl.LightningDataModule):
     """A data module whose place in its stream of batches is part of the checkpoint."""
 
     sampler: GroupedBatchSampler | None = None
@@ -74,7 +74,7 @@ def thinned(benchmark: Benchmark, n_queries: int, n_documents: int, seed: int) -
     )
 
 
-class SFTDataModule(_StreamingDataModule):
+class SFTDataModule(StreamingDataModule):
     """Batches of training rows, and a small collection for in-training evaluation.
 
     Args:
@@ -139,7 +139,7 @@ class SFTDataModule(_StreamingDataModule):
         )
         collate = partial(collate_sft, hard_negatives=self.hard_negatives)
         return DataLoader(
-            _Rows(rows), batch_sampler=self._start(sampler), collate_fn=collate, num_workers=self.num_workers
+            Rows(rows), batch_sampler=self._start(sampler), collate_fn=collate, num_workers=self.num_workers
         )
 
     def transfer_batch_to_device(self, batch: object, device: torch.device, dataloader_idx: int) -> object:
@@ -150,7 +150,7 @@ class SFTDataModule(_StreamingDataModule):
         """One item: the collection itself."""
         if self.validation is None:
             return []
-        return DataLoader(_Rows([self.validation]), batch_size=None)
+        return DataLoader(Rows([self.validation]), batch_size=None)
 
 
 class _Blocks(Dataset):
@@ -167,7 +167,7 @@ class _Blocks(Dataset):
         return torch.from_numpy(self.tokens[start : start + self.length].astype(np.int64))
 
 
-class PretrainDataModule(_StreamingDataModule):
+class PretrainDataModule(StreamingDataModule):
     """Packed sequences of the training split's text: texts are joined by the end token and cut into blocks.
 
     Args:

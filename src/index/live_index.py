@@ -247,6 +247,26 @@ class LiveIndex:
         order = np.lexsort((rows, -scores), axis=1)[:, :k]
         return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Some rows of the whole corpus as they are served; collective.
+
+        Args:
+            rows: `[n]` corpus rows; every rank may ask for others, or for none.
+
+        Returns:
+            `[n, D]` fp32, and `[n]` int64, the step each was encoded at.
+        """
+        everyones = self.ranks.joined(np.asarray(rows, dtype=np.int64))
+        is_held = (everyones >= self.first_row) & (everyones < self.first_row + len(self.rows))
+        vectors = np.zeros((len(everyones), self._store.width), np.float32)
+        ages = np.zeros(len(everyones), np.int64)
+        places = everyones[is_held] - self.first_row
+        vectors[is_held], ages[is_held] = self.rows[places], self.encoded_at[places]
+        counts = [int(part[0]) for part in self.ranks.gather(np.array([len(rows)]))]
+        start = sum(counts[: self.ranks.rank])
+        own = slice(start, start + len(rows))
+        return self.ranks.sum(vectors)[own], self.ranks.sum(ages)[own]  # each row is held by one rank
+
     def refresh(self, step: int, queries: StepQueries, encode: Encode) -> dict[str, float]:
         """Brings the rows as near to the model as the rule and its budget say; collective.
 

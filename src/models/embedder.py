@@ -126,7 +126,7 @@ class ReasoningEmbedder(nn.Module):
 
     @property
     def weights_sha256(self) -> str:
-        """Hash of the weights as saved.
+        """Hash of the weights as they were read; what training does to them later is not in it.
 
         Raises:
             ValueError: If this model was not read from a folder; every reported number is taken from one.

@@ -184,8 +184,9 @@ def open_embedder(
         model.enable_input_require_grads()
     token_id = tokenizer.convert_tokens_to_ids(EMBED_TOKEN)
     tuned = tuning.apply(model, token_id)
+    read_from = None if path is None else weights_hash(path)
     embedder = ReasoningEmbedder(
-        tuned, tokenizer, Prompts(**prompts), Lengths(**lengths), token_budget, is_trained=is_trained
+        tuned, tokenizer, Prompts(**prompts), Lengths(**lengths), token_budget, read_from, is_trained
     )
     trained = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
     total = sum(p.numel() for p in tuned.parameters())

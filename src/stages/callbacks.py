@@ -147,6 +147,8 @@ class TrainableCheckpoint(Checkpoint):
                 shutil.rmtree(path)
             os.replace(partial, path)  # a run killed while saving keeps the file before
         trainer.strategy.barrier("TrainableCheckpoint")
+        if path == self.last_path and hasattr(trainer.datamodule, "checkpoint_is_saved"):
+            trainer.datamodule.checkpoint_is_saved()  # it may drop what only older checkpoints need
         self.seconds_saving += time.perf_counter() - start
 
 

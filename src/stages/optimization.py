@@ -320,6 +320,7 @@ def optimization_step(
     may_overflow = scaler is not None and scaler.get_scale() >= 1.0
     _check_finite(module, loss, grad_norm, may_overflow, batch_ids)
     optimizer.step()
+    torch.clear_autocast_cache()  # it holds the weights before this step, in bf16
     scheduler.step()
     return StepResult(loss, grad_norm, is_skipped=False)
 

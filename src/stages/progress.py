@@ -12,14 +12,14 @@ from pytorch_lightning.callbacks import Callback
 
 from src.progress import LINE_EVERY_S, Progress
 
-SHOWN_UNASKED = ("train/loss", "ndcg@10")
+SHOWN_UNASKED = ("train/loss", "train/reward", "ndcg@10")
 
 
 class StepProgress(Callback):
     """Shows steps, rate, remaining time and the latest value of some logged metrics.
 
     Args:
-        metrics: names to show; one that was not logged is left out. Empty: the loss and every nDCG@10.
+        metrics: names to show; one that was not logged is left out. Empty: loss, reward and every nDCG@10.
         line_every_s: seconds between two lines where the output is a file or a pipe.
     """
 

@@ -7,14 +7,13 @@ not only know perfect text; the given one is imitated all the same. The weights,
 here are ours; the paper shows the sum only.
 """
 
-import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from src.data.collate import SFTBatch
@@ -22,7 +21,7 @@ from src.data.types import Benchmark
 from src.evaluation.validation import equal_forwards, validate
 from src.models.embedder import ReasoningEmbedder, length_batches
 from src.models.generation import pad_left
-from src.models.tuning import adapter_disabled
+from src.models.reference import FrozenReference
 from src.objectives.losses import (
     cosine_scores,
     false_negative_mask,
@@ -176,15 +175,9 @@ class SFTModule(pl.LightningModule):
         self.chunk_rows = chunk_rows
         self.seed = seed
         self.has_kl = losses.kl > 0 and embedder.is_trained
-        # Held in a list, so that neither optimizer nor checkpoint takes it for a part of this module.
-        self._reference: list[nn.Module] = []
         if losses.kl > 0 and not embedder.is_trained:
             log.info("KL is skipped: the base model is untrained, so there is nothing to stay close to")
-        if self.has_kl and all(p.requires_grad for p in embedder.decoder.parameters()):
-            frozen = copy.deepcopy(embedder.causal_lm).requires_grad_(False)
-            self._reference.append(frozen.eval())
-            size = sum(p.numel() * p.element_size() for p in frozen.parameters())
-            log.info("KL: the frozen copy of the base takes %.1f MiB", size / 2**20)
+        self.reference = FrozenReference(embedder) if self.has_kl else None
 
     def configure_optimizers(self) -> tuple[list, list]:
         optimizer = build_optimizer(self.embedder.named_parameters(), self.optimization)
@@ -357,16 +350,10 @@ class SFTModule(pl.LightningModule):
             )
         return self.losses.sft * sft + self.losses.kl * kl, {"sft": sft, "kl": kl}
 
-    @torch.no_grad()
     def _reference_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """States `[n, L, D]` and head `[V, D]` of the frozen base: the adapter off, or the kept copy."""
-        if not self._reference:
-            with adapter_disabled(self.embedder.model):
-                return self.embedder.hidden_states(ids, mask), self.embedder.head.weight.detach()
-        frozen = self._reference[0].to(self.device)
-        holder = copy.copy(self.embedder)
-        holder._modules = {**self.embedder._modules, "model": frozen}
-        return holder.hidden_states(ids, mask), frozen.get_output_embeddings().weight
+        """States `[n, L, D]` and head `[V, D]` of the frozen base."""
+        with self.reference.active() as base:
+            return base.hidden_states(ids, mask), base.head.weight.detach()
 
     # ---- the loss over all embeddings
 

@@ -1,0 +1,188 @@
+"""The data module of the RL stage: queries without answers, and the live index that they are searched in."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from src.data.datamodules import Rows, StreamingDataModule, thinned
+from src.data.types import Corpus, Example, TrainingData
+from src.environment import Judgements
+from src.evaluation.validation import equal_forwards
+from src.index.base import MakeIndex
+from src.index.live_index import LiveIndex
+from src.index.refresh import Refresh
+from src.index.store import stored_embeddings
+from src.models.embedder import ReasoningEmbedder
+from src.stages.sampling import GroupedBatchSampler
+
+
+class RLDataModule(StreamingDataModule):
+    """Batches of queries; owns the index and the judgements that their rollouts are scored with.
+
+    Args:
+        data: what was read. Every training document is searched, or `max_documents` of them.
+        embedder: encodes the documents.
+        batch_size: queries of all ranks together per step.
+        seed: of the order, and of which documents are kept.
+        max_documents: None keeps all. Of fewer, the training rows whose relevant documents are all kept are
+            left.
+        validation_queries: of the data set's validation collection.
+        validation_documents: of the same.
+        index: backend, from conf/index.
+        refresh: which rows are encoded when, from conf/refresh.
+        store: folder of the run's rows.
+        cache_dir: of embeddings under one model folder; a second run with it encodes nothing.
+        encode_batch: documents per call of the encoder.
+        updates_per_batch: optimizer steps per batch of queries, as the module takes them.
+
+    Raises:
+        ValueError: If the data set has no rows, or none is left.
+        EnvironmentDataError: If a query has no positive, or one that the corpus does not have.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        embedder: ReasoningEmbedder,
+        batch_size: int,
+        seed: int,
+        max_documents: int | None,
+        validation_queries: int,
+        validation_documents: int,
+        index: MakeIndex,
+        refresh: Refresh,
+        store: str | Path,
+        cache_dir: str | Path,
+        encode_batch: int = 1024,
+        updates_per_batch: int = 1,
+    ) -> None:
+        super().__init__()
+        if not data.examples:
+            raise ValueError(f"data set {data.name!r} has no training rows")
+        self.embedder, self.batch_size, self.seed = embedder, batch_size, seed
+        self.corpus, self.examples = data.corpus, data.examples
+        if max_documents is not None and max_documents < len(data.corpus):
+            self.corpus, self.examples = _part(data, max_documents, seed)
+        self.judgements = Judgements(_qrels(self.examples), self.corpus.row_of, len(self.corpus))
+        self.validation = None
+        if data.validation is not None:
+            self.validation = thinned(data.validation, validation_queries, validation_documents, seed=0)
+        self.make_index, self.refresh = index, refresh
+        self.store, self.cache_dir, self.encode_batch = Path(store), Path(cache_dir), encode_batch
+        self.updates_per_batch = updates_per_batch
+        self.index: LiveIndex | None = None
+        self._index_state: Mapping | None = None
+
+    @property
+    def key(self) -> dict[str, str]:
+        """What the rows that a run starts from depend on."""
+        return {**self.embedder.document_key, "corpus": self.corpus.fingerprint}
+
+    def train_dataloader(self) -> DataLoader:
+        """Opens the index too: weights and this module's state are restored by now, and on their device."""
+        self._open_index()
+        sampler = GroupedBatchSampler(
+            len(self.examples),
+            sources=[example.source for example in self.examples],
+            batch_size=self.batch_size,
+            seed=self.seed,
+            keys=[[example.query for example in self.examples]],
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        return DataLoader(Rows(self.examples), batch_sampler=self._start(sampler), collate_fn=tuple)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """One item: the collection itself."""
+        return [] if self.validation is None else DataLoader(Rows([self.validation]), batch_size=None)
+
+    def transfer_batch_to_device(self, batch: object, device: torch.device, dataloader_idx: int) -> object:
+        """Rows are texts until the module tokenizes them; there is nothing to move."""
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        if self.index is not None:
+            self.index.close()
+            self.index = None
+
+    # ---- the index
+
+    def encode(self, rows: np.ndarray) -> Tensor:
+        """Embeddings `[n, D]` of documents by row, in full precision; every rank calls it equally often."""
+        texts = [self.corpus.texts[row] for row in rows]
+        with torch.autocast(self.embedder.device.type, enabled=False), equal_forwards(self.embedder):
+            return self.embedder.embed_documents(texts)
+
+    def _open_index(self) -> None:
+        if self.index is not None:
+            return
+        if self._index_state is not None:
+            self.index = LiveIndex.restore(
+                self.store, self.key, self._index_state, self.make_index, self.refresh,
+                chunk_size=self.encode_batch,
+            )  # fmt: skip
+            return
+        self.index = LiveIndex.create(
+            self.store, self.key, self._cached_rows(), self.make_index, self.refresh,
+            chunk_size=self.encode_batch, overwrite=True,  # of a run that made no checkpoint
+        )  # fmt: skip
+
+    def _cached_rows(self) -> np.ndarray:
+        """The corpus as the model folder encodes it. The first rank fills the cache, all others wait."""
+
+        def embed(texts: Sequence[str]) -> ArrayLike:
+            return self.embedder.embed_documents(texts)
+
+        def rows() -> np.ndarray:
+            return stored_embeddings(self.cache_dir, self.key, self.corpus.texts, embed, self.encode_batch)
+
+        found = None
+        with torch.autocast(self.embedder.device.type, enabled=False):
+            for is_turn in (self.trainer.is_global_zero, not self.trainer.is_global_zero):
+                if is_turn:
+                    found = rows()
+                self.trainer.strategy.barrier("corpus")
+        return found
+
+    # ---- checkpoints
+
+    def state_dict(self) -> dict:
+        self._index_state = self.index.state_dict()
+        n_batches = self.trainer.global_step // self.updates_per_batch
+        return {"sampler": self.sampler.state_dict(n_batches), "index": self._index_state}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.state, self._index_state = state["sampler"], state["index"]
+
+    def checkpoint_is_saved(self) -> None:
+        """Called once the checkpoint with the last state is on disk."""
+        self.index.commit(self._index_state)
+
+
+def _qrels(examples: Sequence[Example]) -> dict[str, dict[str, float]]:
+    return {
+        example.id: dict.fromkeys(sorted({example.positive_id, *example.relevant_ids}), 1.0)
+        for example in examples
+    }
+
+
+def _part(data: TrainingData, n_documents: int, seed: int) -> tuple[Corpus, list[Example]]:
+    """Some documents, drawn at random, and the rows all of whose relevant documents are among them."""
+    if n_documents < 2:
+        raise ValueError(f"max_documents must be at least 2, got {n_documents}")
+    drawn = np.random.default_rng(seed).permutation(len(data.corpus))[:n_documents]
+    rows = np.sort(drawn).tolist()
+    corpus = Corpus([data.corpus.ids[row] for row in rows], [data.corpus.texts[row] for row in rows])
+    examples = [
+        example
+        for example in data.examples
+        if all(document in corpus.row_of for document in (example.positive_id, *example.relevant_ids))
+    ]
+    if not examples:
+        raise ValueError(f"max_documents={n_documents} leaves no training row of {data.name!r} complete")
+    return corpus, examples

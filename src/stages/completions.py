@@ -1,0 +1,86 @@
+"""The table of completions: what the model wrote, what it earned, and what it then retrieved."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytorch_lightning.loggers import Logger
+from torch import Tensor
+
+from src.stages.rollouts import Rollouts
+
+COLUMNS = ("step", "query_id", "query", "reasoning", "reward", "rank_before", "rank_after", "top", "is_stale")
+
+
+class Completions:
+    """Appends to a JSONL file, a line per rollout, and to a W&B table where that logger is on.
+
+    Args:
+        file: in the run folder.
+        every_n_steps: 0 writes nothing.
+        n_queries: of this rank's batch, with all their rollouts.
+    """
+
+    def __init__(self, file: str | Path, every_n_steps: int, n_queries: int) -> None:
+        if every_n_steps < 0 or n_queries < 1:
+            raise ValueError(
+                f"completions need every_n_steps of 0 or more and a query, got {every_n_steps}, {n_queries}"
+            )
+        self.file, self.every_n_steps, self.n_queries = Path(file), every_n_steps, n_queries
+
+    def is_due(self, step: int) -> bool:
+        return self.every_n_steps > 0 and step % self.every_n_steps == 0
+
+    def shown(self, n_queries: int) -> int:
+        return min(self.n_queries, n_queries)
+
+    def start(self, step: int) -> None:
+        """Drops the lines of steps that a resumed run takes again."""
+        if not self.file.is_file():
+            return
+        lines = self.file.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if json.loads(line)["step"] < step]
+        partial = self.file.with_suffix(".partial")
+        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        partial.replace(self.file)
+
+    def write(
+        self,
+        step: int,
+        queries: Sequence[tuple[str, str]],
+        rollouts: Rollouts,
+        rewards: Tensor,
+        rank_before: Tensor,
+        rank_after: Tensor,
+        titles: Sequence[Sequence[Sequence[str]]],
+        is_stale: Sequence[Sequence[Sequence[bool]]],
+        loggers: Sequence[Logger] = (),
+    ) -> None:
+        """The rollouts of the first queries of a batch.
+
+        Args:
+            step: of training.
+            queries: `n` ids and texts.
+            rollouts: of the batch; the first `n` groups are written.
+            rewards: `[B, G]`.
+            rank_before: `[B]` rank of the best positive by the direct embedding.
+            rank_after: `[B, G]` after the reasoning.
+            titles: `[n, G, K]` first lines of the best documents.
+            is_stale: `[n, G, K]` whether each of them was encoded at an earlier step.
+            loggers: of the trainer.
+        """
+        rows = [
+            (
+                step, *query, rollouts.texts[number][g], round(float(rewards[number, g]), 6),
+                int(rank_before[number]), int(rank_after[number, g]), titles[number][g], is_stale[number][g],
+            )
+            for number, query in enumerate(queries)
+            for g in range(rollouts.group_size)
+        ]  # fmt: skip
+        with self.file.open("a", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=False) + "\n")
+        for logger in loggers:
+            if hasattr(logger, "log_table"):
+                cells = [[*row[:7], "\n".join(row[7]), str(row[8])] for row in rows]
+                logger.log_table(key="completions", columns=list(COLUMNS), data=cells, step=step)

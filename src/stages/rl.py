@@ -1,0 +1,544 @@
+"""The RL stage (arXiv:2510.07048, stage 2): GRPO against the ranking in the whole corpus.
+
+A step samples `G` reasonings of each of `B` queries, brings the index as near to the model as its rule says,
+counts the exact rank of every positive, and moves the policy towards the better rollouts of each group. All
+rollouts of a step are scored against the same rows. Groups are never split across ranks.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from src.data.types import Benchmark, Example
+from src.environment import Environment, Outcome, Positives, Retrieved, Shard, exact_ranking
+from src.evaluation.validation import equal_forwards, validate
+from src.index.refresh import StepQueries
+from src.models.embedder import ReasoningEmbedder
+from src.models.generation import Sampling
+from src.models.reference import FrozenReference
+from src.objectives.collapse import CollapseLimits, Vitals, collapse
+from src.objectives.grpo import (
+    PolicyBatch,
+    dr_grpo,
+    group_advantages,
+    k1,
+    k2,
+    k3,
+    per_sequence,
+    per_token,
+    policy_loss,
+    policy_statistics,
+    token_weights,
+    trained_tokens,
+)
+from src.objectives.losses import info_nce, share_of_count
+from src.objectives.rewards import Ranking, Reward
+from src.stages.completions import Completions
+from src.stages.optimization import (
+    OptimizationSettings,
+    block_sync,
+    build_optimizer,
+    build_scheduler,
+    optimization_step,
+)
+from src.stages.rollouts import Rollouts, group_batches, of_rows, sample_rollouts, training_forward
+
+log = logging.getLogger(__name__)
+
+NORMALISATIONS = {"per_token": per_token, "per_sequence": per_sequence, "dr_grpo": dr_grpo}
+ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How reasonings are sampled.
+
+    Attributes:
+        group_size: `G` rollouts per query, at least 2.
+        temperature: above 0.
+        top_p: nucleus; log-probabilities are of the distribution before it.
+        max_new_tokens: `lengths.reasoning` of the model folder where None.
+    """
+
+    group_size: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(f"rollouts.group_size must be at least 2, got {self.group_size}")
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """The loss.
+
+    Attributes:
+        clip_low: how far a token's probability may fall before its gradient stops.
+        clip_high: how far it may rise.
+        normalisation: `per_token` over the batch, `per_sequence`, or `dr_grpo`.
+        scale_by_std: whether advantages are divided by the group's standard deviation.
+        kl: `k1`, `k2` or `k3`.
+        kl_weight: of KL to the model that the stage started from; 0 makes no reference pass.
+        n_updates: optimizer steps per batch of rollouts.
+        contrastive_weight: of InfoNCE of the rollouts' embeddings, so that the vector learns as well as the
+            text; 0 leaves it out. Its documents are the served rows and have no gradient.
+        contrastive_temperature: of that loss, in cosine.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    normalisation: str = "per_token"
+    scale_by_std: bool = True
+    kl: str = "k3"
+    kl_weight: float = 0.0
+    n_updates: int = 1
+    contrastive_weight: float = 0.0
+    contrastive_temperature: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.normalisation not in NORMALISATIONS:
+            raise ValueError(
+                f"policy.normalisation must be one of {', '.join(NORMALISATIONS)}, got {self.normalisation!r}"
+            )
+        if self.kl not in ESTIMATORS:
+            raise ValueError(f"policy.kl must be one of {', '.join(ESTIMATORS)}, got {self.kl!r}")
+        if self.n_updates < 1:
+            raise ValueError(f"policy.n_updates must be at least 1, got {self.n_updates}")
+        if self.contrastive_weight < 0:
+            raise ValueError(f"policy.contrastive_weight must not be negative, got {self.contrastive_weight}")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The documents of the contrastive term, as served: `M` on this rank.
+
+    Attributes:
+        rows: `[M]` corpus rows, ascending, each once.
+        vectors: `[M, D]` fp32.
+    """
+
+    rows: Tensor
+    vectors: Tensor
+
+
+@dataclass
+class Learnt:
+    """A batch of rollouts on its way through the updates.
+
+    Attributes:
+        rollouts: what was sampled.
+        advantages: `[B, G]`.
+        has_spread: `[B]` bool.
+        weights: `[B, G, L]`, see `token_weights`.
+        old: `[B, G, L]` log-probabilities before the first update; filled by it.
+        reference: `[B, G, L]` of the frozen model; filled by the first update where KL has a weight.
+        positives: of the `B` queries.
+        pool: of the contrastive term; None where it has no weight.
+        batches: rollout numbers `b * G + g`, a forward each.
+    """
+
+    rollouts: Rollouts
+    advantages: Tensor
+    has_spread: Tensor
+    weights: Tensor
+    old: Tensor
+    reference: Tensor | None
+    positives: Positives
+    pool: Pool | None
+    batches: list[list[int]] = field(default_factory=list)
+
+
+class RLModule(pl.LightningModule):
+    """GRPO over the embedder's reasoning; the data module owns index and judgements.
+
+    Args:
+        embedder: is trained.
+        optimization: AdamW and schedule.
+        reward: from a ranking to what is earned.
+        rollouts: how reasonings are sampled.
+        policy: the loss.
+        collapse_limits: what stops the run with a plain message.
+        rank: `exact` counts over the corpus, `topk` trusts `n_retrieved` documents.
+        n_retrieved: documents per rollout that the contrastive term, `rank=topk` and the table read.
+        rank_agreement_every_n_steps: how often both ranks are compared; 0 never.
+        token_budget: tokens of one training forward; the model's where None.
+        completions: the table of what was written.
+        seed: of the rollouts.
+    """
+
+    def __init__(
+        self,
+        embedder: ReasoningEmbedder,
+        optimization: OptimizationSettings,
+        reward: Reward,
+        rollouts: RolloutSettings,
+        policy: PolicySettings,
+        collapse_limits: CollapseLimits,
+        rank: str,
+        n_retrieved: int,
+        rank_agreement_every_n_steps: int,
+        token_budget: int | None,
+        completions: Completions,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.embedder, self.optimization = embedder, optimization
+        self.policy, self.rollouts, self.reward = policy, rollouts, reward
+        self.collapse_limits, self.seed = collapse_limits, seed
+        self.rank, self.n_retrieved = rank, n_retrieved
+        self.rank_agreement_every_n_steps = rank_agreement_every_n_steps
+        self.token_budget = token_budget or embedder.token_budget
+        self.completions = completions
+        limit = rollouts.max_new_tokens or embedder.encoder.lengths.reasoning
+        ngram = embedder.encoder.lengths.repeat_ngram
+        self.sampling = Sampling(limit, rollouts.temperature, rollouts.top_p, ngram)
+        is_constant = policy.normalisation == "dr_grpo"
+        self.normalisation = (
+            partial(dr_grpo, max_tokens=limit) if is_constant else globals()[policy.normalisation]
+        )
+        self.reference = FrozenReference(embedder) if policy.kl_weight > 0 else None
+        self.vitals: list[Vitals] = []
+        self.stopped_because: str | None = None
+
+    def configure_optimizers(self) -> tuple[list, list]:
+        optimizer = build_optimizer(self.embedder.named_parameters(), self.optimization)
+        return [optimizer], [build_scheduler(optimizer, self.optimization, self.trainer.max_steps)]
+
+    def on_fit_start(self) -> None:
+        self.environment = Environment(
+            self.trainer.datamodule.judgements, self.reward, self.rank, self.rank_agreement_every_n_steps
+        )
+
+    def on_train_start(self) -> None:
+        if self.trainer.is_global_zero:
+            self.completions.start(self.trainer.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["vitals"] = [[each.entropy, each.n_tokens, each.flat_share] for each in self.vitals]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.vitals = [Vitals(*each) for each in checkpoint["vitals"]]
+
+    # ---- a step
+
+    def training_step(self, batch: Sequence[Example], batch_idx: int) -> dict[str, int]:
+        step, seconds = self.trainer.global_step, Seconds(self.device)
+        with seconds.part("sampling"):
+            rollouts = self._sample(batch, step)
+        with seconds.part("refresh"):
+            line = self._refresh(rollouts, step)
+        with seconds.part("search"):
+            retrieved = self._retrieved(rollouts, step)
+        with seconds.part("scoring"):
+            outcome = self._score(rollouts, step, retrieved)
+        with seconds.part("audit"):
+            line |= self._audit(rollouts, outcome, step)
+        with seconds.part("update"):
+            learnt = self._learnt(rollouts, outcome, retrieved)
+            metrics = self._update(learnt)
+        with seconds.part("table"):
+            self._write_table(batch, rollouts, outcome, retrieved, step)
+        metrics |= self._summary(rollouts, outcome, learnt)
+        self._watch(metrics)
+        metrics |= {f"index/{name}": value for name, value in line.items()}
+        metrics |= {f"seconds/{name}": value for name, value in seconds.by_part.items()}
+        logged = {f"train/{name}": value for name, value in metrics.items()}
+        self.log_dict(logged, batch_size=len(batch), sync_dist=True)  # all are means over ranks
+        n_prompt = int(rollouts.prompt_lengths.sum())
+        return {"n_pairs": len(batch), "n_tokens": n_prompt + int((rollouts.n_tokens + 1).sum())}
+
+    def _sample(self, batch: Sequence[Example], step: int) -> Rollouts:
+        with equal_forwards(self.embedder):
+            return sample_rollouts(
+                self.embedder,
+                [example.id for example in batch],
+                [example.query for example in batch],
+                self.sampling,
+                self.rollouts.group_size,
+                self.seed,
+                step,
+            )
+
+    def _asked(self, rollouts: Rollouts) -> StepQueries:
+        """The rollouts as the index sees them: `[B * G, D]` and the rows of their positives."""
+        rows = self.environment.judgements.of(rollouts.query_ids).rows
+        vectors = rollouts.embeddings.flatten(0, 1).cpu().numpy()
+        return StepQueries(vectors, rows.repeat_interleave(rollouts.group_size, 0).numpy())
+
+    def _refresh(self, rollouts: Rollouts, step: int) -> dict[str, float]:
+        source = self.trainer.datamodule
+        return source.index.refresh(step, self._asked(rollouts), source.encode)
+
+    def _needs_search(self, step: int) -> bool:
+        every = self.rank_agreement_every_n_steps
+        is_compared = every > 0 and step % every == 0
+        is_shown = self.completions.is_due(step)
+        return self.rank == "topk" or self.policy.contrastive_weight > 0 or is_compared or is_shown
+
+    def _retrieved(self, rollouts: Rollouts, step: int) -> Retrieved | None:
+        if not self._needs_search(step):
+            return None
+        scores, rows = self.trainer.datamodule.index.search(self._asked(rollouts).vectors, self.n_retrieved)
+        shape = rollouts.n_tokens.shape
+        return Retrieved(
+            *(torch.from_numpy(each).to(self.device).unflatten(0, shape) for each in (scores, rows))
+        )
+
+    def _shard(self, rows: np.ndarray | None = None) -> Shard:
+        index = self.trainer.datamodule.index
+        rows = index.rows if rows is None else rows
+        return Shard(rows) if index.ranks.size == 1 else Shard(rows, index.first_row, len(index))
+
+    def _score(self, rollouts: Rollouts, step: int, retrieved: Retrieved | None) -> Outcome:
+        return self.environment.score(
+            rollouts.query_ids, rollouts.embeddings, rollouts.has_embed_token, self._shard(), step, retrieved
+        )
+
+    def _ranking(self, query_ids: Sequence[str], vectors: Tensor, shard: Shard) -> Ranking:
+        positives = self.environment.judgements.of(query_ids, self.device)
+        return exact_ranking(vectors, positives, shard, self.environment.blocks)
+
+    def _audit(self, rollouts: Rollouts, outcome: Outcome, step: int) -> dict[str, float]:
+        source = self.trainer.datamodule
+        if not source.index.settings.is_audit_step(step):
+            return {}
+
+        def reward_on(rows: np.ndarray) -> np.ndarray:
+            positives = self.environment.judgements.of(rollouts.query_ids, self.device)
+            ranking = exact_ranking(
+                rollouts.embeddings, positives, self._shard(rows), self.environment.blocks
+            )
+            return self.reward(ranking, rollouts.has_embed_token).total.cpu().numpy()
+
+        served = outcome.rewards.total.cpu().numpy()
+        return source.index.audit(step, self._asked(rollouts), served, reward_on, source.encode)
+
+    # ---- the loss
+
+    def _learnt(self, rollouts: Rollouts, outcome: Outcome, retrieved: Retrieved | None) -> Learnt:
+        advantages = group_advantages(outcome.rewards.total, self.policy.scale_by_std)
+        mask = trained_tokens(rollouts.completion_mask, advantages.has_spread)
+        positives = self.environment.judgements.of(rollouts.query_ids, self.device)
+        has_contrast = self.policy.contrastive_weight > 0
+        return Learnt(
+            rollouts=rollouts,
+            advantages=advantages.values,
+            has_spread=advantages.has_spread,
+            weights=token_weights(mask, advantages.has_spread, self.normalisation),
+            old=torch.zeros_like(rollouts.log_probs),
+            reference=None if self.reference is None else torch.zeros_like(rollouts.log_probs),
+            positives=positives,
+            pool=self._pool(positives, retrieved) if has_contrast else None,
+            batches=group_batches(rollouts, self.token_budget, advantages.has_spread) or [[]],
+        )
+
+    def _pool(self, positives: Positives, retrieved: Retrieved) -> Pool:
+        """The positives of the batch and what its rollouts retrieved."""
+        rows = torch.cat([positives.rows[positives.rows >= 0], retrieved.rows.flatten()]).unique()
+        vectors, _ = self.trainer.datamodule.index.read(rows.cpu().numpy())
+        return Pool(rows, torch.from_numpy(vectors).to(self.device))
+
+    def _update(self, learnt: Learnt) -> dict[str, Tensor]:
+        """All optimizer steps on one batch; the numbers of the first, and the clip shares of the last."""
+        n_trained = share_of_count(int((learnt.weights > 0).sum()), self.device)
+        n_rollouts = share_of_count(int(learnt.has_spread.sum()) * self.rollouts.group_size, self.device)
+        names, metrics = list(learnt.rollouts.query_ids), {}
+        for update in range(self.policy.n_updates):
+            found: dict[str, Tensor] = {}
+
+            def run_backward(is_first: bool = update == 0, found: dict = found) -> Tensor:
+                total = torch.zeros((), device=self.device)
+                for number, rows in enumerate(learnt.batches):
+                    loss, values = self._rows_loss(learnt, rows, is_first, n_trained, n_rollouts)
+                    is_last = number == len(learnt.batches) - 1
+                    with contextlib.nullcontext() if is_last else block_sync(self)():
+                        self.manual_backward(loss)
+                    total += loss.detach()
+                    for name, value in values.items():
+                        found[name] = found.get(name, 0.0) + value
+                return total
+
+            has_none = not bool(learnt.has_spread.any())
+            result = optimization_step(self, run_backward, names, self.optimization.max_grad_norm, has_none)
+            if result.is_skipped:
+                return {"skipped": torch.ones(())}
+            clip_shares = {name: value for name, value in found.items() if name.startswith("clip_share")}
+            if update == 0:
+                metrics = {**found, "loss": result.loss, "grad_norm": result.grad_norm}
+            metrics |= clip_shares
+        metrics["learning_rate"] = torch.tensor(self.lr_schedulers().get_last_lr()[0])
+        return metrics
+
+    def _rows_loss(
+        self, learnt: Learnt, rows: Sequence[int], is_first: bool, n_trained: float, n_rollouts: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The part of the loss that some rollouts have, and what to log of it."""
+        forward = partial(
+            training_forward, rollouts=learnt.rollouts, rows=rows, shares_prompts=self._shares_prompts
+        )
+        now = forward(self.embedder)
+        place = torch.as_tensor(rows, dtype=torch.long, device=self.device)
+        if is_first:
+            learnt.old.flatten(0, 1)[place] = now.log_probs.detach()
+            if learnt.reference is not None:
+                with self.reference.active() as base:
+                    learnt.reference.flatten(0, 1)[place] = forward(base).log_probs
+        batch = PolicyBatch(
+            now.log_probs,
+            of_rows(learnt.old, rows),
+            of_rows(learnt.advantages, rows),
+            of_rows(learnt.weights, rows),
+            None if learnt.reference is None else of_rows(learnt.reference, rows),
+        )
+        policy, clip = self.policy, (self.policy.clip_low, self.policy.clip_high)
+        loss = policy_loss(batch, *clip, policy.kl_weight, ESTIMATORS[policy.kl])
+        sampled = of_rows(learnt.rollouts.log_probs, rows)
+        values = policy_statistics(batch, n_trained, *clip, sampled, now.entropy)
+        total = loss.total
+        if learnt.pool is not None:
+            contrast = self._contrast(learnt, now.embeddings, rows, n_rollouts)
+            values["contrastive"] = contrast.detach()
+            total = total + policy.contrastive_weight * contrast
+        return total, values
+
+    @property
+    def _shares_prompts(self) -> bool:
+        """Ranks must run equally many forwards where weights are sharded, and recomputing keeps no keys."""
+        is_sharded = not isinstance(
+            self.trainer.strategy, pl.strategies.SingleDeviceStrategy | pl.strategies.DDPStrategy
+        )
+        return not (is_sharded or self.embedder.causal_lm.is_gradient_checkpointing)
+
+    def _contrast(self, learnt: Learnt, embeddings: Tensor, rows: Sequence[int], n_rollouts: float) -> Tensor:
+        """InfoNCE of rollouts `[n, D]` against the pool; a query's other positives take no part."""
+        group = torch.as_tensor(rows, dtype=torch.long, device=self.device) // self.rollouts.group_size
+        relevant = learnt.positives.rows[group]  # [n, P]
+        positive = torch.searchsorted(learnt.pool.rows, relevant[:, 0].contiguous())
+        mask = torch.ones(len(group), len(learnt.pool.rows), dtype=torch.bool, device=self.device)
+        for column in relevant.unbind(1):
+            mask &= learnt.pool.rows != column[:, None]
+        return info_nce(
+            embeddings,
+            learnt.pool.vectors,
+            positive,
+            mask,
+            self.policy.contrastive_temperature,
+            denominator=n_rollouts,
+        )
+
+    # ---- what is logged
+
+    def _summary(self, rollouts: Rollouts, outcome: Outcome, learnt: Learnt) -> dict[str, float]:
+        """Means over the rollouts or groups of all ranks."""
+        rewards, n_groups = outcome.rewards.total, len(rollouts.query_ids)
+        sums = {
+            "reward": rewards.mean(1).sum(),
+            "reward_ranking": outcome.rewards.ranking.mean(1).sum(),
+            "reward_spread": rewards.std(1).sum(),
+            "reward_best": rewards.amax(1).sum(),
+            "groups_without_spread": (~learnt.has_spread).sum(),
+            "n_tokens": rollouts.n_tokens.float().mean(1).sum(),
+            "missing_embed_token": (~rollouts.has_embed_token).float().mean(1).sum(),
+            "rank_first": outcome.ranking.rank.eq(1).any(-1).float().mean(1).sum(),
+        }
+        packed = torch.stack([*(value.float() for value in sums.values()), rewards.new_tensor(n_groups)])
+        *totals, count = self.trainer.strategy.reduce(packed, reduce_op="sum").tolist()
+        metrics = {name: total / count for name, total in zip(sums, totals, strict=True)}
+        if outcome.rank_agreement is not None:
+            metrics["rank_agreement"] = outcome.rank_agreement
+        return metrics
+
+    def _watch(self, metrics: Mapping[str, Any]) -> None:
+        """Stops a run that has collapsed, with the reason; the same on all ranks."""
+        entropy = torch.as_tensor(metrics.get("entropy", 0.0), device=self.device).float()
+        if "entropy" not in metrics:  # a step without any spread measures none: the last one stands
+            entropy = entropy + (self.vitals[-1].entropy if self.vitals else 1.0)
+        entropy = float(self.trainer.strategy.reduce(entropy, reduce_op="mean"))
+        self.vitals.append(Vitals(max(entropy, 0.0), metrics["n_tokens"], metrics["groups_without_spread"]))
+        window = self.collapse_limits.window
+        if len(self.vitals) > 2 * window:
+            self.vitals = self.vitals[:window] + self.vitals[-window:]
+        reason = collapse(self.vitals, self.collapse_limits)
+        if reason is not None:
+            self.stopped_because, self.trainer.should_stop = reason, True
+            log.error("stopped at step %d: %s", self.trainer.global_step, reason)
+
+    def _write_table(
+        self,
+        batch: Sequence[Example],
+        rollouts: Rollouts,
+        outcome: Outcome,
+        retrieved: Retrieved | None,
+        step: int,
+    ) -> None:
+        if not self.completions.is_due(step):
+            return
+        with equal_forwards(self.embedder):
+            direct = self.embedder.embed_queries([example.query for example in batch])
+        positives = self.environment.judgements.of(rollouts.query_ids, self.device)
+        before = exact_ranking(
+            direct[:, None].to(self.device), positives, self._shard(), self.environment.blocks
+        )
+        shown = self.completions.shown(len(batch))
+        rows = retrieved.rows[:shown, :, :5].cpu().numpy()
+        source = self.trainer.datamodule
+        _, encoded_at = source.index.read(rows.flatten())
+        if not self.trainer.is_global_zero:
+            return
+        texts = source.corpus.texts
+        self.completions.write(
+            step,
+            queries=[(example.id, example.query) for example in batch[:shown]],
+            rollouts=rollouts,
+            rewards=outcome.rewards.total,
+            rank_before=_best_rank(before)[:, 0],
+            rank_after=_best_rank(outcome.ranking),
+            titles=[[[_title(texts[row]) for row in rows_] for rows_ in group] for group in rows],
+            is_stale=(encoded_at.reshape(rows.shape) < step).tolist(),
+            loggers=self.loggers,
+        )
+
+    # ---- in-training evaluation
+
+    def validation_step(self, benchmark: Benchmark, batch_idx: int) -> None:
+        """Metrics of both modes on a small collection, and how reasonings end; the ranks share the work."""
+        for name, value in validate(self.embedder, benchmark).items():
+            self.log(f"val/{name}", value, prog_bar=name.endswith("ndcg@10"), batch_size=1)
+
+
+class Seconds:
+    """Wall-clock seconds of the parts of a step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.by_part: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.by_part[name] = self.by_part.get(name, 0.0) + time.perf_counter() - started
+
+
+def _best_rank(ranking: Ranking) -> Tensor:
+    """`[B, G]` rank of the best positive."""
+    return ranking.rank.masked_fill(~ranking.has_positive, torch.iinfo(torch.long).max).amin(-1)
+
+
+def _title(text: str) -> str:
+    """The first line that says something, cut."""
+    return next((line.strip()[:80] for line in text.splitlines() if line.strip()), "")

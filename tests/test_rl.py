@@ -1,0 +1,277 @@
+"""The RL stage on a tiny real model: it learns, it resumes exactly, and its index follows it."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import TEXTS, build_embedder
+
+from src.data.rl import RLDataModule
+from src.data.types import Benchmark, Corpus, Example, TrainingData
+from src.environment import EnvironmentDataError
+from src.index.base import InPlaceIndex
+from src.index.refresh import Candidates, Frozen, Full, Refresh
+from src.models.folder import open_embedder, save_embedder
+from src.models.tuning import FullTuning, LoraTuning
+from src.objectives.collapse import CollapseLimits
+from src.objectives.rewards import Reward, margin_dcg
+from src.stages.callbacks import TrainableCheckpoint
+from src.stages.completions import COLUMNS, Completions
+from src.stages.optimization import OptimizationSettings
+from src.stages.rl import PolicySettings, RLModule, RolloutSettings
+
+ALIVE = CollapseLimits(window=100)
+FULL = partial(Refresh, Full())
+
+
+def world(n_documents: int = 12) -> TrainingData:
+    """Queries about documents that share their words with them."""
+    words = [
+        "add",
+        "parse",
+        "open",
+        "sort",
+        "write",
+        "read",
+        "close",
+        "find",
+        "split",
+        "join",
+        "merge",
+        "count",
+    ]
+    documents = [
+        f"def {word}_{words[i - 1]}(value):\n    return {words[i - 2]}(value)" for i, word in enumerate(words)
+    ]
+    corpus = Corpus([f"d{i}" for i in range(n_documents)], documents[:n_documents])
+    examples = [
+        Example(f"e{i}", f"{words[i]} and {words[i - 1]}", corpus.texts[i], f"d{i}", source="t")
+        for i in range(n_documents)
+    ]
+    validation = Benchmark(
+        "v", corpus, {e.id: e.query for e in examples}, {e.id: {e.positive_id: 1} for e in examples}
+    )
+    return TrainingData("t", corpus, examples, validation=validation, texts=TEXTS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model whose embed token is likely enough that rollouts write it."""
+    embedder = build_embedder(seed=4)
+    with torch.no_grad():
+        embedder.head.weight[embedder.embed_token_id] *= 20.0
+    return save_embedder(embedder, tmp_path_factory.mktemp("rl") / "model", {}, is_trained=True)
+
+
+def opened(folder, tuning=None):
+    return open_embedder(
+        path=str(folder), name=None, create=None, prompts={}, lengths={}, tuning=tuning or FullTuning()
+    )
+
+
+def module_of(embedder, run, policy=None, limits=ALIVE, rate=2e-3, every=1, **arguments):
+    settings = {
+        "optimization": OptimizationSettings(rate, warmup=0, schedule="constant"),
+        "reward": Reward(partial(margin_dcg, tau=0.05)),
+        "rollouts": RolloutSettings(group_size=6),
+        "policy": policy or PolicySettings(kl_weight=0.05),
+        "collapse_limits": limits,
+        "rank": "exact",
+        "n_retrieved": 5,
+        "rank_agreement_every_n_steps": 0,
+        "token_budget": 200,
+        "completions": Completions(run / "completions.jsonl", every, 2),
+        "seed": 0,
+    }
+    return RLModule(embedder, **settings | arguments)
+
+
+def data_of(embedder, run, refresh=None, data=None, batch_size=4, **arguments):
+    settings = {"max_documents": None, "validation_queries": 5, "validation_documents": 12, "encode_batch": 5}
+    return RLDataModule(
+        data or world(), embedder, batch_size, 0, index=InPlaceIndex, refresh=refresh or FULL(),
+        store=run / "index", cache_dir=run.parent / "cache", **settings | arguments,
+    )  # fmt: skip
+
+
+class Log(pl.Callback):
+    """What every step logged."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_train_batch_end(self, trainer, *rest):
+        self.steps.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+    def of(self, name):
+        return [step[f"train/{name}"] for step in self.steps if f"train/{name}" in step]
+
+
+def fit(module, datamodule, steps, callbacks=(), ckpt_path=None, **arguments):
+    log = Log()
+    has_checkpoints = any(isinstance(each, TrainableCheckpoint) for each in callbacks)
+    trainer = pl.Trainer(
+        max_steps=steps, accelerator="cpu", devices=1, logger=False, enable_checkpointing=has_checkpoints,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        check_val_every_n_epoch=None, limit_val_batches=0, callbacks=[log, *callbacks], **arguments,
+    )  # fmt: skip
+    trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
+    return trainer, log
+
+
+def test_the_reward_rises_and_the_rollouts_are_told_apart_by_it(folder, tmp_path):
+    embedder = opened(folder)
+    _, log = fit(module_of(embedder, tmp_path), data_of(embedder, tmp_path, batch_size=6), 40)
+    rewards = log.of("reward")
+    assert np.mean(rewards[-8:]) > np.mean(rewards[:8]) + 0.1
+    assert all(best >= mean for best, mean in zip(log.of("reward_best"), rewards, strict=True))
+
+
+@pytest.mark.parametrize("tuning", [FullTuning(), LoraTuning(r=4, alpha=8)])
+def test_kl_is_zero_at_the_first_step_and_the_reference_leaves_requires_grad_alone(folder, tmp_path, tuning):
+    embedder = opened(folder, tuning)
+    before = {name: parameter.requires_grad for name, parameter in embedder.named_parameters()}
+    _, log = fit(module_of(embedder, tmp_path, rate=1e-2), data_of(embedder, tmp_path), 3)
+    assert log.of("kl")[0] == 0.0
+    assert log.of("kl")[2] > 1e-6
+    assert {name: parameter.requires_grad for name, parameter in embedder.named_parameters()} == before
+    assert log.of("log_prob_gap")[0] < 1e-4
+    assert log.of("ratio") == pytest.approx([1.0] * 3, abs=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_second_update_on_the_same_rollouts_has_ratios_off_one(folder, tmp_path, precision):
+    embedder = opened(folder)
+    policy = PolicySettings(n_updates=3, clip_low=0.001, clip_high=0.001)
+    module = module_of(embedder, tmp_path, policy, rate=1e-2)
+    trainer, log = fit(module, data_of(embedder, tmp_path, updates_per_batch=3), 6, precision=precision)
+    assert trainer.global_step == 6
+    assert len(log.steps) == 2
+    assert log.of("ratio")[0] == pytest.approx(1.0, abs=1e-6)  # of the first update
+    assert log.of("clip_share_low")[0] + log.of("clip_share_high")[0] > 0  # of the last
+
+
+def weights_of(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("rule", [Candidates(k=3), Frozen()])
+def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one_bit_for_bit(folder, tmp_path, rule):
+    rows, ages = {}, {}
+
+    class Keep(pl.Callback):
+        def __init__(self, name):
+            self.name = name
+
+        def on_train_end(self, trainer, pl_module):
+            index = trainer.datamodule.index
+            rows[self.name], ages[self.name] = np.array(index.rows), np.array(index.encoded_at)
+
+    def run(name, steps, ckpt_path=None):
+        folder_of_run = tmp_path / name.split()[0]
+        folder_of_run.mkdir(exist_ok=True)
+        embedder = opened(folder)
+        refresh = Refresh(rule, budget=4, background=0.1, audit_every_n_steps=2, seed=1)
+        module, data = module_of(embedder, folder_of_run), data_of(embedder, folder_of_run, refresh)
+        saving = TrainableCheckpoint(folder_of_run / "checkpoints", save_every_n_steps=1)
+        return module, fit(module, data, steps, [Keep(name), saving], ckpt_path)[1]
+
+    whole, log = run("whole", 6)
+    run("cut", 3)
+    second, later = run("cut again", 6, tmp_path / "cut" / "checkpoints" / "last.ckpt")
+
+    assert len(later.steps) == 3
+    for name in ("reward", "kl", "n_tokens", "loss", "index/documents_encoded"):
+        assert later.of(name) == log.of(name)[3:], name
+    assert all(torch.equal(value, weights_of(second)[name]) for name, value in weights_of(whole).items())
+    assert np.array_equal(rows["whole"], rows["cut again"])
+    assert np.array_equal(ages["whole"], ages["cut again"])
+    assert len(set(ages["whole"].tolist())) > 1
+    steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "completions.jsonl").open()]
+    assert steps == sorted(steps)
+    assert len(steps) == len((tmp_path / "whole" / "completions.jsonl").read_text().splitlines())
+
+
+def test_a_full_refresh_serves_what_an_audit_finds_and_a_frozen_index_does_not(folder, tmp_path):
+    found = {}
+    for name, rule in (("full", Full()), ("frozen", Frozen())):
+        embedder = opened(folder)
+        refresh = Refresh(rule, audit_every_n_steps=1)
+        module = module_of(embedder, tmp_path, PolicySettings(), rate=2e-2)
+        _, log = fit(module, data_of(embedder, tmp_path / name, refresh), 8)
+        found[name] = log
+    assert found["full"].of("index/audit/identical_rewards") == [1.0] * 7  # there is none at step 0
+    assert np.mean(found["frozen"].of("index/audit/identical_rewards")) < 1.0
+
+
+def test_a_second_run_with_the_same_folder_encodes_nothing(folder, tmp_path, monkeypatch):
+    embedder = opened(folder)
+    fit(module_of(embedder, tmp_path), data_of(embedder, tmp_path / "first"), 1)
+    rows = list((tmp_path / "cache").glob("*/rows.npy"))
+    written_at = [path.stat().st_mtime_ns for path in rows]
+    again = opened(folder)
+    encoded = []
+    original = type(again).embed_documents
+    monkeypatch.setattr(
+        type(again),
+        "embed_documents",
+        lambda self, texts, *rest: (encoded.append(len(texts)), original(self, texts))[1],
+    )
+    data = data_of(again, tmp_path / "second", Refresh(Frozen()))
+    fit(module_of(again, tmp_path), data, 1, limit_train_batches=0)
+    assert sum(encoded) == 0
+    assert [path.stat().st_mtime_ns for path in rows] == written_at
+
+
+def test_the_table_shows_ranks_before_and_after_and_what_was_stale(folder, tmp_path):
+    embedder = opened(folder)
+    module = module_of(embedder, tmp_path, PolicySettings(), rate=2e-2)
+    fit(module, data_of(embedder, tmp_path / "run", Refresh(Frozen())), 3)
+    lines = [json.loads(line) for line in (tmp_path / "completions.jsonl").open()]
+    assert len(lines) == 3 * 2 * 6
+    assert all(tuple(line) == COLUMNS for line in lines)
+    assert all(1 <= line[name] <= 12 for line in lines for name in ("rank_before", "rank_after"))
+    assert all(len(line["top"]) == len(line["is_stale"]) == 5 for line in lines)
+    assert all(line["top"][0].startswith("def ") for line in lines)
+    assert not any(stale for line in lines[:12] for stale in line["is_stale"])  # step 0: nothing has changed
+    last = lines[-12:]
+    assert any(stale for line in last for stale in line["is_stale"])
+    assert not all(stale for line in last for stale in line["is_stale"])  # positives are always fresh
+
+
+def test_a_collapsed_run_stops_with_the_reason(folder, tmp_path, caplog):
+    embedder = opened(folder)
+    limits = CollapseLimits(window=1, min_entropy=100.0)
+    module = module_of(embedder, tmp_path, limits=limits)
+    trainer, log = fit(module, data_of(embedder, tmp_path), 10)
+    assert trainer.global_step == len(log.steps) == 2
+    assert "entropy" in module.stopped_because
+    assert module.stopped_because in caplog.text
+
+
+def test_the_contrastive_term_moves_the_vectors_where_the_policy_gradient_is_left_out(folder, tmp_path):
+    embedder = opened(folder)
+    policy = PolicySettings(contrastive_weight=1.0, contrastive_temperature=0.2)
+    _, log = fit(module_of(embedder, tmp_path, policy, rate=5e-3), data_of(embedder, tmp_path), 25)
+    assert np.mean(log.of("contrastive")[-5:]) < np.mean(log.of("contrastive")[:5]) - 0.1
+
+
+def test_a_part_of_the_corpus_keeps_only_queries_that_can_be_judged(folder, tmp_path):
+    embedder = opened(folder)
+    part = data_of(embedder, tmp_path, max_documents=6)
+    assert len(part.corpus) == 6
+    assert {example.positive_id for example in part.examples} == set(part.corpus.ids)
+    assert len(part.judgements) == 6
+
+
+@pytest.mark.parametrize("broken", ["unknown document", "one document"])
+def test_bad_judgements_are_refused_before_anything_is_encoded(folder, tmp_path, broken):
+    data = world(1) if broken == "one document" else world()
+    if broken == "unknown document":
+        example = data.examples[0]
+        data.examples[0] = Example("bad", example.query, example.positive, "nowhere")
+    with pytest.raises(EnvironmentDataError, match=r"nowhere|one document"):
+        data_of(opened(folder), tmp_path, data=data)
