@@ -357,6 +357,9 @@ def _load_choices(
             if f"override '{override.key_or_group}'" in str(error):
                 stage = next((o.value() for o in overrides if o.key_or_group == "stage"), None)
                 of = f"stage={stage}" if stage else f"this {config_name}"
+                if override.key_or_group in RL_GROUPS and config_name == "train":
+                    key = override.key_or_group
+                    raise UsageError(f"{key}= belongs to stage=rl; {of} has no {key}") from None
                 raise UsageError(
                     f"{override.key_or_group}= has no meaning under {of}: it uses no such group"
                 ) from None

@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import Stemmer
 
 from src.data.hops import Sizes, TextSettings, chance_ndcg, load_hops
-from src.evaluation.metrics import mean_metrics, query_metrics
+from src.evaluation.metrics import mean_metrics, per_query_metrics, query_metrics
 from src.index.lexical import ANALYZERS, LexicalIndex, analyze
 from src.models.prompts import PromptEncoder
 from src.runtime import ConfigSource, compose, instantiate
@@ -212,7 +212,7 @@ def test_bm25_is_at_chance_on_queries_and_perfect_on_the_chain(default, analyzer
         for query, scores, rows in zip(ids, *index.search(texts, n), strict=True):
             found = zip(rows.tolist(), scores.tolist(), strict=True)
             run[query] = {test.corpus.ids[row]: score for row, score in found if row >= 0}
-        return mean_metrics(run, qrels)["ndcg@10"]
+        return mean_metrics(per_query_metrics(run, qrels))["ndcg@10"]
 
     # One of N documents is relevant; a random ranking has it at each rank with probability 1/N.
     gains = [1 / math.log2(rank + 1) if rank <= 10 else 0.0 for rank in range(1, n + 1)]

@@ -98,12 +98,12 @@ def test_the_base_reads_only_sequences_with_a_position_to_compare(folder):
 
 
 def test_the_memory_of_the_frozen_copy_is_logged_where_there_is_one(folder, caplog):
-    with caplog.at_level(logging.INFO, logger="src.stages.sft"):
+    with caplog.at_level(logging.INFO, logger="src.models.reference"):
         module = moved_module(folder, FullTuning())
         moved_module(folder, LoraTuning(4, 8))  # the adapter off is the base
 
     parameters = sum(p.numel() for p in module.embedder.model.parameters())
-    ours = [record for record in caplog.records if record.name == "src.stages.sft"]
+    ours = [record for record in caplog.records if record.name == "src.models.reference"]
     assert [record.getMessage() for record in ours] == [
         f"KL: the frozen copy of the base takes {parameters * 4 / 2**20:.1f} MiB"  # fp32
     ]
