@@ -6,10 +6,11 @@ products in float64 of the rows as stored, ties in row order; two backends that 
 give the same result bit for bit, and a result does not depend on the order of past updates.
 """
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -91,23 +92,6 @@ def changed_rows(rows: ArrayLike, n_rows: int) -> np.ndarray:
     return result
 
 
-def checked_queries(queries: ArrayLike, width: int, k: int) -> np.ndarray:
-    """Queries `[Q, D]` as contiguous fp32.
-
-    Raises:
-        ValueError: If the width differs, `k` is not positive, or a query is not finite.
-    """
-    vectors = np.ascontiguousarray(queries, dtype=np.float32)
-    if vectors.ndim != 2 or vectors.shape[1] != width:
-        raise ValueError(f"queries must be [Q, {width}] like the documents, got {vectors.shape}")
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    is_finite = np.isfinite(vectors).all(1)
-    if not is_finite.all():
-        raise ValueError(f"queries must be finite: query {int((~is_finite).argmax())} is not")
-    return vectors
-
-
 def best_candidates(
     embeddings: np.ndarray, queries: np.ndarray, candidates: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -133,19 +117,26 @@ def best_candidates(
     return np.take_along_axis(scores, order, 1), np.take_along_axis(candidates, order, 1)
 
 
-def save_whole(folder: str | Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, object]) -> None:
-    """Writes arrays and facts as one folder, which is replaced whole."""
+@contextlib.contextmanager
+def saved_whole(folder: str | Path, facts: Mapping[str, object]) -> Iterator[Path]:
+    """Gives an empty folder to write to; on leaving, facts are added and it takes the place of `folder`."""
     folder = Path(folder)
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    for name, array in arrays.items():
-        np.save(part / f"{name}.npy", array, allow_pickle=False)
+    yield part
     (part / "facts.json").write_text(json.dumps(dict(facts)), encoding="utf-8")
-    replace_folder(part, folder)
+    _replace_folder(part, folder)
 
 
-def replace_folder(part: Path, folder: Path) -> None:
+def save_whole(folder: str | Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, object]) -> None:
+    """Writes arrays and facts as one folder, which is replaced whole."""
+    with saved_whole(folder, facts) as part:
+        for name, array in arrays.items():
+            np.save(part / f"{name}.npy", array, allow_pickle=False)
+
+
+def _replace_folder(part: Path, folder: Path) -> None:
     """Moves a finished folder to its place; an earlier one is dropped."""
     old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)

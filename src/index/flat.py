@@ -11,6 +11,8 @@ import faiss
 import numpy as np
 from numpy.typing import ArrayLike
 
+from src.index.checks import checked_queries, first_not_finite
+
 TIE = 1e-6
 """Scores of unit vectors closer than this are not told apart by a fp32 product."""
 
@@ -43,10 +45,9 @@ class FlatIndex:
                 f"{'' if embeddings.flags.c_contiguous else ', not contiguous'}"
             )
         for start in range(0, len(embeddings), 1 << 16):
-            is_finite = np.isfinite(embeddings[start : start + (1 << 16)]).all(1)
-            if not is_finite.all():
-                row = start + int((~is_finite).argmax())
-                raise ValueError(f"embeddings must be finite: row {row} is not")
+            place = first_not_finite(embeddings[start : start + (1 << 16)])
+            if place is not None:
+                raise ValueError(f"embeddings must be finite: row {start + place} is not")
         if order is not None and np.shape(order) != (len(embeddings),):
             raise ValueError(f"order must be [{len(embeddings)}] like the documents, got {np.shape(order)}")
         self.embeddings = embeddings
@@ -69,16 +70,7 @@ class FlatIndex:
         Raises:
             ValueError: If widths differ, `k` is not positive, or a query is not finite.
         """
-        vectors = np.ascontiguousarray(queries, dtype=np.float32)
-        if vectors.ndim != 2 or vectors.shape[1] != self.embeddings.shape[1]:
-            raise ValueError(
-                f"queries must be [Q, {self.embeddings.shape[1]}] like the documents, got {vectors.shape}"
-            )
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        if not np.isfinite(vectors).all():
-            number = int((~np.isfinite(vectors).all(1)).argmax())
-            raise ValueError(f"queries must be finite: query {number} is not")
+        vectors = checked_queries(queries, self.embeddings.shape[1], k)
         k = min(k, len(self))
         scores = np.empty((len(vectors), k), dtype=np.float32)
         rows = np.empty((len(vectors), k), dtype=np.int64)

@@ -5,15 +5,14 @@ costs about as much as building it: the graph is for serving and for comparison,
 """
 
 import importlib
-import json
-import shutil
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from src.index.base import best_candidates, changed_rows, checked_queries, load_saved, replace_folder
+from src.index.base import best_candidates, changed_rows, load_saved, saved_whole
+from src.index.checks import checked_queries, finite_rows
 from src.index.flat import SLACK
 
 CHUNK = 1 << 16
@@ -91,21 +90,12 @@ class GraphIndex:
         changed = changed_rows(rows, len(self))
         for start in range(0, len(changed), CHUNK):
             part = changed[start : start + CHUNK]
-            vectors = np.ascontiguousarray(self.embeddings[part])
-            is_finite = np.isfinite(vectors).all(1)
-            if not is_finite.all():
-                raise ValueError(f"embeddings must be finite: row {part[(~is_finite).argmax()]} is not")
-            self._graph.add_items(vectors, part, num_threads=1)
+            self._graph.add_items(finite_rows(self.embeddings, part), part, num_threads=1)
 
     def save(self, folder: str | Path) -> None:
         """Writes the graph, its copy of the vectors included."""
-        folder = Path(folder)
-        part = folder.with_name(f"{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        self._graph.save_index(str(part / "graph.bin"))
-        (part / "facts.json").write_text(json.dumps(self._facts()), encoding="utf-8")
-        replace_folder(part, folder)
+        with saved_whole(folder, self._facts()) as part:
+            self._graph.save_index(str(part / "graph.bin"))
 
     def _facts(self) -> dict[str, int | str]:
         n_rows, width = self.embeddings.shape

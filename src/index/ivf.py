@@ -15,7 +15,8 @@ import faiss
 import numpy as np
 from numpy.typing import ArrayLike
 
-from src.index.base import best_candidates, changed_rows, checked_queries, load_saved, save_whole
+from src.index.base import best_candidates, changed_rows, load_saved, save_whole
+from src.index.checks import checked_queries, finite_rows
 from src.index.flat import SLACK
 
 CHUNK = 1 << 16
@@ -110,7 +111,7 @@ class IVFIndex:
         changed = changed_rows(rows, len(self))
         for start in range(0, len(changed), CHUNK):
             part = changed[start : start + CHUNK]
-            vectors = _finite(self.embeddings, part)
+            vectors = finite_rows(self.embeddings, part)
             self._index.update_vectors(part, vectors)
             self._lists[part] = self._nearest(vectors)
         if len(changed) and self.moved_share > self.retrain_above:
@@ -125,7 +126,7 @@ class IVFIndex:
         n_sampled = min(size, 256 * self.n_lists)
         rng = np.random.default_rng((self.seed, self.n_trainings))
         sampled = np.sort(rng.choice(size, n_sampled, replace=False, shuffle=False))
-        clustering.train(_finite(self.embeddings, sampled))
+        clustering.train(finite_rows(self.embeddings, sampled))
         self.n_trainings += 1
         self._fill(clustering.centroids)
         self._trained_lists = self._lists.copy()
@@ -161,7 +162,7 @@ class IVFIndex:
         self._lists = np.empty(len(self), dtype=np.int32)
         for start in range(0, len(self), CHUNK):
             part = np.arange(start, min(start + CHUNK, len(self)))
-            vectors = _finite(self.embeddings, part)
+            vectors = finite_rows(self.embeddings, part)
             self._index.add(vectors)
             self._lists[part] = self._nearest(vectors)
 
@@ -180,11 +181,3 @@ class IVFIndex:
         elif not self._has_warned:
             self._has_warned = True
             log.warning("%s, recall may be low; index.when_drifted=retrain mends that", said)
-
-
-def _finite(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    vectors = np.ascontiguousarray(embeddings[rows], dtype=np.float32)
-    is_finite = np.isfinite(vectors).all(1)
-    if not is_finite.all():
-        raise ValueError(f"embeddings must be finite: row {rows[(~is_finite).argmax()]} is not")
-    return vectors

@@ -33,6 +33,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from src.index.checks import first_not_finite
+from src.index.files import write_all
 from src.index.store import StoreError
 from src.run_folder import write_json
 
@@ -313,9 +315,9 @@ class LiveStore:
             raise ValueError(f"rows must be within 0 and {len(self) - 1}, got {rows.min()} to {rows.max()}")
         if len(np.unique(rows)) != len(rows):
             raise ValueError("a row is named twice in one update, and which vector counts is not said")
-        is_finite = np.isfinite(vectors).all(1)
-        if not is_finite.all():
-            raise ValueError(f"the embedding of document row {rows[(~is_finite).argmax()]} is not finite")
+        place = first_not_finite(vectors)
+        if place is not None:
+            raise ValueError(f"the embedding of document row {rows[place]} is not finite")
         ages = np.broadcast_to(np.asarray(step, dtype=np.int64), (len(rows),))
         is_older = ages < self.encoded_at[rows]
         if is_older.any():
@@ -336,7 +338,7 @@ class LiveStore:
                 part = rows[start : start + CHUNK]
                 payload = part.astype("<i8").tobytes() + self._ages["encoded_at"][part].tobytes()
                 payload += self.rows[part].tobytes()
-                _write(self._journal, _ENTRY.pack(_ENTRY_MAGIC, len(part), zlib.crc32(payload)) + payload)
+                write_all(self._journal, _ENTRY.pack(_ENTRY_MAGIC, len(part), zlib.crc32(payload)) + payload)
             os.fsync(self._journal)
         except OSError:
             os.ftruncate(self._journal, whole)
@@ -371,7 +373,7 @@ def _journals(folder: Path) -> list[int]:
 
 def _new_journal(folder: Path, number: int, digest: bytes) -> int:
     file = os.open(folder / _journal_name(number), os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
-    _write(file, _HEAD.pack(_HEAD_MAGIC, digest))
+    write_all(file, _HEAD.pack(_HEAD_MAGIC, digest))
     os.fsync(file)
     _sync_folder(folder)
     return file
@@ -534,14 +536,5 @@ def _write_rows(
     width = vectors.shape[1] * 4
     for start, stop in itertools.pairwise(edges):
         first = int(rows[start])
-        _write(row_file, memoryview(vectors[start:stop]).cast("B"), first * width)
-        _write(age_file, memoryview(ages[start:stop]).cast("B"), first * _AGE.itemsize)
-
-
-def _write(file: int, content: bytes | memoryview, offset: int | None = None) -> None:
-    """Writes all bytes; the system may take fewer at a time, as it does on a disk that is nearly full."""
-    view = memoryview(content)
-    while len(view):
-        written = os.write(file, view) if offset is None else os.pwrite(file, view, offset)
-        offset = None if offset is None else offset + written
-        view = view[written:]
+        write_all(row_file, memoryview(vectors[start:stop]).cast("B"), first * width)
+        write_all(age_file, memoryview(ages[start:stop]).cast("B"), first * _AGE.itemsize)

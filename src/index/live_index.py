@@ -25,7 +25,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from src.index.base import Index, MakeIndex, best_candidates, checked_queries
+from src.index.base import Index, MakeIndex, best_candidates
+from src.index.checks import checked_queries
+from src.index.files import reserve
 from src.index.ledger import Refreshed, age_counts, agreement, drift, step_record
 from src.index.live import NEVER, LiveStore
 from src.index.ranks import Ranks
@@ -553,9 +555,7 @@ class LiveIndex:
         """Fills a file with this rank's rows by the model as it is; gives how many all ranks encoded."""
         error = None
         try:
-            file.truncate(self.rows.nbytes)
-            if hasattr(os, "posix_fallocate"):  # not on macOS
-                os.posix_fallocate(file.fileno(), 0, self.rows.nbytes)  # a full disk kills writers of a map
+            reserve(file.fileno(), self.rows.nbytes)  # a full disk kills writers of a map
         except OSError as failed:
             error = StoreError(
                 f"{self._store.folder}: an audit needs {self.rows.nbytes / 2**20:.0f} MiB more ({failed}); "

@@ -23,6 +23,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from src.index.checks import first_not_finite
+from src.index.files import reserve, write_all
 from src.progress import Progress
 from src.run_folder import write_json
 
@@ -126,9 +128,9 @@ def _checked(vectors: ArrayLike, start: int, stop: int) -> np.ndarray:
     result = np.ascontiguousarray(vectors, dtype=np.float32)
     if result.ndim != 2 or len(result) != stop - start:
         raise ValueError(f"embed must give [{stop - start}, D] for so many texts, got {result.shape}")
-    is_finite = np.isfinite(result).all(1)
-    if not is_finite.all():
-        raise ValueError(f"the embedding of document row {start + int((~is_finite).argmax())} is not finite")
+    place = first_not_finite(result)
+    if place is not None:
+        raise ValueError(f"the embedding of document row {start + place} is not finite")
     return result
 
 
@@ -140,25 +142,18 @@ def _create(folder: Path, key: Mapping[str, str], shape: tuple[int, int]) -> Non
     with _space_needed(folder, shape), (folder / "rows.npy").open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         file.flush()
-        size = file.tell() + 4 * shape[0] * shape[1]
-        if hasattr(os, "posix_fallocate"):  # not on macOS
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            os.truncate(file.fileno(), size)
+        reserve(file.fileno(), file.tell() + 4 * shape[0] * shape[1])
 
 
 def _write(folder: Path, start: int, vectors: np.ndarray) -> None:
-    """Writes rows to the disk; not through a map, where a full disk would kill the process."""
+    """Writes rows to the disk."""
     file = folder / "rows.npy"
     offset = np.load(file, mmap_mode="r").offset
     descriptor = os.open(file, os.O_WRONLY)
     try:
         with _space_needed(folder, vectors.shape):
-            content = memoryview(vectors).cast("B")
             position = offset + start * vectors.shape[1] * vectors.itemsize
-            while content:
-                written = os.pwrite(descriptor, content, position)
-                content, position = content[written:], position + written
+            write_all(descriptor, memoryview(vectors).cast("B"), position)
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
