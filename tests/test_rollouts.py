@@ -199,7 +199,7 @@ def test_no_query_gives_no_rollout(policy):
     assert nothing.embeddings.shape == (0, G, policy.width)
     assert nothing.texts == ()
     assert micro_batches(nothing, 100) == []
-    assert frozen_log_probs(policy, nothing, 100).shape == (0, G, 1)
+    assert frozen_log_probs(policy, nothing, []).shape == (0, G, 1)
 
 
 def test_requests_that_make_no_group_are_refused(policy, rollouts):
@@ -475,8 +475,8 @@ def test_with_a_fresh_adapter_kl_is_zero_and_the_reference_leaves_requires_grad_
     embedder, rollouts = with_adapter
     before = {name: parameter.requires_grad for name, parameter in embedder.named_parameters()}
     with adapter_disabled(embedder.model):
-        reference = frozen_log_probs(embedder, rollouts, 200)
-    now = frozen_log_probs(embedder, rollouts, 200)
+        reference = frozen_log_probs(embedder, rollouts, micro_batches(rollouts, 200))
+    now = frozen_log_probs(embedder, rollouts, micro_batches(rollouts, 200))
 
     assert torch.equal(now, reference)
     assert (k3(now, reference) == 0).all()
@@ -497,8 +497,8 @@ def test_with_a_moved_adapter_training_sees_what_sampling_saw_and_the_reference_
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     rollouts = drawn(embedder)
     with adapter_disabled(embedder.model):
-        reference = frozen_log_probs(embedder, rollouts, 200)
-    now = frozen_log_probs(embedder, rollouts, 200)
+        reference = frozen_log_probs(embedder, rollouts, micro_batches(rollouts, 200))
+    now = frozen_log_probs(embedder, rollouts, micro_batches(rollouts, 200))
 
     assert_close(now, rollouts.log_probs, atol=1e-4, rtol=0)
     at_embed = (rollouts.token_ids == embedder.embed_token_id) & rollouts.completion_mask
@@ -510,7 +510,9 @@ def test_with_a_moved_adapter_training_sees_what_sampling_saw_and_the_reference_
 
 def test_rollouts_left_out_of_a_recomputation_stay_zero(policy, rollouts):
     kept = torch.tensor([True, False, True, True, True])
-    for shares_prompts in (False, True):
-        values = frozen_log_probs(policy, rollouts, 200, kept, shares_prompts=shares_prompts)
+    for batches, shares_prompts in ((micro_batches, False), (group_batches, True)):
+        values = frozen_log_probs(
+            policy, rollouts, batches(rollouts, 200, kept), shares_prompts=shares_prompts
+        )
         assert (values[1] == 0).all()
         assert_close(values[kept], rollouts.log_probs[kept], atol=1e-4, rtol=0)

@@ -74,8 +74,38 @@ def thinned(benchmark: Benchmark, n_queries: int, n_documents: int, seed: int) -
     )
 
 
-class SFTDataModule(StreamingDataModule):
+class ExamplesDataModule(StreamingDataModule):
     """Batches of training rows, and a small collection for in-training evaluation.
+
+    Args:
+        data: what was read.
+        validation_queries: of the data set's validation collection.
+        validation_documents: of the same.
+
+    Raises:
+        ValueError: If the data set has no rows.
+    """
+
+    def __init__(self, data: TrainingData, validation_queries: int, validation_documents: int) -> None:
+        super().__init__()
+        if not data.examples:
+            raise ValueError(f"data set {data.name!r} has no training rows")
+        self.examples = data.examples
+        self.validation = None
+        if data.validation is not None:
+            self.validation = thinned(data.validation, validation_queries, validation_documents, seed=0)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """One item: the collection itself."""
+        return [] if self.validation is None else DataLoader(Rows([self.validation]), batch_size=None)
+
+    def transfer_batch_to_device(self, batch: object, device: torch.device, dataloader_idx: int) -> object:
+        """Rows are texts until the module tokenizes them; there is nothing to move."""
+        return batch
+
+
+class SFTDataModule(ExamplesDataModule):
+    """Batches of pairs with their hard negatives and reasoning.
 
     Args:
         data: what was read.
@@ -107,17 +137,10 @@ class SFTDataModule(StreamingDataModule):
         num_workers: int = 0,
         miner: Callable[[Sequence[Example], Corpus], list[Example]] | None = None,
     ) -> None:
-        super().__init__()
-        if not data.examples:
-            raise ValueError(f"data set {data.name!r} has no training rows")
-        self.data = data
-        self.examples = data.examples
-        self.miner = miner
+        super().__init__(data, validation_queries, validation_documents)
+        self.data, self.miner = data, miner
         self.batch_size, self.hard_negatives = batch_size, hard_negatives
         self.cluster_share, self.seed, self.num_workers = cluster_share, seed, num_workers
-        self.validation = None
-        if data.validation is not None:
-            self.validation = thinned(data.validation, validation_queries, validation_documents, seed=0)
 
     def setup(self, stage: str) -> None:
         if self.miner is not None and self.examples is self.data.examples:
@@ -141,16 +164,6 @@ class SFTDataModule(StreamingDataModule):
         return DataLoader(
             Rows(rows), batch_sampler=self._start(sampler), collate_fn=collate, num_workers=self.num_workers
         )
-
-    def transfer_batch_to_device(self, batch: object, device: torch.device, dataloader_idx: int) -> object:
-        """Rows are texts until the module tokenizes them; there is nothing to move."""
-        return batch
-
-    def val_dataloader(self) -> DataLoader | list:
-        """One item: the collection itself."""
-        if self.validation is None:
-            return []
-        return DataLoader(Rows([self.validation]), batch_size=None)
 
 
 class _Blocks(Dataset):

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from src.data.datamodules import Rows, StreamingDataModule, thinned
+from src.data.datamodules import ExamplesDataModule, Rows
 from src.data.types import Corpus, Example, TrainingData
 from src.environment import Judgements
 from src.evaluation.validation import equal_forwards
@@ -21,7 +21,7 @@ from src.models.embedder import ReasoningEmbedder
 from src.stages.sampling import GroupedBatchSampler
 
 
-class RLDataModule(StreamingDataModule):
+class RLDataModule(ExamplesDataModule):
     """Batches of queries; owns the index and the judgements that their rollouts are scored with.
 
     Args:
@@ -61,17 +61,12 @@ class RLDataModule(StreamingDataModule):
         encode_batch: int = 1024,
         updates_per_batch: int = 1,
     ) -> None:
-        super().__init__()
-        if not data.examples:
-            raise ValueError(f"data set {data.name!r} has no training rows")
+        super().__init__(data, validation_queries, validation_documents)
         self.embedder, self.batch_size, self.seed = embedder, batch_size, seed
-        self.corpus, self.examples = data.corpus, data.examples
+        self.corpus = data.corpus
         if max_documents is not None and max_documents < len(data.corpus):
             self.corpus, self.examples = _part(data, max_documents, seed)
         self.judgements = Judgements(_qrels(self.examples), self.corpus.row_of, len(self.corpus))
-        self.validation = None
-        if data.validation is not None:
-            self.validation = thinned(data.validation, validation_queries, validation_documents, seed=0)
         self.make_index, self.refresh = index, refresh
         self.store, self.cache_dir, self.encode_batch = Path(store), Path(cache_dir), encode_batch
         self.updates_per_batch = updates_per_batch
@@ -96,14 +91,6 @@ class RLDataModule(StreamingDataModule):
             world_size=self.trainer.world_size,
         )
         return DataLoader(Rows(self.examples), batch_sampler=self._start(sampler), collate_fn=tuple)
-
-    def val_dataloader(self) -> DataLoader | list:
-        """One item: the collection itself."""
-        return [] if self.validation is None else DataLoader(Rows([self.validation]), batch_size=None)
-
-    def transfer_batch_to_device(self, batch: object, device: torch.device, dataloader_idx: int) -> object:
-        """Rows are texts until the module tokenizes them; there is nothing to move."""
-        return batch
 
     def teardown(self, stage: str) -> None:
         if self.index is not None:

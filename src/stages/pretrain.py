@@ -4,24 +4,22 @@ The paper starts from a model that can; `model=nano` cannot until it has been he
 occur in the text, so its row stays as it was initialised.
 """
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from src.models.embedder import ReasoningEmbedder
 from src.objectives.losses import sft_cross_entropy, share_of_count
+from src.stages.base import StageModule
 from src.stages.optimization import (
     ChunkOutput,
     OptimizationSettings,
     backward_with_cache,
     block_sync,
-    build_optimizer,
-    build_scheduler,
     optimization_step,
 )
 
 
-class PretrainModule(pl.LightningModule):
+class PretrainModule(StageModule):
     """Next-token prediction on packed blocks.
 
     Args:
@@ -33,15 +31,8 @@ class PretrainModule(pl.LightningModule):
     def __init__(
         self, embedder: ReasoningEmbedder, optimization: OptimizationSettings, micro_batch: int
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.embedder = embedder
-        self.optimization = optimization
+        super().__init__(embedder, optimization)
         self.micro_batch = micro_batch
-
-    def configure_optimizers(self) -> tuple[list, list]:
-        optimizer = build_optimizer(self.embedder.named_parameters(), self.optimization)
-        return [optimizer], [build_scheduler(optimizer, self.optimization, self.trainer.max_steps)]
 
     def block_loss(self, blocks: Tensor, denominator: float) -> ChunkOutput:
         """Summed cross-entropy of blocks `[n, L]` over `denominator` targets."""

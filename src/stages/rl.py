@@ -9,18 +9,17 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from src.data.types import Benchmark, Example
+from src.data.types import Example
 from src.environment import Environment, Outcome, Positives, Retrieved, Shard, exact_ranking
-from src.evaluation.validation import equal_forwards, validate
+from src.evaluation.validation import equal_forwards
 from src.index.refresh import StepQueries
 from src.models.embedder import ReasoningEmbedder
 from src.models.generation import Sampling
@@ -42,15 +41,22 @@ from src.objectives.grpo import (
 )
 from src.objectives.losses import info_nce, share_of_count
 from src.objectives.rewards import Ranking, Reward
+from src.stages.base import ValidatedModule
 from src.stages.completions import Completions
 from src.stages.optimization import (
     OptimizationSettings,
     block_sync,
-    build_optimizer,
-    build_scheduler,
     optimization_step,
 )
-from src.stages.rollouts import Rollouts, group_batches, of_rows, sample_rollouts, training_forward
+from src.stages.rollouts import (
+    Rollouts,
+    frozen_log_probs,
+    group_batches,
+    micro_batches,
+    of_rows,
+    sample_rollouts,
+    training_forward,
+)
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +148,7 @@ class Learnt:
         has_spread: `[B]` bool.
         weights: `[B, G, L]`, see `token_weights`.
         old: `[B, G, L]` log-probabilities before the first update; filled by it.
-        reference: `[B, G, L]` of the frozen model; filled by the first update where KL has a weight.
+        reference: `[B, G, L]` of the frozen model; None where KL has no weight.
         positives: of the `B` queries.
         pool: of the contrastive term; None where it has no weight.
         batches: rollout numbers `b * G + g`, a forward each.
@@ -156,10 +162,10 @@ class Learnt:
     reference: Tensor | None
     positives: Positives
     pool: Pool | None
-    batches: list[list[int]] = field(default_factory=list)
+    batches: list[Sequence[int]]
 
 
-class RLModule(pl.LightningModule):
+class RLModule(ValidatedModule):
     """GRPO over the embedder's reasoning; the data module owns index and judgements.
 
     Args:
@@ -192,9 +198,7 @@ class RLModule(pl.LightningModule):
         completions: Completions,
         seed: int,
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.embedder, self.optimization = embedder, optimization
+        super().__init__(embedder, optimization)
         self.policy, self.rollouts, self.reward = policy, rollouts, reward
         self.collapse_limits, self.seed = collapse_limits, seed
         self.rank, self.n_retrieved = rank, n_retrieved
@@ -204,17 +208,12 @@ class RLModule(pl.LightningModule):
         limit = rollouts.max_new_tokens or embedder.encoder.lengths.reasoning
         ngram = embedder.encoder.lengths.repeat_ngram
         self.sampling = Sampling(limit, rollouts.temperature, rollouts.top_p, ngram)
-        is_constant = policy.normalisation == "dr_grpo"
-        self.normalisation = (
-            partial(dr_grpo, max_tokens=limit) if is_constant else globals()[policy.normalisation]
-        )
+        self.normalisation = NORMALISATIONS[policy.normalisation]
+        if self.normalisation is dr_grpo:
+            self.normalisation = partial(dr_grpo, max_tokens=limit)
         self.reference = FrozenReference(embedder) if policy.kl_weight > 0 else None
         self.vitals: list[Vitals] = []
         self.stopped_because: str | None = None
-
-    def configure_optimizers(self) -> tuple[list, list]:
-        optimizer = build_optimizer(self.embedder.named_parameters(), self.optimization)
-        return [optimizer], [build_scheduler(optimizer, self.optimization, self.trainer.max_steps)]
 
     def on_fit_start(self) -> None:
         self.environment = Environment(
@@ -332,17 +331,34 @@ class RLModule(pl.LightningModule):
         mask = trained_tokens(rollouts.completion_mask, advantages.has_spread)
         positives = self.environment.judgements.of(rollouts.query_ids, self.device)
         has_contrast = self.policy.contrastive_weight > 0
+        batches = self._batches(rollouts, advantages.has_spread)
         return Learnt(
             rollouts=rollouts,
             advantages=advantages.values,
             has_spread=advantages.has_spread,
             weights=token_weights(mask, advantages.has_spread, self.normalisation),
             old=torch.zeros_like(rollouts.log_probs),
-            reference=None if self.reference is None else torch.zeros_like(rollouts.log_probs),
+            reference=self._reference_log_probs(rollouts, batches),
             positives=positives,
             pool=self._pool(positives, retrieved) if has_contrast else None,
-            batches=group_batches(rollouts, self.token_budget, advantages.has_spread) or [[]],
+            batches=batches,
         )
+
+    def _batches(self, rollouts: Rollouts, has_spread: Tensor) -> list[Sequence[int]]:
+        """The rollouts that have something to teach, a forward each; at least one, which may be empty."""
+        batches_of = group_batches if self._shares_prompts else micro_batches
+        return self.filled_up(batches_of(rollouts, self.token_budget, has_spread) or [[]])
+
+    @property
+    def _shares_prompts(self) -> bool:
+        """Not where it would take ranks different numbers of passes, nor where no keys are kept."""
+        return not (self.shards_weights or self.embedder.causal_lm.is_gradient_checkpointing)
+
+    def _reference_log_probs(self, rollouts: Rollouts, batches: Sequence[Sequence[int]]) -> Tensor | None:
+        if self.reference is None:
+            return None
+        with self.reference.active() as base:
+            return frozen_log_probs(base, rollouts, batches, shares_prompts=self._shares_prompts)
 
     def _pool(self, positives: Positives, retrieved: Retrieved) -> Pool:
         """The positives of the batch and what its rollouts retrieved."""
@@ -385,16 +401,9 @@ class RLModule(pl.LightningModule):
         self, learnt: Learnt, rows: Sequence[int], is_first: bool, n_trained: float, n_rollouts: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The part of the loss that some rollouts have, and what to log of it."""
-        forward = partial(
-            training_forward, rollouts=learnt.rollouts, rows=rows, shares_prompts=self._shares_prompts
-        )
-        now = forward(self.embedder)
-        place = torch.as_tensor(rows, dtype=torch.long, device=self.device)
+        now = training_forward(self.embedder, learnt.rollouts, rows, shares_prompts=self._shares_prompts)
         if is_first:
-            learnt.old.flatten(0, 1)[place] = now.log_probs.detach()
-            if learnt.reference is not None:
-                with self.reference.active() as base:
-                    learnt.reference.flatten(0, 1)[place] = forward(base).log_probs
+            learnt.old.flatten(0, 1)[list(rows)] = now.log_probs.detach()
         batch = PolicyBatch(
             now.log_probs,
             of_rows(learnt.old, rows),
@@ -412,14 +421,6 @@ class RLModule(pl.LightningModule):
             values["contrastive"] = contrast.detach()
             total = total + policy.contrastive_weight * contrast
         return total, values
-
-    @property
-    def _shares_prompts(self) -> bool:
-        """Ranks must run equally many forwards where weights are sharded, and recomputing keeps no keys."""
-        is_sharded = not isinstance(
-            self.trainer.strategy, pl.strategies.SingleDeviceStrategy | pl.strategies.DDPStrategy
-        )
-        return not (is_sharded or self.embedder.causal_lm.is_gradient_checkpointing)
 
     def _contrast(self, learnt: Learnt, embeddings: Tensor, rows: Sequence[int], n_rollouts: float) -> Tensor:
         """InfoNCE of rollouts `[n, D]` against the pool; a query's other positives take no part."""
@@ -509,13 +510,6 @@ class RLModule(pl.LightningModule):
             is_stale=(encoded_at.reshape(rows.shape) < step).tolist(),
             loggers=self.loggers,
         )
-
-    # ---- in-training evaluation
-
-    def validation_step(self, benchmark: Benchmark, batch_idx: int) -> None:
-        """Metrics of both modes on a small collection, and how reasonings end; the ranks share the work."""
-        for name, value in validate(self.embedder, benchmark).items():
-            self.log(f"val/{name}", value, prog_bar=name.endswith("ndcg@10"), batch_size=1)
 
 
 class Seconds:

@@ -345,28 +345,23 @@ def _states_after_shared_prompts(
 def frozen_log_probs(
     embedder: ReasoningEmbedder,
     rollouts: Rollouts,
-    token_budget: int,
-    kept: Tensor | None = None,
+    batches: Sequence[Sequence[int]],
     chunk: int = 1024,
     shares_prompts: bool = False,
 ) -> Tensor:
-    """`[B, G, L]` fp32 log-probabilities of all completions without gradient, such as the reference model's.
-
-    Worth it where several updates need them; for one update, ask for them beside each micro-batch.
+    """`[B, G, L]` fp32 log-probabilities without gradient, such as the reference model's.
 
     Args:
         embedder: the reference model, or the policy under `adapter_disabled`.
         rollouts: what was sampled.
-        token_budget: tokens of one forward, padding included.
-        kept: `[B]` bool, False for groups that are not asked for; 0 there.
+        batches: numbers `b * G + g`, a forward each; a rollout in none of them keeps 0.
         chunk: as in `training_forward`.
         shares_prompts: as in `training_forward`.
     """
     result = torch.zeros_like(rollouts.log_probs)
-    batches = group_batches if shares_prompts else micro_batches
-    for rows in batches(rollouts, token_budget, kept):
+    for rows in batches:
         now = training_forward(embedder, rollouts, rows, chunk, shares_prompts)
-        result.flatten(0, 1)[rows] = now.log_probs
+        result.flatten(0, 1)[list(rows)] = now.log_probs
     return result
 
 

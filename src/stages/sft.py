@@ -11,14 +11,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from src.data.collate import SFTBatch
-from src.data.types import Benchmark
-from src.evaluation.validation import equal_forwards, validate
+from src.evaluation.validation import equal_forwards
 from src.models.embedder import ReasoningEmbedder, length_batches
 from src.models.generation import pad_left
 from src.models.reference import FrozenReference
@@ -35,13 +33,12 @@ from src.objectives.losses import (
     sft_cross_entropy,
     share_of_count,
 )
+from src.stages.base import ValidatedModule
 from src.stages.optimization import (
     ChunkOutput,
     OptimizationSettings,
     backward_with_cache,
     block_sync,
-    build_optimizer,
-    build_scheduler,
     optimization_step,
 )
 
@@ -145,7 +142,7 @@ class TokenCounts:
     compared: float
 
 
-class SFTModule(pl.LightningModule):
+class SFTModule(ValidatedModule):
     """Trains the embedder on the four losses.
 
     Args:
@@ -166,10 +163,7 @@ class SFTModule(pl.LightningModule):
         chunk_rows: int | None,
         seed: int,
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.embedder = embedder
-        self.optimization = optimization
+        super().__init__(embedder, optimization)
         self.losses = losses
         self.self_written = self_written
         self.chunk_rows = chunk_rows
@@ -178,10 +172,6 @@ class SFTModule(pl.LightningModule):
         if losses.kl > 0 and not embedder.is_trained:
             log.info("KL is skipped: the base model is untrained, so there is nothing to stay close to")
         self.reference = FrozenReference(embedder) if self.has_kl else None
-
-    def configure_optimizers(self) -> tuple[list, list]:
-        optimizer = build_optimizer(self.embedder.named_parameters(), self.optimization)
-        return [optimizer], [build_scheduler(optimizer, self.optimization, self.trainer.max_steps)]
 
     def training_step(self, batch: SFTBatch, batch_idx: int) -> dict[str, int]:
         chunks, n_reasoned, metrics = self.prepare(batch)
@@ -238,6 +228,11 @@ class SFTModule(pl.LightningModule):
         chunks = self._chunks(documents, direct, reasoned, imitated)
         return chunks, with_reasoning, {"self_written_rows": float(len(written))}
 
+    @property
+    def _idle_row(self) -> TokenRow:
+        """What a rank runs that is through while another goes on."""
+        return TokenRow((self.embedder.embed_token_id,), 0, 1)
+
     @staticmethod
     def _row(ids: Sequence[int], answer_at: int) -> TokenRow:
         return TokenRow(tuple(ids), len(ids) - 1, answer_at)
@@ -265,7 +260,10 @@ class SFTModule(pl.LightningModule):
         return dict(zip(places, own, strict=True))
 
     def _chunks(self, documents: list, direct: list, reasoned: list, imitated: list) -> list[Chunk]:
-        """Slices of `chunk_rows` sequences; queries come last, so that the last backward reaches the head."""
+        """Slices of `chunk_rows` sequences; queries come last, so that the last backward reaches the head.
+
+        Where weights are sharded, empty ones come first, up to the most that any rank has.
+        """
         size = self.chunk_rows
         if size is None:
             return [Chunk(tuple(documents), tuple(direct), tuple(reasoned), tuple(imitated))]
@@ -273,7 +271,7 @@ class SFTModule(pl.LightningModule):
         parts += [Chunk(imitated=tuple(imitated[i : i + size])) for i in range(0, len(imitated), size)]
         parts += [Chunk(reasoned=tuple(reasoned[i : i + size])) for i in range(0, len(reasoned), size)]
         parts += [Chunk(direct=tuple(direct[i : i + size])) for i in range(0, len(direct), size)]
-        return parts
+        return [*([Chunk()] * self.n_missing(len(parts))), *parts]
 
     def _token_counts(self, chunks: Sequence[Chunk]) -> TokenCounts:
         rows = [row for chunk in chunks for row in chunk.supervised]
@@ -290,8 +288,9 @@ class SFTModule(pl.LightningModule):
         embeddings: list[Tensor | None] = [None] * len(rows)
         extra = torch.zeros((), device=self.device)
         sums = {"sft": extra, "kl": extra}
-        for places in length_batches([len(row.ids) for row in rows], self.embedder.token_budget):
-            part = [rows[place] for place in places]
+        lengths = [len(row.ids) for row in rows]
+        for places in self.filled_up(length_batches(lengths, self.embedder.token_budget)):
+            part = [rows[place] for place in places] or [self._idle_row]
             ids, mask = pad_left([row.ids for row in part], self.embedder.tokenizer.pad_token_id, self.device)
             states = self.embedder.hidden_states(ids, mask)  # [n, L, D]
             offsets = [ids.shape[1] - len(row.ids) for row in part]
@@ -299,10 +298,12 @@ class SFTModule(pl.LightningModule):
                 [o + row.embed_at for o, row in zip(offsets, part, strict=True)], device=self.device
             )
             vectors = normalize(states[torch.arange(len(part), device=self.device), at].float(), dim=-1)
-            for place, vector in zip(places, vectors, strict=True):
+            for place, vector in zip(places, vectors, strict=False):  # an idle row has no place
                 embeddings[place] = vector
             if is_first_pass:
                 continue
+            if not places:
+                extra = extra + 0.0 * vectors.sum()  # its backward is run as well
             loss, parts = self._token_losses(part, offsets, ids, mask, states, counts)
             extra = extra + loss
             sums = {name: sums[name] + parts[name] for name in sums}
@@ -326,20 +327,18 @@ class SFTModule(pl.LightningModule):
             for place, (row, offset) in enumerate(zip(part, offsets, strict=True))
             for position in range(row.answer_at, len(row.ids))
         ]
-        zero = states.new_zeros((), dtype=torch.float32)
-        if not where:
-            return zero, {"sft": zero, "kl": zero}
-        rows, columns = torch.tensor(where, device=self.device).T
+        rows, columns = torch.tensor(where, dtype=torch.long, device=self.device).view(-1, 2).T
         targets = ids[rows, columns]
         hidden = states[rows, columns - 1]  # the state before a token predicts it
         head = self.embedder.head.weight
         sft = sft_cross_entropy(hidden, head, targets, denominator=counts.supervised)
-        kl = zero
+        kl = torch.zeros_like(sft)
         kept = targets != self.embedder.embed_token_id
-        if self.has_kl and kept.any():
-            # Documents, and queries of which only the embed token is supervised, need no second forward.
-            compared, places = rows[kept].unique(return_inverse=True)
-            reference, reference_head = self._reference_states(ids[compared], mask[compared])
+        # Documents, and queries of which only the embed token is supervised, need no second forward.
+        compared, places = rows[kept].unique(return_inverse=True)
+        if self.has_kl and (len(compared) or self.shards_weights):
+            asked = compared if len(compared) else slice(1)  # another rank may have something to compare
+            reference, reference_head = self._reference_states(ids[asked], mask[asked])
             kl = kl_to_reference(
                 hidden[kept],
                 reference[places, columns[kept] - 1],
@@ -400,10 +399,3 @@ class SFTModule(pl.LightningModule):
             metrics[f"masked_by_score_{name}"] = torch.tensor(float(n_high))
             metrics[f"candidates_{name}"] = torch.tensor(float(len(queries) * (len(documents) - 1)))
         return torch.stack(losses).sum(), metrics
-
-    # ---- in-training evaluation
-
-    def validation_step(self, benchmark: Benchmark, batch_idx: int) -> None:
-        """Metrics of both modes on a small collection, and how reasonings end; the ranks share the work."""
-        for name, value in validate(self.embedder, benchmark).items():
-            self.log(f"val/{name}", value, prog_bar=name.endswith("ndcg@10"), batch_size=1)

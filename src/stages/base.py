@@ -1,0 +1,62 @@
+"""What the modules of all stages have in common."""
+
+from collections.abc import Iterable, Sequence
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+
+from src.data.types import Benchmark
+from src.evaluation.validation import validate
+from src.models.embedder import ReasoningEmbedder
+from src.stages.optimization import OptimizationSettings, build_optimizer, build_scheduler
+
+
+class StageModule(pl.LightningModule):
+    """Trains an embedder. A step runs its own optimizer, so that a loss that is not finite changes nothing.
+
+    Args:
+        embedder: is trained.
+        optimization: AdamW and schedule.
+
+    Attributes:
+        shards_weights: whether a forward or backward needs all ranks, which must then run equally many.
+    """
+
+    shards_weights = False
+
+    def __init__(self, embedder: ReasoningEmbedder, optimization: OptimizationSettings) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.embedder, self.optimization = embedder, optimization
+
+    def configure_optimizers(self) -> tuple[list, list]:
+        optimizer = build_optimizer(self.embedder.named_parameters(), self.optimization)
+        return [optimizer], [build_scheduler(optimizer, self.optimization, self.trainer.max_steps)]
+
+    def setup(self, stage: str) -> None:
+        self.shards_weights = not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+
+    def n_missing(self, n: int) -> int:
+        """By how many `n` is below the largest of all ranks where weights are sharded; 0 where they are not.
+
+        Collective in the first case.
+        """
+        if not self.shards_weights:
+            return 0
+        most = self.trainer.strategy.reduce(torch.tensor(n, device=self.device), reduce_op="max")
+        return int(most) - n
+
+    def filled_up(self, batches: Iterable[Sequence[int]]) -> list[Sequence[int]]:
+        """The batches, then empty ones, so that all ranks run equally many where weights are sharded."""
+        batches = list(batches)
+        return [*batches, *([] for _ in range(self.n_missing(len(batches))))]
+
+
+class ValidatedModule(StageModule):
+    """A stage whose data module has a collection for in-training evaluation."""
+
+    def validation_step(self, benchmark: Benchmark, batch_idx: int) -> None:
+        """Metrics of both modes on a small collection, and how reasonings end; the ranks share the work."""
+        for name, value in validate(self.embedder, benchmark).items():
+            self.log(f"val/{name}", value, prog_bar=name.endswith("ndcg@10"), batch_size=1)
