@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {
         "src.data.types",
+        "src.data.texts",
         "src.command_line",
         "src.devices",
         "src.model_choice",
