@@ -231,8 +231,7 @@ class LiveIndex:
         k = min(k, self.n_documents)
         if self.ranks.size == 1:
             return self._index.search(vectors, k) if len(vectors) else _nothing(k)
-        counts = [int(part[0]) for part in self.ranks.gather(np.array([len(vectors)]))]
-        everyones = self.ranks.joined(vectors)
+        everyones, own = self.ranks.joined_and_own(vectors)
         if len(everyones) == 0:
             return _nothing(k)
         # A fp32 product depends on its blocks, and so on the shard: only float64 scores can be merged.
@@ -241,7 +240,6 @@ class LiveIndex:
         columns = np.full((len(everyones), k), -np.inf, np.float32), np.full((len(everyones), k), -1)
         for column, values in zip(columns, (scores, found + self.first_row), strict=True):
             column[:, : found.shape[1]] = values
-        own = slice(sum(counts[: self.ranks.rank]), sum(counts[: self.ranks.rank + 1]))
         scores, rows = (
             np.concatenate([part[0, own] for part in self.ranks.gather(column[None])], 1)
             for column in columns
@@ -258,15 +256,12 @@ class LiveIndex:
         Returns:
             `[n, D]` fp32, and `[n]` int64, the step each was encoded at.
         """
-        everyones = self.ranks.joined(np.asarray(rows, dtype=np.int64))
+        everyones, own = self.ranks.joined_and_own(np.asarray(rows, dtype=np.int64))
         is_held = (everyones >= self.first_row) & (everyones < self.first_row + len(self.rows))
         vectors = np.zeros((len(everyones), self._store.width), np.float32)
         ages = np.zeros(len(everyones), np.int64)
         places = everyones[is_held] - self.first_row
         vectors[is_held], ages[is_held] = self.rows[places], self.encoded_at[places]
-        counts = [int(part[0]) for part in self.ranks.gather(np.array([len(rows)]))]
-        start = sum(counts[: self.ranks.rank])
-        own = slice(start, start + len(rows))
         return self.ranks.sum(vectors)[own], self.ranks.sum(ages)[own]  # each row is held by one rank
 
     def refresh(self, step: int, queries: StepQueries, encode: Encode) -> dict[str, float]:
