@@ -257,7 +257,7 @@ class LiveIndex:
             `[n, D]` fp32, and `[n]` int64, the step each was encoded at.
         """
         everyones, own = self.ranks.joined_and_own(np.asarray(rows, dtype=np.int64))
-        is_held = (everyones >= self.first_row) & (everyones < self.first_row + len(self.rows))
+        is_held = self._is_held(everyones)
         vectors = np.zeros((len(everyones), self._store.width), np.float32)
         ages = np.zeros(len(everyones), np.int64)
         places = everyones[is_held] - self.first_row
@@ -450,14 +450,14 @@ class LiveIndex:
 
     def _stale(self, rows: np.ndarray, step: int) -> np.ndarray:
         """Those of some corpus rows that were not encoded at this step, ascending; known to all ranks."""
-        places = np.unique(rows) - self.first_row
-        places = places[(places >= 0) & (places < len(self.rows))]
+        rows = np.unique(rows)
+        places = rows[self._is_held(rows)] - self.first_row
         return self.ranks.joined(self.first_row + places[self.encoded_at[places] != step])
 
     def _chosen(self, proposal: Proposal, step: int, budget: int | None) -> tuple[np.ndarray, int]:
         """The rows `[n]` to encode, ascending, and how many the budget leaves out."""
         rows, priority = _unique(proposal)
-        is_held = (rows >= self.first_row) & (rows < self.first_row + len(self.rows))
+        is_held = self._is_held(rows)
         rows, priority = rows[is_held], priority[is_held]
         is_stale = self.encoded_at[rows - self.first_row] != step
         rows, priority = rows[is_stale], priority[is_stale]
@@ -494,9 +494,13 @@ class LiveIndex:
         order = np.argsort(done)
         return done[order], drifts[order]
 
+    def _is_held(self, rows: np.ndarray) -> np.ndarray:
+        """`[n]` bool, True where this rank holds the corpus row."""
+        return (rows >= self.first_row) & (rows < self.first_row + len(self.rows))
+
     def _held(self, rows: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Those of the rows that this rank holds, and their vectors as served and as given."""
-        is_held = (rows >= self.first_row) & (rows < self.first_row + len(self.rows))
+        is_held = self._is_held(rows)
         rows = rows[is_held]
         return rows, self.rows[rows - self.first_row], vectors[is_held]
 
@@ -509,10 +513,10 @@ class LiveIndex:
         self._store.update(rows - self.first_row, new, step)
 
     def _tell_index(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        rows = np.concatenate([rows for rows, _ in parts]) - self.first_row
-        rows = rows[(rows >= 0) & (rows < len(self.rows))]
-        if self._index is not None and len(rows):
-            self._index.update(rows)
+        rows = np.concatenate([rows for rows, _ in parts])
+        places = rows[self._is_held(rows)] - self.first_row
+        if self._index is not None and len(places):
+            self._index.update(places)
 
     def _moved(self, view: View) -> int:
         moved = []
