@@ -25,6 +25,7 @@ LAYERS = [
         "src.data.duplicates",
         "src.data.jsonl",
         "src.data.reasoning",
+        "src.data.splits",
         "src.data.beir",
         "src.data.hops",
         "src.data.triples",

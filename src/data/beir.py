@@ -5,7 +5,6 @@ checked when a collection is opened; a bad one is a `DataError` with file, line 
 repaired.
 """
 
-import hashlib
 import json
 import logging
 from array import array
@@ -24,6 +23,7 @@ from src.data.jsonl import (
     text_field,
 )
 from src.data.reasoning import cold_start_reasoning
+from src.data.splits import position
 from src.data.types import Benchmark, Corpus, Example, TrainingData
 from src.progress import Progress
 
@@ -119,7 +119,7 @@ def load_beir_training(
     if validation_split:
         validation = load_qrels(_qrels_file(folder, validation_split), queries, corpus)
     elif validation_share:
-        validation = {query: train[query] for query in train if _position(query) < validation_share}
+        validation = {query: train[query] for query in train if position(query) < validation_share}
     has_test = test_split in splits and test_split != train_split
     test = load_qrels(_qrels_file(folder, test_split), queries, corpus) if test_split and has_test else {}
     held_out = validation.keys() | test.keys()
@@ -309,10 +309,6 @@ def _new_id(row: dict, seen: set[str] | dict[str, str], path: Path, line: int) -
     if isinstance(seen, set):
         seen.add(identifier)
     return identifier
-
-
-def _position(query_id: str) -> float:
-    return int.from_bytes(hashlib.sha256(query_id.encode()).digest()[:8], "big") / 2**64
 
 
 def _benchmark(

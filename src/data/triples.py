@@ -13,6 +13,7 @@ from pathlib import Path
 from src.data.beir import load_benchmark, load_corpus
 from src.data.jsonl import ConcatTexts, DataError, checked_text, numbered_lines, parse_object
 from src.data.reasoning import cold_start_reasoning
+from src.data.splits import position
 from src.data.types import Benchmark, Corpus, Example, TrainingData
 
 COLUMNS: Mapping[str, str | None] = {
@@ -96,7 +97,7 @@ def load_triples(
     documents = _Documents(load_corpus(corpus, in_memory_mib=in_memory_mib) if corpus else None, corpus)
     examples, n_dropped = _examples(rows, documents, name, with_reasoning)
     whole = documents.corpus()
-    training = [example for example in examples if _position(example.query) >= validation_share]
+    training = [example for example in examples if position(example.query) >= validation_share]
     if not training:
         raise ValueError(
             f"{name}: no training row is left ({len(rows)} rows, validation_share={validation_share})"
@@ -112,7 +113,7 @@ def load_triples(
     }
     if n_dropped:
         _LOG.warning("%s: %d hard negatives left out: another row calls them positive", name, n_dropped)
-    held_out = [example for example in examples if _position(example.query) < validation_share]
+    held_out = [example for example in examples if position(example.query) < validation_share]
     training_queries = list(dict.fromkeys(example.query for example in training))
     return TrainingData(
         name=name,
@@ -283,10 +284,6 @@ def _examples(
                 replace(example, id=row_id, positive=positive, positive_id=positive_id, reasoning=reasoning)
             )
     return examples, n_dropped
-
-
-def _position(query: str) -> float:
-    return int.from_bytes(hashlib.sha256(query.encode()).digest()[:8], "big") / 2**64
 
 
 def _validation(name: str, examples: Sequence[Example], corpus: Corpus) -> Benchmark | None:
