@@ -85,14 +85,9 @@ def load_triples(
             nothing is left to train on.
     """
     fields = _checked_columns(columns)
-    if (files is None) == (dataset is None):
-        raise ValueError("give exactly one of files=[<jsonl>, ...] and dataset=<name or folder>")
+    raw = _raw_rows(files, dataset, dataset_config, dataset_split)
     if not 0 <= validation_share < 1:
         raise ValueError(f"validation_share must be in [0, 1), got {validation_share}")
-    if files is not None:
-        raw = _file_rows([files] if isinstance(files, str | Path) else files)
-    else:
-        raw = _dataset_rows(str(dataset), dataset_config, dataset_split)
     rows = _checked_rows(raw, fields, name)
     documents = _Documents(load_corpus(corpus, in_memory_mib=in_memory_mib) if corpus else None, corpus)
     examples, n_dropped = _examples(rows, documents, name, with_reasoning)
@@ -135,6 +130,17 @@ def _checked_columns(columns: Mapping | None) -> dict[str, str | Sequence[str] |
         if field in given and not isinstance(given[field], str):
             raise ValueError(f"columns.{field} must name one key, got {given[field]!r}")
     return {**COLUMNS, **given}
+
+
+def _raw_rows(
+    files: str | Sequence[str] | None, dataset: str | None, config: str | None, split: str
+) -> Iterator[tuple[str, int, dict]]:
+    """(file or data set, number from 1, row) of each row, nothing of it checked."""
+    if (files is None) == (dataset is None):
+        raise ValueError("give exactly one of files=[<jsonl>, ...] and dataset=<name or folder>")
+    if files is None:
+        return _dataset_rows(str(dataset), config, split)
+    return _file_rows([files] if isinstance(files, str | Path) else files)
 
 
 def _file_rows(files: Sequence[str | Path]) -> Iterator[tuple[str, int, dict]]:
