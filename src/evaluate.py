@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from src.command_line import UsageError, did_you_mean
+from src.evaluation.modes import MODES, NEED_BASE, NEED_NO_MODEL
 from src.run_folder import provenance, write_metrics
 from src.runtime import entry_point, instantiate
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MODES = ("bm25", "base-direct", "direct", "reasoning", "base-reasoning", "shuffled-reasoning")
-NEED_BASE = {"base-direct", "base-reasoning"}
-NEED_NO_MODEL = {"bm25", "base-direct"}
 READS_CODE = ("pydocs", "cosqa")
 
 

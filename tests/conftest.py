@@ -20,6 +20,13 @@ TEXTS = [
     "Sort the rows by a column.\ndef sort_rows(table, column):\n    return sorted(table, key=column)",
     "Write text to a file and close it.\ndef write_text(path, text):\n    open(path).write(text)",
 ] * 3
+QUERIES = [
+    "sum of integers",
+    "parse the header line of a long file now",
+    "connect",
+    "",
+    "sort rows by column",
+]
 PROMPTS = Prompts("direct", "reason", "document", lead_in="", closing="")
 LENGTHS = Lengths(query=24, document=48, reasoning=6)
 

@@ -11,7 +11,8 @@ from conftest import TEXTS, build_embedder
 from src.data.beir import load_benchmark
 from src.data.types import Benchmark, Corpus
 from src.evaluate import analyzer_for
-from src.evaluation.benchmark import MODES, Model, Settings, document_embeddings, evaluate_benchmark
+from src.evaluation.benchmark import Model, Settings, document_embeddings, evaluate_benchmark
+from src.evaluation.modes import MODES
 from src.evaluation.significance import bootstrap_interval, paired_p_value
 from src.index.lexical import LexicalIndex
 from src.models.folder import load_embedder, save_embedder

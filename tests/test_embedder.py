@@ -2,19 +2,11 @@
 
 import pytest
 import torch
-from conftest import TEXTS, build_embedder
+from conftest import QUERIES, TEXTS, build_embedder
 from torch.nn.functional import normalize
 
 from src.models.embedder import length_batches
 from src.models.generation import Sampling, common_prefix, decode, row_uniforms, sample
-
-QUERIES = [
-    "sum of integers",
-    "parse the header line of a long file now",
-    "connect",
-    "",
-    "sort rows by column",
-]
 
 
 def alone(embedder, sequence):

@@ -1,15 +1,13 @@
 import math
-import os
-import socket
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
+from two_processes import on_two_ranks
 
 from src.data.types import Corpus
 from src.environment import (
@@ -409,24 +407,16 @@ def error_of_parts_that_overlap(rank: int) -> str:
     return "nothing was raised"
 
 
-def work(rank: int, port: int, folder) -> None:
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def work(rank: int) -> dict:
+    """Everything that one of the two processes does."""
     results = {layout: ranked_by_both(rank, layout) for layout in LAYOUTS}
     results["error"] = error_of_parts_that_overlap(rank)
-    torch.save(results, folder / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("two_ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, (port, folder), nprocs=2)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+def two_ranks() -> list[dict]:
+    return on_two_ranks(work)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

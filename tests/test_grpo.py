@@ -1,14 +1,11 @@
 import math
-import os
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributions import Categorical
 from torch.testing import assert_close
+from two_processes import on_two_ranks
 
 from src.models.generation import sample
 from src.objectives.grpo import (
@@ -502,27 +499,18 @@ def loss_and_gradient(name: str, rows) -> dict[str, torch.Tensor]:
     return {"loss": loss.total.detach(), "gradient": gradient, **numbers}
 
 
-def work(rank: int, port: int, folder) -> None:
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    results = {
+def work(rank: int) -> dict:
+    """Everything that one of the two processes does."""
+    return {
         (name, split): loss_and_gradient(name, rows[rank])
         for name in NORMALISATIONS
         for split, rows in SPLITS.items()
     }
-    torch.save(results, folder / f"rank{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("two_ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, (port, folder), nprocs=2)
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+def two_ranks() -> list[dict]:
+    return on_two_ranks(work)
 
 
 @pytest.mark.parametrize("name", NORMALISATIONS)

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {
         "src.data.types",
+        "src.data.texts",
         "src.command_line",
         "src.devices",
         "src.model_choice",
@@ -24,6 +25,7 @@ LAYERS = [
         "src.data.duplicates",
         "src.data.jsonl",
         "src.data.reasoning",
+        "src.data.splits",
         "src.data.beir",
         "src.data.hops",
         "src.data.triples",

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import build_embedder
+from conftest import QUERIES, build_embedder
 from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,13 +30,6 @@ from src.stages.rollouts import (
     training_forward,
 )
 
-QUERIES = [
-    "sum of integers",
-    "parse the header line of a long file now",
-    "connect",
-    "",
-    "sort rows by column",
-]
 IDS = [f"q{number}" for number in range(len(QUERIES))]
 EVERY = range(len(QUERIES))
 G = 6
@@ -264,16 +257,20 @@ def test_log_probs_and_embeddings_have_the_value_and_gradient_of_unpadded_forwar
         assert_close(fast[name], parameter.grad, atol=1e-3 * float(parameter.grad.abs().max()), rtol=1e-3)
 
 
+def assert_whole_and_within(batches, rollouts, kept, budget, size):
+    """Every kept rollout once, `size` of them or a multiple; more than `size` only within the budget."""
+    assert sorted(row for rows in batches for row in rows) == [
+        row for row in every_row(rollouts) if kept[row // G]
+    ]
+    for rows in batches:
+        longest = max(len(ids) for ids in rollouts.sequences(rows))
+        assert len(rows) == size or (len(rows) % size == 0 and len(rows) * longest <= budget)
+
+
 def test_micro_batches_take_every_kept_rollout_once_within_the_budget(rollouts):
     kept = torch.tensor([True, False, True, True, False])
     for budget in (1, 150, 10_000):
-        batches = micro_batches(rollouts, budget, kept)
-        assert sorted(row for rows in batches for row in rows) == [
-            row for row in every_row(rollouts) if kept[row // G]
-        ]
-        for rows in batches:
-            longest = max(len(ids) for ids in rollouts.sequences(rows))
-            assert len(rows) == 1 or len(rows) * longest <= budget
+        assert_whole_and_within(micro_batches(rollouts, budget, kept), rollouts, kept, budget, size=1)
     assert len(micro_batches(rollouts, 150, kept)) > 2
     one = torch.zeros(len(QUERIES), G, dtype=torch.bool)
     one[2, 3] = True
@@ -301,13 +298,7 @@ def test_shared_prompts_are_run_once_and_change_nothing_for_any_rows(policy, rol
 def test_batches_of_groups_are_whole_and_within_the_budget(rollouts):
     kept = torch.tensor([True, False, True, True, False])
     for budget in (1, 250, 10_000):
-        batches = group_batches(rollouts, budget, kept)
-        assert sorted(row for rows in batches for row in rows) == [
-            row for row in every_row(rollouts) if kept[row // G]
-        ]
-        for rows in batches:
-            longest = max(len(ids) for ids in rollouts.sequences(rows))
-            assert len(rows) == G or (len(rows) % G == 0 and len(rows) * longest <= budget)
+        assert_whole_and_within(group_batches(rollouts, budget, kept), rollouts, kept, budget, size=G)
     assert len(group_batches(rollouts, 250, kept)) > 1
     with pytest.raises(ValueError, match="token_budget"):
         group_batches(rollouts, 0)

@@ -1,16 +1,12 @@
 """Two processes that share a corpus against one that holds it all: the same rows, rankings and ledger."""
 
 import json
-import os
-import socket
 
 import numpy as np
 import pytest
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from drifting import DriftingCorpus, dcg_on
 from test_live_index import KEY, RULES, created, settings_of, without_seconds
+from two_processes import on_two_ranks
 
 from src.index.base import InPlaceIndex
 from src.index.live_index import LiveIndex
@@ -78,10 +74,8 @@ def full_disk(folder, rank):
         return text
 
 
-def work(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def work(rank, folder):
+    """Everything that one of the two processes does."""
     results = {}
     for name, make in RULES.items():
         corpus = DriftingCorpus(n=N)
@@ -100,18 +94,12 @@ def work(rank, port, folder):
                 "encoded": corpus.encoded,
             }
     results["full disk"] = full_disk(folder / "disk", rank)
-    torch.save(results, folder / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two_rank_index")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, (port, folder), nprocs=2)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+    return on_two_ranks(work, tmp_path_factory.mktemp("two_rank_index"))
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -1,7 +1,5 @@
 """Two real processes over gloo against one. They are started once and do everything; the tests compare."""
 
-import os
-import socket
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -9,7 +7,6 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from conftest import TEXTS, build_embedder
 from test_sft import module_of, training_data
 from torch import nn
@@ -17,6 +14,7 @@ from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import Qwen2Config, Qwen2Model
+from two_processes import on_two_ranks
 
 from src.data.datamodules import SFTDataModule
 from src.data.types import Benchmark, Corpus
@@ -252,13 +250,8 @@ def error_of(run) -> str:
     return "nothing was raised"
 
 
-def work(rank: int, port: int, folder: Path) -> None:
+def work(rank: int, folder: Path) -> dict:
     """Everything that one of the two processes does."""
-    torch.set_num_threads(1)
-    facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
-    os.environ.update({name: str(value) for name, value in facts.items()})
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"})
-    dist.init_process_group("gloo")
     ddp = {"strategy": "ddp", "devices": 2}
     results = {name: loss_and_gradient(split[rank]) for name, split in SPLITS.items()}
     results["ids"] = gather_documents(torch.arange(rank + 1) + 10 * rank)
@@ -271,17 +264,12 @@ def work(rank: int, port: int, folder: Path) -> None:
     results["validated in training"] = validated_in_training(**ddp)
     results["self-written"] = {n: self_written(n if rank == 0 else 0, **ddp) for n in (0, 3)}
     results["error"] = error_of(lambda: fit(Pairs(poison_rank=1), folder / "poison", **ddp))
-    torch.save(results, folder / f"rank{rank}.pt")
+    return results
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("two_ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, (port, folder), nprocs=2)
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return on_two_ranks(work, tmp_path_factory.mktemp("two_ranks"))
 
 
 @pytest.mark.parametrize("split", SPLITS)

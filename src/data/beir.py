@@ -5,7 +5,6 @@ checked when a collection is opened; a bad one is a `DataError` with file, line 
 repaired.
 """
 
-import hashlib
 import json
 import logging
 from array import array
@@ -24,6 +23,7 @@ from src.data.jsonl import (
     text_field,
 )
 from src.data.reasoning import cold_start_reasoning
+from src.data.splits import position
 from src.data.types import Benchmark, Corpus, Example, TrainingData
 from src.progress import Progress
 
@@ -108,20 +108,16 @@ def load_beir_training(
         raise ValueError(f"validation_share must be in [0, 1), got {validation_share}")
     folder = Path(path)
     name = name or folder.resolve().name
-    splits = available_splits(folder)
-    if validation_split is None and "dev" in splits and train_split != "dev":
-        validation_split = "dev"
+    validation_split, test_split = _held_out_splits(folder, train_split, validation_split, test_split)
     corpus = load_corpus(_file(folder, "corpus.jsonl"), allow_empty_documents, in_memory_mib)
     queries = load_queries(_file(folder, "queries.jsonl"))
     train_file = _qrels_file(folder, train_split)
     train = load_qrels(train_file, queries, corpus)
-    validation: Mapping[str, Mapping[str, int]] = {}
     if validation_split:
         validation = load_qrels(_qrels_file(folder, validation_split), queries, corpus)
-    elif validation_share:
-        validation = {query: train[query] for query in train if _position(query) < validation_share}
-    has_test = test_split in splits and test_split != train_split
-    test = load_qrels(_qrels_file(folder, test_split), queries, corpus) if test_split and has_test else {}
+    else:
+        validation = {query: train[query] for query in train if position(query) < validation_share}
+    test = load_qrels(_qrels_file(folder, test_split), queries, corpus) if test_split else {}
     held_out = validation.keys() | test.keys()
     rows = {query: grades for query, grades in train.items() if query not in held_out}
     examples = _examples(name, rows, queries, corpus, min_grade, with_reasoning)
@@ -279,6 +275,16 @@ def _qrels_file(folder: Path, split: str) -> Path:
     return _file(folder / "qrels", f"{split}.tsv")
 
 
+def _held_out_splits(
+    folder: Path, train: str, validation: str | None, test: str | None
+) -> tuple[str | None, str | None]:
+    """The validation and test splits: `dev` where none is named, no test split that is missing or trains."""
+    splits = available_splits(folder)
+    if validation is None and "dev" in splits and train != "dev":
+        validation = "dev"
+    return validation, test if test in splits and test != train else None
+
+
 def _lines_with_offsets(path: Path, show_progress: bool):
     """(line number from 1, byte offset, bytes) of each line that is not blank."""
     offset, line = 0, 0
@@ -309,10 +315,6 @@ def _new_id(row: dict, seen: set[str] | dict[str, str], path: Path, line: int) -
     if isinstance(seen, set):
         seen.add(identifier)
     return identifier
-
-
-def _position(query_id: str) -> float:
-    return int.from_bytes(hashlib.sha256(query_id.encode()).digest()[:8], "big") / 2**64
 
 
 def _benchmark(

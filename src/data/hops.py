@@ -22,6 +22,7 @@ from functools import cached_property
 from itertools import chain, count, islice
 from random import Random
 
+from src.data.texts import Texts
 from src.data.types import Benchmark, Corpus, Example, TrainingData
 
 SPLITS = ("sft", "rl", "validation", "test")
@@ -281,7 +282,7 @@ class World:
         return tuple(Fact(relation, a, b) for relation, pairs in self.facts.items() for a, b in pairs.items())
 
 
-class WorldTexts(Sequence[str]):
+class WorldTexts(Texts):
     """The running text, one line per row, made when it is asked for.
 
     A line's content depends on the world, the settings, the seed and its row only.
@@ -298,13 +299,7 @@ class WorldTexts(Sequence[str]):
     def __len__(self) -> int:
         return self.settings.lines
 
-    def __getitem__(self, row):  # type: ignore[override]
-        if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(len(self)))]
-        if row < 0:
-            row += len(self)
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)} texts")
+    def _text(self, row: int) -> str:
         random = Random(f"hops/{self.seed}/line/{int(row)}")
         kind = random.random()
         for share, line in (

@@ -11,6 +11,8 @@ from itertools import accumulate, chain
 from pathlib import Path
 from typing import BinaryIO
 
+from src.data.texts import Texts
+
 DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
@@ -113,7 +115,7 @@ def checked_text(value: object, name: str, path: Path | str, line: int, *, may_b
     return value
 
 
-class LazyTexts(Sequence[str]):
+class LazyTexts(Texts):
     """Texts that stay in a file and are read by row: one seek and one line each.
 
     Only the byte offsets are in memory, 8 bytes a row. The file is opened again in every process, so that the
@@ -132,13 +134,7 @@ class LazyTexts(Sequence[str]):
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def __getitem__(self, row):  # type: ignore[override]
-        if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(len(self)))]
-        if row < 0:
-            row += len(self)
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)} texts")
+    def _text(self, row: int) -> str:
         # pread keeps no shared position: threads and forked workers may read the same descriptor at once
         if self._file is None:
             self._file = self.path.open("rb", buffering=0)
@@ -173,7 +169,7 @@ def json_string(line: bytes) -> str:
     return json.loads(line)
 
 
-class ConcatTexts(Sequence[str]):
+class ConcatTexts(Texts):
     """Several sequences of texts behind one another, none of them copied."""
 
     def __init__(self, parts: Sequence[Sequence[str]]) -> None:
@@ -183,13 +179,7 @@ class ConcatTexts(Sequence[str]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, row):  # type: ignore[override]
-        if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(len(self)))]
-        if row < 0:
-            row += len(self)
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)} texts")
+    def _text(self, row: int) -> str:
         part = bisect_right(self._ends, row)
         return self.parts[part][row - (self._ends[part] - len(self.parts[part]))]
 

@@ -8,7 +8,7 @@ of NV-Retriever (arXiv:2407.15831, "TopK-PercPos": at most 95 % of the positive'
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Protocol
 
 import numpy as np
@@ -207,20 +207,8 @@ def mine_hard_negatives(
                     _with_negatives(example, *found, known[number], corpus, rule, n_negatives, counts)
                 )
             bar.update(len(chunk))
-    report = MiningReport(
-        len(examples),
-        *(
-            counts[key]
-            for key in (
-                "n_short",
-                "n_mined",
-                "masked_by_id",
-                "masked_by_text",
-                "masked_by_rule",
-                "positive_not_retrieved",
-            )
-        ),
-    )
+    counts["n_queries"] = len(examples)
+    report = MiningReport(**{field.name: counts[field.name] for field in fields(MiningReport)})
     _LOG.info("hard negatives: %s", report)
     return mined, report
 

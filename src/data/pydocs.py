@@ -35,6 +35,7 @@ from src.data.docstrings import Mined, is_generated, mine_functions, read_source
 from src.data.duplicates import NearDuplicates, bands, shingles
 from src.data.jsonl import LazyTexts, json_string
 from src.data.reasoning import cold_start_reasoning, count_words
+from src.data.splits import position
 from src.data.types import Benchmark, Corpus, Example, TrainingData
 from src.progress import Progress, progress_over
 
@@ -269,10 +270,10 @@ def _module_name(path: str) -> str:
 
 def split_of(module: str, test_share: float, validation_share: float) -> str:
     """Split of a module: `train`, `validation` or `test`, by a hash of its dotted name and nothing else."""
-    position = int.from_bytes(hashlib.sha256(module.encode()).digest()[:8], "big") / 2**64
-    if position < test_share:
+    place = position(module)
+    if place < test_share:
         return "test"
-    return "validation" if position < test_share + validation_share else "train"
+    return "validation" if place < test_share + validation_share else "train"
 
 
 # --- mining -------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pathlib import Path
 from src.data.beir import load_benchmark, load_corpus
 from src.data.jsonl import ConcatTexts, DataError, checked_text, numbered_lines, parse_object
 from src.data.reasoning import cold_start_reasoning
+from src.data.splits import position
 from src.data.types import Benchmark, Corpus, Example, TrainingData
 
 COLUMNS: Mapping[str, str | None] = {
@@ -84,19 +85,14 @@ def load_triples(
             nothing is left to train on.
     """
     fields = _checked_columns(columns)
-    if (files is None) == (dataset is None):
-        raise ValueError("give exactly one of files=[<jsonl>, ...] and dataset=<name or folder>")
+    raw = _raw_rows(files, dataset, dataset_config, dataset_split)
     if not 0 <= validation_share < 1:
         raise ValueError(f"validation_share must be in [0, 1), got {validation_share}")
-    if files is not None:
-        raw = _file_rows([files] if isinstance(files, str | Path) else files)
-    else:
-        raw = _dataset_rows(str(dataset), dataset_config, dataset_split)
     rows = _checked_rows(raw, fields, name)
     documents = _Documents(load_corpus(corpus, in_memory_mib=in_memory_mib) if corpus else None, corpus)
     examples, n_dropped = _examples(rows, documents, name, with_reasoning)
     whole = documents.corpus()
-    training = [example for example in examples if _position(example.query) >= validation_share]
+    training = [example for example in examples if position(example.query) >= validation_share]
     if not training:
         raise ValueError(
             f"{name}: no training row is left ({len(rows)} rows, validation_share={validation_share})"
@@ -112,7 +108,7 @@ def load_triples(
     }
     if n_dropped:
         _LOG.warning("%s: %d hard negatives left out: another row calls them positive", name, n_dropped)
-    held_out = [example for example in examples if _position(example.query) < validation_share]
+    held_out = [example for example in examples if position(example.query) < validation_share]
     training_queries = list(dict.fromkeys(example.query for example in training))
     return TrainingData(
         name=name,
@@ -134,6 +130,17 @@ def _checked_columns(columns: Mapping | None) -> dict[str, str | Sequence[str] |
         if field in given and not isinstance(given[field], str):
             raise ValueError(f"columns.{field} must name one key, got {given[field]!r}")
     return {**COLUMNS, **given}
+
+
+def _raw_rows(
+    files: str | Sequence[str] | None, dataset: str | None, config: str | None, split: str
+) -> Iterator[tuple[str, int, dict]]:
+    """(file or data set, number from 1, row) of each row, nothing of it checked."""
+    if (files is None) == (dataset is None):
+        raise ValueError("give exactly one of files=[<jsonl>, ...] and dataset=<name or folder>")
+    if files is None:
+        return _dataset_rows(str(dataset), config, split)
+    return _file_rows([files] if isinstance(files, str | Path) else files)
 
 
 def _file_rows(files: Sequence[str | Path]) -> Iterator[tuple[str, int, dict]]:
@@ -283,10 +290,6 @@ def _examples(
                 replace(example, id=row_id, positive=positive, positive_id=positive_id, reasoning=reasoning)
             )
     return examples, n_dropped
-
-
-def _position(query: str) -> float:
-    return int.from_bytes(hashlib.sha256(query.encode()).digest()[:8], "big") / 2**64
 
 
 def _validation(name: str, examples: Sequence[Example], corpus: Corpus) -> Benchmark | None:

@@ -1,9 +1,4 @@
-"""One benchmark in one mode: rank, score, write down, and take up again where it is already written.
-
-Modes: `bm25`; `direct` and `reasoning` of one model; and controls. `base-direct` is the untuned base alone.
-In `base-reasoning` the untuned base writes and the evaluated model embeds. In `shuffled-reasoning` every
-query gets another query's reasoning.
-"""
+"""One benchmark in one mode: rank, score, write down, and take up again where it is already written."""
 
 import contextlib
 import hashlib
@@ -19,6 +14,7 @@ import numpy as np
 
 from src.data.types import Benchmark
 from src.evaluation.metrics import mean_metrics, per_query_metrics, ranked
+from src.evaluation.modes import MODES, NEED_BASE, NEED_NO_MODEL
 from src.evaluation.ranking import document_index, id_order, ranking_of, without_self_matches
 from src.evaluation.significance import bootstrap_interval
 from src.index.lexical import LexicalIndex
@@ -26,8 +22,6 @@ from src.index.store import stored_embeddings
 from src.models.embedder import Reasoned, ReasoningEmbedder
 from src.run_folder import write_json
 
-MODES = ("bm25", "base-direct", "direct", "reasoning", "base-reasoning", "shuffled-reasoning")
-NEED_BASE = ("base-direct", "base-reasoning")
 _ROW_FILE = "row.json"
 _ROW_VERSION = 2  # higher where the same key gives another row, so that no older one is read back
 log = logging.getLogger(__name__)
@@ -205,7 +199,7 @@ def evaluate_benchmark(
 
     Args:
         benchmark: documents, queries, judgements.
-        mode: one of `MODES`.
+        mode: one of `MODES`, which `src.evaluation.modes` explains.
         output_dir: `<output_dir>/<benchmark>/<mode>/` is written, whole or not at all.
         settings: of the evaluation.
         model: the evaluated one; needed by every mode but bm25 and base-direct.
@@ -257,7 +251,7 @@ def evaluate_benchmark(
 def _check_models(mode: str, model: Model | None, base: Model | None) -> None:
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    if mode not in ("bm25", "base-direct") and model is None:
+    if mode not in NEED_NO_MODEL and model is None:
         raise ValueError(f"mode {mode} needs a model folder: model.path=<folder>")
     if mode in NEED_BASE and base is None:
         raise ValueError(f"mode {mode} needs the untuned base: base.path=<folder>")

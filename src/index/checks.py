@@ -1,5 +1,7 @@
 """What every part of the index asks of the vectors it is given."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -21,6 +23,15 @@ def finite_rows(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
     if place is not None:
         raise ValueError(f"embeddings must be finite: row {rows[place]} is not")
     return vectors
+
+
+def finite_chunks(
+    embeddings: np.ndarray, rows: np.ndarray, size: int = 1 << 16
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows `[n]` in parts, each with its vectors `[n, D]` as `finite_rows` gives them."""
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        yield part, finite_rows(embeddings, part)
 
 
 def checked_queries(queries: ArrayLike, width: int, k: int) -> np.ndarray:

@@ -12,10 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from src.index.base import best_candidates, changed_rows, load_saved, saved_whole
-from src.index.checks import checked_queries, finite_rows
+from src.index.checks import checked_queries, finite_chunks
 from src.index.flat import SLACK
-
-CHUNK = 1 << 16
 
 
 class GraphIndex:
@@ -87,10 +85,8 @@ class GraphIndex:
         Raises:
             ValueError: If a row is unknown, or its vector is not finite.
         """
-        changed = changed_rows(rows, len(self))
-        for start in range(0, len(changed), CHUNK):
-            part = changed[start : start + CHUNK]
-            self._graph.add_items(finite_rows(self.embeddings, part), part, num_threads=1)
+        for part, vectors in finite_chunks(self.embeddings, changed_rows(rows, len(self))):
+            self._graph.add_items(vectors, part, num_threads=1)
 
     def save(self, folder: str | Path) -> None:
         """Writes the graph, its copy of the vectors included."""

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from src.index.base import best_candidates, changed_rows, load_saved, save_whole
-from src.index.checks import checked_queries, finite_rows
+from src.index.checks import checked_queries, finite_chunks, finite_rows
 from src.index.flat import SLACK
 
-CHUNK = 1 << 16
 ROWS_PER_CENTROID = 39
 """Below so many training rows per centroid faiss finds k-means unreliable."""
 
@@ -109,9 +108,7 @@ class IVFIndex:
             ValueError: If a row is unknown, or its vector is not finite.
         """
         changed = changed_rows(rows, len(self))
-        for start in range(0, len(changed), CHUNK):
-            part = changed[start : start + CHUNK]
-            vectors = finite_rows(self.embeddings, part)
+        for part, vectors in finite_chunks(self.embeddings, changed):
             self._index.update_vectors(part, vectors)
             self._lists[part] = self._nearest(vectors)
         if len(changed) and self.moved_share > self.retrain_above:
@@ -160,9 +157,7 @@ class IVFIndex:
         self._index.is_trained = True
         self._index.set_direct_map_type(faiss.DirectMap.Array)
         self._lists = np.empty(len(self), dtype=np.int32)
-        for start in range(0, len(self), CHUNK):
-            part = np.arange(start, min(start + CHUNK, len(self)))
-            vectors = finite_rows(self.embeddings, part)
+        for part, vectors in finite_chunks(self.embeddings, np.arange(len(self))):
             self._index.add(vectors)
             self._lists[part] = self._nearest(vectors)
 

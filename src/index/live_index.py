@@ -231,8 +231,7 @@ class LiveIndex:
         k = min(k, self.n_documents)
         if self.ranks.size == 1:
             return self._index.search(vectors, k) if len(vectors) else _nothing(k)
-        counts = [int(part[0]) for part in self.ranks.gather(np.array([len(vectors)]))]
-        everyones = self.ranks.joined(vectors)
+        everyones, own = self.ranks.joined_and_own(vectors)
         if len(everyones) == 0:
             return _nothing(k)
         # A fp32 product depends on its blocks, and so on the shard: only float64 scores can be merged.
@@ -241,7 +240,6 @@ class LiveIndex:
         columns = np.full((len(everyones), k), -np.inf, np.float32), np.full((len(everyones), k), -1)
         for column, values in zip(columns, (scores, found + self.first_row), strict=True):
             column[:, : found.shape[1]] = values
-        own = slice(sum(counts[: self.ranks.rank]), sum(counts[: self.ranks.rank + 1]))
         scores, rows = (
             np.concatenate([part[0, own] for part in self.ranks.gather(column[None])], 1)
             for column in columns
@@ -258,15 +256,12 @@ class LiveIndex:
         Returns:
             `[n, D]` fp32, and `[n]` int64, the step each was encoded at.
         """
-        everyones = self.ranks.joined(np.asarray(rows, dtype=np.int64))
-        is_held = (everyones >= self.first_row) & (everyones < self.first_row + len(self.rows))
+        everyones, own = self.ranks.joined_and_own(np.asarray(rows, dtype=np.int64))
+        is_held = self._is_held(everyones)
         vectors = np.zeros((len(everyones), self._store.width), np.float32)
         ages = np.zeros(len(everyones), np.int64)
         places = everyones[is_held] - self.first_row
         vectors[is_held], ages[is_held] = self.rows[places], self.encoded_at[places]
-        counts = [int(part[0]) for part in self.ranks.gather(np.array([len(rows)]))]
-        start = sum(counts[: self.ranks.rank])
-        own = slice(start, start + len(rows))
         return self.ranks.sum(vectors)[own], self.ranks.sum(ages)[own]  # each row is held by one rank
 
     def refresh(self, step: int, queries: StepQueries, encode: Encode) -> dict[str, float]:
@@ -455,14 +450,14 @@ class LiveIndex:
 
     def _stale(self, rows: np.ndarray, step: int) -> np.ndarray:
         """Those of some corpus rows that were not encoded at this step, ascending; known to all ranks."""
-        places = np.unique(rows) - self.first_row
-        places = places[(places >= 0) & (places < len(self.rows))]
+        rows = np.unique(rows)
+        places = rows[self._is_held(rows)] - self.first_row
         return self.ranks.joined(self.first_row + places[self.encoded_at[places] != step])
 
     def _chosen(self, proposal: Proposal, step: int, budget: int | None) -> tuple[np.ndarray, int]:
         """The rows `[n]` to encode, ascending, and how many the budget leaves out."""
         rows, priority = _unique(proposal)
-        is_held = (rows >= self.first_row) & (rows < self.first_row + len(self.rows))
+        is_held = self._is_held(rows)
         rows, priority = rows[is_held], priority[is_held]
         is_stale = self.encoded_at[rows - self.first_row] != step
         rows, priority = rows[is_stale], priority[is_stale]
@@ -499,9 +494,13 @@ class LiveIndex:
         order = np.argsort(done)
         return done[order], drifts[order]
 
+    def _is_held(self, rows: np.ndarray) -> np.ndarray:
+        """`[n]` bool, True where this rank holds the corpus row."""
+        return (rows >= self.first_row) & (rows < self.first_row + len(self.rows))
+
     def _held(self, rows: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Those of the rows that this rank holds, and their vectors as served and as given."""
-        is_held = (rows >= self.first_row) & (rows < self.first_row + len(self.rows))
+        is_held = self._is_held(rows)
         rows = rows[is_held]
         return rows, self.rows[rows - self.first_row], vectors[is_held]
 
@@ -514,10 +513,10 @@ class LiveIndex:
         self._store.update(rows - self.first_row, new, step)
 
     def _tell_index(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        rows = np.concatenate([rows for rows, _ in parts]) - self.first_row
-        rows = rows[(rows >= 0) & (rows < len(self.rows))]
-        if self._index is not None and len(rows):
-            self._index.update(rows)
+        rows = np.concatenate([rows for rows, _ in parts])
+        places = rows[self._is_held(rows)] - self.first_row
+        if self._index is not None and len(places):
+            self._index.update(places)
 
     def _moved(self, view: View) -> int:
         moved = []

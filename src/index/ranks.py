@@ -58,7 +58,13 @@ class Ranks:
 
     def joined(self, array: np.ndarray) -> np.ndarray:
         """The arrays of all ranks as one, in the order of ranks."""
-        return array if self.size == 1 else np.concatenate(self.gather(array))
+        return self.joined_and_own(array)[0]
+
+    def joined_and_own(self, array: np.ndarray) -> tuple[np.ndarray, slice]:
+        """The arrays of all ranks as one, in the order of ranks, and where this rank's stands in it."""
+        parts = self.gather(array)
+        start = sum(map(len, parts[: self.rank]))
+        return array if self.size == 1 else np.concatenate(parts), slice(start, start + len(array))
 
     def sum(self, array: np.ndarray) -> np.ndarray:
         """The sum over ranks of arrays of one shape; the same bits on every rank."""

@@ -216,16 +216,65 @@ class _Said:
 
     def again(self, alive: Tensor, token: Tensor, written: Sequence[Sequence[int]]) -> Tensor:
         """`[n]` bool, True where the next token completes an n-gram that its row has; others are noted."""
+        if self.n == 0:
+            return torch.zeros_like(token, dtype=torch.bool)  # nothing waits for the device
         found = [self._note(*each, written) for each in zip(alive.tolist(), token.tolist(), strict=True)]
         return torch.tensor(found, device=token.device)
 
     def _note(self, row: int, token: int, written: Sequence[Sequence[int]]) -> bool:
-        if self.n == 0 or len(written[row]) + 1 < self.n:
+        if len(written[row]) + 1 < self.n:
             return False
         ngram = (*written[row][len(written[row]) + 1 - self.n :], token)
         is_known = ngram in self.ngrams[row]
         self.ngrams[row].add(ngram)
         return is_known
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The next token of every live row.
+
+    Attributes:
+        token: `[n]` ids; the embed token where the row ends.
+        log_prob: `[n]` of what was drawn, also where the embed token took its place; 0 where nothing was.
+        is_natural: `[n]` bool, True where the model drew the embed token itself.
+        is_counted: `[n]` bool, True where the token is the one that was drawn.
+    """
+
+    token: Tensor
+    log_prob: Tensor
+    is_natural: Tensor
+    is_counted: Tensor
+
+
+class _Choice:
+    """Chooses the next tokens of all live rows; the arguments are those of `decode`."""
+
+    def __init__(
+        self, head: nn.Module, special: SpecialIds, sampling: Sampling, uniforms: Tensor | None, rows: Rows
+    ) -> None:
+        device = rows.state.device
+        self.head, self.embed, self.sampling = head, special.embed, sampling
+        self.uniforms = None if uniforms is None else uniforms.to(device)
+        self.said = _Said(len(rows.alive), sampling.repeat_ngram)
+        self.banned = torch.as_tensor(special.banned, dtype=torch.long, device=device)
+        self.stops = torch.as_tensor(sorted(special.stops), dtype=torch.long, device=device)
+
+    def drawn(self, rows: Rows, step: int, written: Sequence[Sequence[int]]) -> _Chosen:
+        """A token from the model; the embed token instead of a stop or where the row would repeat itself."""
+        logits = self.head(rows.state).index_fill(-1, self.banned, -torch.inf)
+        draws = torch.zeros(0) if self.uniforms is None else self.uniforms[rows.alive, step]
+        token, log_prob = sample(logits, draws, self.sampling.temperature, self.sampling.top_p)
+        is_natural = token == self.embed
+        is_forced = torch.isin(token, self.stops) & ~is_natural | self.said.again(rows.alive, token, written)
+        return _Chosen(torch.where(is_forced, self.embed, token), log_prob, is_natural, ~is_forced)
+
+    def appended(self, rows: Rows) -> _Chosen:
+        """The embed token, behind rows that have reached the limit."""
+        none = torch.zeros_like(rows.alive, dtype=torch.bool)
+        return _Chosen(
+            torch.full_like(rows.alive, self.embed), rows.state.new_zeros(len(rows.alive)), none, none
+        )
 
 
 @torch.no_grad()
@@ -253,32 +302,20 @@ def decode(
         group_size: `G` rollouts of every prompt.
     """
     cache, rows = prefill(decoder, prompts, group_size, special.pad)
-    n, device = len(rows.alive), rows.state.device
+    n = len(rows.alive)
     written: list[list[int]] = [[] for _ in range(n)]
     log_probs: list[list[float]] = [[] for _ in range(n)]
     wrote_embed = [False] * n
-    said = _Said(n, sampling.repeat_ngram)
-    hidden = torch.empty(n, rows.state.shape[-1], dtype=rows.state.dtype, device=device)
-    banned = torch.as_tensor(special.banned, dtype=torch.long, device=device)
-    stops = torch.as_tensor(sorted(special.stops), dtype=torch.long, device=device)
+    hidden = torch.empty(n, rows.state.shape[-1], dtype=rows.state.dtype, device=rows.state.device)
+    choice = _Choice(head, special, sampling, uniforms, rows)
     for step in range(sampling.max_new_tokens + 1):
-        if step < sampling.max_new_tokens:
-            logits = head(rows.state).index_fill(-1, banned, -torch.inf)
-            draws = torch.zeros(0) if uniforms is None else uniforms.to(device)[rows.alive, step]
-            token, chosen = sample(logits, draws, sampling.temperature, sampling.top_p)
-            natural = token == special.embed
-            is_forced = torch.isin(token, stops) & ~natural | said.again(rows.alive, token, written)
-            is_counted = ~is_forced
-            token = torch.where(is_forced, special.embed, token)
-        else:
-            natural = is_counted = torch.zeros_like(rows.alive, dtype=torch.bool)
-            token, chosen = torch.full_like(rows.alive, special.embed), rows.state.new_zeros(len(rows.alive))
-        rows = _step(decoder, cache, rows, token)
-        done = token == special.embed
+        is_last = step == sampling.max_new_tokens
+        chosen = choice.appended(rows) if is_last else choice.drawn(rows, step, written)
+        rows = _step(decoder, cache, rows, chosen.token)
+        done = chosen.token == special.embed
         hidden[rows.alive[done]] = rows.state[done]
-        for row, new, log_prob, is_end, is_natural, counts in zip(
-            *(x.tolist() for x in (rows.alive, token, chosen, done, natural, is_counted)), strict=True
-        ):
+        facts = (rows.alive, chosen.token, chosen.log_prob, done, chosen.is_natural, chosen.is_counted)
+        for row, new, log_prob, is_end, is_natural, counts in zip(*(x.tolist() for x in facts), strict=True):
             wrote_embed[row] = is_natural
             if not is_end:
                 written[row].append(new)

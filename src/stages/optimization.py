@@ -203,24 +203,14 @@ def backward_with_cache(
     if not chunks:
         raise ValueError("a step needs at least one chunk; a rank without rows passes an empty one")
     output = forward(chunks[0])
-    if loss_fn is None:
-        loss, metrics, gradients = None, {}, [None] * len(chunks)
-    else:
-        leaves = [_leaf(output.embeddings)]
-        with torch.no_grad():
-            for chunk in chunks[1:]:
-                leaves.append(_leaf(forward(chunk).embeddings if embed is None else embed(chunk)))
-        loss, metrics = loss_fn([leaf.requires_grad_() for leaf in leaves])
-        gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-
-    total = torch.zeros((), device=_device(output)) if loss is None else loss.detach().float()
-    sums: dict[str, Tensor] = {}
+    cache = _cached(output, chunks[1:], embed or (lambda chunk: forward(chunk).embeddings), loss_fn)
+    total, sums = cache.loss, {}
     change = torch.zeros_like(total)
-    for number, (chunk, gradient) in enumerate(zip(chunks, gradients, strict=True)):
+    for number, (chunk, gradient) in enumerate(zip(chunks, cache.gradients, strict=True)):
         if number > 0:
             output = forward(chunk)
             if gradient is not None:
-                change = torch.maximum(change, _largest_change(output.embeddings, leaves[number]))
+                change = torch.maximum(change, _largest_change(output.embeddings, cache.embeddings[number]))
         surrogate = _surrogate(output, gradient)
         with no_sync() if number < len(chunks) - 1 else nullcontext():
             backward(surrogate)
@@ -234,7 +224,43 @@ def backward_with_cache(
             f"embeddings changed by {change.item():.3g} of their length between the two passes of gradient "
             "caching; the forward must not be random, so turn dropout off"
         )
-    return total, {**metrics, **sums}
+    return total, {**cache.metrics, **sums}
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """The loss over embeddings and its gradient; where there is no such loss, 0 and None for each chunk.
+
+    Attributes:
+        loss: a scalar, detached.
+        metrics: of the loss.
+        embeddings: `[n, D]` of each chunk.
+        gradients: `[n, D]` of the loss with respect to them.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    embeddings: Sequence[Tensor | None]
+    gradients: Sequence[Tensor | None]
+
+
+def _cached(
+    first: ChunkOutput,
+    others: Sequence[Chunk],
+    embed: Callable[[Chunk], Tensor | None],
+    loss_fn: Callable[[list[Tensor]], tuple[Tensor, dict[str, Tensor]]] | None,
+) -> _Cache:
+    """The first pass: the loss from all chunks' embeddings, none of which but the first's has a graph."""
+    if loss_fn is None:
+        nothing = [None] * (1 + len(others))
+        return _Cache(torch.zeros((), device=_device(first)), {}, nothing, nothing)
+    leaves = [_leaf(first.embeddings)]
+    with torch.no_grad():
+        for chunk in others:
+            leaves.append(_leaf(embed(chunk)))
+    loss, metrics = loss_fn([leaf.requires_grad_() for leaf in leaves])
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    return _Cache(loss.detach().float(), metrics, leaves, gradients)
 
 
 def _leaf(embeddings: Tensor | None) -> Tensor:

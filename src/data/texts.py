@@ -1,0 +1,26 @@
+"""What sequences of texts have in common that do not hold them all in memory."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+
+class Texts(Sequence[str]):
+    """Texts that are found by row; a subclass has `__len__` and gives the text of one row."""
+
+    def __getitem__(self, row):  # type: ignore[override]
+        """The text of a row, counted from the end where it is negative; of a slice, a list of texts.
+
+        Raises:
+            IndexError: If there is no such row.
+        """
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        if row < 0:
+            row += len(self)
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)} texts")
+        return self._text(row)
+
+    @abstractmethod
+    def _text(self, row: int) -> str:
+        """The text of a row from 0 to `len(self) - 1`."""
