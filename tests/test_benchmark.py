@@ -3,10 +3,11 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import TEXTS, build_embedder
+from conftest import PROMPTS, TEXTS, build_embedder
 
 from src.data.beir import load_benchmark
 from src.data.types import Benchmark, Corpus
@@ -16,6 +17,7 @@ from src.evaluation.modes import MODES
 from src.evaluation.significance import bootstrap_interval, paired_p_value
 from src.index.lexical import LexicalIndex
 from src.models.folder import load_embedder, save_embedder
+from src.models.prompts import PromptEncoder
 
 SETTINGS = Settings(top_k=100, analyzer="code", k1=1.2, b=0.75, seed=0)
 SCHEMA = {
@@ -114,6 +116,27 @@ def test_pitfall_8_another_models_results_are_not_taken_for_its_own(benchmark, n
     assert before[1] != after[1]
     assert after == alone
     assert len(list((tmp_path / "shared" / "cache").glob("*/rows.npy"))) == 2
+
+
+@pytest.mark.parametrize(("length", "share"), [(1, "100.0 %"), (24, None)])
+def test_pitfall_15_queries_that_are_cut_are_said(benchmark, tmp_path, caplog, length, share):
+    embedder = build_embedder()
+    embedder.encoder = PromptEncoder(
+        embedder.tokenizer, PROMPTS, replace(embedder.encoder.lengths, query=length)
+    )
+    folder = save_embedder(embedder, tmp_path / "model", {})
+    with caplog.at_level("WARNING"):
+        evaluate_benchmark(
+            benchmark,
+            "direct",
+            tmp_path,
+            SETTINGS,
+            Model("nano", load_embedder(folder)),
+            None,
+            tmp_path / "c",
+        )
+    said = [record.getMessage() for record in caplog.records if "cut at their limit" in record.getMessage()]
+    assert said == ([] if share is None else [f"tiny: {share} of the queries are cut at their limit"])
 
 
 def test_documents_are_encoded_once_for_all_modes_and_read_from_the_disk(benchmark, nano_folder, tmp_path):

@@ -184,7 +184,7 @@ def test_validation_happens_at_the_same_steps_after_resuming(tmp_path):
     assert seen == whole
 
 
-def test_a_checkpoint_loads_with_weights_only_and_holds_no_frozen_weight(tmp_path):
+def test_pitfall_17_a_checkpoint_loads_with_weights_only_and_holds_no_frozen_weight(tmp_path):
     module = Pairs()
     fit(tmp_path, module)
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)

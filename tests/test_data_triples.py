@@ -119,6 +119,13 @@ BAD_ROWS = [
 ]
 
 
+def test_pitfall_23_an_empty_list_of_hard_negatives_is_refused_with_file_and_line(tmp_path):
+    rows = [*ROWS, {"query": "a", "positive": "b", "hard_negatives": []}]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError, match=rf"rows\.jsonl, line {len(rows)}: the list 'hard_negatives'"):
+        load_triples([path])
+
+
 @pytest.mark.parametrize(("bad", "rule"), BAD_ROWS)
 def test_a_bad_row_is_one_error_with_file_line_and_rule(tmp_path, bad, rule):
     good = json.dumps(ROWS[0] | {"key": "x"}) + "\n\n"

@@ -16,7 +16,7 @@ def alone(embedder, sequence):
     return normalize(states[0, -1], dim=-1)
 
 
-def test_padding_batch_order_and_token_budget_do_not_change_an_embedding(embedder):
+def test_pitfall_13_padding_batch_order_and_token_budget_do_not_change_an_embedding(embedder):
     sequences = embedder.encoder.documents(TEXTS[:5] + QUERIES)
     expected = torch.stack([alone(embedder, sequence) for sequence in sequences])
     assert len({len(sequence) for sequence in sequences}) > 3
@@ -37,7 +37,7 @@ def test_no_texts_give_an_empty_result(embedder):
     assert embedder.reason([]).texts == []
 
 
-def test_the_embedding_captured_in_decoding_equals_a_full_forward(embedder):
+def test_pitfall_10_the_embedding_captured_in_decoding_equals_a_full_forward(embedder):
     for temperature in (0.0, 1.0):
         reasoned = embedder.reason(QUERIES, seed=3, temperature=temperature)
         whole = embedder.reasoned_ids(QUERIES, reasoned.token_ids)
@@ -57,11 +57,23 @@ def test_rows_that_end_early_leave_the_batch_and_keep_their_embedding():
     torch.testing.assert_close(one_by_one.embeddings, reasoned.embeddings, atol=1e-5, rtol=0)
 
 
-def test_a_rollout_that_reaches_its_limit_gets_the_token_appended_and_is_counted(embedder):
+def test_pitfall_11_a_rollout_that_reaches_its_limit_gets_the_token_appended_and_is_counted(embedder):
     reasoned = embedder.reason(QUERIES, max_new_tokens=2)
     assert reasoned.has_embed_token == [False] * len(QUERIES)
     assert reasoned.n_tokens == [2] * len(QUERIES)
     assert torch.isfinite(reasoned.embeddings).all()
+
+
+def test_pitfall_12_no_forward_keeps_the_states_of_all_layers(embedder):
+    kept = []
+    embedder.decoder.register_forward_hook(
+        lambda module, arguments, output: kept.append(output.hidden_states)
+    )
+    embedder.embed_documents(TEXTS[:2])
+    embedder.embed_queries(QUERIES)
+    embedder.reason(QUERIES)
+    assert len(kept) > 3
+    assert kept == [None] * len(kept)
 
 
 def test_special_tokens_are_never_written(embedder):

@@ -1,9 +1,16 @@
 """Search in place equals brute force, and its order does not depend on batches, blocks or copies."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from src.index.flat import FlatIndex
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def unit(random, n, width=24):
@@ -91,6 +98,22 @@ def test_a_memory_map_is_searched_where_it_is(tmp_path):
     assert index.embeddings is mapped
     assert (index.search(documents[:9], 5)[1] == FlatIndex(documents).search(documents[:9], 5)[1]).all()
     assert index.search(documents[:9], 5)[1][:, 0].tolist() == list(range(9))
+
+
+@pytest.mark.parametrize(("platform", "is_one"), [("darwin", True), ("linux", False)])
+def test_pitfall_24_faiss_keeps_to_one_thread_beside_torch_on_macos(platform, is_one):
+    code = f"""
+import sys
+import src.index.library as library
+assert list(sys.modules).index("torch") < list(sys.modules).index("faiss")
+library.settle({platform!r})
+print(library.faiss.omp_get_max_threads())
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert (int(run.stdout) == 1) == is_one
 
 
 def test_no_queries_give_no_rows():

@@ -65,7 +65,7 @@ def test_lora_trains_the_adapter_and_the_tokens_row_only(nano_folder):
     assert (changed - base).abs().max() > 1e-2
 
 
-def test_a_lora_run_keeps_its_adapter_and_the_row_on_both_sides_of_an_untied_head(tmp_path):
+def test_pitfall_9_a_lora_run_keeps_its_adapter_and_the_row_on_both_sides_of_an_untied_head(tmp_path):
     tokenizer = train_tokenizer(TEXTS, 400)
     config = Qwen2Config(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
@@ -121,7 +121,7 @@ def train_plain():
         (lambda d: d["lengths"].update(query=7), "differ from those the model was trained with"),
     ],
 )
-def test_a_folder_of_another_contract_is_refused(tmp_path, change, rule):
+def test_pitfall_14_a_folder_of_another_contract_is_refused(tmp_path, change, rule):
     folder = save_embedder(build_embedder(), tmp_path / "model", {})
     file = folder / "search_r3.json"
     description = json.loads(file.read_text())

@@ -37,7 +37,7 @@ def test_each_job_has_its_own_folder_config_log_metrics_and_status(sweep):
     assert metrics[0]["rows"] != metrics[1]["rows"]  # another seed is another model
 
 
-def test_a_failed_job_leaves_its_traceback_in_its_own_log_only(sweep):
+def test_pitfall_21_a_failed_job_leaves_its_traceback_in_its_own_log_only(sweep):
     _, _, folder = sweep
     logs = [(folder / str(job) / "train.log").read_text() for job in range(4)]
 
@@ -61,7 +61,7 @@ def test_a_table_of_all_jobs_ends_the_sweep_and_a_failure_its_exit_code(sweep):
     assert (folder / "summary.txt").read_text().splitlines()[0].startswith("job")
 
 
-def test_each_job_is_a_wandb_run_of_its_own_offline_and_without_an_account(sweep):
+def test_pitfall_22_each_job_is_a_wandb_run_of_its_own_offline_and_without_an_account(sweep):
     _, output, folder = sweep
 
     for job in range(4):

@@ -1,11 +1,13 @@
 """Command line to configuration: quoting, refusals, and what a run leaves on record."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import hydra
 import pytest
 from omegaconf import OmegaConf
 
@@ -171,7 +173,7 @@ def test_a_gpu_strategy_is_refused_where_no_gpu_is_visible(source, monkeypatch):
             check(compose("train", [*TINY, f"strategy={strategy}"], source).config, False)
 
 
-def test_several_ranks_per_job_are_refused_in_a_sweep_with_the_alternative(source):
+def test_pitfall_16_several_ranks_per_job_are_refused_in_a_sweep_with_the_alternative(source):
     config = compose("train", [*TINY, "strategy=ddp_cpu"], source).config
 
     check(config, False)
@@ -206,6 +208,22 @@ def test_instantiate_hands_objects_over_as_they_are():
 
     assert isinstance(module, TinyDataModule)
     assert len(module.rows) == len(TEXTS)
+
+
+def test_pitfall_19_the_version_base_is_set_and_a_whitelist_where_hydra_knows_one(source, monkeypatch):
+    allowed = []
+
+    @contextlib.contextmanager
+    def target_whitelist(pattern):
+        allowed.append(pattern)
+        yield
+
+    with pytest.raises(Exception, match=r"os\.system"):
+        instantiate(OmegaConf.create({"_target_": "os.system", "command": "true"}))
+    monkeypatch.setattr(hydra.utils, "target_whitelist", target_whitelist, raising=False)  # Hydra 1.4's
+    assert instantiate(OmegaConf.create({"_target_": "torch.Size", "_args_": [[2]]})) == (2,)
+    assert set(allowed) == {"src.*", "pytorch_lightning.*", "torch.*"}
+    assert str(hydra.version.getbase()) == "1.3"
 
 
 def test_instantiate_raises_what_the_target_raised():

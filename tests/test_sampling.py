@@ -96,7 +96,7 @@ def test_seeds_give_different_batches_and_one_seed_always_the_same():
 
 
 @pytest.mark.parametrize("position", [0, 1, 7, 40, 4097])
-def test_resuming_at_any_position_goes_on_as_if_never_stopped(position):
+def test_pitfall_18_resuming_at_any_position_goes_on_as_if_never_stopped(position):
     settings = {"same_cluster_share": 0.5, "keys": [[row // 2 for row in range(90)]]}
     whole = take(two_sources(**settings), position + 10)
     stopped = two_sources(**settings)

@@ -49,7 +49,7 @@ def test_whole_ends_search_whole_numbers():
     assert isinstance(real.suggest(trial), float)
 
 
-def test_a_search_finds_the_better_end_prunes_and_goes_on_where_it_stopped(tmp_path):
+def test_pitfall_20_a_search_finds_the_better_end_prunes_and_goes_on_where_it_stopped(tmp_path):
     (tmp_path / "space.yaml").write_text("stage.module.learning_rate: {low: 1.0e-3, high: 1.0, log: true}\n")
     common = ["space=space.yaml", "study=my study.db", "startup_trials=2", "pruner_warmup=0"]
     common += ["stage.trainer.max_steps=6", "monitor=val/direct/ndcg@10"]

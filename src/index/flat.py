@@ -7,11 +7,11 @@ float64, one by one. What is equal then, as fp32, is a tie, and ties stand in th
 given. This holds at the cut-off too, however long the run of ties that it falls into.
 """
 
-import faiss
 import numpy as np
 from numpy.typing import ArrayLike
 
 from src.index.checks import checked_queries, first_not_finite
+from src.index.library import faiss
 
 TIE = 1e-6
 """Scores of unit vectors closer than this are not told apart by a fp32 product."""

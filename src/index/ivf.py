@@ -11,13 +11,13 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-import faiss
 import numpy as np
 from numpy.typing import ArrayLike
 
 from src.index.base import best_candidates, changed_rows, load_saved, save_whole
 from src.index.checks import checked_queries, finite_chunks, finite_rows
 from src.index.flat import SLACK
+from src.index.library import faiss
 
 ROWS_PER_CENTROID = 39
 """Below so many training rows per centroid faiss finds k-means unreliable."""
