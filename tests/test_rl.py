@@ -17,7 +17,7 @@ from src.index.refresh import Candidates, Frozen, Full, Refresh
 from src.models.folder import open_embedder, save_embedder
 from src.models.tuning import FullTuning, LoraTuning
 from src.objectives.collapse import CollapseLimits
-from src.objectives.rewards import Reward, margin_dcg
+from src.objectives.rewards import Reward, dcg, margin_dcg
 from src.stages.callbacks import TrainableCheckpoint
 from src.stages.completions import COLUMNS, Completions
 from src.stages.optimization import OptimizationSettings
@@ -200,6 +200,28 @@ def test_a_full_refresh_serves_what_an_audit_finds_and_a_frozen_index_does_not(f
     for name, rule in (("full", Full()), ("frozen", Frozen())):
         embedder = opened(folder)
         refresh = Refresh(rule, audit_every_n_steps=1)
+def test_batches_without_spread_are_not_taken_again_by_a_resumed_run_of_several_updates(folder, tmp_path):
+    def run(name, steps, ckpt_path=None):
+        place = tmp_path / name
+        place.mkdir(exist_ok=True)
+        embedder, policy = opened(folder), PolicySettings(n_updates=2)
+        settings = {"reward": Reward(dcg), "rollouts": RolloutSettings(group_size=3), "seed": 2}
+        module = module_of(embedder, place, policy, every=0, **settings)
+        saving = TrainableCheckpoint(place / "checkpoints", save_every_n_steps=1)
+        data = data_of(embedder, place, Refresh(Frozen()), updates_per_batch=2)
+        return module, fit(module, data, steps, [saving], ckpt_path)[1]
+
+    whole, log = run("whole", 10)
+    run("cut", 6)
+    resumed, later = run("cut", 10, tmp_path / "cut" / "checkpoints" / "last.ckpt")
+    flat = log.of("groups_without_spread")
+    assert flat[0] == 1.0  # nothing to learn from
+    assert min(flat) < 1.0
+    assert len(log.steps) == 5
+    assert later.of("reward") == log.of("reward")[3:]
+    assert all(torch.equal(value, weights_of(resumed)[name]) for name, value in weights_of(whole).items())
+
+
         module = module_of(embedder, tmp_path, PolicySettings(), rate=2e-2)
         _, log = fit(module, data_of(embedder, tmp_path / name, refresh), 8)
         found[name] = log

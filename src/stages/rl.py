@@ -388,8 +388,9 @@ class RLModule(ValidatedModule):
 
             has_none = not bool(learnt.has_spread.any())
             result = optimization_step(self, run_backward, names, self.optimization.max_grad_norm, has_none)
-            if result.is_skipped:
-                return {"skipped": torch.ones(())}
+            if result.is_skipped:  # as often as it would have stepped: a batch is always `n_updates` steps
+                metrics = {"skipped": torch.ones(())}
+                continue
             clip_shares = {name: value for name, value in found.items() if name.startswith("clip_share")}
             if update == 0:
                 metrics = {**found, "loss": result.loss, "grad_norm": result.grad_norm}
