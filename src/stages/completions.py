@@ -35,13 +35,12 @@ class Completions:
         return min(self.n_queries, n_queries)
 
     def start(self, step: int) -> None:
-        """Drops the lines of steps that a resumed run takes again."""
+        """Drops the lines of steps that a resumed run takes again, and one that a kill cut off."""
         if not self.file.is_file():
             return
-        lines = self.file.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if json.loads(line)["step"] < step]
         partial = self.file.with_suffix(".partial")
-        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        with self.file.open(encoding="utf-8") as lines, partial.open("w", encoding="utf-8") as kept:
+            kept.writelines(line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step)
         partial.replace(self.file)
 
     def write(
