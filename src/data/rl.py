@@ -115,8 +115,11 @@ class RLDataModule(ExamplesDataModule):
             )  # fmt: skip
             return
         self.index = LiveIndex.create(
+        root = Path(self.trainer.default_root_dir).resolve()
             self.store, self.key, self._cached_rows(), self.make_index, self.refresh,
-            chunk_size=self.encode_batch, overwrite=True,  # of a run that made no checkpoint
+            chunk_size=self.encode_batch,
+            # rows in this run's folder are those of its start, which made no checkpoint
+            overwrite=self.store.resolve().is_relative_to(root),
         )  # fmt: skip
 
     def _cached_rows(self) -> np.ndarray:
