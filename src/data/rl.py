@@ -80,7 +80,6 @@ class RLDataModule(ExamplesDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Opens the index too: weights and this module's state are restored by now, and on their device."""
-        self._open_index()
         sampler = GroupedBatchSampler(
             len(self.examples),
             sources=[example.source for example in self.examples],
@@ -90,7 +89,9 @@ class RLDataModule(ExamplesDataModule):
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
         )
-        return DataLoader(Rows(self.examples), batch_sampler=self._start(sampler), collate_fn=tuple)
+        loader = DataLoader(Rows(self.examples), batch_sampler=self._start(sampler), collate_fn=tuple)
+        self._open_index()  # last, since it may encode the corpus: a bad batch size is met before
+        return loader
 
     def teardown(self, stage: str) -> None:
         if self.index is not None:
