@@ -115,8 +115,8 @@ class RLDataModule(ExamplesDataModule):
                 chunk_size=self.encode_batch,
             )  # fmt: skip
             return
-        self.index = LiveIndex.create(
         root = Path(self.trainer.default_root_dir).resolve()
+        self.index = LiveIndex.create(
             self.store, self.key, self._cached_rows(), self.make_index, self.refresh,
             chunk_size=self.encode_batch,
             # rows in this run's folder are those of its start, which made no checkpoint
@@ -135,9 +135,9 @@ class RLDataModule(ExamplesDataModule):
         found = None
         with torch.autocast(self.embedder.device.type, enabled=False):
             for is_turn in (self.trainer.is_global_zero, not self.trainer.is_global_zero):
-                if is_turn:
-                    found = rows()
-                self.trainer.strategy.barrier("corpus")
+                with equal_forwards(self.embedder):  # sharded weights need all ranks; none waits in silence
+                    if is_turn:
+                        found = rows()
         return found
 
     # ---- checkpoints
