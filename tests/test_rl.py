@@ -57,13 +57,17 @@ def world(n_documents: int = 12) -> TrainingData:
     return TrainingData("t", corpus, examples, validation=validation, texts=TEXTS)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def likely_folder(place):
     """A model whose embed token is likely enough that rollouts write it."""
     embedder = build_embedder(seed=4)
     with torch.no_grad():
         embedder.head.weight[embedder.embed_token_id] *= 20.0
-    return save_embedder(embedder, tmp_path_factory.mktemp("rl") / "model", {}, is_trained=True)
+    return save_embedder(embedder, place / "model", {}, is_trained=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return likely_folder(tmp_path_factory.mktemp("rl"))
 
 
 def opened(folder, tuning=None):
