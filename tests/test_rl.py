@@ -286,6 +286,34 @@ def test_the_contrastive_term_moves_the_vectors_where_the_policy_gradient_is_lef
 
 
 def test_a_part_of_the_corpus_keeps_only_queries_that_can_be_judged(folder, tmp_path):
+def test_the_decision_to_stop_is_trained_where_the_policy_took_it_and_nowhere_else(folder, tmp_path):
+    embedder, seen = opened(folder), []
+    module = module_of(embedder, tmp_path, PolicySettings(), rate=1e-9, every=0)
+
+    class Keep(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            made = pl_module._learnt
+            pl_module._learnt = lambda *arguments: seen.append(made(*arguments)) or seen[-1]
+
+    fit(module, data_of(embedder, tmp_path, batch_size=6), 2, [Keep()])
+    n_stops = n_forced = 0
+    for learnt in seen:
+        rollouts = learnt.rollouts
+        at_end = rollouts.n_tokens[..., None]
+        assert (rollouts.token_ids.gather(2, at_end) == embedder.embed_token_id).all()
+        wrote, has_spread = rollouts.has_embed_token, learnt.has_spread[:, None]
+        weights, old = (values.gather(2, at_end)[..., 0] for values in (learnt.weights, learnt.old))
+        assert torch.equal(weights > 0, wrote & has_spread)
+        recorded = rollouts.log_probs.gather(2, at_end)[..., 0]
+        trained = wrote & has_spread
+        assert (recorded[trained] < 0).all()
+        torch.testing.assert_close(old[trained], recorded[trained], atol=1e-4, rtol=0)
+        n_stops += int(trained.sum())
+        n_forced += int((~wrote & has_spread).sum())
+    assert n_stops >= 5
+    assert n_forced >= 5
+
+
     embedder = opened(folder)
     part = data_of(embedder, tmp_path, max_documents=6)
     assert len(part.corpus) == 6
