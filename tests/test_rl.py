@@ -117,11 +117,12 @@ class Log(pl.Callback):
 def fit(module, datamodule, steps, callbacks=(), ckpt_path=None, **arguments):
     log = Log()
     has_checkpoints = any(isinstance(each, TrainableCheckpoint) for each in callbacks)
-    trainer = pl.Trainer(
-        max_steps=steps, accelerator="cpu", devices=1, logger=False, enable_checkpointing=has_checkpoints,
-        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-        check_val_every_n_epoch=None, limit_val_batches=0, callbacks=[log, *callbacks], **arguments,
-    )  # fmt: skip
+    settings = {
+        "accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": has_checkpoints,
+        "enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False,
+        "check_val_every_n_epoch": None, "limit_val_batches": 0, "callbacks": [log, *callbacks],
+    }  # fmt: skip
+    trainer = pl.Trainer(max_steps=steps, **settings | arguments)
     trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
     return trainer, log
 
@@ -199,11 +200,6 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one_bit_for_bit(fol
     assert len(steps) == len((tmp_path / "whole" / "completions.jsonl").read_text().splitlines())
 
 
-def test_a_full_refresh_serves_what_an_audit_finds_and_a_frozen_index_does_not(folder, tmp_path):
-    found = {}
-    for name, rule in (("full", Full()), ("frozen", Frozen())):
-        embedder = opened(folder)
-        refresh = Refresh(rule, audit_every_n_steps=1)
 def test_batches_without_spread_are_not_taken_again_by_a_resumed_run_of_several_updates(folder, tmp_path):
     def run(name, steps, ckpt_path=None):
         place = tmp_path / name
@@ -226,6 +222,11 @@ def test_batches_without_spread_are_not_taken_again_by_a_resumed_run_of_several_
     assert all(torch.equal(value, weights_of(resumed)[name]) for name, value in weights_of(whole).items())
 
 
+def test_a_full_refresh_serves_what_an_audit_finds_and_a_frozen_index_does_not(folder, tmp_path):
+    found = {}
+    for name, rule in (("full", Full()), ("frozen", Frozen())):
+        embedder = opened(folder)
+        refresh = Refresh(rule, audit_every_n_steps=1)
         module = module_of(embedder, tmp_path, PolicySettings(), rate=2e-2)
         _, log = fit(module, data_of(embedder, tmp_path / name, refresh), 8)
         found[name] = log
@@ -285,7 +286,6 @@ def test_the_contrastive_term_moves_the_vectors_where_the_policy_gradient_is_lef
     assert np.mean(log.of("contrastive")[-5:]) < np.mean(log.of("contrastive")[:5]) - 0.1
 
 
-def test_a_part_of_the_corpus_keeps_only_queries_that_can_be_judged(folder, tmp_path):
 def test_the_decision_to_stop_is_trained_where_the_policy_took_it_and_nowhere_else(folder, tmp_path):
     embedder, seen = opened(folder), []
     module = module_of(embedder, tmp_path, PolicySettings(), rate=1e-9, every=0)
@@ -314,6 +314,7 @@ def test_the_decision_to_stop_is_trained_where_the_policy_took_it_and_nowhere_el
     assert n_forced >= 5
 
 
+def test_a_part_of_the_corpus_keeps_only_queries_that_can_be_judged(folder, tmp_path):
     embedder = opened(folder)
     part = data_of(embedder, tmp_path, max_documents=6)
     assert len(part.corpus) == 6
