@@ -116,6 +116,7 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
     transformers_logging.disable_progress_bar()
     folder = Path(config.output_dir)
     pl.seed_everything(config.seed, workers=True, verbose=False)
+    _check_settings(config.stage)
     data: TrainingData = instantiate(config.data)
     _write_card(folder, data)
     embedder = instantiate(config.model, texts=data.texts)
@@ -133,6 +134,14 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
             wandb.finish()
     if trainer.is_global_zero:
         _finish(config, data, embedder, datamodule, module, trainer, record, masked.summary())
+
+
+def _check_settings(stage: DictConfig) -> None:
+    """Builds what needs neither data nor model, so that a number out of range costs no reading of either."""
+    for part in (stage.module, stage.datamodule):
+        for name in part:
+            if OmegaConf.is_dict(part[name]) and "_target_" in part[name]:
+                instantiate(part[name])
 
 
 def _write_card(folder: Path, data: "TrainingData") -> None:

@@ -1,7 +1,5 @@
 """The files in conf/index and conf/refresh make what they say, and it runs."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 from drifting import DriftingCorpus, unit
@@ -36,8 +34,6 @@ def test_every_rule_in_conf_instantiates_and_refreshes(option, tmp_path):
 
 @pytest.mark.parametrize("option", options("index"))
 def test_every_backend_in_conf_instantiates_and_searches(option, tmp_path):
-    if option == "graph" and importlib.util.find_spec("hnswlib") is None:
-        pytest.skip("the optional package hnswlib is not installed")
     rows = unit(np.random.default_rng(0).standard_normal((200, 8)))
     with LiveIndex.create(tmp_path, KEY, rows, made("index", option), Refresh(Frozen())) as index:
         assert (index.search(rows[:9], 1)[1][:, 0] == np.arange(9)).all()

@@ -16,6 +16,7 @@ from drifting import DriftingCorpus, dcg_on
 
 from src.index.base import InPlaceIndex
 from src.index.certified import Certified
+from src.index.graph import GraphIndex
 from src.index.ivf import IVFIndex
 from src.index.live_index import LiveIndex
 from src.index.neighbours import Graph
@@ -306,6 +307,8 @@ def test_an_audit_changes_no_row_and_leaves_no_file(tmp_path):
 BACKENDS = [
     pytest.param(InPlaceIndex, id="flat"),
     pytest.param(partial(IVFIndex, n_lists=8, n_probe=3, retrain_above=0.1), id="ivf"),
+    # so narrow that a graph with other links would answer otherwise
+    pytest.param(partial(GraphIndex, n_links=4, ef_construction=8, ef_search=4), id="graph"),
 ]
 
 

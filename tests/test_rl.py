@@ -17,7 +17,7 @@ from src.index.refresh import Candidates, Frozen, Full, Refresh
 from src.models.folder import open_embedder, save_embedder
 from src.models.tuning import FullTuning, LoraTuning
 from src.objectives.collapse import CollapseLimits
-from src.objectives.rewards import Reward, margin_dcg
+from src.objectives.rewards import Reward, dcg, margin_dcg
 from src.stages.callbacks import TrainableCheckpoint
 from src.stages.completions import COLUMNS, Completions
 from src.stages.optimization import OptimizationSettings
@@ -57,13 +57,17 @@ def world(n_documents: int = 12) -> TrainingData:
     return TrainingData("t", corpus, examples, validation=validation, texts=TEXTS)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def likely_folder(place):
     """A model whose embed token is likely enough that rollouts write it."""
     embedder = build_embedder(seed=4)
     with torch.no_grad():
         embedder.head.weight[embedder.embed_token_id] *= 20.0
-    return save_embedder(embedder, tmp_path_factory.mktemp("rl") / "model", {}, is_trained=True)
+    return save_embedder(embedder, place / "model", {}, is_trained=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return likely_folder(tmp_path_factory.mktemp("rl"))
 
 
 def opened(folder, tuning=None):
@@ -113,11 +117,12 @@ class Log(pl.Callback):
 def fit(module, datamodule, steps, callbacks=(), ckpt_path=None, **arguments):
     log = Log()
     has_checkpoints = any(isinstance(each, TrainableCheckpoint) for each in callbacks)
-    trainer = pl.Trainer(
-        max_steps=steps, accelerator="cpu", devices=1, logger=False, enable_checkpointing=has_checkpoints,
-        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-        check_val_every_n_epoch=None, limit_val_batches=0, callbacks=[log, *callbacks], **arguments,
-    )  # fmt: skip
+    settings = {
+        "accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": has_checkpoints,
+        "enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False,
+        "check_val_every_n_epoch": None, "limit_val_batches": 0, "callbacks": [log, *callbacks],
+    }  # fmt: skip
+    trainer = pl.Trainer(max_steps=steps, **settings | arguments)
     trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
     return trainer, log
 
@@ -195,6 +200,28 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one_bit_for_bit(fol
     assert len(steps) == len((tmp_path / "whole" / "completions.jsonl").read_text().splitlines())
 
 
+def test_batches_without_spread_are_not_taken_again_by_a_resumed_run_of_several_updates(folder, tmp_path):
+    def run(name, steps, ckpt_path=None):
+        place = tmp_path / name
+        place.mkdir(exist_ok=True)
+        embedder, policy = opened(folder), PolicySettings(n_updates=2)
+        settings = {"reward": Reward(dcg), "rollouts": RolloutSettings(group_size=3), "seed": 2}
+        module = module_of(embedder, place, policy, every=0, **settings)
+        saving = TrainableCheckpoint(place / "checkpoints", save_every_n_steps=1)
+        data = data_of(embedder, place, Refresh(Frozen()), updates_per_batch=2)
+        return module, fit(module, data, steps, [saving], ckpt_path)[1]
+
+    whole, log = run("whole", 10)
+    run("cut", 6)
+    resumed, later = run("cut", 10, tmp_path / "cut" / "checkpoints" / "last.ckpt")
+    flat = log.of("groups_without_spread")
+    assert flat[0] == 1.0  # nothing to learn from
+    assert min(flat) < 1.0
+    assert len(log.steps) == 5
+    assert later.of("reward") == log.of("reward")[3:]
+    assert all(torch.equal(value, weights_of(resumed)[name]) for name, value in weights_of(whole).items())
+
+
 def test_a_full_refresh_serves_what_an_audit_finds_and_a_frozen_index_does_not(folder, tmp_path):
     found = {}
     for name, rule in (("full", Full()), ("frozen", Frozen())):
@@ -257,6 +284,34 @@ def test_the_contrastive_term_moves_the_vectors_where_the_policy_gradient_is_lef
     policy = PolicySettings(contrastive_weight=1.0, contrastive_temperature=0.2)
     _, log = fit(module_of(embedder, tmp_path, policy, rate=5e-3), data_of(embedder, tmp_path), 25)
     assert np.mean(log.of("contrastive")[-5:]) < np.mean(log.of("contrastive")[:5]) - 0.1
+
+
+def test_the_decision_to_stop_is_trained_where_the_policy_took_it_and_nowhere_else(folder, tmp_path):
+    embedder, seen = opened(folder), []
+    module = module_of(embedder, tmp_path, PolicySettings(), rate=1e-9, every=0)
+
+    class Keep(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            made = pl_module._learnt
+            pl_module._learnt = lambda *arguments: seen.append(made(*arguments)) or seen[-1]
+
+    fit(module, data_of(embedder, tmp_path, batch_size=6), 2, [Keep()])
+    n_stops = n_forced = 0
+    for learnt in seen:
+        rollouts = learnt.rollouts
+        at_end = rollouts.n_tokens[..., None]
+        assert (rollouts.token_ids.gather(2, at_end) == embedder.embed_token_id).all()
+        wrote, has_spread = rollouts.has_embed_token, learnt.has_spread[:, None]
+        weights, old = (values.gather(2, at_end)[..., 0] for values in (learnt.weights, learnt.old))
+        assert torch.equal(weights > 0, wrote & has_spread)
+        recorded = rollouts.log_probs.gather(2, at_end)[..., 0]
+        trained = wrote & has_spread
+        assert (recorded[trained] < 0).all()
+        torch.testing.assert_close(old[trained], recorded[trained], atol=1e-4, rtol=0)
+        n_stops += int(trained.sum())
+        n_forced += int((~wrote & has_spread).sum())
+    assert n_stops >= 5
+    assert n_forced >= 5
 
 
 def test_a_part_of_the_corpus_keeps_only_queries_that_can_be_judged(folder, tmp_path):

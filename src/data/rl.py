@@ -80,7 +80,6 @@ class RLDataModule(ExamplesDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Opens the index too: weights and this module's state are restored by now, and on their device."""
-        self._open_index()
         sampler = GroupedBatchSampler(
             len(self.examples),
             sources=[example.source for example in self.examples],
@@ -90,7 +89,9 @@ class RLDataModule(ExamplesDataModule):
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
         )
-        return DataLoader(Rows(self.examples), batch_sampler=self._start(sampler), collate_fn=tuple)
+        loader = DataLoader(Rows(self.examples), batch_sampler=self._start(sampler), collate_fn=tuple)
+        self._open_index()  # last, since it may encode the corpus: a bad batch size is met before
+        return loader
 
     def teardown(self, stage: str) -> None:
         if self.index is not None:
@@ -114,9 +115,12 @@ class RLDataModule(ExamplesDataModule):
                 chunk_size=self.encode_batch,
             )  # fmt: skip
             return
+        root = Path(self.trainer.default_root_dir).resolve()
         self.index = LiveIndex.create(
             self.store, self.key, self._cached_rows(), self.make_index, self.refresh,
-            chunk_size=self.encode_batch, overwrite=True,  # of a run that made no checkpoint
+            chunk_size=self.encode_batch,
+            # rows in this run's folder are those of its start, which made no checkpoint
+            overwrite=self.store.resolve().is_relative_to(root),
         )  # fmt: skip
 
     def _cached_rows(self) -> np.ndarray:
@@ -131,9 +135,9 @@ class RLDataModule(ExamplesDataModule):
         found = None
         with torch.autocast(self.embedder.device.type, enabled=False):
             for is_turn in (self.trainer.is_global_zero, not self.trainer.is_global_zero):
-                if is_turn:
-                    found = rows()
-                self.trainer.strategy.barrier("corpus")
+                with equal_forwards(self.embedder):  # sharded weights need all ranks; none waits in silence
+                    if is_turn:
+                        found = rows()
         return found
 
     # ---- checkpoints

@@ -1,23 +1,30 @@
-"""Search in a navigable small-world graph (HNSW, arXiv:1603.09320) by hnswlib, an optional package.
+"""Search in a navigable small-world graph (HNSW, arXiv:1603.09320) by usearch, which holds a second copy.
 
-hnswlib takes a new vector under an old number and relinks its neighbourhood. Updating a tenth of a graph
-costs about as much as building it: the graph is for serving and for comparison, the flat index for training.
+usearch takes a new vector under an old number: the node is removed and linked again in its place. Edges that
+led to it from its old neighbours stay and now lead elsewhere, so that recall falls slowly with every change.
+The graph is therefore built anew once as many rows have changed as it has. Changing a tenth of the rows costs
+more than a tenth of a build: the graph is for corpora that are searched much and change little, the flat
+index for training.
 """
 
-import importlib
+import logging
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from numpy.typing import ArrayLike
+from usearch.index import Index as Graph
 
 from src.index.base import best_candidates, changed_rows, load_saved, saved_whole
 from src.index.checks import checked_queries, finite_chunks
 from src.index.flat import SLACK
 
+log = logging.getLogger(__name__)
+
 
 class GraphIndex:
     """Approximate search; the recall grows with `ef_search`.
+
+    One thread links and searches, since links, and with them results, depend on the order of insertion.
 
     Args:
         embeddings: `[N, D]` fp32, unit norm; read again whenever a row changes.
@@ -26,12 +33,12 @@ class GraphIndex:
         n_links: edges per node (M).
         ef_construction: breadth of the search while linking.
         ef_search: breadth of the search for a query; raised to the number of documents asked for.
-        seed: of the levels.
+        rebuild_above: changed rows since the last build, as a share of all, above which the graph is built
+            anew; a row that changed twice counts twice.
 
     Raises:
-        ModuleNotFoundError: If hnswlib is not installed.
         StoreError: If the saved folder does not fit.
-        ValueError: If a row is not finite.
+        ValueError: If a row is not finite, or a number is out of range.
     """
 
     def __init__(
@@ -41,25 +48,25 @@ class GraphIndex:
         n_links: int = 32,
         ef_construction: int = 200,
         ef_search: int = 128,
-        seed: int = 0,
+        rebuild_above: float = 1.0,
     ) -> None:
-        self.embeddings = embeddings
-        self.n_links, self.ef_construction, self.ef_search, self.seed = (
-            n_links,
-            ef_construction,
-            ef_search,
-            seed,
-        )
-        self._graph = _hnswlib().Index(space="ip", dim=embeddings.shape[1])
-        self._graph.set_num_threads(1)  # links, and with them results, depend on the order of insertion
-        if saved is None:
-            self._graph.init_index(
-                max_elements=len(embeddings), M=n_links, ef_construction=ef_construction, random_seed=seed
+        if min(n_links, ef_construction, ef_search) < 1 or not rebuild_above > 0:
+            raise ValueError(
+                "n_links, ef_construction and ef_search must be at least 1 and rebuild_above above 0, got "
+                f"{n_links}, {ef_construction}, {ef_search} and {rebuild_above}"
             )
-            self.update(np.arange(len(embeddings)))
+        self.embeddings = embeddings
+        self.n_links, self.ef_construction, self.ef_search = n_links, ef_construction, ef_search
+        self.rebuild_above = rebuild_above
+        self.n_builds = 0
+        self._n_changed = 0  # since the last build
+        self._graph = self._empty()
+        if saved is None:
+            self._build()
         else:
-            load_saved(saved, self._facts())
-            self._graph.load_index(str(Path(saved) / "graph.bin"), max_elements=len(embeddings))
+            counts = load_saved(saved, self._facts())["counts"]
+            self.n_builds, self._n_changed = counts.tolist()
+            self._graph.load(str(Path(saved) / "graph.bin"))
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -73,50 +80,55 @@ class GraphIndex:
         vectors = checked_queries(queries, self.embeddings.shape[1], k)
         k = min(k, len(self))
         n_fetched = min(k + SLACK, len(self))
-        self._graph.set_ef(min(max(self.ef_search, n_fetched), len(self)))
+        self._graph.expansion_search = max(self.ef_search, n_fetched)
         candidates = np.empty((len(vectors), n_fetched), dtype=np.int64)
         for number, query in enumerate(vectors):
-            candidates[number] = self._found(query, n_fetched)
+            found = self._graph.search(query, n_fetched, threads=1).keys
+            # Fewer can be reached where the graph has come apart, or n is close to N: exact instead.
+            candidates[number] = found if len(found) == n_fetched else self._best(query, n_fetched)
         return best_candidates(self.embeddings, vectors, candidates, k)
 
     def update(self, rows: ArrayLike) -> None:
-        """Relinks changed rows.
+        """Links changed rows anew, or all of them where too many have changed since the last build.
 
         Raises:
             ValueError: If a row is unknown, or its vector is not finite.
         """
-        for part, vectors in finite_chunks(self.embeddings, changed_rows(rows, len(self))):
-            self._graph.add_items(vectors, part, num_threads=1)
+        changed = changed_rows(rows, len(self))
+        self._n_changed += len(changed)
+        if self._n_changed > self.rebuild_above * len(self):
+            log.info("the graph of %d documents is built anew: as many have changed", len(self))
+            self._build()
+            return
+        for part, vectors in finite_chunks(self.embeddings, changed):
+            self._graph.remove(part.astype(np.uint64), threads=1)
+            self._graph.add(part.astype(np.uint64), vectors, threads=1)
 
     def save(self, folder: str | Path) -> None:
         """Writes the graph, its copy of the vectors included."""
         with saved_whole(folder, self._facts()) as part:
-            self._graph.save_index(str(part / "graph.bin"))
+            np.save(part / "counts.npy", np.array([self.n_builds, self._n_changed]), allow_pickle=False)
+            self._graph.save(str(part / "graph.bin"))
+
+    def _empty(self) -> Graph:
+        return Graph(
+            ndim=self.embeddings.shape[1],
+            metric="ip",
+            dtype="f32",
+            connectivity=self.n_links,
+            expansion_add=self.ef_construction,
+            expansion_search=self.ef_search,
+        )
+
+    def _build(self) -> None:
+        self._graph, self._n_changed, self.n_builds = self._empty(), 0, self.n_builds + 1
+        for part, vectors in finite_chunks(self.embeddings, np.arange(len(self))):
+            self._graph.add(part.astype(np.uint64), vectors, threads=1)
 
     def _facts(self) -> dict[str, int | str]:
         n_rows, width = self.embeddings.shape
-        return {
-            "backend": "graph",
-            "n_rows": n_rows,
-            "width": width,
-            "n_links": self.n_links,
-            "seed": self.seed,
-        }
+        return {"backend": "graph", "n_rows": n_rows, "width": width, "n_links": self.n_links}
 
-    def _found(self, query: np.ndarray, n: int) -> np.ndarray:
-        try:
-            return self._graph.knn_query(query, n, num_threads=1)[0][0].astype(np.int64)
-        except RuntimeError:
-            # Fewer than n nodes can be reached: the graph has come apart, or n is close to N. Exact instead.
-            scores = self.embeddings @ query
-            return np.argpartition(-scores, n - 1)[:n]
-
-
-def _hnswlib() -> ModuleType:
-    try:
-        return importlib.import_module("hnswlib")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "index=graph needs the package hnswlib, which is not installed: pip install hnswlib, "
-            "or choose index=flat"
-        ) from error
+    def _best(self, query: np.ndarray, n: int) -> np.ndarray:
+        """`[n]` rows, by brute force."""
+        return np.argpartition(-(self.embeddings @ query), n - 1)[:n]

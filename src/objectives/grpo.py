@@ -87,8 +87,8 @@ def trained_tokens(completion_mask: Tensor, has_spread: Tensor) -> Tensor:
     """`[B, G, L]` bool, True at tokens that the loss sees.
 
     Args:
-        completion_mask: `[B, G, L]` bool, True at tokens that the policy sampled. An embed token that was
-            appended by force is False: the policy did not choose it.
+        completion_mask: `[B, G, L]` bool, True at tokens that the policy sampled, an embed token that it
+            wrote included: to stop is its decision. One that was appended by force is False.
         has_spread: `[B]` bool.
     """
     return completion_mask & has_spread[:, None, None]

@@ -1,5 +1,6 @@
 """The table of completions: what the model wrote, what it earned, and what it then retrieved."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ class Completions:
     Args:
         file: in the run folder.
         every_n_steps: 0 writes nothing.
-        n_queries: of this rank's batch, with all their rollouts.
+        n_queries: the first of a batch of all ranks, with all their rollouts.
     """
 
     def __init__(self, file: str | Path, every_n_steps: int, n_queries: int) -> None:
@@ -31,20 +32,20 @@ class Completions:
     def is_due(self, step: int) -> bool:
         return self.every_n_steps > 0 and step % self.every_n_steps == 0
 
-    def shown(self, n_queries: int) -> int:
-        return min(self.n_queries, n_queries)
+    def shown(self, n_queries: int, rank: int = 0, n_ranks: int = 1) -> int:
+        """How many of the queries of a rank are shown; it has every `n_ranks`-th of a batch."""
+        return min(len(range(rank, self.n_queries, n_ranks)), n_queries)
 
     def start(self, step: int) -> None:
-        """Drops the lines of steps that a resumed run takes again."""
+        """Drops the lines of steps that a resumed run takes again, and one that a kill cut off."""
         if not self.file.is_file():
             return
-        lines = self.file.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if json.loads(line)["step"] < step]
         partial = self.file.with_suffix(".partial")
-        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        with self.file.open(encoding="utf-8") as lines, partial.open("w", encoding="utf-8") as kept:
+            kept.writelines(line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step)
         partial.replace(self.file)
 
-    def write(
+    def lines(
         self,
         step: int,
         queries: Sequence[tuple[str, str]],
@@ -54,33 +55,44 @@ class Completions:
         rank_after: Tensor,
         titles: Sequence[Sequence[Sequence[str]]],
         is_stale: Sequence[Sequence[Sequence[bool]]],
-        loggers: Sequence[Logger] = (),
-    ) -> None:
-        """The rollouts of the first queries of a batch.
+    ) -> list[list[tuple]]:
+        """The rollouts of the first queries of a rank's batch, by query; a line has an entry per column.
 
         Args:
             step: of training.
             queries: `n` ids and texts.
-            rollouts: of the batch; the first `n` groups are written.
+            rollouts: of the batch; the first `n` groups are taken.
             rewards: `[B, G]`.
             rank_before: `[B]` rank of the best positive by the direct embedding.
             rank_after: `[B, G]` after the reasoning.
             titles: `[n, G, K]` first lines of the best documents.
             is_stale: `[n, G, K]` whether each of them was encoded at an earlier step.
+        """
+        return [
+            [
+                (
+                    step, *query, rollouts.texts[number][g], round(float(rewards[number, g]), 6),
+                    int(rank_before[number]), int(rank_after[number, g]), titles[number][g],
+                    is_stale[number][g],
+                )
+                for g in range(rollouts.group_size)
+            ]
+            for number, query in enumerate(queries)
+        ]  # fmt: skip
+
+    def write(self, by_rank: Sequence[list[list[tuple]]], loggers: Sequence[Logger] = ()) -> None:
+        """Appends what `lines` gave on every rank, in the order of the whole batch.
+
+        Args:
+            by_rank: in the order of ranks.
             loggers: of the trainer.
         """
-        rows = [
-            (
-                step, *query, rollouts.texts[number][g], round(float(rewards[number, g]), 6),
-                int(rank_before[number]), int(rank_after[number, g]), titles[number][g], is_stale[number][g],
-            )
-            for number, query in enumerate(queries)
-            for g in range(rollouts.group_size)
-        ]  # fmt: skip
+        groups = (group for groups in itertools.zip_longest(*by_rank, fillvalue=[]) for group in groups)
+        rows = [row for group in groups for row in group]
         with self.file.open("a", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=False) + "\n")
         for logger in loggers:
             if hasattr(logger, "log_table"):
                 cells = [[*row[:7], "\n".join(row[7]), str(row[8])] for row in rows]
-                logger.log_table(key="completions", columns=list(COLUMNS), data=cells, step=step)
+                logger.log_table(key="completions", columns=list(COLUMNS), data=cells, step=rows[0][0])

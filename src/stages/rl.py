@@ -127,7 +127,7 @@ class PolicySettings:
 
 @dataclass(frozen=True)
 class Pool:
-    """The documents of the contrastive term, as served: `M` on this rank.
+    """The documents of the contrastive term, as served: the same `M` on every rank.
 
     Attributes:
         rows: `[M]` corpus rows, ascending, each once.
@@ -151,7 +151,7 @@ class Learnt:
         reference: `[B, G, L]` of the frozen model; None where KL has no weight.
         positives: of the `B` queries.
         pool: of the contrastive term; None where it has no weight.
-        batches: rollout numbers `b * G + g`, a forward each.
+        batches: rollout numbers `b * G + g`, a forward each; some may be empty.
     """
 
     rollouts: Rollouts
@@ -361,10 +361,13 @@ class RLModule(ValidatedModule):
             return frozen_log_probs(base, rollouts, batches, shares_prompts=self._shares_prompts)
 
     def _pool(self, positives: Positives, retrieved: Retrieved) -> Pool:
-        """The positives of the batch and what its rollouts retrieved."""
+        """The positives of the batch and what its rollouts retrieved, of all ranks; each reads a share."""
+        index = self.trainer.datamodule.index
         rows = torch.cat([positives.rows[positives.rows >= 0], retrieved.rows.flatten()]).unique()
-        vectors, _ = self.trainer.datamodule.index.read(rows.cpu().numpy())
-        return Pool(rows, torch.from_numpy(vectors).to(self.device))
+        rows = np.unique(index.ranks.joined(rows.cpu().numpy()))
+        share, _ = index.read(np.array_split(rows, index.ranks.size)[index.ranks.rank])
+        vectors = index.ranks.joined(share)
+        return Pool(*(torch.from_numpy(each).to(self.device) for each in (rows, vectors)))
 
     def _update(self, learnt: Learnt) -> dict[str, Tensor]:
         """All optimizer steps on one batch; the numbers of the first, and the clip shares of the last."""
@@ -388,8 +391,9 @@ class RLModule(ValidatedModule):
 
             has_none = not bool(learnt.has_spread.any())
             result = optimization_step(self, run_backward, names, self.optimization.max_grad_norm, has_none)
-            if result.is_skipped:
-                return {"skipped": torch.ones(())}
+            if result.is_skipped:  # as often as it would have stepped: a batch is always `n_updates` steps
+                metrics = {"skipped": torch.ones(())}
+                continue
             clip_shares = {name: value for name, value in found.items() if name.startswith("clip_share")}
             if update == 0:
                 metrics = {**found, "loss": result.loss, "grad_norm": result.grad_norm}
@@ -454,12 +458,11 @@ class RLModule(ValidatedModule):
             "missing_embed_token": (~rollouts.has_embed_token).float().mean(1).sum(),
             "rank_first": outcome.ranking.rank.eq(1).any(-1).float().mean(1).sum(),
         }
+        if outcome.rank_agreement is not None:
+            sums["rank_agreement"] = rewards.new_tensor(outcome.rank_agreement * n_groups)
         packed = torch.stack([*(value.float() for value in sums.values()), rewards.new_tensor(n_groups)])
         *totals, count = self.trainer.strategy.reduce(packed, reduce_op="sum").tolist()
-        metrics = {name: total / count for name, total in zip(sums, totals, strict=True)}
-        if outcome.rank_agreement is not None:
-            metrics["rank_agreement"] = outcome.rank_agreement
-        return metrics
+        return {name: total / count for name, total in zip(sums, totals, strict=True)}
 
     def _watch(self, metrics: Mapping[str, Any]) -> None:
         """Stops a run that has collapsed, with the reason; the same on all ranks."""
@@ -492,14 +495,12 @@ class RLModule(ValidatedModule):
         before = exact_ranking(
             direct[:, None].to(self.device), positives, self._shard(), self.environment.blocks
         )
-        shown = self.completions.shown(len(batch))
-        rows = retrieved.rows[:shown, :, :5].cpu().numpy()
         source = self.trainer.datamodule
+        ranks, texts = source.index.ranks, source.corpus.texts
+        shown = self.completions.shown(len(batch), ranks.rank, ranks.size)
+        rows = retrieved.rows[:shown, :, :5].cpu().numpy()
         _, encoded_at = source.index.read(rows.flatten())
-        if not self.trainer.is_global_zero:
-            return
-        texts = source.corpus.texts
-        self.completions.write(
+        lines = self.completions.lines(
             step,
             queries=[(example.id, example.query) for example in batch[:shown]],
             rollouts=rollouts,
@@ -508,8 +509,10 @@ class RLModule(ValidatedModule):
             rank_after=_best_rank(outcome.ranking),
             titles=[[[_title(texts[row]) for row in rows_] for rows_ in group] for group in rows],
             is_stale=(encoded_at.reshape(rows.shape) < step).tolist(),
-            loggers=self.loggers,
         )
+        by_rank = ranks.gather_objects(lines)
+        if self.trainer.is_global_zero:
+            self.completions.write(by_rank, self.loggers)
 
 
 class Seconds:

@@ -38,8 +38,10 @@ class Rollouts:
         prompts: `B` lists of token ids.
         sampling: how it was drawn.
         token_ids: `[B, G, L]` long; what was written and the embed token, then padding.
-        completion_mask: `[B, G, L]` bool, True at tokens that the policy sampled. An embed token that was
-            appended is False, and so is padding.
+        completion_mask: `[B, G, L]` bool, True at tokens that the policy sampled: the reasoning, and the
+            embed token where the model wrote it, since to stop there is its decision. An embed token that was
+            appended is False, also where it stands for a sampled token that ended the text otherwise (end of
+            text, repetition), and so is padding.
         log_probs: `[B, G, L]` fp32 as recorded while sampling, 0 where the mask is False.
         embeddings: `[B, G, D]` fp32, unit norm.
         has_embed_token: `[B, G]` bool, True where the model wrote the token itself.

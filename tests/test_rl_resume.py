@@ -1,0 +1,373 @@
+"""`python -m src.train stage=rl` killed at chosen moments: what it goes on to is what it would have been.
+
+Every run is a process of its own, forked from one that has imported everything, and dies of a real signal.
+"""
+
+import contextlib
+import csv
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TEXTS
+from test_rl import likely_folder
+
+N_STEPS = 6
+IS_TIMED = ("seconds", "time/", "throughput/")
+
+
+# What a process does at its moment
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def be_asked_to_stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def while_writing_rows(is_journal, end):
+    """In the middle of what the index writes at step 4: half of the bytes are there."""
+    import src.index.live as live
+
+    write_all, update, at = live.write_all, live.LiveStore.update, {"step": 0}
+
+    def seen_update(self, rows, vectors, step):
+        at["step"] = int(step)
+        return update(self, rows, vectors, step)
+
+    def half(file, content, offset=None):
+        if at["step"] == 4 and (offset is None) == is_journal:
+            write_all(file, memoryview(content)[: len(content) // 2], offset)
+            end()
+        return write_all(file, content, offset)
+
+    live.LiveStore.update, live.write_all = seen_update, half
+
+
+def before_the_first_checkpoint():
+    import src.index.live as live
+
+    live.LiveStore.update = lambda *_: die()
+
+
+def while_the_cache_is_filled():
+    from src.models.embedder import ReasoningEmbedder
+
+    embed, calls = ReasoningEmbedder.embed_documents, []
+
+    def third(self, texts):
+        calls.append(1)
+        if len(calls) == 3:
+            die()
+        return embed(self, texts)
+
+    ReasoningEmbedder.embed_documents = third
+
+
+def at_a_checkpoint(is_in_place):
+    """Of step 4; before it replaces the one of step 3, or after it, when the index does not know yet."""
+    replace, seen = os.replace, []
+
+    def at_the_third(source, target):
+        if Path(target).name == "last.ckpt":
+            seen.append(1)
+            if len(seen) == 3 and not is_in_place:
+                die()
+        replace(source, target)
+        if len(seen) == 3:
+            die()
+
+    os.replace = at_the_third
+
+
+def while_old_journals_are_dropped():
+    unlink, seen = os.unlink, []
+
+    def then_die(path, **arguments):
+        unlink(path, **arguments)
+        if Path(path).name.startswith("journal-"):
+            seen.append(1)
+            if len(seen) == 2:
+                die()
+
+    os.unlink = then_die
+
+
+def while_the_table_is_written():
+    from src.stages.completions import Completions
+
+    write, seen = Completions.write, []
+
+    def cut(self, *arguments, **keywords):
+        write(self, *arguments, **keywords)
+        seen.append(1)
+        if len(seen) == 5:
+            os.truncate(self.file, self.file.stat().st_size - 20)
+            die()
+
+    Completions.write = cut
+
+
+def with_a_full_disk():
+    """From step 4 on no file takes a byte more, as far as the system can be made to say so."""
+    import resource
+
+    import src.index.live as live
+
+    update = live.LiveStore.update
+
+    def limited(self, rows, vectors, step):
+        limit = 1 if step == 4 else resource.RLIM_INFINITY
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        try:
+            return update(self, rows, vectors, step)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    live.LiveStore.update = limited
+
+
+MOMENTS = {
+    "while the cache is filled": while_the_cache_is_filled,
+    "before the first checkpoint": before_the_first_checkpoint,
+    "half a journal entry": lambda: while_writing_rows(True, die),
+    "half a row": lambda: while_writing_rows(False, die),
+    "a checkpoint not in its place": lambda: at_a_checkpoint(False),
+    "a checkpoint that the index does not know": lambda: at_a_checkpoint(True),
+    "journals dropped in part": while_old_journals_are_dropped,
+    "half a line of the table": while_the_table_is_written,
+    "asked to stop": lambda: while_writing_rows(False, be_asked_to_stop),
+    "full disk": with_a_full_disk,
+}
+ENDS = dict.fromkeys(MOMENTS, -signal.SIGKILL) | {"asked to stop": 130, "full disk": 1}
+
+
+def train(arguments, log, moment=None):
+    """The process: `python -m src.train` with its output in a file."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    torch.set_num_threads(1)
+    if moment is not None:
+        MOMENTS[moment]()
+    sys.argv = ["src.train", *arguments]
+    runpy.run_module("src.train", run_name="__main__", alter_sys=True)
+
+
+@pytest.fixture(scope="module")
+def call():
+    """Exit code and output of one command; negative codes are signals."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            "src.runtime",
+            "src.data.triples",
+            "src.data.rl",
+            "src.stages.rl",
+            "src.stages.record",
+            "transformers",
+        ]
+    )
+
+    def run(arguments, place, moment=None):
+        log = place / "output.txt"
+        log.unlink(missing_ok=True)
+        process = context.Process(target=train, args=(arguments, log, moment))
+        process.start()
+        process.join(600)
+        return process.exitcode, log.read_text()
+
+    return run
+
+
+def write_triples(file, n=20):
+    rows = []
+    for number in range(n):
+        query, code = TEXTS[number % 5].split("\n", 1)
+        rows.append({"query": f"{query} {number}", "positive": f"{code} # {number}"})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+    place = tmp_path_factory.mktemp("given")
+    return [
+        "stage=rl",
+        "strategy.precision=32-true",
+        "data=triples",
+        f'data.files=["{write_triples(place / "rows.jsonl")}"]',
+        "data.columns.hard_negatives=null",
+        "data.validation_share=0.2",
+        f"model.path={likely_folder(place)}",
+        f"stage.trainer.max_steps={N_STEPS}",
+        "stage.trainer.val_check_interval=3",
+        "stage.trainer.limit_val_batches=1",
+        "stage.callbacks.checkpoint.save_every_n_steps=2",
+        "stage.datamodule.batch_size=3",
+        "stage.datamodule.encode_batch=6",
+        "stage.datamodule.validation_queries=3",
+        "stage.datamodule.validation_documents=8",
+        "stage.module.rollouts.group_size=3",
+        "stage.module.completions.every_n_steps=1",
+        "stage.module.optimization.learning_rate=0.002",
+        "refresh.budget=5",
+        "refresh.background=0.1",
+        "refresh.audit_every_n_steps=2",
+    ]
+
+
+def folders(arguments, place):
+    return [*arguments, f"output_dir={place / 'run'}", f"stage.datamodule.cache_dir={place / 'cache'}"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(call, arguments, tmp_path_factory):
+    place = tmp_path_factory.mktemp("undisturbed")
+    code, output = call(folders(arguments, place), place)
+    assert code == 0, output
+    return place / "run"
+
+
+def same(left, right, where="checkpoint"):
+    assert type(left) is type(right), where
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key in left:
+            same(left[key], right[key], f"{where}/{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), where
+        for number, pair in enumerate(zip(left, right, strict=True)):
+            same(*pair, f"{where}/{number}")
+    elif isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), where
+    else:
+        assert left == right or left != left, where
+
+
+def logged(folder, name):
+    """By step what was logged, timings aside."""
+    with (folder / "csv" / name).open() as file:
+        rows = [
+            {key: value for key, value in row.items() if value and not any(t in key for t in IS_TIMED)}
+            for row in csv.DictReader(file)
+        ]
+    return {(row["step"], "train/reward" in row): row for row in rows}
+
+
+def assert_same_run(folder, whole):
+    files = [
+        "model/model.safetensors",
+        "completions.jsonl",
+        "index/shard-0-of-1/rows.f32",
+        "index/shard-0-of-1/ages.bin",
+    ]
+    for name in files:
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    states = [torch.load(each / "checkpoints" / "last.ckpt", weights_only=True) for each in (folder, whole)]
+    same(*states)
+    rows = [json.loads((each / "metrics.json").read_text())["rows"] for each in (folder, whole)]
+    for ours, theirs in zip(*rows, strict=True):
+        assert ours | {"model": ""} == theirs | {"model": ""}
+    ours, theirs = logged(folder, "metrics.csv"), logged(whole, "metrics.csv")
+    assert ours
+    for at, row in ours.items():  # Lightning repeats what a step did not log, such as the audit before it
+        assert row.items() <= theirs[at].items(), at
+
+
+def test_a_run_that_is_not_disturbed_moves_weights_and_rows(undisturbed):
+    facts = (undisturbed / "index" / "shard-0-of-1" / "ages.bin").read_bytes()
+    ages = [int.from_bytes(facts[at : at + 8], "little") for at in range(0, len(facts), 16)]
+    assert len(set(ages)) > 2
+    lines = [json.loads(line) for line in (undisturbed / "completions.jsonl").open()]
+    assert sorted({line["step"] for line in lines}) == list(range(N_STEPS))
+    assert len({line["reward"] for line in lines}) > 10
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_that_ends_at_any_moment_goes_on_as_if_undisturbed(
+    call, arguments, undisturbed, tmp_path, moment
+):
+    command = [*folders(arguments, tmp_path), "if_exists=resume"]
+    code, output = call(command, tmp_path, moment)
+    assert code == ENDS[moment], output
+    assert "Traceback" not in output
+    if moment == "full disk":
+        assert "rows could not be written" in output
+        assert "File too large" in output
+        assert "make room, then resume the run" in output
+    code, output = call(command, tmp_path)
+    assert code == 0, output
+    assert ("resuming from" in output) == (moment not in list(MOMENTS)[:2]), output
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_the_table_keeps_whole_lines_of_earlier_steps_whatever_their_texts_hold(tmp_path):
+    from src.stages.completions import Completions
+
+    file = tmp_path / "completions.jsonl"
+    rows = [{"step": step, "reasoning": "a\u2028b\x85c\rd\ne"} for step in (0, 1, 2)]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    file.write_text("".join(lines)[:-9], encoding="utf-8")
+    Completions(file, 1, 1).start(2)
+    assert file.read_text(encoding="utf-8") == "".join(lines[:2])
+
+
+def test_a_second_run_on_the_rows_of_another_is_refused_and_leaves_them(
+    call, arguments, undisturbed, tmp_path
+):
+    store = undisturbed / "index"
+    before = (store / "shard-0-of-1" / "rows.f32").read_bytes()
+    command = [*folders(arguments, tmp_path), f"stage.datamodule.store={store}"]
+    code, output = call(command, tmp_path)
+    assert code == 1, output
+    assert f"{store}" in output
+    assert "holds the rows of a run" in output
+    with locked(store / "shard-0-of-1"):
+        code, output = call([*command, f"output_dir={tmp_path / 'again'}"], tmp_path)
+    assert code == 1, output
+    assert "another process has this run's rows open" in output
+    assert (store / "shard-0-of-1" / "rows.f32").read_bytes() == before
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """As an open store holds it."""
+    import fcntl
+
+    with (folder / "lock").open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def test_a_run_whose_model_folder_was_replaced_does_not_go_on_with_its_rows(call, arguments, tmp_path):
+    from src.models.folder import load_embedder, save_embedder
+
+    place = tmp_path / "model"
+    place.mkdir()
+    folder = likely_folder(place)
+    command = [
+        *folders([a for a in arguments if not a.startswith("model.path")], tmp_path),
+        f"model.path={folder}",
+        "if_exists=resume",
+        "stage.trainer.max_steps=2",
+    ]
+    code, output = call(command, tmp_path)
+    assert code == 0, output
+    embedder = load_embedder(folder)
+    with torch.no_grad():
+        embedder.head.weight += 0.1
+    save_embedder(embedder, folder, {}, is_trained=True)
+    more = [a for a in command if "max_steps" not in a]
+    code, output = call([*more, "stage.trainer.max_steps=3"], tmp_path)
+    assert code == 1, output
+    assert "made for another weights and is not used" in output
+    assert "rm -r" in output
