@@ -98,10 +98,11 @@ def measured(rule: str, run: Path, batch_size: int) -> Measured:
     """
     steps, ndcg = logged_steps(run)
     later = steps[1:]
-    if "throughput/pairs_per_s" not in later[-1]:
+    timed = [step for step in later if "throughput/pairs_per_s" in step]  # not the first of a process
+    if not timed:
         raise ValueError(f"{run}: seconds per step were not logged; set stage.callbacks.throughput as here")
     audits = scheduled_audits(steps)
-    seconds = [_seconds(step, batch_size) for step in later]
+    seconds = [_seconds(step, batch_size) for step in timed]
     mean_seconds = {part: _mean([each[part] for each in seconds]) for part in seconds[0]}
     documents = [step["index/documents_encoded"] for step in later]
     stated, observed, interval = coverage(steps)
@@ -300,7 +301,7 @@ def write_picture(
         start = [before + value for before, value in zip(start, values, strict=True)]
     right.invert_yaxis()
     right.set_xlabel("seconds per step")
-    right.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10)

@@ -54,11 +54,11 @@ def run(config: DictConfig) -> None:
     done = {rule: _done(config, rule, folder) for rule in config.rules}
     total = config.n_steps * sum(result is None for result in done.values())
     base_file = folder / "base.npy"
+    if total > 0:
+        log.info("writing %d rows of width %d", replay.n_documents, recording.width)
+        replay.write(base_file, recording.steps[0])
     with Progress(total, "replay", "steps", is_shown=total > 0) as progress:
         for rule in [rule for rule, result in done.items() if result is None]:
-            if not base_file.is_file():
-                log.info("writing %d rows of width %d", replay.n_documents, recording.width)
-                replay.write(base_file, recording.steps[0])
             done[rule] = _replay(config, rule, replay, base_file, progress)
     base_file.unlink(missing_ok=True)
     rows = [done[rule]["row"] for rule in config.rules]

@@ -48,6 +48,7 @@ def finished(tmp_path_factory):
     arguments = [
         f"model.path={model}", f"output_dir={place / 'out'}", "rules=[candidates,full]", "data=triples",
         f'data.files=["{file}"]', "data.validation_share=0.2", "stage.trainer.max_steps=4",
+        "data.columns.hard_negatives=null",
         'settings.candidates=["refresh.rule.k=2","refresh.background=0.0"]', "refresh.audit_every_n_steps=1",
         "stage.datamodule.batch_size=4", "stage.module.rollouts.group_size=3",
         "stage.module.optimization.learning_rate=0.01", "stage.module.collapse_limits.window=100",
