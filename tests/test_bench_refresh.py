@@ -2,16 +2,21 @@
 
 import json
 import math
-import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from conftest import TEXTS, build_embedder
 
+from src import bench_refresh, bench_scale
 from src.bench_report import coverage, logged_steps, measured, row_of, scheduled_audits
+from src.command_line import UsageError, quote_free_text
 from src.models.folder import save_embedder
+from src.run_folder import state_of
+from src.runtime import ConfigSource, compose
 
 KEYS = [
     "rule",
@@ -111,32 +116,54 @@ def test_what_was_recorded_is_replayed_on_more_rows_by_every_rule(finished):
     assert rows["frozen"]["docs_per_step"] <= 4  # the positives of four queries
     assert rows["certified"]["stated_coverage"] == pytest.approx(0.8)
     assert not (place / "scale" / "base.npy").exists()
+    written_at = (place / "scale" / "full.json").stat().st_mtime_ns
     again = run("bench_scale", *arguments)
     assert again.returncode == 0, again.stdout + again.stderr
     assert json.loads((place / "scale" / "metrics.json").read_text())["rows"] == content["rows"]
-    other = run("bench_scale", *arguments, "seed=2")
-    assert other.returncode == 1
-    assert "made with other settings" in other.stdout + other.stderr
+    assert (place / "scale" / "full.json").stat().st_mtime_ns == written_at
+    with ConfigSource() as source, pytest.raises(ValueError, match="made with other settings"):
+        bench_scale._done(compose("bench_scale", ["seed=2"], source).config, "full", place / "scale")
+
+
+def test_an_interrupted_benchmark_interrupts_the_run_of_its_rule_too(finished):
+    place, arguments, _ = finished
+    arguments = [*arguments, "rules=[frozen]", "stage.trainer.max_steps=100000"]
+    command = [sys.executable, "-m", "src.bench_refresh", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    status = place / "out" / "frozen" / "status.json"
+    deadline = time.monotonic() + 300
+    while not (place / "out" / "frozen" / "data_card.json").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 130, output
+    assert json.loads(status.read_text())["state"] == "interrupted"
+    assert state_of(place / "out") == "interrupted"
 
 
 @pytest.mark.parametrize(
     ("module", "argument", "words"),
     [
-        ("bench_refresh", "refresh=full", "the benchmark sets it"),
-        ("bench_refresh", "rules=[]", "at least one rule"),
-        ("bench_refresh", "rules=[full,full]", "each once"),
-        ("bench_refresh", "rules=[a/b]", "names a folder"),
-        ("bench_refresh", "stage.trainer.max_stesp=3", "Did you mean"),
-        ("bench_scale", "drift_dir=nowhere", "no recorded drift"),
-        ("bench_scale", "rules=[ful]", "Did you mean full"),
+        (bench_refresh, "refresh=full", "the benchmark sets it"),
+        (bench_refresh, "rules=[]", "at least one rule"),
+        (bench_refresh, "rules=[full,full]", "each once"),
+        (bench_refresh, "rules=[a/b]", "names a folder"),
+        (bench_refresh, "stage.trainer.max_stesp=3", "Did you mean"),
+        (bench_scale, "drift_dir=nowhere", "no recorded drift"),
+        (bench_scale, "rules=[ful]", "Did you mean full"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(nano_folder, module, argument, words):
-    given = [f"model.path={nano_folder}"] if module == "bench_refresh" else []
-    done = run(module, *given, argument)
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert re.search(r"^error: ", done.stderr)
+def test_what_cannot_be_compared_is_refused(nano_folder, monkeypatch, module, argument, words):
+    given = [f"model.path={nano_folder}"] if module is bench_refresh else []
+    monkeypatch.setattr(sys, "argv", ["bench", *given, argument])
+    with pytest.raises(UsageError, match=words):
+        composed_and_checked(module, [*given, argument])
+
+
+def composed_and_checked(module, arguments):
+    with ConfigSource() as source:
+        name = module.__name__.removeprefix("src.")
+        module.check(compose(name, quote_free_text(arguments), source).config, False)
 
 
 # ---- from a log to a row
