@@ -115,7 +115,7 @@ def measured(rule: str, run: Path, batch_size: int) -> Measured:
         n_steps=len(steps),
         n_audits=len(audits),
         median_documents=sorted(documents)[len(documents) // 2],
-        audit_documents=sum(step.get("index/audit/documents_encoded", 0.0) for step in later) / len(later),
+        audit_documents=sum(step["index/audit/documents_encoded"] for step in audited(later)) / len(later),
         coverage=interval,
     )
 
@@ -151,10 +151,19 @@ def row_of(
 
 def scheduled_audits(steps: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
     """The steps that were audited, but for those at which a rule without a band yet encoded everything."""
+    return [step for step in audited(steps) if not math.isinf(step.get("index/band", 0.0))]
+
+
+def audited(steps: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
+    """The steps with an audit of their own.
+
+    Lightning writes the last value of every name to each later line of the log, audits included. At a step
+    without one the clock around it stood still.
+    """
     return [
         step
         for step in steps
-        if "index/audit/identical_rewards" in step and not math.isinf(step.get("index/band", 0.0))
+        if step.get("seconds/audit", 0.0) >= 0.99 * step.get("index/audit/seconds", math.inf)
     ]
 
 
@@ -166,16 +175,16 @@ def coverage(
     The ledger counts all audited rollouts. Those of the calibrating audits, for which everything was encoded,
     are taken off again.
     """
-    stating = [step for step in steps if "index/audit/stated_coverage" in step]
+    stating = [step for step in audited(steps) if "index/audit/stated_coverage" in step]
     if not stating:
         return None, None, None
     n = n_exact = total = total_exact = 0
     for step in stating:
-        audited = round(step["index/audit/rollouts_audited"])
-        exact = round(step["index/audit/observed_coverage"] * audited)
+        so_far = round(step["index/audit/rollouts_audited"])
+        exact = round(step["index/audit/observed_coverage"] * so_far)
         if not math.isinf(step["index/band"]):
-            n, n_exact = n + audited - total, n_exact + exact - total_exact
-        total, total_exact = audited, exact
+            n, n_exact = n + so_far - total, n_exact + exact - total_exact
+        total, total_exact = so_far, exact
     stated = stating[-1]["index/audit/stated_coverage"]
     return (stated, n_exact / n, wilson_interval(n_exact, n)) if n else (stated, None, None)
 

@@ -38,7 +38,7 @@ def run(module, *arguments):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The benchmark on 40 documents: three steps of two rules, audits at every one."""
+    """The benchmark on 40 documents: three steps of two rules after the first, an audit at the second."""
     place = tmp_path_factory.mktemp("bench")
     embedder = build_embedder(seed=4)
     with torch.no_grad():
@@ -54,7 +54,7 @@ def finished(tmp_path_factory):
         f"model.path={model}", f"output_dir={place / 'out'}", "rules=[candidates,full]", "data=triples",
         f'data.files=["{file}"]', "data.validation_share=0.2", "stage.trainer.max_steps=4",
         "data.columns.hard_negatives=null",
-        'settings.candidates=["refresh.rule.k=2","refresh.background=0.0"]', "refresh.audit_every_n_steps=1",
+        'settings.candidates=["refresh.rule.k=2","refresh.background=0.0"]', "refresh.audit_every_n_steps=2",
         "stage.datamodule.batch_size=4", "stage.module.rollouts.group_size=3",
         "stage.module.optimization.learning_rate=0.01", "stage.module.collapse_limits.window=100",
         f"stage.datamodule.cache_dir={place / 'cache'}",
@@ -78,6 +78,9 @@ def test_every_rule_gets_a_row_of_its_run(finished):
     assert 0 <= candidates["identical_rewards"] <= 1
     assert all(row["seconds_per_step"] > 0 and 0 <= row["ndcg@10"] <= 1 for row in (candidates, full))
     assert content["setting"]["rollouts_per_step"] == 12
+    assert [content["detail"][rule]["n_audits"] for rule in ("candidates", "full")] == [1, 1]
+    # one audit in three steps, of what was not encoded at its step
+    assert 0 < content["detail"]["candidates"]["audit_documents_per_step"] < n_documents / 3
     for row in (candidates, full):
         seconds = content["detail"][row["rule"]]["seconds"]
         assert sum(seconds.values()) == pytest.approx(row["seconds_per_step"])
@@ -172,7 +175,9 @@ def composed_and_checked(module, arguments):
 def audit(identical, groups, tau=None, **more):
     values = {"identical_rewards": identical, "mean_abs_difference": 0.25, "groups_compared": groups}
     values |= {"advantage_sign_agreement": 0.75} | ({} if tau is None else {"kendall_tau": tau}) | more
-    return {f"index/audit/{name}": value for name, value in values.items()}
+    return {f"index/audit/{name}": value for name, value in values.items()} | {
+        "index/audit/seconds": 2.0, "seconds/audit": 2.1
+    }  # fmt: skip
 
 
 def test_a_row_is_the_mean_of_its_steps_and_audits():
@@ -204,6 +209,9 @@ def test_coverage_leaves_out_the_audits_that_calibrated():
     assert low == pytest.approx(0.9497, abs=1e-3)  # Wilson's interval of 196 of 200, by hand
     assert high == pytest.approx(0.9922, abs=1e-3)
     assert scheduled_audits(steps) == steps[2:]
+    repeated = steps[-1] | {"seconds/audit": 1e-6}  # what Lightning writes to the line of the next step
+    assert scheduled_audits([*steps, repeated]) == steps[2:]
+    assert coverage([*steps, repeated]) == coverage(steps)
     assert coverage(steps[:1]) == (0.99, None, None)
     assert coverage([audit(1.0, 1)]) == (None, None, None)
 
