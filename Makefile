@@ -9,10 +9,10 @@ STAMP := $(VENV)/.installed-$(firstword $(shell cksum requirements.lock))
 QUICKSTART := outputs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint eval eval-arguments clean
+.PHONY: help setup train test lint eval eval-arguments bench-refresh bench-scale clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP)  ## make .venv and install requirements.lock, once per version of that file
 
@@ -44,6 +44,12 @@ eval: eval-arguments setup  ## MODEL=<folder> BENCHMARKS="scifact cosqa" BEIR_DI
 eval-arguments:
 	@test -n "$(MODEL)" -a -n "$(BENCHMARKS)" -a -n "$(BEIR_DIR)" || { \
 		echo 'Usage: make eval MODEL=<folder> BENCHMARKS="scifact cosqa" BEIR_DIR=<folder> [OUTPUT=<folder>]' >&2; exit 2; }
+
+bench-refresh: setup  ## [MODEL=<folder>]: one RL run under every refresh rule: agreement against documents encoded
+	@$(RUN) -m src.bench_refresh "model.path=$(or $(MODEL),$(QUICKSTART)/sft/model)"
+
+bench-scale: setup  ## every refresh rule on a million rows, by the drift that bench-refresh recorded
+	@$(RUN) -m src.bench_scale
 
 clean:  ## remove the environment and the caches; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from functools import partial
 from pathlib import Path
 
@@ -283,13 +284,27 @@ def test_the_ledger_tells_what_happened(tmp_path):
         assert line["share_of_corpus"] == len(rows) / 400
         assert line["age_mean"] == pytest.approx((5 - index.encoded_at).mean())
         assert line["drift_mean"] > 0
-        assert line["seconds"] > 0
+        assert 0 < line["encode_seconds"] < line["seconds"]
         assert line["audit/documents_encoded"] == 400 - len(rows)
         queries = corpus.queries(5)
         served, fresh = (dcg_on(queries, 4)(part) for part in (index.rows, corpus.vectors(5)))
         assert line["audit/identical_rewards"] == (np.abs(served - fresh) <= 1e-6).mean()
         assert line["audit/mean_abs_difference"] == pytest.approx(np.abs(served - fresh).mean())
         json.dumps(line)
+
+
+def test_seconds_within_the_encoder_are_told_from_those_of_the_index(tmp_path):
+    corpus = DriftingCorpus()
+
+    def slow(rows):
+        time.sleep(0.05)
+        return corpus.vectors(1, rows)
+
+    with created(tmp_path, corpus, Full()) as index:
+        line = index.refresh(1, corpus.queries(1), slow)
+        assert line["encode_seconds"] >= 0.05 * math.ceil(400 / 50)
+        assert line["encode_seconds"] < line["seconds"]
+        assert index.refresh(1, corpus.queries(1), slow)["encode_seconds"] == 0  # nothing is stale
 
 
 def test_an_audit_changes_no_row_and_leaves_no_file(tmp_path):

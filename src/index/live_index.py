@@ -103,6 +103,7 @@ class LiveIndex:
         self._before: _Before | None = None
         self._is_due = False  # whether the rule is asked at this step
         self._displacement: float | None = None  # of the background, where it was last known
+        self._encode_seconds = 0.0  # within `encode`, of this refresh so far
 
     @classmethod
     def create(
@@ -276,14 +277,15 @@ class LiveIndex:
             encode: by the model as it is now.
 
         Returns:
-            The ledger's line, the same on every rank: see `ledger.step_record`, and what the rule adds.
+            The ledger's line, the same on every rank but for the seconds: see `ledger.step_record`, the
+            `encode_seconds` among its seconds that passed within `encode`, and what the rule adds.
 
         Raises:
             ValueError: If a positive or candidate is no row of the corpus, or `encode` gives anything but
                 finite unit vectors.
             StoreError: If the disk is full or fails, on every rank; the rows of the last checkpoint are safe.
         """
-        started = time.perf_counter()
+        started, self._encode_seconds = time.perf_counter(), 0.0
         settings, rule = self.settings, self.settings.rule
         asked = self._asked(queries)
         if settings.is_audit_step(step) and rule.wants_audits:
@@ -308,7 +310,8 @@ class LiveIndex:
             n_moved = self._moved(view)
         rows, drifts = (np.concatenate(values) for values in zip(*parts, strict=True))
         refreshed = Refreshed(rows, drifts, n_moved, time.perf_counter() - started, n_cut)
-        return step_record(self._age_counts(step), refreshed) | rule.record()
+        line = step_record(self._age_counts(step), refreshed) | {"encode_seconds": self._encode_seconds}
+        return line | rule.record()
 
     def audit(
         self,
@@ -476,7 +479,9 @@ class LiveIndex:
         with Progress(len(rows), "encode documents", "documents", is_shown) as progress:
             for start in range(0, max(map(len, shares)), self._chunk_size):
                 part = own[start : start + self._chunk_size]
+                began = time.perf_counter()
                 vectors = _checked(encode(part), part, self._store.width)
+                self._encode_seconds += time.perf_counter() - began
                 everyones, vectors = self.ranks.joined(part), self.ranks.joined(vectors)
                 rows_held, old, new = self._held(everyones, vectors)
                 try:
