@@ -47,7 +47,7 @@ def run(command, cwd, *more):
     arguments = re.findall(r"\S+", command)
     return subprocess.run(
         [sys.executable, "-m", *arguments, *more],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False,
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
 
 
