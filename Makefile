@@ -7,9 +7,13 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(firstword $(shell cksum requirements.lock))
 QUICKSTART := outputs/quickstart
+SEED ?= 1
+REFRESH ?= candidates
+HOPS := outputs/hops$(if $(filter-out 1,$(SEED)),-seed$(SEED))
+HOPS_RL := $(if $(filter-out candidates,$(REFRESH)),-$(REFRESH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint eval eval-arguments bench-refresh bench-scale clean
+.PHONY: help setup train hops test lint eval eval-arguments bench-refresh bench-scale clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +34,21 @@ train: setup  ## train on the embedded default, evaluate, print the table; resum
 	@printf '\n%s\n' "metrics   $(QUICKSTART)/metrics.json" "model     $(QUICKSTART)/sft/model" \
 		"retrain   rm -r $(QUICKSTART) && make train"
 
+hops: setup  ## the generated world: pretraining, SFT, RL, table; [SEED=2] [REFRESH=full], see experiments/hops/
+	@$(RUN) -m src.train experiment=hops_pretrain seed=$(SEED) data.seed=$(SEED) output_dir=$(HOPS)/base if_exists=resume
+	@$(RUN) -m src.train experiment=hops_sft model.path=$(HOPS)/base/model seed=$(SEED) data.seed=$(SEED) \
+		output_dir=$(HOPS)/sft if_exists=resume
+	@$(RUN) -m src.train experiment=hops_rl model.path=$(HOPS)/sft/model refresh=$(REFRESH) seed=$(SEED) data.seed=$(SEED) \
+		output_dir=$(HOPS)/rl$(HOPS_RL) if_exists=resume
+	@$(RUN) -m src.evaluate data=hops data.seed=$(SEED) benchmarks=[hops] seed=$(SEED) modes=[bm25,direct,reasoning] \
+		model.path=$(HOPS)/sft/model output_dir=$(HOPS)/eval/sft
+	@$(RUN) -m src.evaluate data=hops data.seed=$(SEED) benchmarks=[hops] seed=$(SEED) \
+		modes=[direct,reasoning,base-reasoning,shuffled-reasoning] base.path=$(HOPS)/sft/model \
+		model.path=$(HOPS)/rl$(HOPS_RL)/model output_dir=$(HOPS)/eval/rl$(HOPS_RL)
+	@$(RUN) -m src.report $(HOPS)/eval/sft $(HOPS)/eval/rl$(HOPS_RL) --output $(HOPS)/metrics$(HOPS_RL).json
+	@printf '\n%s\n' "metrics   $(HOPS)/metrics$(HOPS_RL).json" "model     $(HOPS)/rl$(HOPS_RL)/model" \
+		"rerun     rm -r $(HOPS) && make hops"
+
 lint: setup  ## ruff: rules and format
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
@@ -46,10 +65,10 @@ eval-arguments:
 		echo 'Usage: make eval MODEL=<folder> BENCHMARKS="scifact cosqa" BEIR_DIR=<folder> [OUTPUT=<folder>]' >&2; exit 2; }
 
 bench-refresh: setup  ## [MODEL=<folder>]: one RL run under every refresh rule: agreement against documents encoded
-	@$(RUN) -m src.bench_refresh "model.path=$(or $(MODEL),$(QUICKSTART)/sft/model)"
+	@$(RUN) -m src.benchmarks.refresh "model.path=$(or $(MODEL),$(QUICKSTART)/sft/model)"
 
 bench-scale: setup  ## every refresh rule on a million rows, by the drift that bench-refresh recorded
-	@$(RUN) -m src.bench_scale
+	@$(RUN) -m src.benchmarks.scale
 
 clean:  ## remove the environment and the caches; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info

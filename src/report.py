@@ -1,4 +1,7 @@
-"""Prints the table of a metrics.json and draws its chart: `python -m src.report <metrics.json>`."""
+"""Prints the table of one or several metrics.json and draws its chart: `python -m src.report <metrics.json>`.
+
+With `--output` the rows of all files are written as one file, which says where each part came from.
+"""
 
 import argparse
 import json
@@ -6,22 +9,56 @@ import sys
 from pathlib import Path
 
 from src.evaluation.report import print_table, write_chart
+from src.run_folder import provenance, write_metrics
+
+
+def joined(contents: dict[str, dict]) -> tuple[list[dict], dict]:
+    """The rows of several files in their order, and what produced each file.
+
+    Args:
+        contents: what the files hold, by path.
+
+    Raises:
+        ValueError: If two files have different commits or seeds, so that their rows are no one experiment's.
+    """
+    for key in ("commit", "seed"):
+        values = {path: content[key] for path, content in contents.items()}
+        if len(set(values.values())) > 1:
+            told = ", ".join(f"{path}: {value}" for path, value in values.items())
+            raise ValueError(f"the files differ in their {key} ({told}); evaluate all models anew")
+    rows = [row for content in contents.values() for row in content["rows"]]
+    sources = {
+        path: {key: content[key] for key in ("command", "commit")} for path, content in contents.items()
+    }
+    return rows, sources
 
 
 def main() -> int:
-    """Reads one metrics.json, or that of a folder; 2 where there is none."""
+    """Reads metrics.json files or folders; 2 where one is not there, or they are no one experiment's."""
     parser = argparse.ArgumentParser(prog="python -m src.report", description=__doc__)
-    parser.add_argument("path", type=Path, help="a metrics.json, or the folder that holds it")
-    path = parser.parse_args().path
-    file = path / "metrics.json" if path.is_dir() else path
-    if not file.is_file():
-        print(f"error: {file} does not exist; `python -m src.evaluate` writes it", file=sys.stderr)
+    parser.add_argument("paths", type=Path, nargs="+", help="a metrics.json, or the folder that holds it")
+    parser.add_argument("--output", type=Path, help="write the rows of all files to this metrics.json")
+    arguments = parser.parse_args()
+    files = [path / "metrics.json" if path.is_dir() else path for path in arguments.paths]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        print(f"error: {missing[0]} does not exist; `python -m src.evaluate` writes it", file=sys.stderr)
         return 2
-    content = json.loads(file.read_text(encoding="utf-8"))
-    rows = [row for row in content["rows"] if "ci95" in row]
-    print_table(rows)
-    print(f"{content['command']}  (commit {content['commit']}, seed {content['seed']})")
-    print(f"chart: {write_chart(rows, file.with_suffix('.png'))}")
+    contents = {str(file): json.loads(file.read_text(encoding="utf-8")) for file in files}
+    try:
+        rows, sources = joined(contents)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    target = arguments.output or files[0]
+    if arguments.output:
+        origin = provenance(seed=next(iter(contents.values()))["seed"])
+        write_metrics(target, rows, origin, {"sources": sources})
+    measured = [row for row in rows if "ci95" in row]
+    print_table(measured)
+    for path, content in contents.items():
+        print(f"{content['command']}  (commit {content['commit']}, seed {content['seed']}, {path})")
+    print(f"chart: {write_chart(measured, target.with_suffix('.png'))}")
     return 0
 
 

@@ -367,7 +367,7 @@ def test_sizes_that_a_route_does_not_use_are_not_checked():
 def test_the_card_tells_counts_chance_and_an_example(default):
     card = default.card
 
-    assert card["people"] == {"sft": 350, "rl": 200, "validation": 50, "test": 200}
+    assert card["people"] == {"sft": 120, "rl": 400, "validation": 80, "test": 200}
     assert card["things"] == {"company": 160, "city": 80}
     assert card["facts"] == {"works": 800, "seat": 160}
     assert card["chance_ndcg@10"] == 0.0568  # 4.5436 / 80, where 4.5436 = 1 + 1/log2(3) + ... + 1/log2(11)
@@ -418,4 +418,4 @@ def test_the_sft_stage_takes_the_data_as_composed_and_trains_a_step(tmp_path):
     batch = next(iter(datamodule.train_dataloader()))
     assert len(batch.examples) == len(batch.documents) == 16  # no two rows of one page meet
     assert all(example.reasoning for example in batch.examples)
-    assert len(datamodule.validation.queries) == 50
+    assert len(datamodule.validation.queries) == 80

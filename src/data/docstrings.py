@@ -11,6 +11,7 @@ import io
 import re
 import tokenize
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -154,6 +155,18 @@ def _docstring(node: ast.AST) -> ast.Expr | None:
     return first if is_text and isinstance(first.value.value, str) else None
 
 
+def _statements(node: ast.stmt) -> Iterator[ast.stmt]:
+    """A statement and all within it, outer ones first. Most of a tree is expressions, which hold none."""
+    waiting = deque([node])
+    while waiting:
+        inner = waiting.popleft()
+        yield inner
+        for block in ("body", "orelse", "finalbody"):
+            waiting.extend(getattr(inner, block, ()))
+        for part in (*getattr(inner, "handlers", ()), *getattr(inner, "cases", ())):
+            waiting.extend(part.body)
+
+
 def without_docstrings(lines: list[str], node: Function) -> tuple[str, str]:
     """Source of a function, dedented, without its docstring and those of definitions within it.
 
@@ -166,7 +179,7 @@ def without_docstrings(lines: list[str], node: Function) -> tuple[str, str]:
     """
     first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
     kept: dict[int, str] = {number: lines[number - 1] for number in range(first, node.end_lineno + 1)}
-    for inner in ast.walk(node):
+    for inner in _statements(node):
         if docstring := _docstring(inner):
             _cut(kept, docstring)
     indent = re.match(r"[ \t]*", lines[node.lineno - 1])[0]

@@ -18,16 +18,23 @@ _COLOURS = {
 
 
 def print_table(rows: Sequence[Mapping]) -> None:
-    """One line per benchmark and mode, with the interval and the price of a query."""
+    """One line per benchmark, mode and model, with the interval and the price of a query.
+
+    Models are named where several were evaluated in one mode.
+    """
+    names = model_names(rows)
     table = Table(title="nDCG@10 with 95 % bootstrap interval over queries")
-    for name, side in (("benchmark", "left"), ("mode", "left"), ("queries", "right"), ("documents", "right")):
-        table.add_column(name, justify=side)
+    for name in ("benchmark", *(["model"] if names else []), "mode"):
+        table.add_column(name)
+    for name in ("queries", "documents"):
+        table.add_column(name, justify="right")
     for name in ("nDCG@10", "interval", "recall@100", "no token", "ms/query", "tokens"):
         table.add_column(name, justify="right")
     for row in rows:
         low, high = row["ci95"]["ndcg@10"]
         table.add_row(
             row["benchmark"],
+            *([names.get(row["model"], "")] if names else []),
             row["mode"],
             str(row["n_queries"]),
             str(row["n_docs"]),
@@ -41,8 +48,29 @@ def print_table(rows: Sequence[Mapping]) -> None:
     Console(width=120).print(table)
 
 
+def model_names(rows: Sequence[Mapping]) -> dict[str, str]:
+    """Short names of the models by their folder: what is left without the path's common beginning and end.
+
+    Empty where benchmark and mode tell all rows apart; BM25 has no folder. `runs/sft/model` and
+    `runs/rl/model` are "sft" and "rl".
+    """
+    if len({(row["benchmark"], row["mode"]) for row in rows}) == len(rows):
+        return {}
+    folders = list(dict.fromkeys(row["model"] for row in rows if row.get("weights_sha256") is not None))
+    if len(folders) < 2:
+        return {}
+    parts = [Path(folder).parts for folder in folders]
+    shortest = min(map(len, parts))
+    start = next((i for i in range(shortest) if len({part[i] for part in parts}) > 1), shortest - 1)
+    ends = range(1, shortest - start)
+    end = next((i for i in ends if len({part[-i] for part in parts}) > 1), shortest - start) - 1
+    return {
+        folder: "/".join(part[start : len(part) - end]) for folder, part in zip(folders, parts, strict=True)
+    }
+
+
 def write_chart(rows: Sequence[Mapping], path: Path) -> Path:
-    """A bar per benchmark and mode with its interval, as PNG.
+    """A bar per benchmark, mode and model with its interval, as PNG.
 
     Returns:
         The file.
@@ -53,21 +81,25 @@ def write_chart(rows: Sequence[Mapping], path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     benchmarks = list(dict.fromkeys(row["benchmark"] for row in rows))
-    modes = list(dict.fromkeys(row["mode"] for row in rows))
-    width = 0.8 / len(modes)
-    figure, axes = plt.subplots(figsize=(2.2 + 1.8 * len(benchmarks), 3.6), layout="constrained")
-    for place, mode in enumerate(modes):
-        chosen = [row for row in rows if row["mode"] == mode]
-        at = [benchmarks.index(row["benchmark"]) + (place - (len(modes) - 1) / 2) * width for row in chosen]
+    names = model_names(rows)
+    labels = [" ".join(filter(None, (names.get(row["model"]), row["mode"]))) for row in rows]
+    series = {label: row["mode"] for label, row in zip(labels, rows, strict=True)}
+    width = 0.8 / len(series)
+    figure, axes = plt.subplots(
+        figsize=(2.2 + max(1.8, 0.5 * len(series)) * len(benchmarks), 3.6), layout="constrained"
+    )
+    hatches = dict(zip(names.values(), ("//", "", "..", "xx"), strict=False))
+    for place, (label, mode) in enumerate(series.items()):
+        chosen = [row for row, its in zip(rows, labels, strict=True) if its == label]
+        at = [benchmarks.index(row["benchmark"]) + (place - (len(series) - 1) / 2) * width for row in chosen]
         values = [row["metrics"]["ndcg@10"] for row in chosen]
         bounds = [row["ci95"]["ndcg@10"] for row in chosen]
         errors = [
             [max(value - low, 0) for value, (low, _) in zip(values, bounds, strict=True)],
             [max(high - value, 0) for value, (_, high) in zip(values, bounds, strict=True)],
         ]
-        bars = axes.bar(
-            at, values, width * 0.92, yerr=errors, capsize=3, label=mode, color=_COLOURS.get(mode)
-        )
+        style = {"color": _COLOURS.get(mode), "hatch": hatches.get(names.get(chosen[0]["model"], ""), "")}
+        bars = axes.bar(at, values, width * 0.92, yerr=errors, capsize=3, label=label, **style)
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     axes.set_xticks(range(len(benchmarks)), benchmarks)
     axes.set_ylabel("nDCG@10")

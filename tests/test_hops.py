@@ -1,0 +1,178 @@
+"""The controlled experiment: its three stages and its evaluation, chained as `make hops` chains them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.evaluation.report import model_names
+from src.runtime import ConfigSource, compose
+
+ROOT = Path(__file__).resolve().parents[1]
+WORLD = [
+    "data.sizes={sft_people: 12, rl_people: 8, validation_people: 4, test_people: 6, companies: 6, "
+    "cities: 5, regions: 2}",
+    "data.text.lines=300",
+]
+STAGES = ("pretrain", "sft", "rl")
+TINY = {
+    "pretrain": [
+        "model.create.vocab_size=500",
+        "model.create.hidden_size=32",
+        "model.create.intermediate_size=32",
+        "model.create.num_hidden_layers=1",
+        "stage.datamodule.batch_size=4",
+    ],
+    "sft": ["stage.datamodule.batch_size=4"],
+    "rl": ["stage.datamodule.batch_size=2", "stage.module.rollouts.group_size=2"],
+}
+
+
+def recipe(*variables):
+    """The commands of `make hops`, without those that make the environment."""
+    done = subprocess.run(
+        ["make", "--dry-run", "--always-make", "hops", f"VENV={ROOT / 'no'}", *variables],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = done.stdout.replace("\\\n", " ").splitlines()
+    return [re.sub(r"^\S*/bin/python -m ", "", line) for line in lines if " -m src." in line]
+
+
+def run(command, cwd, *more):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = re.findall(r"\S+", command)
+    return subprocess.run(
+        [sys.executable, "-m", *arguments, *more],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+
+
+def tiny(command):
+    """What makes a command of the recipe small."""
+    if "src.report" in command:
+        return []
+    stage = next((stage for stage in STAGES if f"hops_{stage}" in command), None)
+    if stage is None:
+        return WORLD
+    steps = ["stage.trainer.max_steps=2", "stage.trainer.log_every_n_steps=1"]
+    check = [] if stage == "pretrain" else ["stage.trainer.val_check_interval=2"]
+    return [*WORLD, *TINY[stage], *steps, *check]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the recipe was run from start to end, on a tiny world."""
+    folder = tmp_path_factory.mktemp("hops")
+    for command in recipe():
+        done = run(command, folder, *tiny(command))
+        assert done.returncode == 0, command + done.stderr + done.stdout
+    return folder
+
+
+def test_the_recipe_leaves_the_rows_of_both_models_and_of_the_controls_in_one_file(folder):
+    content = json.loads((folder / "outputs/hops/metrics.json").read_text())
+
+    found = [(row["mode"], row["model"].split("/")[2:3]) for row in content["rows"]]
+    assert found == [
+        ("bm25", []),
+        ("direct", ["sft"]),
+        ("reasoning", ["sft"]),
+        ("direct", ["rl"]),
+        ("reasoning", ["rl"]),
+        ("base-reasoning", ["rl"]),
+        ("shuffled-reasoning", ["rl"]),
+    ]
+    assert {(row["benchmark"], row["n_queries"], row["n_docs"]) for row in content["rows"]} == {
+        ("hops-test", 6, 5)
+    }
+    hashes = {
+        tuple(model): row["weights_sha256"] for (_, model), row in zip(found, content["rows"], strict=True)
+    }
+    assert len(set(hashes.values())) == 3  # none of BM25, one of each model
+    assert (folder / "outputs/hops/metrics.png").stat().st_size > 0
+
+
+def test_the_sft_models_reasoning_is_what_the_rl_model_embeds_in_the_control(folder):
+    def written(stage, mode):
+        file = folder / "outputs/hops/eval" / stage / "hops-test" / mode / "reasoning.jsonl"
+        return [json.loads(line)["reasoning"] for line in file.open()]
+
+    assert written("rl", "base-reasoning") == written("sft", "reasoning")
+
+
+def test_a_second_run_trains_nothing_and_says_the_same(folder):
+    names = ("base", "sft", "rl")
+    models = [folder / "outputs/hops" / name / "model" / "model.safetensors" for name in names]
+    before = [file.stat().st_mtime_ns for file in models]
+    rows = json.loads((folder / "outputs/hops/metrics.json").read_text())["rows"]
+    commands = recipe()
+    for command in (commands[2], *commands[4:]):
+        done = run(command, folder, *tiny(command))
+        assert done.returncode == 0, command + done.stderr + done.stdout
+
+    assert [file.stat().st_mtime_ns for file in models] == before
+    assert json.loads((folder / "outputs/hops/metrics.json").read_text())["rows"] == rows
+
+
+def test_another_refresh_rule_shares_base_and_sft_and_another_seed_shares_nothing():
+    full, other = recipe("REFRESH=full"), recipe("SEED=2", "REFRESH=frozen")
+
+    assert [command for command in full if command in recipe()] == [recipe()[0], recipe()[1], recipe()[3]]
+    assert "refresh=full" in full[2]
+    assert "output_dir=outputs/hops/rl-full " in full[2]
+    assert full[-1].endswith("--output outputs/hops/metrics-full.json")
+    assert all("outputs/hops-seed2/" in command for command in other)
+    assert not any("outputs/hops/" in command for command in other)
+    assert all("data.seed=2" in command for command in other[:-1])
+
+
+def test_stages_share_one_world_and_only_rl_asks_about_the_rl_people():
+    with ConfigSource() as source:
+        configs = {
+            stage: compose(
+                "train",
+                [f"experiment=hops_{stage}", *([] if stage == "pretrain" else ["model.path=x"])],
+                source,
+            ).config
+            for stage in STAGES
+        }
+        evaluated = compose("evaluate", ["data=hops"], source).config.data
+
+    splits = {stage: config.data.pop("split") for stage, config in configs.items()}
+    assert splits == {"pretrain": "sft", "sft": "sft", "rl": "rl"}
+    assert {**evaluated} == {**evaluated} | {"split": "sft"}
+    evaluated.pop("split")
+    assert all(config.data == evaluated for config in configs.values())
+    assert configs["sft"].stage.datamodule.batch_size <= evaluated.sizes.cities
+
+
+def test_models_are_named_by_what_tells_their_folders_apart():
+    def rows(*models, mode="direct"):
+        return [{"benchmark": "a", "mode": mode, "model": m, "weights_sha256": m} for m in models]
+
+    bm25 = [{"benchmark": "a", "mode": "bm25", "model": "bm25 (english)", "weights_sha256": None}]
+    assert model_names([*bm25, *rows("o/sft/model", "o/rl/model")]) == {
+        "o/sft/model": "sft",
+        "o/rl/model": "rl",
+    }
+    assert model_names(rows("a", "b")) == {"a": "a", "b": "b"}
+    assert model_names(rows("o/a", "o/b/c")) == {"o/a": "a", "o/b/c": "b/c"}
+    assert model_names(rows("o/a/model", "o/a/b/model")) == {"o/a/model": "model", "o/a/b/model": "b/model"}
+    assert model_names([*bm25, *rows("o/base", mode="base-direct"), *rows("o/sft")]) == {}
+
+
+@pytest.mark.parametrize("key", ["commit", "seed"])
+def test_files_of_two_experiments_are_not_joined(key, tmp_path):
+    content = {"command": "c", "commit": "x", "seed": 1, "rows": []}
+    for name, changed in (("a", {}), ("b", {key: 9})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps(content | changed))
+    done = run("src.report a b --output c.json", tmp_path)
+
+    assert done.returncode == 2
+    assert re.search(rf"differ in their {key} \(a/metrics.json: .*, b/metrics.json: 9\)", done.stderr)
+    assert not (tmp_path / "c.json").exists()
