@@ -102,6 +102,7 @@ class Entry:
         is_resumable: whether the command knows `resume=` and `if_exists=`. Other commands may always be
             pointed at a folder that exists.
         folder: names the run folder where `output_dir` is not given; None for a new one by date and time.
+        module: what `python -m` is given.
     """
 
     config_name: str
@@ -109,6 +110,7 @@ class Entry:
     check: Check
     is_resumable: bool
     folder: Callable[[DictConfig], Path] | None
+    module: str
 
 
 def instantiate(node: DictConfig, **arguments: object) -> object:
@@ -148,6 +150,7 @@ def entry_point(
     check: Check | None = None,
     is_resumable: bool = False,
     folder: Callable[[DictConfig], Path] | None = None,
+    module: str | None = None,
 ) -> None:
     """Runs a command and ends the process: 0 done, 1 failed, 2 refused, 130 interrupted.
 
@@ -157,8 +160,10 @@ def entry_point(
         check: extra rules on the composed configuration.
         is_resumable: whether this command has `resume=` and `if_exists=`.
         folder: names the run folder where `output_dir` is not given.
+        module: what `python -m` is given; `src.<config_name>` where None.
     """
-    entry = Entry(config_name, run, check or (lambda config, is_sweep: None), is_resumable, folder)
+    check = check or (lambda config, is_sweep: None)
+    entry = Entry(config_name, run, check, is_resumable, folder, module or f"src.{config_name}")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         sys.exit(_main(entry, sys.argv[1:]))
@@ -189,7 +194,7 @@ def _main(entry: Entry, argv: Sequence[str]) -> int:
 
 
 def _help(entry: Entry, source: "ConfigSource") -> str:
-    program = f"python -m src.{entry.config_name}"
+    program = f"python -m {entry.module}"
     own = yaml.safe_load((CONF / f"{entry.config_name}.yaml").read_text(encoding="utf-8"))
     used = [group for default in own["defaults"] if isinstance(default, dict) for group in default]
     used = [group.removeprefix("optional ") for group in used]

@@ -11,8 +11,9 @@ import pytest
 import torch
 from conftest import TEXTS, build_embedder
 
-from src import bench_refresh, bench_scale
-from src.bench_report import coverage, logged_steps, measured, row_of, scheduled_audits
+from src.benchmarks import refresh as bench_refresh
+from src.benchmarks import scale as bench_scale
+from src.benchmarks.report import coverage, logged_steps, measured, row_of, scheduled_audits
 from src.command_line import UsageError, quote_free_text
 from src.models.folder import save_embedder
 from src.run_folder import state_of
@@ -59,7 +60,7 @@ def finished(tmp_path_factory):
         "stage.module.optimization.learning_rate=0.01", "stage.module.collapse_limits.window=100",
         f"stage.datamodule.cache_dir={place / 'cache'}",
     ]  # fmt: skip
-    done = run("bench_refresh", *arguments)
+    done = run("benchmarks.refresh", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return place, arguments, done
 
@@ -94,7 +95,7 @@ def test_a_finished_rule_is_not_run_again(finished):
     place, arguments, _ = finished
     table = place / "out" / "full" / "csv" / "metrics.csv"
     before, rows = table.stat().st_mtime_ns, json.loads((place / "out" / "metrics.json").read_text())["rows"]
-    again = run("bench_refresh", *arguments)
+    again = run("benchmarks.refresh", *arguments)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "is finished" in again.stdout
     assert table.stat().st_mtime_ns == before
@@ -108,7 +109,7 @@ def test_what_was_recorded_is_replayed_on_more_rows_by_every_rule(finished):
         "n_steps=3", "audit_every_n_steps=1", "rule.certified.rule.miscoverage=0.2",
         "rule.drift.rule.n_sampled=30", "backend.ivf.n_lists=4",
     ]  # fmt: skip
-    done = run("bench_scale", *arguments)
+    done = run("benchmarks.scale", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     content = json.loads((place / "scale" / "metrics.json").read_text())
     rows = {row["rule"]: row for row in content["rows"]}
@@ -120,7 +121,7 @@ def test_what_was_recorded_is_replayed_on_more_rows_by_every_rule(finished):
     assert rows["certified"]["stated_coverage"] == pytest.approx(0.8)
     assert not (place / "scale" / "base.npy").exists()
     written_at = (place / "scale" / "full.json").stat().st_mtime_ns
-    again = run("bench_scale", *arguments)
+    again = run("benchmarks.scale", *arguments)
     assert again.returncode == 0, again.stdout + again.stderr
     assert json.loads((place / "scale" / "metrics.json").read_text())["rows"] == content["rows"]
     assert (place / "scale" / "full.json").stat().st_mtime_ns == written_at
@@ -131,7 +132,7 @@ def test_what_was_recorded_is_replayed_on_more_rows_by_every_rule(finished):
 def test_an_interrupted_benchmark_interrupts_the_run_of_its_rule_too(finished):
     place, arguments, _ = finished
     arguments = [*arguments, "rules=[frozen]", "stage.trainer.max_steps=100000"]
-    command = [sys.executable, "-m", "src.bench_refresh", *arguments]
+    command = [sys.executable, "-m", "src.benchmarks.refresh", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     status = place / "out" / "frozen" / "status.json"
     deadline = time.monotonic() + 300
@@ -165,7 +166,7 @@ def test_what_cannot_be_compared_is_refused(nano_folder, monkeypatch, module, ar
 
 def composed_and_checked(module, arguments):
     with ConfigSource() as source:
-        name = module.__name__.removeprefix("src.")
+        name = "bench_" + module.__name__.rpartition(".")[2]
         module.check(compose(name, quote_free_text(arguments), source).config, False)
 
 

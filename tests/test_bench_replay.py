@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from drifting import DriftingCorpus
 
-from src.bench_drift import RecordedFull, Recording, RecordingError, Replay
-from src.bench_replay import PARTS, Task, replayed
+from src.benchmarks.drift import RecordedFull, Recording, RecordingError, Replay
+from src.benchmarks.replay import PARTS, Task, replayed
 from src.index.base import InPlaceIndex
 from src.index.certified import Certified
 from src.index.live_index import LiveIndex

@@ -30,7 +30,14 @@ SIZES = {
     "cities": 12,
     "regions": 6,
 }
-TEXT = {"lines": 4000, "facts_per_line": 5, "chain_share": 0.3, "page_share": 0.1, "query_share": 0.1}
+TEXT = {
+    "lines": 4000,
+    "facts_per_line": 5,
+    "chain_share": 0.3,
+    "page_share": 0.1,
+    "query_share": 0.1,
+    "question_share": 0.3,
+}
 
 # Read from the sentences, not from the code: what a fact looks like in the words of a reasoning.
 NAME = "([A-Z][a-z]+)"
@@ -53,7 +60,7 @@ QUERIES = {
     3: rf"Which region does {NAME} work in\?",
     4: rf"Which region does the mentor of {NAME} work in\?",
 }
-NO_NAMES = {"The", "Among", "Which", "It", "Visitors", "In"}
+NO_NAMES = {"The", "Among", "Which", "It", "Visitors", "In", "What", "And", "Who"}
 """Capitalised words that are no names."""
 
 
@@ -103,7 +110,7 @@ def held_out_people(data, hops):
 
 @pytest.mark.parametrize("hops", [1, 2, 3, 4])
 def test_judgements_and_reasonings_follow_from_the_facts_that_the_text_tells(hops):
-    sft, rl = load(hops), load(hops, split="rl")
+    sft, rl = load(hops, text={"lines": 12000}), load(hops, split="rl")
     facts = facts_told(sft.texts)
 
     for data in (sft, rl):
@@ -142,7 +149,8 @@ def test_splits_are_disjoint_and_every_place_is_asked_for(hops):
 def links(line):
     """Pairs of different facts of a line that share a name: sentences with other, overlapping names."""
     said = {frozenset(names_in(sentence)) for sentence in re.findall(r"[^.?]+[.?]", line)}
-    return [(a, b) for a, b in combinations(said - {frozenset()}, 2) if a & b]
+    facts = [names for names in said if len(names) > 1]  # a question has one name
+    return [(a, b) for a, b in combinations(facts, 2) if a & b]
 
 
 @pytest.mark.parametrize("hops", [1, 2, 3, 4])
@@ -310,7 +318,7 @@ def test_a_line_depends_on_its_row_only_and_texts_travel_to_workers():
 
 
 def test_shares_of_lines_are_as_configured_and_names_come_back_within_a_line():
-    data = load(text={"lines": 8000})
+    data = load(text={"lines": 8000, "question_share": 0.0})
     lines = list(data.texts)
     pages = set(data.corpus.texts)
 
@@ -323,6 +331,17 @@ def test_shares_of_lines_are_as_configured_and_names_come_back_within_a_line():
     # probability 1/2, so that nothing comes back in (1/2 + 1/4 + 1/8 + 1/16 + 1/32) / 5 = 0.194 of those.
     assert len(repeated) / len(unlinked) == pytest.approx(1 - 0.194 / 2, abs=0.03)
     assert max(len(names_in(line)) for line in unlinked) == 10  # five facts of two names
+
+
+def test_a_share_of_the_unlinked_facts_answers_a_question_about_its_subject():
+    data = load(text={"chain_share": 0.0, "page_share": 0.0, "query_share": 0.0})
+    sentences = [re.findall(r"[^.?]+[.?]", line) for line in data.texts]
+    asked = [(line[n], line[n + 1]) for line in sentences for n in range(len(line)) if line[n].endswith("?")]
+
+    n_facts = sum(sentence.endswith(".") for line in sentences for sentence in line)
+    assert len(asked) / n_facts == pytest.approx(0.3, abs=0.02)
+    for question, answer in asked:
+        assert answer.strip().startswith(*names_in(question))
 
 
 def test_empty_held_out_splits_give_no_benchmark():
@@ -351,6 +370,7 @@ def test_empty_held_out_splits_give_no_benchmark():
         ({"text": {"lines": 0}}, "text.lines must be a whole number of at least 1, got 0"),
         ({"text": {"facts_per_line": 0}}, "text.facts_per_line must be"),
         ({"text": {"chain_share": 1.2}}, r"text.chain_share must be in \[0, 1\], got 1.2"),
+        ({"text": {"question_share": -0.1}}, r"text.question_share must be in \[0, 1\], got -0.1"),
         ({"text": {"chain_share": 0.8}}, "must leave a share for facts, they sum to 1"),
     ],
 )

@@ -41,12 +41,12 @@ LAYERS = [
         "src.data.rl",
         "src.evaluation.*",
         "src.stages.*",
-        "src.bench_drift",
-        "src.bench_replay",
-        "src.bench_report",
+        "src.benchmarks.drift",
+        "src.benchmarks.replay",
+        "src.benchmarks.report",
     },
     {"src.runtime"},
-    {"src.train", "src.evaluate", "src.tune", "src.report", "src.bench_refresh", "src.bench_scale"},
+    {"src.train", "src.evaluate", "src.tune", "src.report", "src.benchmarks.refresh", "src.benchmarks.scale"},
 ]
 """From the bottom up. Within a layer imports are free, but for `STRANGERS`."""
 
@@ -54,7 +54,7 @@ STRANGERS = ("src.models", "src.index", "src.objectives")
 """Siblings that do not know each other."""
 
 MAY_IMPORT_HYDRA = ("src.runtime", "src.train", "src.evaluate", "src.tune")
-ENTRY_POINTS_MAY_SHARE = {("src.tune", "src.train"), ("src.bench_refresh", "src.train")}
+ENTRY_POINTS_MAY_SHARE = {("src.tune", "src.train"), ("src.benchmarks.refresh", "src.train")}
 
 
 def module_name(path: Path, root: Path) -> str:

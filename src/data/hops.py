@@ -114,6 +114,9 @@ ROUTES = {
     4: Route(("mentor", "works", "seat", "part"), "Which region does the mentor of {a} work in?"),
 }
 
+QUESTIONS = ("What about {a}?", "And {a}?", "Who or what is {a}?")
+"""A fact that answers one says its subject again at once: the model learns to copy a name from a question."""
+
 _PAGE = (
     "{a} is a {kind} {where}. It is known for its {product}. Visitors come to {a} for {sight}. "
     "In {a} the winters are {winter}."
@@ -214,6 +217,7 @@ class TextSettings:
         chain_share: share of lines with chains of SFT people.
         page_share: share of lines that are a page.
         query_share: share of lines that are a query of an SFT person.
+        question_share: share of unlinked facts that answer a question about their subject, see `QUESTIONS`.
     """
 
     lines: int
@@ -221,6 +225,7 @@ class TextSettings:
     chain_share: float
     page_share: float
     query_share: float
+    question_share: float
 
     def __post_init__(self) -> None:
         for key in ("lines", "facts_per_line"):
@@ -228,7 +233,7 @@ class TextSettings:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"text.{key} must be a whole number of at least 1, got {value!r}")
         shares = {key: getattr(self, key) for key in ("chain_share", "page_share", "query_share")}
-        for key, share in shares.items():
+        for key, share in {**shares, "question_share": self.question_share}.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"text.{key} must be in [0, 1], got {share!r}")
         if sum(shares.values()) >= 1:
@@ -278,8 +283,12 @@ class World:
         return self.route.query.format(a=person)
 
     @cached_property
-    def all_facts(self) -> tuple[Fact, ...]:
-        return tuple(Fact(relation, a, b) for relation, pairs in self.facts.items() for a, b in pairs.items())
+    def facts_of(self) -> Mapping[str, tuple[Fact, ...]]:
+        """All facts by relation."""
+        return {
+            relation: tuple(Fact(relation, a, b) for a, b in pairs.items())
+            for relation, pairs in self.facts.items()
+        }
 
 
 class WorldTexts(Texts):
@@ -316,12 +325,13 @@ class WorldTexts(Texts):
         """Unlinked facts: no two different ones share a name.
 
         Facts come back in other words: each perhaps at once, or all of them in their order. So what was read
-        before is worth copying, which chains and answers need.
+        before is worth copying, which chains and answers need. Every relation is told equally often, however
+        many facts it has.
         """
         facts: list[Fact] = []
         used: set[str] = set()
         for _ in range(random.randint(1, self.settings.facts_per_line)):
-            fact = random.choice(self.world.all_facts)
+            fact = random.choice(self.world.facts_of[random.choice(self.world.route.relations)])
             if used.isdisjoint((fact.subject, fact.object)):
                 facts.append(fact)
                 used |= {fact.subject, fact.object}
@@ -329,7 +339,11 @@ class WorldTexts(Texts):
             told = [fact for fact in facts for _ in range(random.randint(1, 2))]
         else:
             told = facts + facts
-        return " ".join(_in_some_words(fact, random) for fact in told)
+        share = self.settings.question_share
+        return " ".join(
+            _as_an_answer(fact, random) if random.random() < share else _in_some_words(fact, random)
+            for fact in told
+        )
 
     def _chains(self, random: Random) -> str:
         people = self.world.people["sft"]
@@ -349,6 +363,13 @@ def _in_some_words(fact: Fact, random: Random) -> str:
     """A fact, half of the time in its first wording."""
     others = len(RELATIONS[fact.relation].wordings) - 1
     return fact.said(0 if random.random() < 0.5 else random.randint(1, others))
+
+
+def _as_an_answer(fact: Fact, random: Random) -> str:
+    """A question about a fact's subject, and the fact in words that begin with it."""
+    wordings = RELATIONS[fact.relation].wordings
+    beginning = [number for number, wording in enumerate(wordings) if wording.startswith("{a}")]
+    return f"{random.choice(QUESTIONS).format(a=fact.subject)} {fact.said(random.choice(beginning))}"
 
 
 def chance_ndcg(n_documents: int, k: int = 10) -> float:
@@ -461,6 +482,7 @@ def _said_words() -> frozenset[str]:
         _PAGE,
         *(wording for relation in RELATIONS.values() for wording in relation.wordings),
         *(route.query for route in ROUTES.values()),
+        *QUESTIONS,
         *(phrase for phrases in _PAGE_WORDS.values() for phrase in phrases),
     ]
     return frozenset(re.findall(r"[a-z]+", " ".join(sentences).lower())) | set(_ENDINGS)

@@ -1,7 +1,8 @@
-"""Does it scale? `python -m src.bench_scale drift_dir=<recorded drift>`: every rule on a million rows.
+"""Does it scale? `python -m src.benchmarks.scale drift_dir=<recorded drift>`: every rule on a million rows.
 
-Vectors only, no model: the rows drift as `python -m src.bench_refresh` recorded it under the rule `full`, and
-the index, its rules, the ledger and the exact rank are those of a run. A rule that is done is not run again.
+Vectors only, no model: the rows drift as `python -m src.benchmarks.refresh` recorded it under the rule
+`full`, and the index, its rules, the ledger and the exact rank are those of a run. A rule that is done is not
+run again.
 """
 
 import logging
@@ -24,7 +25,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         UsageError: With the reason.
     """
     if is_sweep:
-        raise UsageError("src.bench_scale runs every rule already; --multirun does not apply")
+        raise UsageError("src.benchmarks.scale runs every rule already; --multirun does not apply")
     for rule in config.rules:
         if rule not in config.rule:
             raise UsageError(
@@ -35,15 +36,15 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         raise UsageError("rules= needs an entry and n_steps= at least 1")
     if not (Path(config.drift_dir) / "facts.json").is_file():
         raise UsageError(
-            f"drift_dir={config.drift_dir}: there is no recorded drift; `python -m src.bench_refresh` "
+            f"drift_dir={config.drift_dir}: there is no recorded drift; `python -m src.benchmarks.refresh` "
             "records one under the rule full"
         )
 
 
 def run(config: DictConfig) -> None:
     """Replays the rules that are not done, and writes what all of them cost."""
-    from src.bench_drift import Recording, Replay
-    from src.bench_report import print_agreement, print_seconds, write_picture
+    from src.benchmarks.drift import Recording, Replay
+    from src.benchmarks.report import print_agreement, print_seconds, write_picture
 
     folder = Path(config.output_dir)
     recording = Recording(config.drift_dir)
@@ -107,8 +108,8 @@ def _replay(config: DictConfig, rule: str, replay: object, base_file: Path, prog
     """Replays one rule and writes its result."""
     import numpy as np
 
-    from src.bench_replay import PARTS, Task, replayed
-    from src.bench_report import coverage, row_of, scheduled_audits
+    from src.benchmarks.replay import PARTS, Task, replayed
+    from src.benchmarks.report import coverage, row_of, scheduled_audits
 
     folder = Path(config.output_dir)
     task = Task(
@@ -151,4 +152,4 @@ def _memory(sizes: dict[str, float]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    entry_point("bench_scale", run, check)
+    entry_point("bench_scale", run, check, module="src.benchmarks.scale")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from src.bench_drift import CHUNK, Replay
+from src.benchmarks.drift import CHUNK, Replay
 from src.environment import Positives, Shard, exact_ranking
 from src.index.base import MakeIndex
 from src.index.ledger import Refreshed, age_counts, step_record

@@ -1,4 +1,4 @@
-"""What does freshness cost? `python -m src.bench_refresh model.path=<folder>`: one RL run under every rule.
+"""What does freshness cost? `python -m src.benchmarks.refresh model.path=<folder>` runs RL under every rule.
 
 Each rule is `python -m src.train experiment=bench_refresh refresh=<rule>` in a process and a run folder of
 its own, with everything else on this command line handed on. A rule that is finished is not run again. Then
@@ -36,7 +36,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         UsageError: With the reason.
     """
     if is_sweep:
-        raise UsageError("src.bench_refresh runs every rule already; --multirun does not apply")
+        raise UsageError("src.benchmarks.refresh runs every rule already; --multirun does not apply")
     for argument in sys.argv[1:]:
         if _key(argument) in GIVEN_BY_RULE:
             raise UsageError(
@@ -53,7 +53,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
 
 def run(config: DictConfig) -> None:
     """Runs the rules that are not finished, and writes what all of them measured."""
-    from src.bench_report import measured, print_tables, write_picture
+    from src.benchmarks.report import measured, print_tables, write_picture
 
     folder, rules = Path(config.output_dir), [str(rule) for rule in config.rules]
     progress, started = Progress(len(rules), "rules", "rules", is_shown=False), time.monotonic()
@@ -125,4 +125,4 @@ def _train(rule: str, settings: Sequence[str], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    entry_point("bench_refresh", run, check)
+    entry_point("bench_refresh", run, check, module="src.benchmarks.refresh")

@@ -87,7 +87,7 @@ class Recording:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         facts = read_json(self.folder / "facts.json")
-        remedy = "`python -m src.bench_refresh` records one under the rule full"
+        remedy = "`python -m src.benchmarks.refresh` records one under the rule full"
         if not facts:
             raise RecordingError(f"{self.folder}: there is no recorded drift; {remedy}")
         self.n_rows, self.width, self.group_size = (facts[name] for name in ("n_rows", "width", "group_size"))
