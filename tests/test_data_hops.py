@@ -27,6 +27,7 @@ SIZES = {
     "validation_people": 8,
     "test_people": 24,
     "companies": 16,
+    "sft_companies": 12,
     "cities": 12,
     "regions": 6,
 }
@@ -146,6 +147,20 @@ def test_splits_are_disjoint_and_every_place_is_asked_for(hops):
     assert len(sft.corpus) == (12 if hops < 3 else 6)
 
 
+@pytest.mark.parametrize("hops", [2, 3, 4])
+def test_sft_people_share_no_company_with_anyone_else(hops):
+    data = load(hops, text={"lines": 12000})
+    facts = facts_told(data.texts)["works"]
+    mentors = facts_told(data.texts)["mentor"]
+    trained = {person_of(example.query, hops) for example in data.examples}
+    own = {company for person, company in facts.items() if person in trained}
+
+    assert own.isdisjoint({company for person, company in facts.items() if person not in trained})
+    assert len(own) == 12
+    assert len(set(facts.values())) == 16
+    assert {mentors[person] for person in trained if person in mentors} <= trained
+
+
 def links(line):
     """Pairs of different facts of a line that share a name: sentences with other, overlapping names."""
     said = {frozenset(names_in(sentence)) for sentence in re.findall(r"[^.?]+[.?]", line)}
@@ -245,8 +260,10 @@ def test_chance_is_the_mean_over_all_ranks():
 
 
 def test_names_share_no_word_between_kinds_with_the_sentences_or_after_stemming():
-    data = load(3, sft_people=3000, companies=300, cities=100)
-    facts = facts_told(load(3, sft_people=3000, companies=300, cities=100, text={"lines": 60000}).texts)
+    data = load(3, sft_people=3000, companies=300, sft_companies=250, cities=100)
+    facts = facts_told(
+        load(3, sft_people=3000, companies=300, sft_companies=250, cities=100, text={"lines": 60000}).texts
+    )
     kinds = [
         {example.id for example in data.examples},
         {name.lower() for name in facts["works"].values()},
@@ -345,7 +362,7 @@ def test_a_share_of_the_unlinked_facts_answers_a_question_about_its_subject():
 
 
 def test_empty_held_out_splits_give_no_benchmark():
-    data = load(validation_people=0, test_people=0, rl_people=0)
+    data = load(validation_people=0, test_people=0, rl_people=0, sft_companies=16)
 
     assert data.validation is None
     assert data.test is None
@@ -362,6 +379,9 @@ def test_empty_held_out_splits_give_no_benchmark():
         ({"test_people": -1}, "sizes.test_people must be a whole number of at least 0, got -1"),
         ({"companies": 2.5}, "sizes.companies must be a whole number of at least 1, got 2.5"),
         ({"companies": 97}, r"sizes.companies=97 is more than all sizes.\*_people together=96"),
+        ({"sft_companies": 41, "companies": 60}, "sizes.sft_companies=41 is more than sizes.sft_people=40"),
+        ({"sft_companies": 16}, "leaves 0 for the 56 people"),
+        ({"companies": 70}, "leaves 58 for the 56 people"),
         ({"cities": 17}, "sizes.cities=17 is more than sizes.companies=16"),
         ({"hops": 1, "cities": 97}, "sizes.cities=97 is more than all"),
         ({"hops": 3, "regions": 13}, "sizes.regions=13 is more than sizes.cities=12"),
@@ -388,8 +408,8 @@ def test_the_card_tells_counts_chance_and_an_example(default):
     card = default.card
 
     assert card["people"] == {"sft": 120, "rl": 400, "validation": 80, "test": 200}
-    assert card["things"] == {"company": 160, "city": 80}
-    assert card["facts"] == {"works": 800, "seat": 160}
+    assert card["things"] == {"company": 240, "city": 80}
+    assert card["facts"] == {"works": 800, "seat": 240}
     assert card["chance_ndcg@10"] == 0.0568  # 4.5436 / 80, where 4.5436 = 1 + 1/log2(3) + ... + 1/log2(11)
     (example,) = card["examples"]
     assert example["reasoning"] == default.examples[0].reasoning
@@ -401,7 +421,7 @@ def test_names_are_one_token_each_and_all_texts_fit_the_configured_model(default
     encoder: PromptEncoder = embedder.encoder
     names = {name for line in default.texts[:5000] for name in names_in(line)}
 
-    assert len(names) == 800 + 160 + 80
+    assert len(names) == 800 + 240 + 80
     assert {len(ids) for ids in encoder.text_ids(sorted(names))} == {1}
     reasoning = default.examples[0].reasoning
     back = embedder.tokenizer.decode(encoder.plain_ids(reasoning)).strip()

@@ -7,9 +7,9 @@ of an unseen person's name can tell which page it is; a model that knows the fac
 down.
 
 The facts are learnt as running text (`stage=pretrain`). Every person's facts stand there, in several wordings
-and among unrelated facts. Only for the people of the SFT split do linked facts stand in one line. People of
-the validation and test splits are in no training query and in no chain; those of the RL split are in queries,
-without their chain.
+and among unrelated facts. Only for the people of the SFT split do linked facts stand in one line; they share
+no company with anyone else. People of the validation and test splits are in no training query and in no
+chain; those of the RL split are in queries, without their chain.
 
 Everything here is ours, and a pure function of the arguments.
 """
@@ -177,6 +177,8 @@ class Sizes:
         validation_people: people asked about in in-training evaluation.
         test_people: people that no decision is taken on.
         companies: used from two hops on.
+        sft_companies: how many of them have SFT people only; the others have none of them. So nothing that is
+            learnt from an SFT person's place says where anyone else's company is.
         cities: the pages, up to two hops.
         regions: the pages, from three hops on.
     """
@@ -186,6 +188,7 @@ class Sizes:
     validation_people: int
     test_people: int
     companies: int
+    sft_companies: int
     cities: int
     regions: int
 
@@ -428,8 +431,9 @@ def load_hops(
 def create_world(hops: int, sizes: Sizes, seed: int) -> World:
     """Names, facts and pages.
 
-    Links are spread evenly, beginning with the SFT people: two companies differ by one person at most, two
-    cities by one company, and every company, city and region is reached.
+    Links are spread evenly, beginning with the SFT people: among their companies two differ by one person at
+    most, among the others too, two cities differ by one company, and all companies, cities and regions are
+    reached.
 
     Raises:
         ValueError: If `hops` is out of range, or a kind has more things than the kind that leads to it, so
@@ -449,6 +453,8 @@ def create_world(hops: int, sizes: Sizes, seed: int) -> World:
         ends = RELATIONS[relation]
         if relation == "mentor":
             facts[relation] = _mentors(people, random)
+        elif relation == "works":
+            facts[relation] = _employers(people, names["company"], sizes.sft_companies, random)
         else:
             facts[relation] = _evenly(names[ends.subject], names[ends.object], random)
     pages = {place: _page(place, route.kinds[-1], random) for place in names[route.kinds[-1]]}
@@ -466,6 +472,8 @@ def _check_reachable(route: Route, sizes: Sizes) -> None:
                 f"sizes.{_PLURAL[ends.object]}={wanted} is more than {source}={given}: "
                 f"each {ends.subject} leads to one {ends.object}, so some could not be reached"
             )
+    if "works" in route.relations:
+        _check_employers(sizes)
     if sizes.of(route.kinds[-1]) < 2:
         raise ValueError(f"sizes.{_PLURAL[route.kinds[-1]]} is the number of pages, at least 2; got 1")
     for split in SPLITS:
@@ -474,6 +482,21 @@ def _check_reachable(route: Route, sizes: Sizes) -> None:
                 f"sizes.{split}_people must be 0 or at least 2 with hops=4, where everyone has a mentor "
                 "of the same split; got 1"
             )
+
+
+def _check_employers(sizes: Sizes) -> None:
+    n_others, n_left = sizes.people - sizes.sft_people, sizes.companies - sizes.sft_companies
+    if sizes.sft_companies > sizes.sft_people:
+        raise ValueError(
+            f"sizes.sft_companies={sizes.sft_companies} is more than sizes.sft_people={sizes.sft_people}: "
+            "each person leads to one company, so some could not be reached"
+        )
+    if n_left > n_others or (n_left < 1 and n_others > 0):
+        raise ValueError(
+            f"sizes.sft_companies={sizes.sft_companies} of sizes.companies={sizes.companies} leaves {n_left} "
+            f"for the {n_others} people who are not of the SFT split; leave at least one, and at most as "
+            "many as there are people"
+        )
 
 
 def _said_words() -> frozenset[str]:
@@ -524,6 +547,15 @@ def _evenly(subjects: Sequence[str], objects: Sequence[str], random: Random) -> 
             yield from random.sample(objects, len(objects))
 
     return dict(zip(subjects, rounds(), strict=False))
+
+
+def _employers(
+    people: Mapping[str, tuple[str, ...]], companies: Sequence[str], n_sft: int, random: Random
+) -> dict[str, str]:
+    """A company for everyone; the first `n_sft` have SFT people only, the others nobody of them."""
+    others = [person for split in SPLITS[1:] for person in people[split]]
+    own = _evenly(people["sft"], companies[:n_sft], random)
+    return own | (_evenly(others, companies[n_sft:], random) if others else {})
 
 
 def _mentors(people: Mapping[str, tuple[str, ...]], random: Random) -> dict[str, str]:
