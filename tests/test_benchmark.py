@@ -12,7 +12,13 @@ from conftest import PROMPTS, TEXTS, build_embedder
 from src.data.beir import load_benchmark
 from src.data.types import Benchmark, Corpus
 from src.evaluate import analyzer_for
-from src.evaluation.benchmark import Model, Settings, document_embeddings, evaluate_benchmark
+from src.evaluation.benchmark import (
+    Model,
+    Settings,
+    _shuffled,
+    document_embeddings,
+    evaluate_benchmark,
+)
 from src.evaluation.modes import MODES
 from src.evaluation.significance import bootstrap_interval, paired_p_value
 from src.index.lexical import LexicalIndex
@@ -137,6 +143,17 @@ def test_pitfall_15_queries_that_are_cut_are_said(benchmark, tmp_path, caplog, l
         )
     said = [record.getMessage() for record in caplog.records if "cut at their limit" in record.getMessage()]
     assert said == ([] if share is None else [f"tiny: {share} of the queries are cut at their limit"])
+
+
+def test_pitfall_32_in_the_shuffled_control_every_query_gets_the_reasoning_of_another(embedder):
+    queries = [f"{text} {number}" for number, text in enumerate(TEXTS)]
+    reasoned = embedder.reason(queries, seed=1, temperature=3.0)
+    own = [
+        f"{number} {text}" for number, text in enumerate(reasoned.texts)
+    ]  # told apart where texts are equal
+    given = _shuffled(replace(reasoned, texts=own), seed=0)
+    assert sorted(given) == sorted(own)
+    assert not any(one == other for one, other in zip(given, own, strict=True))
 
 
 def test_documents_are_encoded_once_for_all_modes_and_read_from_the_disk(benchmark, nano_folder, tmp_path):

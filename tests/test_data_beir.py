@@ -96,6 +96,7 @@ def test_every_relevant_document_of_a_query_is_known_and_grade_zero_is_none(tmp_
     rows = [row for row in data.examples if row.query == "query number 0"]
     assert {row.positive_id for row in rows} == {"d1", "d3"}
     assert all(row.relevant_ids == {"d1", "d3"} for row in rows)
+    assert all(row.grades == (("d3", 2.0),) for row in rows)
     strict = load_beir_training(tmp_path, validation_share=0.0, min_grade=2)
     assert [row.positive_id for row in strict.examples] == ["d3"]
     assert data.validation is None

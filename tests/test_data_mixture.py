@@ -1,6 +1,7 @@
 """Mixtures: ids stay apart, weights are checked, collections are joined."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,9 @@ def triples(tmp_path: Path, name: str, n: int) -> TrainingData:
 def test_ids_of_two_sources_stay_apart_and_point_at_their_texts(tmp_path):
     left, right = triples(tmp_path, "left", 30), triples(tmp_path, "right", 50)
     assert left.corpus.ids[0] == right.corpus.ids[0]  # equal texts have equal ids: a collision to keep apart
-    data = load_mixture({"a": left, "b": right})
+    graded = replace(left.examples[0], grades=((left.examples[0].positive_id, 2.0),))
+    data = load_mixture({"a": replace(left, examples=[graded, *left.examples[1:]]), "b": right})
+    assert data.examples[0].grades == ((data.examples[0].positive_id, 2.0),)
     assert len(data.corpus) == len(data.corpus.row_of) == len(left.corpus) + len(right.corpus)
     assert len({row.id for row in data.examples}) == len(left.examples) + len(right.examples)
     for row in data.examples:

@@ -126,7 +126,7 @@ def test_weights_are_the_values_by_hand():
 
 
 @pytest.mark.parametrize("name", NORMALISATIONS)
-def test_a_batch_is_as_if_groups_without_spread_were_not_in_it(name):
+def test_pitfall_26_a_batch_is_as_if_groups_without_spread_were_not_in_it(name):
     data = rollouts()
     whole, leaf = batch_of(data, NORMALISATIONS[name])
     others, other_leaf = batch_of(data, NORMALISATIONS[name], [0, 2])

@@ -69,7 +69,7 @@ def without_seconds(lines):
 
 
 @pytest.mark.parametrize("make", EVERY_RULE)
-def test_under_every_rule_positives_are_fresh_nothing_is_encoded_twice_and_ages_are_true(make, tmp_path):
+def test_pitfall_29_positives_are_fresh_under_every_rule_and_nothing_is_encoded_twice(make, tmp_path):
     corpus = DriftingCorpus()
     with created(tmp_path, corpus, make(), background=0.02) as index:
         for step in range(12):
@@ -176,7 +176,7 @@ def test_a_budget_and_a_rule_follow_their_schedules():
 
 
 @pytest.mark.parametrize("share", [0.01, 0.07, 1.0])
-def test_the_background_bounds_the_age_of_every_row(share, tmp_path):
+def test_pitfall_29_the_background_bounds_the_age_of_every_row(share, tmp_path):
     corpus = DriftingCorpus(n=130)
     with created(tmp_path, corpus, Frozen(), background=share) as index:
         bound = math.ceil(130 / math.ceil(share * 130))

@@ -85,7 +85,7 @@ def test_the_margin_moves_a_reward_only_within_its_ranks_interval(rank):
     assert rewards[-1] - rewards[0] > 0.9 * (here - below)
 
 
-def test_groups_that_tie_by_dcg_differ_by_margin():
+def test_pitfall_26_groups_that_tie_by_dcg_differ_by_margin():
     ranking = ranking_of([1, 1, 1], scores=[0.7, 0.6, 0.55])
     assert dcg(ranking).unique().numel() == 1
     assert margin_dcg(ranking).unique().numel() == 3

@@ -1,6 +1,7 @@
 """The RL stage on a tiny real model: it learns, it resumes exactly, and its index follows it."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -101,6 +102,15 @@ def data_of(embedder, run, refresh=None, data=None, batch_size=4, **arguments):
     )  # fmt: skip
 
 
+def test_graded_judgements_reach_the_environment(folder, tmp_path):
+    plain = world()
+    first = replace(plain.examples[0], relevant_ids=frozenset({"d0", "d3"}), grades=(("d3", 2.0),))
+    data = replace(plain, examples=[first, *plain.examples[1:]])
+    found = data_of(opened(folder), tmp_path / "run", data=data).judgements.of(["e0", "e1"])
+    assert found.rows.tolist() == [[0, 3], [1, -1]]
+    assert found.grades.tolist() == [[1.0, 2.0], [1.0, 0.0]]
+
+
 class Log(pl.Callback):
     """What every step logged."""
 
@@ -136,7 +146,9 @@ def test_the_reward_rises_and_the_rollouts_are_told_apart_by_it(folder, tmp_path
 
 
 @pytest.mark.parametrize("tuning", [FullTuning(), LoraTuning(r=4, alpha=8)])
-def test_kl_is_zero_at_the_first_step_and_the_reference_leaves_requires_grad_alone(folder, tmp_path, tuning):
+def test_pitfall_25_kl_is_zero_at_first_and_the_reference_leaves_requires_grad_alone(
+    folder, tmp_path, tuning
+):
     embedder = opened(folder, tuning)
     before = {name: parameter.requires_grad for name, parameter in embedder.named_parameters()}
     _, log = fit(module_of(embedder, tmp_path, rate=1e-2), data_of(embedder, tmp_path), 3)
@@ -222,7 +234,7 @@ def test_batches_without_spread_are_not_taken_again_by_a_resumed_run_of_several_
     assert all(torch.equal(value, weights_of(resumed)[name]) for name, value in weights_of(whole).items())
 
 
-def test_a_full_refresh_serves_what_an_audit_finds_and_a_frozen_index_does_not(folder, tmp_path):
+def test_pitfall_28_a_full_refresh_serves_what_an_audit_finds_and_a_frozen_index_does_not(folder, tmp_path):
     found = {}
     for name, rule in (("full", Full()), ("frozen", Frozen())):
         embedder = opened(folder)

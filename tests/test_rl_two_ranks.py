@@ -199,7 +199,7 @@ def test_two_ranks_write_the_table_of_one(two_ranks, one_rank, name):
         assert line == other
 
 
-def test_a_rank_without_any_spread_takes_its_part_and_the_ranks_run_equally_many_forwards(two_ranks):
+def test_pitfall_31_a_rank_without_any_spread_takes_its_part_in_equally_many_forwards(two_ranks):
     spread = [[any(step) for step in rank["ties"]["has_spread"]] for rank in two_ranks]
     assert any(one != other for one, other in zip(*spread, strict=True)), spread
     assert two_ranks[0]["ties"]["forwards"] == two_ranks[1]["ties"]["forwards"] > 10

@@ -103,7 +103,7 @@ def test_rollouts_do_not_depend_on_order_batch_layout_over_ranks_or_budget(polic
             assert_close(part.embeddings[place], rollouts.embeddings[number], atol=1e-5, rtol=0)
 
 
-def test_groups_are_decoded_together_as_far_as_the_budget_allows_and_never_split(rollouts):
+def test_pitfall_31_groups_are_decoded_together_as_far_as_the_budget_allows_and_never_split(rollouts):
     embedder = willing(build_embedder(seed=1))
     width = int(rollouts.prompt_lengths[0]) + 6 + 1
     sizes = []

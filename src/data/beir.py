@@ -342,6 +342,7 @@ def _examples(
     examples = []
     for query_id, grades in qrels.items():
         relevant = frozenset(document for document, grade in grades.items() if grade >= min_grade)
+        graded = tuple((i, float(grades[i])) for i in sorted(relevant) if grades[i] != 1)
         for document_id in (document for document in grades if document in relevant):
             query, positive = queries[query_id], corpus.texts[corpus.row_of[document_id]]
             examples.append(
@@ -351,6 +352,7 @@ def _examples(
                     positive=positive,
                     positive_id=document_id,
                     relevant_ids=relevant,
+                    grades=graded,
                     reasoning=cold_start_reasoning(query, positive) if with_reasoning else None,
                     source=name,
                 )

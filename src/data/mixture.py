@@ -81,6 +81,7 @@ def _prefixed(key: str, example: Example) -> Example:
         positive_id=f"{key}/{example.positive_id}",
         hard_negative_ids=tuple(f"{key}/{document}" for document in example.hard_negative_ids),
         relevant_ids=frozenset(f"{key}/{document}" for document in example.relevant_ids),
+        grades=tuple((f"{key}/{document}", grade) for document, grade in example.grades),
         source=key,
         cluster=f"{key}/{example.cluster}" if example.cluster else "",
     )

@@ -158,6 +158,7 @@ class RLDataModule(ExamplesDataModule):
 def _qrels(examples: Sequence[Example]) -> dict[str, dict[str, float]]:
     return {
         example.id: dict.fromkeys(sorted({example.positive_id, *example.relevant_ids}), 1.0)
+        | dict(example.grades)
         for example in examples
     }
 

@@ -59,6 +59,7 @@ class Example:
         hard_negative_ids: their corpus ids, aligned with `hard_negatives`.
         relevant_ids: every document known to be relevant, the positive included. A document in this set is
             never used as a negative of this query.
+        grades: (document, grade) of relevant documents whose grade is not 1.
         reasoning: what the model should write before the embed token, without that token; None where a row
             has no reasoning.
         source: the data set that the row comes from; a mixture draws one source per batch.
@@ -72,6 +73,7 @@ class Example:
     hard_negatives: tuple[str, ...] = ()
     hard_negative_ids: tuple[str, ...] = ()
     relevant_ids: frozenset[str] = frozenset()
+    grades: tuple[tuple[str, float], ...] = ()
     reasoning: str | None = None
     source: str = ""
     cluster: str = ""
