@@ -31,7 +31,7 @@ train: setup  ## train on the embedded default, evaluate, print the table; resum
 	@$(RUN) -m src.train experiment=quickstart output_dir=$(QUICKSTART)/sft if_exists=resume
 	@$(RUN) -m src.evaluate model.path=$(QUICKSTART)/sft/model base.path=experiments/nano_base/model benchmarks=[pydocs] \
 		modes=[bm25,base-direct,direct,reasoning,base-reasoning,shuffled-reasoning] output_dir=$(QUICKSTART)/eval metrics_file=$(QUICKSTART)/metrics.json
-	@printf '\n%s\n' "metrics   $(QUICKSTART)/metrics.json" "model     $(QUICKSTART)/sft/model" \
+	@echo; printf '%s\n' "metrics   $(QUICKSTART)/metrics.json" "model     $(QUICKSTART)/sft/model" \
 		"retrain   rm -r $(QUICKSTART) && make train"
 
 hops: setup  ## the generated world: pretraining, SFT, RL, table; [SEED=2] [REFRESH=full], see experiments/hops/
@@ -46,7 +46,7 @@ hops: setup  ## the generated world: pretraining, SFT, RL, table; [SEED=2] [REFR
 		modes=[direct,reasoning,base-reasoning,shuffled-reasoning] base.path=$(HOPS)/sft/model \
 		model.path=$(HOPS)/rl$(HOPS_RL)/model output_dir=$(HOPS)/eval/rl$(HOPS_RL)
 	@$(RUN) -m src.report $(HOPS)/eval/sft $(HOPS)/eval/rl$(HOPS_RL) --output $(HOPS)/metrics$(HOPS_RL).json
-	@printf '\n%s\n' "metrics   $(HOPS)/metrics$(HOPS_RL).json" "model     $(HOPS)/rl$(HOPS_RL)/model" \
+	@echo; printf '%s\n' "metrics   $(HOPS)/metrics$(HOPS_RL).json" "model     $(HOPS)/rl$(HOPS_RL)/model" \
 		"rerun     rm -r $(HOPS) && make hops"
 
 lint: setup  ## ruff: rules and format
