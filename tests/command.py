@@ -1,6 +1,7 @@
 """Runs the project's commands as a user does, on the tiny stage."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,11 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SEARCH_R3_RUN_FOLDER"):
     ENVIRONMENT.pop(name, None)
+
+
+def _heed_ctrl_c() -> None:
+    """A shell that runs the tests in the background has them ignore SIGINT, which processes hand down."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def start(command: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.Popen:
@@ -25,6 +31,7 @@ def start(command: str, *arguments: str, cwd: Path, **environment: str) -> subpr
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=_heed_ctrl_c,
     )
 
 

@@ -128,7 +128,7 @@ def wait_for(path, process, timeout_s=60):
 
 def test_a_run_goes_on_after_a_kill_and_after_ctrl_c_and_ends_as_if_undisturbed(finished, tmp_path):
     folder = tmp_path / "my runs" / "a=1, [b]"  # a path that Hydra's grammar would take apart
-    arguments = [LIMIT, f"output_dir={folder}", "if_exists=resume", "stage.module.seconds_per_step=1.0"]
+    arguments = [LIMIT, f"output_dir={folder}", "if_exists=resume", "stage.module.seconds_per_step=0.4"]
     arguments += ["stage.callbacks.checkpoint.save_every_n_steps=1"]
 
     process = start("train", *arguments, cwd=tmp_path)
