@@ -123,8 +123,7 @@ def _load(config: DictConfig, path: str) -> "Model":
     from src.models.folder import load_embedder
 
     settings = config.model
-    token_budget = settings.token_budget or (2048 if settings.device == "cpu" else 16384)
-    return Model(str(path), load_embedder(path, settings.device, settings.dtype, token_budget))
+    return Model(str(path), load_embedder(path, settings.device, settings.dtype, settings.token_budget))
 
 
 if __name__ == "__main__":

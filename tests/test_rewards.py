@@ -157,6 +157,12 @@ def test_a_rollout_without_the_embed_token_gets_the_floor_and_no_other_part():
     assert rewards.has_embed_token.tolist() == [[True, False, True]]
 
 
+def test_without_a_floor_a_missing_embed_token_costs_its_weight_alone():
+    reward = Reward(dcg, similarity_weight=0.5, format_weight=0.2, floor=None)
+    rewards = reward(ranking_of([1, 1, 3]), torch.tensor([[True, False, False]]))
+    assert_close(rewards.total, torch.tensor([[1.0 + 0.375 + 0.2, 1.0 + 0.375, 0.5 + 0.375]]))
+
+
 @pytest.mark.parametrize("name", REWARDS)
 def test_no_ranking_with_the_token_earns_less_than_the_floor(name):
     reward = Reward(REWARDS[name], similarity_weight=1.0)

@@ -281,6 +281,20 @@ def test_the_table_shows_ranks_before_and_after_and_what_was_stale(folder, tmp_p
     assert not all(stale for line in last for stale in line["is_stale"])  # positives are always fresh
 
 
+def test_the_share_of_first_ranks_is_told_right_where_some_queries_have_more_positives(folder, tmp_path):
+    plain = world()
+    first = replace(plain.examples[0], relevant_ids=frozenset({"d0", "d3"}))
+    data = replace(plain, examples=[first, *plain.examples[1:4]])
+    module = module_of(opened(folder), tmp_path, completions=Completions(tmp_path / "t.jsonl", 1, 4))
+    _, log = fit(module, data_of(opened(folder), tmp_path / "run", data=data), 3)
+    lines = [json.loads(line) for line in (tmp_path / "t.jsonl").open()]
+    for step, logged in enumerate(log.of("rank_first")):
+        ranks = [line["rank_after"] for line in lines if line["step"] == step]
+        assert len(ranks) == 4 * 6
+        assert logged == pytest.approx(np.mean([rank == 1 for rank in ranks]))
+    assert len({line["rank_after"] == 1 for line in lines}) == 2
+
+
 def test_a_collapsed_run_stops_with_the_reason(folder, tmp_path, caplog):
     embedder = opened(folder)
     limits = CollapseLimits(window=1, min_entropy=100.0)
@@ -298,18 +312,64 @@ def test_the_contrastive_term_moves_the_vectors_where_the_policy_gradient_is_lef
     assert np.mean(log.of("contrastive")[-5:]) < np.mean(log.of("contrastive")[:5]) - 0.1
 
 
+class KeepLearnt(pl.Callback):
+    """What every step learnt from, in order."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_start(self, trainer, pl_module):
+        made = pl_module._learnt
+        pl_module._learnt = lambda *arguments: self.seen.append(made(*arguments)) or self.seen[-1]
+
+
+@pytest.mark.parametrize("rollouts", ["all", "good"])
+def test_the_contrastive_term_is_the_mean_over_the_rollouts_that_it_names(folder, tmp_path, rollouts):
+    embedder, kept = opened(folder), KeepLearnt()
+    policy = PolicySettings(contrastive_weight=0.5, contrastive_rollouts=rollouts)
+    module = module_of(embedder, tmp_path, policy, rate=1e-12, every=0)
+
+    _, log = fit(module, data_of(embedder, tmp_path, batch_size=6), 2, [kept])
+    for learnt, logged in zip(kept.seen, log.of("contrastive"), strict=True):
+        vectors = learnt.rollouts.embeddings
+        logits = vectors @ learnt.pool.vectors.T / policy.contrastive_temperature  # [B, G, M]
+        place = (learnt.pool.rows == learnt.positives.rows[:, :1]).long().argmax(1)
+        losses = logits.logsumexp(-1) - logits[torch.arange(len(place)), :, place]
+        named = learnt.advantages >= 0 if rollouts == "good" else torch.ones_like(losses).bool()
+        assert 0 < named.sum() <= losses.numel()
+        assert logged == pytest.approx(float(losses[named].mean()), abs=2e-3)
+        assert sorted(row for rows in learnt.batches for row in rows) == list(range(losses.numel()))
+    sizes = {float(learnt.contrasted.mean()) for learnt in kept.seen}
+    assert min(sizes) < 1 if rollouts == "good" else sizes == {1.0}
+
+
+def test_token_embeddings_that_are_not_trained_stay_what_they_were(folder, tmp_path):
+    embedder = opened(folder, FullTuning(embeddings=False))
+    before = {name: parameter.detach().clone() for name, parameter in embedder.named_parameters()}
+    fit(module_of(embedder, tmp_path), data_of(embedder, tmp_path), 3)
+    moved = {name for name, value in embedder.named_parameters() if not torch.equal(value, before[name])}
+    frozen = before.keys() - moved
+    assert [name.rsplit(".", 2)[-2] for name in frozen] == ["embed_tokens"]
+    assert embedder.head.weight is embedder.model.get_input_embeddings().weight
+
+
+def test_the_contrastive_term_leaves_stale_rows_out(folder, tmp_path):
+    embedder, kept = opened(folder), KeepLearnt()
+    module = module_of(embedder, tmp_path, PolicySettings(contrastive_weight=0.5), every=0)
+    fit(module, data_of(embedder, tmp_path, Refresh(Frozen()), batch_size=6), 3, [kept])
+    sizes = [len(learnt.pool.rows) for learnt in kept.seen]
+    assert sizes[0] > 6  # nothing has been trained yet, and so nothing is stale
+    for learnt in kept.seen[1:]:  # positives are encoded at every step
+        assert learnt.pool.rows.tolist() == sorted(set(learnt.positives.rows.flatten().tolist()))
+
+
 def test_the_decision_to_stop_is_trained_where_the_policy_took_it_and_nowhere_else(folder, tmp_path):
-    embedder, seen = opened(folder), []
+    embedder, kept = opened(folder), KeepLearnt()
     module = module_of(embedder, tmp_path, PolicySettings(), rate=1e-9, every=0)
 
-    class Keep(pl.Callback):
-        def on_train_start(self, trainer, pl_module):
-            made = pl_module._learnt
-            pl_module._learnt = lambda *arguments: seen.append(made(*arguments)) or seen[-1]
-
-    fit(module, data_of(embedder, tmp_path, batch_size=6), 2, [Keep()])
+    fit(module, data_of(embedder, tmp_path, batch_size=6), 2, [kept])
     n_stops = n_forced = 0
-    for learnt in seen:
+    for learnt in kept.seen:
         rollouts = learnt.rollouts
         at_end = rollouts.n_tokens[..., None]
         assert (rollouts.token_ids.gather(2, at_end) == embedder.embed_token_id).all()

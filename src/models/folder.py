@@ -25,6 +25,8 @@ from src.models.tuning import FullTuning, LoraTuning
 
 FORMAT_VERSION = 1
 DESCRIPTION_FILE = "search_r3.json"
+CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 2048, 16384
+"""Tokens of one forward in inference: what a CPU's cache holds, and what keeps a GPU busy."""
 log = logging.getLogger(__name__)
 
 
@@ -102,9 +104,15 @@ def add_embed_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 
 def load_embedder(
-    path: str | Path, device: str = "cpu", dtype: str = "float32", token_budget: int = 16384
+    path: str | Path, device: str = "cpu", dtype: str = "float32", token_budget: int | None = None
 ) -> ReasoningEmbedder:
     """Reads a model folder for inference.
+
+    Args:
+        path: the folder.
+        device: where the weights go.
+        dtype: of the weights.
+        token_budget: tokens of one forward, padding included; None takes what suits the device.
 
     Raises:
         ModelFolderError: If the folder is not one that `save_embedder` wrote.
@@ -117,7 +125,7 @@ def load_embedder(
         tokenizer,
         Prompts(**description["prompts"]),
         Lengths(**description["lengths"]),
-        token_budget,
+        token_budget or (CPU_TOKEN_BUDGET if device == "cpu" else GPU_TOKEN_BUDGET),
         weights_hash(path),
         is_trained=description.get("is_trained", True),
     )

@@ -84,10 +84,12 @@ def create_nano(
     num_key_value_heads: int,
     max_position_embeddings: int,
     seed: int,
+    initializer_range: float = 0.02,
 ) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
     """An untrained model and the tokenizer of its training texts.
 
-    The same texts, sizes and seed give the same weights. The head is tied to the embeddings.
+    The same texts, sizes and seed give the same weights. The head is tied to the embeddings;
+    `initializer_range` is the standard deviation of all random weights.
     """
     tokenizer = train_tokenizer(texts, vocab_size)
     config = Qwen3Config(
@@ -99,6 +101,7 @@ def create_nano(
         num_key_value_heads=num_key_value_heads,
         head_dim=hidden_size // num_attention_heads,
         max_position_embeddings=max_position_embeddings,
+        initializer_range=initializer_range,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,

@@ -10,10 +10,18 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class FullTuning:
-    """Every weight is trained."""
+    """Every weight is trained.
+
+    Attributes:
+        embeddings: whether the token embeddings are too, and the head where it is tied to them.
+    """
+
+    embeddings: bool = True
 
     def apply(self, model: PreTrainedModel, embed_token_id: int) -> nn.Module:
-        return model.requires_grad_(True)
+        model.requires_grad_(True)
+        model.get_input_embeddings().requires_grad_(self.embeddings)
+        return model
 
 
 @dataclass(frozen=True)

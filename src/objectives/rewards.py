@@ -173,7 +173,7 @@ class Rewards:
         total: `[B, G]` fp32, what the advantages are computed from.
         ranking: `[B, G]` the part for the rank, before the floor.
         similarity: `[B, G]` the similarity, unweighted; not part of `total` where its weight is 0.
-        has_embed_token: `[B, G]` bool; where False, `total` is the floor.
+        has_embed_token: `[B, G]` bool; where False, `total` has no format weight, and is the floor if one is set.
     """
 
     total: Tensor
@@ -184,13 +184,14 @@ class Rewards:
 
 @dataclass(frozen=True)
 class Reward:
-    """`ranking + similarity_weight * similarity + format_weight`, and the floor without an embed token.
+    """`ranking + similarity_weight * similarity + format_weight`; without an embed token, the floor.
 
     Attributes:
         ranking: what a rank earns.
         similarity_weight: of the cosine itself. Off in our configs: it pays for a collapsed encoder too.
         format_weight: what writing the embed token earns by itself.
-        floor: what a rollout that did not write it earns instead of everything else, at most 0.
+        floor: what a rollout that did not write it earns instead of everything else, at most 0; None leaves it
+            all but `format_weight`, so that where many are cut off the rank still tells them apart.
 
     Raises:
         ValueError: If a weight is negative or the floor is above 0, so that a missing token could pay.
@@ -199,7 +200,7 @@ class Reward:
     ranking: RankReward
     similarity_weight: float = 0.0
     format_weight: float = 0.1
-    floor: float = 0.0
+    floor: float | None = 0.0
 
     def __post_init__(self) -> None:
         if self.similarity_weight < 0.0 or self.format_weight < 0.0:
@@ -207,7 +208,7 @@ class Reward:
                 "similarity_weight and format_weight must not be negative, "
                 f"got {self.similarity_weight} and {self.format_weight}"
             )
-        if self.floor > 0.0:
+        if self.floor is not None and self.floor > 0.0:
             raise ValueError(f"floor must be at most 0, the least a ranking earns, got {self.floor}")
 
     def __call__(self, ranking: Ranking, has_embed_token: Tensor) -> Rewards:
@@ -225,8 +226,9 @@ class Reward:
                 f"has_embed_token must be {list(ranking.best_wrong.shape)}, got {list(has_embed_token.shape)}"
             )
         ranked, similar = self.ranking(ranking), similarity(ranking)
-        total = ranked + self.similarity_weight * similar + self.format_weight
-        total = torch.where(has_embed_token, total, self.floor)
+        content = ranked + self.similarity_weight * similar
+        without = content if self.floor is None else torch.full_like(content, self.floor)
+        total = torch.where(has_embed_token, content + self.format_weight, without)
         if not torch.isfinite(total).all():
             raise ValueError("a reward is not finite: the scores of the ranking are not")
         return Rewards(total, ranked, similar, has_embed_token)

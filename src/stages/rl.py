@@ -26,6 +26,7 @@ from src.models.generation import Sampling
 from src.models.reference import FrozenReference
 from src.objectives.collapse import CollapseLimits, Vitals, collapse
 from src.objectives.grpo import (
+    Advantages,
     PolicyBatch,
     dr_grpo,
     group_advantages,
@@ -62,6 +63,7 @@ log = logging.getLogger(__name__)
 
 NORMALISATIONS = {"per_token": per_token, "per_sequence": per_sequence, "dr_grpo": dr_grpo}
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+CONTRASTIVE_ROLLOUTS = ("all", "good")
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,12 @@ class PolicySettings:
         kl_weight: of KL to the model that the stage started from; 0 makes no reference pass.
         n_updates: optimizer steps per batch of rollouts.
         contrastive_weight: of InfoNCE of the rollouts' embeddings, so that the vector learns as well as the
-            text; 0 leaves it out. Its documents are the served rows and have no gradient.
+            text; 0 leaves it out. Its documents are served rows that were encoded at this step, without
+            gradient.
         contrastive_temperature: of that loss, in cosine.
+        contrastive_rollouts: `all`, or only the `good` ones, which earned at least their group's mean: the
+            embedding then learns to follow a good reasoning, and not to do without it. Groups without spread
+            take part in either case.
     """
 
     clip_low: float = 0.2
@@ -111,6 +117,7 @@ class PolicySettings:
     n_updates: int = 1
     contrastive_weight: float = 0.0
     contrastive_temperature: float = 0.05
+    contrastive_rollouts: str = "all"
 
     def __post_init__(self) -> None:
         if self.normalisation not in NORMALISATIONS:
@@ -123,6 +130,11 @@ class PolicySettings:
             raise ValueError(f"policy.n_updates must be at least 1, got {self.n_updates}")
         if self.contrastive_weight < 0:
             raise ValueError(f"policy.contrastive_weight must not be negative, got {self.contrastive_weight}")
+        if self.contrastive_rollouts not in CONTRASTIVE_ROLLOUTS:
+            raise ValueError(
+                f"policy.contrastive_rollouts must be one of {', '.join(CONTRASTIVE_ROLLOUTS)}, "
+                f"got {self.contrastive_rollouts!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -151,6 +163,7 @@ class Learnt:
         reference: `[B, G, L]` of the frozen model; None where KL has no weight.
         positives: of the `B` queries.
         pool: of the contrastive term; None where it has no weight.
+        contrasted: `[B, G]` fp32, 1 at the rollouts that the contrastive term takes, 0 at the others.
         batches: rollout numbers `b * G + g`, a forward each; some may be empty.
     """
 
@@ -162,6 +175,7 @@ class Learnt:
     reference: Tensor | None
     positives: Positives
     pool: Pool | None
+    contrasted: Tensor
     batches: list[Sequence[int]]
 
 
@@ -245,7 +259,7 @@ class RLModule(ValidatedModule):
         with seconds.part("audit"):
             line |= self._audit(rollouts, outcome, step)
         with seconds.part("update"):
-            learnt = self._learnt(rollouts, outcome, retrieved)
+            learnt = self._learnt(rollouts, outcome, retrieved, step)
             metrics = self._update(learnt)
         with seconds.part("table"):
             self._write_table(batch, rollouts, outcome, retrieved, step)
@@ -326,12 +340,13 @@ class RLModule(ValidatedModule):
 
     # ---- the loss
 
-    def _learnt(self, rollouts: Rollouts, outcome: Outcome, retrieved: Retrieved | None) -> Learnt:
+    def _learnt(self, rollouts: Rollouts, outcome: Outcome, retrieved: Retrieved | None, step: int) -> Learnt:
         advantages = group_advantages(outcome.rewards.total, self.policy.scale_by_std)
         mask = trained_tokens(rollouts.completion_mask, advantages.has_spread)
         positives = self.environment.judgements.of(rollouts.query_ids, self.device)
         has_contrast = self.policy.contrastive_weight > 0
-        batches = self._batches(rollouts, advantages.has_spread)
+        contrasted = self._contrasted(advantages)
+        batches = self._batches(rollouts, advantages.has_spread | contrasted.any(1))
         return Learnt(
             rollouts=rollouts,
             advantages=advantages.values,
@@ -340,14 +355,23 @@ class RLModule(ValidatedModule):
             old=torch.zeros_like(rollouts.log_probs),
             reference=self._reference_log_probs(rollouts, batches),
             positives=positives,
-            pool=self._pool(positives, retrieved) if has_contrast else None,
+            pool=self._pool(positives, retrieved, step) if has_contrast else None,
+            contrasted=contrasted,
             batches=batches,
         )
 
-    def _batches(self, rollouts: Rollouts, has_spread: Tensor) -> list[Sequence[int]]:
-        """The rollouts that have something to teach, a forward each; at least one, which may be empty."""
+    def _contrasted(self, advantages: Advantages) -> Tensor:
+        if self.policy.contrastive_weight == 0:
+            return torch.zeros_like(advantages.values)
+        kept = torch.ones_like(advantages.values).bool()
+        if self.policy.contrastive_rollouts == "good":
+            kept = advantages.values >= 0
+        return kept.float()
+
+    def _batches(self, rollouts: Rollouts, teaches: Tensor) -> list[Sequence[int]]:
+        """The groups `[B]` that have something to teach, a forward each; at least one, which may be empty."""
         batches_of = group_batches if self._shares_prompts else micro_batches
-        return self.filled_up(batches_of(rollouts, self.token_budget, has_spread) or [[]])
+        return self.filled_up(batches_of(rollouts, self.token_budget, teaches) or [[]])
 
     @property
     def _shares_prompts(self) -> bool:
@@ -360,19 +384,26 @@ class RLModule(ValidatedModule):
         with self.reference.active() as base:
             return frozen_log_probs(base, rollouts, batches, shares_prompts=self._shares_prompts)
 
-    def _pool(self, positives: Positives, retrieved: Retrieved) -> Pool:
-        """The positives of the batch and what its rollouts retrieved, of all ranks; each reads a share."""
+    def _pool(self, positives: Positives, retrieved: Retrieved, step: int) -> Pool:
+        """The positives of the batch and what its rollouts retrieved, of all ranks; each reads a share.
+
+        Only rows of this step's model: against stale ones the loss would be lowered by moving away from what
+        the model was, whatever the query.
+        """
         index = self.trainer.datamodule.index
-        rows = torch.cat([positives.rows[positives.rows >= 0], retrieved.rows.flatten()]).unique()
-        rows = np.unique(index.ranks.joined(rows.cpu().numpy()))
-        share, _ = index.read(np.array_split(rows, index.ranks.size)[index.ranks.rank])
-        vectors = index.ranks.joined(share)
-        return Pool(*(torch.from_numpy(each).to(self.device) for each in (rows, vectors)))
+        own = positives.rows[positives.rows >= 0].unique()
+        always = index.ranks.joined(own.cpu().numpy())
+        found = index.ranks.joined(retrieved.rows.unique().cpu().numpy())
+        rows = np.unique(np.concatenate([always, found]))
+        share, encoded_at = index.read(np.array_split(rows, index.ranks.size)[index.ranks.rank])
+        vectors, encoded_at = index.ranks.joined(share), index.ranks.joined(encoded_at)
+        kept = (encoded_at == step) | np.isin(rows, always)
+        return Pool(*(torch.from_numpy(each[kept]).to(self.device) for each in (rows, vectors)))
 
     def _update(self, learnt: Learnt) -> dict[str, Tensor]:
         """All optimizer steps on one batch; the numbers of the first, and the clip shares of the last."""
         n_trained = share_of_count(int((learnt.weights > 0).sum()), self.device)
-        n_rollouts = share_of_count(int(learnt.has_spread.sum()) * self.rollouts.group_size, self.device)
+        n_contrasted = share_of_count(int(learnt.contrasted.sum()), self.device)
         names, metrics = list(learnt.rollouts.query_ids), {}
         for update in range(self.policy.n_updates):
             found: dict[str, Tensor] = {}
@@ -380,7 +411,7 @@ class RLModule(ValidatedModule):
             def run_backward(is_first: bool = update == 0, found: dict = found) -> Tensor:
                 total = torch.zeros((), device=self.device)
                 for number, rows in enumerate(learnt.batches):
-                    loss, values = self._rows_loss(learnt, rows, is_first, n_trained, n_rollouts)
+                    loss, values = self._rows_loss(learnt, rows, is_first, n_trained, n_contrasted)
                     is_last = number == len(learnt.batches) - 1
                     with contextlib.nullcontext() if is_last else block_sync(self)():
                         self.manual_backward(loss)
@@ -389,7 +420,7 @@ class RLModule(ValidatedModule):
                         found[name] = found.get(name, 0.0) + value
                 return total
 
-            has_none = not bool(learnt.has_spread.any())
+            has_none = not any(learnt.batches)
             result = optimization_step(self, run_backward, names, self.optimization.max_grad_norm, has_none)
             if result.is_skipped:  # as often as it would have stepped: a batch is always `n_updates` steps
                 metrics = {"skipped": torch.ones(())}
@@ -402,7 +433,7 @@ class RLModule(ValidatedModule):
         return metrics
 
     def _rows_loss(
-        self, learnt: Learnt, rows: Sequence[int], is_first: bool, n_trained: float, n_rollouts: float
+        self, learnt: Learnt, rows: Sequence[int], is_first: bool, n_trained: float, n_contrasted: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The part of the loss that some rollouts have, and what to log of it."""
         now = training_forward(self.embedder, learnt.rollouts, rows, shares_prompts=self._shares_prompts)
@@ -421,12 +452,14 @@ class RLModule(ValidatedModule):
         values = policy_statistics(batch, n_trained, *clip, sampled, now.entropy)
         total = loss.total
         if learnt.pool is not None:
-            contrast = self._contrast(learnt, now.embeddings, rows, n_rollouts)
+            contrast = self._contrast(learnt, now.embeddings, rows, n_contrasted)
             values["contrastive"] = contrast.detach()
             total = total + policy.contrastive_weight * contrast
         return total, values
 
-    def _contrast(self, learnt: Learnt, embeddings: Tensor, rows: Sequence[int], n_rollouts: float) -> Tensor:
+    def _contrast(
+        self, learnt: Learnt, embeddings: Tensor, rows: Sequence[int], n_contrasted: float
+    ) -> Tensor:
         """InfoNCE of rollouts `[n, D]` against the pool; a query's other positives take no part."""
         group = torch.as_tensor(rows, dtype=torch.long, device=self.device) // self.rollouts.group_size
         relevant = learnt.positives.rows[group]  # [n, P]
@@ -440,7 +473,8 @@ class RLModule(ValidatedModule):
             positive,
             mask,
             self.policy.contrastive_temperature,
-            denominator=n_rollouts,
+            weights=of_rows(learnt.contrasted, rows),
+            denominator=n_contrasted,
         )
 
     # ---- what is logged
@@ -456,7 +490,7 @@ class RLModule(ValidatedModule):
             "groups_without_spread": (~learnt.has_spread).sum(),
             "n_tokens": rollouts.n_tokens.float().mean(1).sum(),
             "missing_embed_token": (~rollouts.has_embed_token).float().mean(1).sum(),
-            "rank_first": outcome.ranking.rank.eq(1).any(-1).float().mean(1).sum(),
+            "rank_first": _best_rank(outcome.ranking).eq(1).float().mean(1).sum(),
         }
         if outcome.rank_agreement is not None:
             sums["rank_agreement"] = rewards.new_tensor(outcome.rank_agreement * n_groups)
