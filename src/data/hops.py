@@ -114,8 +114,16 @@ ROUTES = {
     4: Route(("mentor", "works", "seat", "part"), "Which region does the mentor of {a} work in?"),
 }
 
-QUESTIONS = ("What about {a}?", "And {a}?", "Who or what is {a}?")
-"""A fact that answers one says its subject again at once: the model learns to copy a name from a question."""
+QUESTIONS = (
+    "What about {a}?",
+    "And {a}?",
+    "Who or what is {a}?",
+    "What is {a} known for?",
+    "What can you tell me of {a} in a few words?",
+    "Who has spoken of {a} before?",
+)
+"""A fact that answers one says its subject again at once: the model learns to copy a name from a question,
+wherever in it the name stands."""
 
 _PAGE = (
     "{a} is a {kind} {where}. It is known for its {product}. Visitors come to {a} for {sight}. "
@@ -293,6 +301,11 @@ class World:
             for relation, pairs in self.facts.items()
         }
 
+    @cached_property
+    def relation_weights(self) -> tuple[float, ...]:
+        """How often each relation of the route is told, relative to the others."""
+        return tuple(math.sqrt(len(self.facts_of[relation])) for relation in self.route.relations)
+
 
 class WorldTexts(Texts):
     """The running text, one line per row, made when it is asked for.
@@ -328,13 +341,14 @@ class WorldTexts(Texts):
         """Unlinked facts: no two different ones share a name.
 
         Facts come back in other words: each perhaps at once, or all of them in their order. So what was read
-        before is worth copying, which chains and answers need. Every relation is told equally often, however
-        many facts it has.
+        before is worth copying, which chains and answers need. A relation is told in proportion to the square
+        root of the number of its facts: a fact of a large one less often, but not in proportion.
         """
         facts: list[Fact] = []
         used: set[str] = set()
         for _ in range(random.randint(1, self.settings.facts_per_line)):
-            fact = random.choice(self.world.facts_of[random.choice(self.world.route.relations)])
+            relation = random.choices(self.world.route.relations, self.world.relation_weights)[0]
+            fact = random.choice(self.world.facts_of[relation])
             if used.isdisjoint((fact.subject, fact.object)):
                 facts.append(fact)
                 used |= {fact.subject, fact.object}
