@@ -173,7 +173,8 @@ class Rewards:
         total: `[B, G]` fp32, what the advantages are computed from.
         ranking: `[B, G]` the part for the rank, before the floor.
         similarity: `[B, G]` the similarity, unweighted; not part of `total` where its weight is 0.
-        has_embed_token: `[B, G]` bool; where False, `total` has no format weight, and is the floor if one is set.
+        has_embed_token: `[B, G]` bool; where False, `total` has no format weight, and is the floor if there
+            is one.
     """
 
     total: Tensor
@@ -190,8 +191,8 @@ class Reward:
         ranking: what a rank earns.
         similarity_weight: of the cosine itself. Off in our configs: it pays for a collapsed encoder too.
         format_weight: what writing the embed token earns by itself.
-        floor: what a rollout that did not write it earns instead of everything else, at most 0; None leaves it
-            all but `format_weight`, so that where many are cut off the rank still tells them apart.
+        floor: what a rollout that did not write it earns instead of everything else, at most 0; None leaves
+            it all but `format_weight`, so that where many are cut off the rank still tells them apart.
 
     Raises:
         ValueError: If a weight is negative or the floor is above 0, so that a missing token could pay.
