@@ -27,11 +27,15 @@ $(STAMP): requirements.lock
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
-train: setup  ## train on the embedded default, evaluate, print the table; resumes after an interruption
+train: setup  ## SFT, RL and evaluation on the embedded default, with a table; resumes after an interruption
 	@$(RUN) -m src.train experiment=quickstart output_dir=$(QUICKSTART)/sft if_exists=resume
+	@$(RUN) -m src.train experiment=quickstart_rl model.path=$(QUICKSTART)/sft/model output_dir=$(QUICKSTART)/rl if_exists=resume
 	@$(RUN) -m src.evaluate model.path=$(QUICKSTART)/sft/model base.path=experiments/nano_base/model benchmarks=[pydocs] \
-		modes=[bm25,base-direct,direct,reasoning,base-reasoning,shuffled-reasoning] output_dir=$(QUICKSTART)/eval metrics_file=$(QUICKSTART)/metrics.json
-	@echo; printf '%s\n' "metrics   $(QUICKSTART)/metrics.json" "model     $(QUICKSTART)/sft/model" \
+		modes=[bm25,base-direct,direct,reasoning,base-reasoning,shuffled-reasoning] output_dir=$(QUICKSTART)/eval/sft
+	@$(RUN) -m src.evaluate model.path=$(QUICKSTART)/rl/model base.path=$(QUICKSTART)/sft/model benchmarks=[pydocs] \
+		modes=[direct,reasoning,base-reasoning,shuffled-reasoning] output_dir=$(QUICKSTART)/eval/rl
+	@$(RUN) -m src.report $(QUICKSTART)/eval/sft $(QUICKSTART)/eval/rl --output $(QUICKSTART)/metrics.json
+	@echo; printf '%s\n' "metrics   $(QUICKSTART)/metrics.json" "models    $(QUICKSTART)/sft/model  $(QUICKSTART)/rl/model" \
 		"retrain   rm -r $(QUICKSTART) && make train"
 
 hops: setup  ## the generated world: pretraining, SFT, RL, table; [SEED=2] [REFRESH=full], see experiments/hops/

@@ -323,6 +323,37 @@ def test_two_processes_that_start_at_once_build_once(tmp_path, monkeypatch):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+def test_rl_asks_in_other_modules_than_sft_and_nothing_that_sft_has_been_asked(tmp_path, monkeypatch):
+    files = module_files("smallpack")
+    for number in range(0, 120, 2):  # other functions under sentences that are there already
+        source = function_source(200 + number).replace(f"number {200 + number}.", f"number {number}.")
+        files[f"smallpack/again{number}.py"] = source
+    options = {"rl_share": 0.25, "test_share": 0.1, "validation_share": 0.1}
+    every = load_small(tmp_path, monkeypatch, files, **options)
+    options |= {"include_stdlib": False, "min_test": 1}
+    sft, rl = (
+        load_pydocs(["smallpack==1.2"], tmp_path / "cache", split=split, **options) for split in ("sft", "rl")
+    )
+
+    def modules(data):
+        return {row.id.split(":")[0] for row in data.examples}
+
+    assert len(modules(sft)) > len(modules(rl)) > 10
+    assert modules(sft).isdisjoint(modules(rl))
+    assert {row.query for row in sft.examples}.isdisjoint(row.query for row in rl.examples)
+    left_out = {row.id for row in every.examples} - {row.id for row in (*sft.examples, *rl.examples)}
+    asked_in_sft = {row.query for row in sft.examples}
+    assert left_out == {
+        row.id
+        for row in every.examples
+        if row.id.split(":")[0] not in modules(sft) and row.query in asked_in_sft
+    }
+    assert left_out
+    assert sft.corpus.fingerprint == rl.corpus.fingerprint == every.corpus.fingerprint
+    assert (rl.card["split"], rl.card["pairs"]) == ("rl", len(rl.examples))
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
 def test_another_reasoning_recipe_keeps_the_rows(tmp_path, monkeypatch):
     first = load_small(tmp_path, monkeypatch, module_files("smallpack"))
     options = {"include_stdlib": False, "test_share": 0.3, "validation_share": 0.2, "min_test": 1}
@@ -364,6 +395,8 @@ def test_missing_packages_are_named_at_once(tmp_path):
         ({"test_share": 0.0}, "test_share"),
         ({"test_share": 0.7, "validation_share": 0.3}, "test_share"),
         ({"min_test": 10_000}, "min_test=10000"),
+        ({"split": "test"}, "split must be one of sft, rl, all"),
+        ({"rl_share": 0.5}, "rl_share must be .* leave SFT a share"),
     ],
 )
 def test_wrong_settings_are_refused(tmp_path, monkeypatch, options, message):
@@ -470,6 +503,12 @@ def test_reasoning_says_the_rarest_words_of_the_query_again_in_its_order():
     assert cold_start_reasoning("Parse a file with a long header", document).startswith(
         "parse file header, read"
     )
+
+
+def test_reasoning_may_say_words_of_the_query_that_the_positive_does_not_have():
+    document = "def read(file): return parse(header(file))"
+    text = cold_start_reasoning("Parse a file with a long header", document, n_query=3, only_shared=False)
+    assert text.startswith("parse file long, read")
 
 
 def test_reasoning_of_plain_text_is_shared_and_then_other_words():

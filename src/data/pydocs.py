@@ -25,7 +25,7 @@ from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -41,6 +41,7 @@ from src.progress import Progress, progress_over
 
 CODE_VERSION = 3  # raise it when the same input gives other rows
 STDLIB = "stdlib"
+TRAINING_SPLITS = ("sft", "rl", "all")
 SPLITS = ("test", "validation", "train")  # near-duplicates stay in the first split that has them
 
 _LOG = logging.getLogger(__name__)
@@ -97,7 +98,9 @@ def load_pydocs(
     max_documents_per_query: int = 8,
     similarity: float = 0.8,
     include_undocumented: bool = True,
-    reasoning: Mapping[str, int] | None = None,
+    reasoning: Mapping[str, int | bool] | None = None,
+    split: str = "all",
+    rl_share: float = 0.2,
     workers: int = 2,
     name: str = "pydocs",
 ) -> TrainingData:
@@ -118,6 +121,10 @@ def load_pydocs(
         include_undocumented: whether functions without a usable docstring, of training modules, add to
             `texts`.
         reasoning: limits of `cold_start_reasoning` by argument name; None for its defaults.
+        split: which training pairs are examples: "sft", "rl" or "all". No module is in both of the first two,
+            and "rl" asks no sentence that "sft" has: on pairs that SFT has trained on, a reward measures what
+            was memorised. The corpus and the texts are those of all training modules in either case.
+        rl_share: share of all modules that are of the "rl" split.
         workers: processes that parse.
         name: of the data set and prefix of its benchmarks.
 
@@ -129,12 +136,19 @@ def load_pydocs(
 
     Raises:
         ValueError: If a package is not installed or lists no files, a version is missing, a share is out of
-            range, or fewer than `min_test` test documents are found.
+            range, the split is unknown, or fewer than `min_test` test documents are found.
     """
+    if split not in TRAINING_SPLITS:
+        raise ValueError(f"split must be one of {', '.join(TRAINING_SPLITS)}, got {split!r}")
     if not (0 < test_share < 1 and 0 <= validation_share < 1 and test_share + validation_share < 1):
         raise ValueError(
             f"test_share and validation_share must be in (0, 1) and leave a training share, "
             f"got {test_share} and {validation_share}"
+        )
+    if not 0 <= rl_share < 1 - test_share - validation_share:
+        raise ValueError(
+            f"rl_share must be at least 0 and leave SFT a share beside test_share={test_share} and "
+            f"validation_share={validation_share}, got {rl_share}"
         )
     pinned = pinned_versions(packages)
     installed = installed_versions(pinned)
@@ -158,7 +172,21 @@ def load_pydocs(
         raise ValueError(
             f"{name}: at least min_test={min_test} held-out documents, got {found}; list more packages"
         )
-    return data
+    examples = _part(data.examples, split, rl_share)
+    return replace(data, examples=examples, card={**data.card, "split": split, "pairs": len(examples)})
+
+
+def _part(examples: Sequence[Example], split: str, rl_share: float) -> list[Example]:
+    if split == "all":
+        return list(examples)
+    parts: dict[str, list[Example]] = {"sft": [], "rl": []}
+    for example in examples:
+        is_rl = position(example.id.partition(":")[0]) >= 1 - rl_share
+        parts["rl" if is_rl else "sft"].append(example)
+    if split == "sft":
+        return parts["sft"]
+    known = {_normal(example.query) for example in parts["sft"]}
+    return [example for example in parts["rl"] if _normal(example.query) not in known]
 
 
 # --- what is installed --------------------------------------------------------------------------------------
@@ -471,7 +499,7 @@ def _write_texts(folder: Path, texts: Iterable[str]) -> int:
     return len(offsets)
 
 
-def _load(folder: Path, name: str, recipe: dict[str, int]) -> TrainingData:
+def _load(folder: Path, name: str, recipe: dict[str, int | bool]) -> TrainingData:
     rows = {split: _read_lines(folder / f"{split}.jsonl") for split in SPLITS}
     train = rows["train"]
     ids = [row["id"] for row in train]
@@ -512,7 +540,7 @@ def _read_lines(path: Path) -> list[dict[str, str]]:
         return [json.loads(line) for line in file]
 
 
-def _reasonings(folder: Path, rows: Sequence[dict[str, str]], recipe: dict[str, int]) -> list[str]:
+def _reasonings(folder: Path, rows: Sequence[dict[str, str]], recipe: dict[str, int | bool]) -> list[str]:
     """Reasoning of each row under a recipe, written beside the rows once per recipe."""
     recipe_text = json.dumps(recipe, sort_keys=True) + inspect.getsource(src.data.reasoning)
     key = hashlib.sha256(recipe_text.encode()).hexdigest()[:12]

@@ -50,6 +50,7 @@ def cold_start_reasoning(
     n_body_words: int = 4,
     max_words: int = 14,
     min_frequency: int = 5,
+    only_shared: bool = True,
 ) -> str:
     """Compact text from a query and its positive: shared words, name, arguments, types, characteristic words.
 
@@ -69,6 +70,7 @@ def cold_start_reasoning(
         n_body_words: words of the rest, at most.
         max_words: of the whole text; it is cut at its end, where the least predictable words stand.
         min_frequency: body words in fewer documents are left out: what hardly ever occurs cannot be learnt.
+        only_shared: False takes the first `n_query` words of the query, whether the positive has them or not.
 
     Returns:
         One line such as `"config file, read, path encoding, dict, parser yaml anchors"`; empty where nothing
@@ -77,7 +79,7 @@ def cold_start_reasoning(
     name, signature, body = _split(positive)
     asked = list(_new_words(query, set()))
     seen = set(asked)
-    parts = [_shared(asked, positive, document_frequency, n_query)]
+    parts = [_shared(asked, positive, document_frequency, n_query) if only_shared else asked[:n_query]]
     arguments, annotations = _arguments(signature)
     said = ((name, n_name), (arguments, n_arguments), (f"{annotations} {_raised(body)}", n_types))
     for text, limit in said:
