@@ -79,8 +79,8 @@ class Watch(pl.Callback):
         module.shards_weights = self.shards_weights
         original = module._learnt
 
-        def learnt(rollouts, outcome, retrieved):
-            result = original(rollouts, outcome, retrieved)
+        def learnt(rollouts, outcome, *arguments):
+            result = original(rollouts, outcome, *arguments)
             rewards = outcome.rewards.total.tolist()
             groups = zip(rollouts.query_ids, rollouts.texts, rewards, strict=True)
             self.rollouts.append({query: (texts, values) for query, texts, values in groups})
