@@ -244,6 +244,17 @@ def test_on_policy_the_gradient_is_the_plain_policy_gradient():
     assert expected.abs().max() > 0.01
 
 
+def test_pitfall_27_the_loss_is_near_zero_on_policy_while_the_gradient_is_not():
+    data = rollouts()
+    data["old"] = data["log_probs"]
+    data["completion_mask"] = torch.ones_like(data["completion_mask"])  # one length: nothing is left over
+    batch, leaf = batch_of(data, per_token)
+    loss = policy_loss(batch)
+    loss.total.backward()
+    assert abs(loss.total.item()) < 1e-6
+    assert leaf.grad.abs().max() > 0.01
+
+
 def test_a_policy_that_is_the_reference_has_kl_zero_and_no_pull():
     data = rollouts()
     data["ref"] = data["old"] = data["log_probs"]

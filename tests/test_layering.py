@@ -123,6 +123,26 @@ def test_every_import_points_downwards_and_every_module_has_a_layer():
     assert violations(ROOT) == []
 
 
+def reached(start: str, graph: dict[str, set[str]]) -> set[str]:
+    """Everything that a module imports, directly or not."""
+    found, left = set(), [start]
+    while left:
+        for name in graph.get(left.pop(), set()) - found:
+            found.add(name)
+            left.append(name)
+    return found
+
+
+def test_pitfall_30_no_reward_comes_from_a_lexical_index():
+    graph = {name: imports(path) for name, path in modules(ROOT).items()}
+    rewarding = [name for name in graph if name.startswith("src.objectives.")]
+    for start in ("src.environment", "src.stages.rl", "src.data.rl", *rewarding):
+        assert {"src.index.lexical", "bm25s"}.isdisjoint(reached(start, graph)), start
+    assert "bm25s" in reached("src.evaluate", graph)  # the baseline: the check can fail
+    for file in (ROOT / "conf" / "reward").glob("*.yaml"):
+        assert "lexical" not in file.read_text(encoding="utf-8")
+
+
 def test_objectives_import_torch_only():
     for module, path in modules(ROOT).items():
         if module.startswith("src.objectives."):
