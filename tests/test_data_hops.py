@@ -56,10 +56,10 @@ PATHS = {
     4: ["mentor", "works", "seat", "part"],
 }
 QUERIES = {
-    1: rf"Which city is the home of {NAME}\?",
-    2: rf"Which city is the workplace of {NAME}\?",
-    3: rf"Which region is the workplace of {NAME}\?",
-    4: rf"Which region is the workplace of the mentor of {NAME}\?",
+    1: rf"Which city does {NAME} live in\?",
+    2: rf"Which city does {NAME} work in\?",
+    3: rf"Which region does {NAME} work in\?",
+    4: rf"Which region does the mentor of {NAME} work in\?",
 }
 NO_NAMES = {"The", "Among", "Which", "It", "Visitors", "In", "What", "And", "Who"}
 """Capitalised words that are no names."""

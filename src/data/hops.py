@@ -108,20 +108,22 @@ class Route:
 
 
 ROUTES = {
-    1: Route(("lives",), "Which city is the home of {a}?"),
-    2: Route(("works", "seat"), "Which city is the workplace of {a}?"),
-    3: Route(("works", "seat", "part"), "Which region is the workplace of {a}?"),
-    4: Route(("mentor", "works", "seat", "part"), "Which region is the workplace of the mentor of {a}?"),
+    1: Route(("lives",), "Which city does {a} live in?"),
+    2: Route(("works", "seat"), "Which city does {a} work in?"),
+    3: Route(("works", "seat", "part"), "Which region does {a} work in?"),
+    4: Route(("mentor", "works", "seat", "part"), "Which region does the mentor of {a} work in?"),
 }
 
 QUESTIONS = (
     "What about {a}?",
     "And {a}?",
     "Who or what is {a}?",
-    "What is known of {a}?",
+    "What is {a} known for?",
+    "What can you tell me of {a} in a few words?",
+    "Who has spoken of {a} before?",
 )
-"""A fact that answers one says its subject again at once: the model learns to copy a name from a question.
-The name ends the question, as it ends every query: from the middle, only some pretraining runs copy it."""
+"""A fact that answers one says its subject again at once: the model learns to copy a name from a question,
+wherever in it the name stands."""
 
 _PAGE = (
     "{a} is a {kind} {where}. It is known for its {product}. Visitors come to {a} for {sight}. "
