@@ -361,12 +361,12 @@ class RLModule(ValidatedModule):
         )
 
     def _contrasted(self, advantages: Advantages) -> Tensor:
+        """`[B, G]` fp32, the weight of each rollout in the contrastive term: 1 or 0."""
         if self.policy.contrastive_weight == 0:
             return torch.zeros_like(advantages.values)
-        kept = torch.ones_like(advantages.values).bool()
         if self.policy.contrastive_rollouts == "good":
-            kept = advantages.values >= 0
-        return kept.float()
+            return (advantages.values >= 0).float()
+        return torch.ones_like(advantages.values)
 
     def _batches(self, rollouts: Rollouts, teaches: Tensor) -> list[Sequence[int]]:
         """The groups `[B]` that have something to teach, a forward each; at least one, which may be empty."""
