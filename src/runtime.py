@@ -615,6 +615,11 @@ def _reused_folder(config: DictConfig, folder: Path) -> Path | None:
         raise UsageError(f"output_dir={folder}: a run is in there and running")
     if config.if_exists == "refuse":
         raise UsageError(f"output_dir={folder}: a run is in there ({state}). Go on with it: if_exists=resume")
+    if not (folder / "config.yaml").is_file():
+        raise UsageError(
+            f"output_dir={folder}: the config.yaml of the run in there is missing, so it cannot go on; "
+            f"to start anew: rm -r {shlex.quote(str(folder))}"
+        )
     stored = OmegaConf.load(folder / "config.yaml")
     _refuse_changes(folder, stored, config)
     if state == "finished" and not _differences(stored, config, ignored=WHERE):

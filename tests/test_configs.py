@@ -99,13 +99,12 @@ def test_what_goes_to_the_trainer_are_arguments_of_the_trainer(source, group, op
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "experiment"])
 def test_an_experiment_only_sets_keys_that_exist_without_it(source, option):
     raw = yaml.safe_load((CONF / "experiment" / f"{option}.yaml").read_text(encoding="utf-8"))
-    defaults = {
-        key.split("/")[-1]: value
-        for entry in raw.get("defaults", [])
-        for key, value in entry.items()
-        if isinstance(entry, dict)
-    }
-    overrides = [f"{group}={value}" for group, value in defaults.items()]
+    overrides = []
+    for entry in raw.get("defaults", []):
+        inherits = isinstance(entry, str)
+        overrides += [f"experiment={entry}"] if inherits else [
+            f"{group.split('/')[-1]}={value}" for group, value in entry.items()
+        ]  # fmt: skip
     base = flat_keys(OmegaConf.to_container(compose("train", overrides, source).config))
 
     for key, value in flat_keys({name: node for name, node in raw.items() if name != "defaults"}).items():

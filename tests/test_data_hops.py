@@ -66,7 +66,9 @@ NO_NAMES = {"The", "Among", "Which", "It", "Visitors", "In", "What", "And", "Who
 
 
 def load(hops=2, split="sft", seed=1, text=(), **sizes):
-    return load_hops(hops, Sizes(**(SIZES | sizes)), TextSettings(**(TEXT | dict(text))), seed, split)
+    sizes = SIZES | sizes
+    sizes.setdefault("sft_queries", sizes["sft_people"])
+    return load_hops(hops, Sizes(**sizes), TextSettings(**(TEXT | dict(text))), seed, split)
 
 
 def composed(*overrides):
@@ -145,6 +147,14 @@ def test_splits_are_disjoint_and_every_place_is_asked_for(hops):
     assert len(set().union(*groups)) == 96
     assert {example.positive_id for example in sft.examples} == set(sft.corpus.ids)
     assert len(sft.corpus) == (12 if hops < 3 else 6)
+
+
+def test_sft_may_ask_about_some_of_its_people_only_and_nothing_else_depends_on_it():
+    all_asked, some = load(), load(sft_queries=7)
+
+    assert some.examples == all_asked.examples[:7]
+    assert list(some.texts[:50]) == list(all_asked.texts[:50])
+    assert load(split="rl", sft_queries=7).examples == load(split="rl").examples
 
 
 @pytest.mark.parametrize("hops", [2, 3, 4])
@@ -375,6 +385,8 @@ def test_empty_held_out_splits_give_no_benchmark():
         ({"hops": 5}, "hops must be one of 1, 2, 3, 4, got 5"),
         ({"split": "test"}, "split must be one of sft, rl, got 'test'"),
         ({"split": "rl", "rl_people": 0}, "sizes.rl_people, which is 0"),
+        ({"sft_queries": 0}, "sizes.sft_queries must be a whole number of at least 1, got 0"),
+        ({"sft_queries": 41}, "sizes.sft_queries=41 is more than sizes.sft_people=40"),
         ({"sft_people": 0}, "sizes.sft_people must be a whole number of at least 1, got 0"),
         ({"test_people": -1}, "sizes.test_people must be a whole number of at least 0, got -1"),
         ({"companies": 2.5}, "sizes.companies must be a whole number of at least 1, got 2.5"),

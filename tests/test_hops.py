@@ -14,8 +14,8 @@ from src.runtime import ConfigSource, compose
 
 ROOT = Path(__file__).resolve().parents[1]
 WORLD = [
-    "data.sizes={sft_people: 12, rl_people: 8, validation_people: 4, test_people: 6, companies: 6, "
-    "sft_companies: 4, cities: 5, regions: 2}",
+    "data.sizes={sft_people: 12, sft_queries: 8, rl_people: 8, validation_people: 4, test_people: 6, "
+    "companies: 6, sft_companies: 4, cities: 5, regions: 2}",
     "data.text.lines=300",
 ]
 STAGES = ("pretrain", "sft", "rl")

@@ -197,17 +197,16 @@ def write_triples(file, n=20):
     return file
 
 
-@pytest.fixture(scope="module")
-def arguments(tmp_path_factory):
-    place = tmp_path_factory.mktemp("given")
+def small_run(rows, model):
+    """What a run of seconds is given, from a file of `write_triples` and a model folder on."""
     return [
         "stage=rl",
         "strategy.precision=32-true",
         "data=triples",
-        f'data.files=["{write_triples(place / "rows.jsonl")}"]',
+        f'data.files=["{rows}"]',
         "data.columns.hard_negatives=null",
         "data.validation_share=0.2",
-        f"model.path={likely_folder(place)}",
+        f"model.path={model}",
         f"stage.trainer.max_steps={N_STEPS}",
         "stage.trainer.val_check_interval=3",
         "stage.trainer.limit_val_batches=1",
@@ -223,6 +222,12 @@ def arguments(tmp_path_factory):
         "refresh.background=0.1",
         "refresh.audit_every_n_steps=2",
     ]
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+    place = tmp_path_factory.mktemp("given")
+    return small_run(write_triples(place / "rows.jsonl"), likely_folder(place))
 
 
 def folders(arguments, place):

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import signal
 import time
 
@@ -104,6 +105,18 @@ def test_a_finished_run_says_so_and_does_not_start_again(finished):
     assert ended == 2
     assert "finished; raise a limit" in end
     assert (folder / "status.json").read_text() == started
+
+
+def test_a_run_folder_that_lost_its_configuration_is_refused_and_left_alone(finished, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(finished[0] / "status.json", folder)
+
+    code, output = call("train", LIMIT, f"output_dir={folder}", "if_exists=resume", cwd=tmp_path)
+
+    assert code == 2
+    assert f"output_dir={folder}: the config.yaml of the run in there is missing" in output
+    assert [path.name for path in folder.iterdir()] == ["status.json"]
 
 
 def test_resuming_with_a_changed_key_is_refused_and_names_it(finished):

@@ -180,7 +180,8 @@ class Sizes:
     """How much of everything there is.
 
     Attributes:
-        sft_people: people of the SFT split.
+        sft_people: people of the SFT split; their linked facts stand together in the text.
+        sft_queries: how many of them SFT asks about, each with its chain.
         rl_people: people of the RL split.
         validation_people: people asked about in in-training evaluation.
         test_people: people that no decision is taken on.
@@ -192,6 +193,7 @@ class Sizes:
     """
 
     sft_people: int
+    sft_queries: int
     rl_people: int
     validation_people: int
     test_people: int
@@ -205,6 +207,11 @@ class Sizes:
             least = 0 if key.endswith("_people") and key != "sft_people" else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"sizes.{key} must be a whole number of at least {least}, got {value!r}")
+        if self.sft_queries > self.sft_people:
+            raise ValueError(
+                f"sizes.sft_queries={self.sft_queries} is more than sizes.sft_people={self.sft_people}: SFT "
+                "asks about each of them once"
+            )
 
     @property
     def people(self) -> int:
@@ -417,7 +424,7 @@ def load_hops(
         name: of the data set and prefix of its benchmarks.
 
     Returns:
-        One example per person of the split; as corpus, in training as in both benchmarks, the page of every
+        One example per person of the split who is asked about; as corpus, in training as in both benchmarks, the page of every
         place. `validation` and `test` are None where they have no people.
 
     Raises:
@@ -428,12 +435,13 @@ def load_hops(
     if not sizes.people_of(split):
         raise ValueError(f"split={split} asks about the people of sizes.{split}_people, which is 0")
     world = create_world(hops, sizes, seed)
+    asked = world.people[split][: sizes.sft_queries if split == "sft" else None]
     corpus = Corpus([_id(place) for place in world.pages], list(world.pages.values()))
     texts = WorldTexts(world, text, seed)
     return TrainingData(
         name=name,
         corpus=corpus,
-        examples=[_example(world, person, name, split) for person in world.people[split]],
+        examples=[_example(world, person, name, split) for person in asked],
         validation=_benchmark(world, corpus, "validation", name),
         test=_benchmark(world, corpus, "test", name),
         texts=texts,
