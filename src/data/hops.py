@@ -424,8 +424,8 @@ def load_hops(
         name: of the data set and prefix of its benchmarks.
 
     Returns:
-        One example per person of the split who is asked about; as corpus, in training as in both benchmarks, the page of every
-        place. `validation` and `test` are None where they have no people.
+        One example per person of the split who is asked about; as corpus, in training as in both benchmarks,
+        the page of every place. `validation` and `test` are None where they have no people.
 
     Raises:
         ValueError: If a size is impossible, the split is unknown or empty, or `hops` is out of range.
