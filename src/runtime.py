@@ -17,7 +17,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,6 +57,8 @@ log = logging.getLogger(__name__)
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 RUN_FOLDER = "SEARCH_R3_RUN_FOLDER"
+RUN_RESUMES = "SEARCH_R3_RUN_RESUMES"
+"""What rank 0 hands down to the ranks that its launcher starts: the folder, and "1" where it goes on."""
 """Environment variable that hands the run folder to the other ranks, which run the same command line."""
 
 WHITELIST = ("src.*", "pytorch_lightning.*", "torch.*")
@@ -591,6 +593,8 @@ def _chosen_folder(entry: Entry, config: DictConfig) -> Path | None:
     """The run folder, made or checked; None where the run in it is finished and nothing is left to do."""
     handed_down = os.environ.get(RUN_FOLDER)
     if handed_down:
+        if os.environ.get(RUN_RESUMES):
+            config.resume = handed_down
         return Path(handed_down)
     if config.get("output_dir") is None:
         if entry.folder is not None:
@@ -653,16 +657,23 @@ def execute(name: str, run: Run, composed: Composed, folder: Path) -> None:
     write_json(
         folder / "provenance.json", origin | {"choices": composed.choices, "overrides": composed.overrides}
     )
-    outer = os.environ.get(RUN_FOLDER)  # a search runs its trials inside a run of its own
-    os.environ[RUN_FOLDER] = str(folder.resolve())
+    with _handed_down(folder, bool(config.get("resume"))), recorded(folder, f"{name}.log"):
+        run(config)
+
+
+@contextlib.contextmanager
+def _handed_down(folder: Path, resumes: bool) -> Iterator[None]:
+    """Names the run to the ranks started within; a search runs its trials inside a run of its own."""
+    outer = {name: os.environ.get(name) for name in (RUN_FOLDER, RUN_RESUMES)}
+    os.environ |= {RUN_FOLDER: str(folder.resolve()), RUN_RESUMES: "1" if resumes else ""}
     try:
-        with recorded(folder, f"{name}.log"):
-            run(config)
+        yield
     finally:
-        if outer is None:
-            del os.environ[RUN_FOLDER]
-        else:
-            os.environ[RUN_FOLDER] = outer
+        for name, value in outer.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _rank() -> str:
