@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -15,8 +14,9 @@ from src.environment import Judgements
 from src.evaluation.validation import equal_forwards
 from src.index.base import MakeIndex
 from src.index.live_index import LiveIndex
+from src.index.ranks import Ranks
 from src.index.refresh import Refresh
-from src.index.store import stored_embeddings
+from src.index.store import open_store, store_folder, stored_embeddings
 from src.models.embedder import ReasoningEmbedder
 from src.stages.sampling import GroupedBatchSampler
 
@@ -124,21 +124,39 @@ class RLDataModule(ExamplesDataModule):
         )  # fmt: skip
 
     def _cached_rows(self) -> np.ndarray:
-        """The corpus as the model folder encodes it. The first rank fills the cache, all others wait."""
+        """The corpus as the model folder encodes it: by all ranks together; the first one keeps the cache.
 
-        def embed(texts: Sequence[str]) -> ArrayLike:
-            return self.embedder.embed_documents(texts)
+        Raises:
+            StoreError: On every rank, if the cache cannot be used or written.
+        """
+        ranks = Ranks()
 
-        def rows() -> np.ndarray:
-            return stored_embeddings(self.cache_dir, self.key, self.corpus.texts, embed, self.encode_batch)
+        def embed(texts: Sequence[str]) -> np.ndarray:
+            with equal_forwards(self.embedder):  # sharded weights need all ranks; none waits in silence
+                own = self.embedder.embed_documents(texts[ranks.shard(len(texts))])
+            return ranks.joined(np.asarray(own))
 
-        found = None
+        def embed_by_all(texts: Sequence[str]) -> np.ndarray:
+            ranks.gather_objects(texts)
+            return embed(texts)
+
+        def follow() -> None:
+            while (texts := ranks.gather_objects(None)[0]) is not None:
+                embed(texts)
+
+        def lead() -> None:
+            size = self.encode_batch * ranks.size
+            try:
+                stored_embeddings(self.cache_dir, self.key, self.corpus.texts, embed_by_all, size)
+            except Exception:  # between two calls of `embed`, so the others listen
+                ranks.gather_objects(None)
+                raise
+            ranks.gather_objects(None)
+
         with torch.autocast(self.embedder.device.type, enabled=False):
-            for is_turn in (self.trainer.is_global_zero, not self.trainer.is_global_zero):
-                with equal_forwards(self.embedder):  # sharded weights need all ranks; none waits in silence
-                    if is_turn:
-                        found = rows()
-        return found
+            ranks.together(follow if ranks.rank > 0 else lead)
+        folder = store_folder(self.cache_dir, self.key)
+        return ranks.together(lambda: open_store(folder, self.key, len(self.corpus)))
 
     # ---- checkpoints
 

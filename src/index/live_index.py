@@ -141,7 +141,7 @@ class LiveIndex:
         own = ranks.shard(shape[0])
         held = source[own] if isinstance(source, np.ndarray) else (own.stop - own.start, shape[1])
         folder = _shard_folder(folder, ranks)
-        store = _together(ranks, lambda: LiveStore.create(folder, key, held, step, overwrite))
+        store = ranks.together(lambda: LiveStore.create(folder, key, held, step, overwrite))
         for saved in _saved_folders(folder):
             shutil.rmtree(saved)
         index = cls(store, make_index, settings, ranks, shape[0], chunk_size)
@@ -182,7 +182,7 @@ class LiveIndex:
                 "resume with as many as before"
             )
         folder, shard = _shard_folder(folder, ranks), state["shards"][ranks.rank]
-        store = _together(ranks, lambda: LiveStore.open(folder, key, shard["rows"]))
+        store = ranks.together(lambda: LiveStore.open(folder, key, shard["rows"]))
         saved = _state_folder(folder, shard["rows"]["number"])
         for other in _saved_folders(folder):
             if other.name > saved.name:  # of a part of the run that was undone
@@ -362,7 +362,7 @@ class LiveIndex:
         Raises:
             StoreError: If a write failed before, or does now; on every rank.
         """
-        shard = _together(self.ranks, self._save)
+        shard = self.ranks.together(self._save)
         return {
             "n_documents": self.n_documents,
             "is_built": self._index is not None,
@@ -402,9 +402,9 @@ class LiveIndex:
         rule.load_state_dict(state["rule"])
         if state["is_built"]:
             folder = saved / "index" if "index" in names else None
-            self._index = _together(self.ranks, lambda: self._make_index(self.rows, saved=folder))
+            self._index = self.ranks.together(lambda: self._make_index(self.rows, saved=folder))
         if "rule" in names:
-            _together(self.ranks, lambda: rule.load(saved / "rule", self._view(0, None)))
+            self.ranks.together(lambda: rule.load(saved / "rule", self._view(0, None)))
 
     def _closed_on_error(self, action: Callable[[], None]) -> None:
         try:
@@ -674,14 +674,3 @@ def _state_folder(folder: Path, number: int) -> Path:
 
 def _saved_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("state-*") if path.is_dir())
-
-
-def _together(ranks: Ranks, action: Callable):
-    """The result of an action that may fail on one rank; then it fails on all."""
-    result, error = None, None
-    try:
-        result = action()
-    except StoreError as failed:
-        error = failed
-    ranks.agree(error)
-    return result

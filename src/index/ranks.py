@@ -4,6 +4,7 @@ Every rank holds a run of neighbouring rows, the same number up to one. All call
 In one process nothing is sent.
 """
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -91,3 +92,17 @@ class Ranks:
         for rank, text in enumerate(self.gather_objects(None if error is None else str(error))):
             if text is not None:
                 raise StoreError(text if self.size == 1 else f"rank {rank}: {text}") from error
+
+    def together(self, action: Callable[[], T]) -> T:
+        """The result of an action that may fail on one rank; then it fails on all.
+
+        Raises:
+            StoreError: If the action does, on any rank.
+        """
+        result, error = None, None
+        try:
+            result = action()
+        except StoreError as failed:
+            error = failed
+        self.agree(error)
+        return result
