@@ -105,7 +105,8 @@ def agreement(served: ArrayLike, fresh: ArrayLike, tolerance: float = TOLERANCE)
         tolerance: two rewards, and an advantage and zero, are equal within it.
 
     Returns:
-        `identical_rewards`, share of rollouts; `mean_abs_difference`; `kendall_tau`, tau-b within groups,
+        `identical_rewards`, share of rollouts; `mean_abs_difference`; `mean_difference`, served less fresh,
+        above 0 where stale rivals flatter fresh positives; `kendall_tau`, tau-b within groups,
         averaged over the `groups_compared` in which both have spread, and left out where there is none;
         `advantage_sign_agreement`, share of rollouts whose advantage (the reward less the group's mean) is on
         the same side of zero, zero being a side of its own.
@@ -118,12 +119,13 @@ def agreement(served: ArrayLike, fresh: ArrayLike, tolerance: float = TOLERANCE)
         raise ValueError(f"rewards must be [B, G] with G > 1 twice, got {served.shape} and {fresh.shape}")
     if not (np.isfinite(served).all() and np.isfinite(fresh).all()):
         raise ValueError("rewards must be finite")
-    difference = np.abs(served - fresh)
+    difference = served - fresh
     tau = kendall_tau(served, fresh, tolerance)
     is_compared = ~np.isnan(tau)
     record = {
-        "identical_rewards": float((difference <= tolerance).mean()),
-        "mean_abs_difference": float(difference.mean()),
+        "identical_rewards": float((np.abs(difference) <= tolerance).mean()),
+        "mean_abs_difference": float(np.abs(difference).mean()),
+        "mean_difference": float(difference.mean()),
         "groups_compared": float(is_compared.sum()),
         "advantage_sign_agreement": float((_side(served, tolerance) == _side(fresh, tolerance)).mean()),
     }
