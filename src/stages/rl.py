@@ -406,13 +406,11 @@ class RLModule(ValidatedModule):
         the model was, whatever the query.
         """
         index = self.trainer.datamodule.index
-        own = positives.rows[positives.rows >= 0].unique()
-        always = index.ranks.joined(own.cpu().numpy())
-        found = index.ranks.joined(retrieved.rows.unique().cpu().numpy())
-        rows = np.unique(np.concatenate([always, found]))
+        own = torch.cat([positives.rows[positives.rows >= 0], retrieved.rows.flatten()]).unique()
+        rows = np.unique(index.ranks.joined(own.cpu().numpy()))
         share, encoded_at = index.read(np.array_split(rows, index.ranks.size)[index.ranks.rank])
         vectors, encoded_at = index.ranks.joined(share), index.ranks.joined(encoded_at)
-        kept = (encoded_at == step) | np.isin(rows, always)
+        kept = encoded_at == step  # the positives too: the index keeps them fresh
         rows, vectors = (torch.from_numpy(each[kept]).to(self.device) for each in (rows, vectors))
         moved, token_ids, batches = np.empty(0, np.int64), [], []
         if self.policy.contrastive_documents == "trained":
