@@ -23,7 +23,6 @@ from src.stages.callbacks import TrainableCheckpoint
 from src.stages.completions import COLUMNS, Completions
 from src.stages.optimization import OptimizationSettings
 from src.stages.rl import PolicySettings, RLModule, RolloutSettings
-from src.stages.rollouts import document_embeddings, training_forward
 
 ALIVE = CollapseLimits(window=100)
 FULL = partial(Refresh, Full())
@@ -342,53 +341,6 @@ def test_the_contrastive_term_is_the_mean_over_the_rollouts_that_it_names(folder
         assert sorted(row for rows in learnt.batches for row in rows) == list(range(losses.numel()))
     sizes = {float(learnt.contrasted.mean()) for learnt in kept.seen}
     assert min(sizes) < 1 if rollouts == "good" else sizes == {1.0}
-
-
-class KeepGradient(pl.Callback):
-    """The gradient of the first step, before the optimizer."""
-
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        named = pl_module.embedder.named_parameters()
-        self.of = getattr(self, "of", {n: p.grad.clone() for n, p in named if p.grad is not None})
-
-
-@pytest.mark.parametrize("margin", [None, -0.01])
-def test_trained_documents_get_the_gradient_of_one_graph_over_rollouts_and_positives(
-    folder, tmp_path, margin
-):
-    embedder, kept, gradient = opened(folder), KeepLearnt(), KeepGradient()
-    policy = PolicySettings(
-        contrastive_weight=0.7, contrastive_documents="trained", contrastive_margin=margin
-    )
-    flat = Reward(lambda ranking: torch.zeros_like(ranking.best_wrong), format_weight=0.0, floor=None)
-    unclipped = OptimizationSettings(1e-12, warmup=0, schedule="constant", max_grad_norm=None)
-    settings = {"reward": flat, "optimization": unclipped, "token_budget": 60}
-    module = module_of(embedder, tmp_path, policy, every=0, **settings)
-    data = data_of(embedder, tmp_path, batch_size=6)
-
-    fit(module, data, 1, [kept, gradient])
-
-    learnt = kept.seen[0]
-    assert len(learnt.batches) > 1
-    assert len(learnt.pool.batches) > 1
-    embedder.zero_grad()
-    own = document_embeddings(embedder, data.document_ids(learnt.pool.rows.numpy()))
-    is_positive = torch.isin(learnt.pool.rows, learnt.positives.rows[:, 0])
-    documents = torch.where(is_positive[:, None], own, learnt.pool.vectors)
-    rows = [row for batch in learnt.batches for row in batch]
-    queries = training_forward(embedder, learnt.rollouts, rows).embeddings
-    scores = queries @ documents.T
-    place = (learnt.pool.rows == learnt.positives.rows[:, :1]).long().argmax(1)[torch.tensor(rows) // 6]
-    limit = scores.gather(1, place[:, None]) + (9 if margin is None else margin)
-    is_out = (scores > limit).scatter(1, place[:, None], False)
-    assert bool(is_out.any()) == (margin is not None)
-    logits = scores.masked_fill(is_out, -torch.inf) / policy.contrastive_temperature
-    loss = torch.nn.functional.cross_entropy(logits, place)
-    (0.7 * loss).backward()
-    expected = {name: p.grad for name, p in embedder.named_parameters() if p.grad is not None}
-    assert expected.keys() == gradient.of.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(gradient.of[name], value, atol=2e-5, rtol=2e-3)
 
 
 def test_token_embeddings_that_are_not_trained_stay_what_they_were(folder, tmp_path):

@@ -38,12 +38,7 @@ CASES = {
     # that the first rank has three and the second two
     "everything": Case(
         {
-            "policy": PolicySettings(
-                kl_weight=0.05,
-                contrastive_weight=0.5,
-                contrastive_documents="trained",
-                contrastive_margin=0.1,
-            ),
+            "policy": PolicySettings(kl_weight=0.05, contrastive_weight=0.5),
             "rank_agreement_every_n_steps": 1,
             "reward": Reward(partial(margin_dcg, tau=0.05)),
         },

@@ -106,10 +106,6 @@ class RLDataModule(ExamplesDataModule):
         with torch.autocast(self.embedder.device.type, enabled=False), equal_forwards(self.embedder):
             return self.embedder.embed_documents(texts)
 
-    def document_ids(self, rows: np.ndarray) -> list[list[int]]:
-        """Token ids of documents by row, with the embed token."""
-        return self.embedder.encoder.documents([self.corpus.texts[row] for row in rows])
-
     def _open_index(self) -> None:
         if self.index is not None:
             return

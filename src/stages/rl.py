@@ -21,7 +21,7 @@ from src.data.types import Example
 from src.environment import Environment, Outcome, Positives, Retrieved, Shard, exact_ranking
 from src.evaluation.validation import equal_forwards
 from src.index.refresh import StepQueries
-from src.models.embedder import ReasoningEmbedder, length_batches
+from src.models.embedder import ReasoningEmbedder
 from src.models.generation import Sampling
 from src.models.reference import FrozenReference
 from src.objectives.collapse import CollapseLimits, Vitals, collapse
@@ -40,7 +40,7 @@ from src.objectives.grpo import (
     token_weights,
     trained_tokens,
 )
-from src.objectives.losses import cosine_scores, false_negative_mask, info_nce, share_of_count
+from src.objectives.losses import info_nce, share_of_count
 from src.objectives.rewards import Ranking, Reward
 from src.stages.base import ValidatedModule
 from src.stages.completions import Completions
@@ -51,7 +51,6 @@ from src.stages.optimization import (
 )
 from src.stages.rollouts import (
     Rollouts,
-    document_embeddings,
     frozen_log_probs,
     group_batches,
     micro_batches,
@@ -64,7 +63,7 @@ log = logging.getLogger(__name__)
 
 NORMALISATIONS = {"per_token": per_token, "per_sequence": per_sequence, "dr_grpo": dr_grpo}
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
-CONTRASTIVE = {"contrastive_rollouts": ("all", "good"), "contrastive_documents": ("served", "trained")}
+CONTRASTIVE_ROLLOUTS = ("all", "good")
 
 
 @dataclass(frozen=True)
@@ -101,12 +100,9 @@ class PolicySettings:
         kl_weight: of KL to the model that the stage started from; 0 makes no reference pass.
         n_updates: optimizer steps per batch of rollouts.
         contrastive_weight: of InfoNCE of the rollouts' embeddings, so that the vector learns as well as the
-            text; 0 leaves it out. Its documents are served rows that were encoded at this step.
+            text; 0 leaves it out. Its documents are served rows that were encoded at this step, without
+            gradient.
         contrastive_temperature: of that loss, in cosine.
-        contrastive_documents: `served` takes all of them without gradient; `trained` moves the positives as
-            well as the rollouts, at the price of one more forward and backward pass over the positives.
-        contrastive_margin: a document that scores above the positive by more than this, in cosine, is taken
-            for one that is relevant and not judged, and left out; None leaves out none.
         contrastive_rollouts: `all`, or only the `good` ones, which earned at least their group's mean: the
             embedding then learns to follow a good reasoning, and not to do without it. Groups without spread
             take part in either case.
@@ -121,8 +117,6 @@ class PolicySettings:
     n_updates: int = 1
     contrastive_weight: float = 0.0
     contrastive_temperature: float = 0.05
-    contrastive_documents: str = "served"
-    contrastive_margin: float | None = None
     contrastive_rollouts: str = "all"
 
     def __post_init__(self) -> None:
@@ -136,11 +130,11 @@ class PolicySettings:
             raise ValueError(f"policy.n_updates must be at least 1, got {self.n_updates}")
         if self.contrastive_weight < 0:
             raise ValueError(f"policy.contrastive_weight must not be negative, got {self.contrastive_weight}")
-        for key, choices in CONTRASTIVE.items():
-            if getattr(self, key) not in choices:
-                raise ValueError(
-                    f"policy.{key} must be one of {', '.join(choices)}, got {getattr(self, key)!r}"
-                )
+        if self.contrastive_rollouts not in CONTRASTIVE_ROLLOUTS:
+            raise ValueError(
+                f"policy.contrastive_rollouts must be one of {', '.join(CONTRASTIVE_ROLLOUTS)}, "
+                f"got {self.contrastive_rollouts!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -150,19 +144,10 @@ class Pool:
     Attributes:
         rows: `[M]` corpus rows, ascending, each once.
         vectors: `[M, D]` fp32.
-        trained: `[T]` places in the pool of the positives that this rank moves; every one is moved by one
-            rank. Empty where documents are not trained.
-        token_ids: their texts, with the embed token; `T` of them.
-        batches: numbers within these `T`, a forward each; some may be empty.
-        gradient: `[M, D]` of this rank's loss, added up over the forwards of an update.
     """
 
     rows: Tensor
     vectors: Tensor
-    trained: Tensor
-    token_ids: list[list[int]]
-    batches: list[Sequence[int]]
-    gradient: Tensor
 
 
 @dataclass
@@ -411,16 +396,7 @@ class RLModule(ValidatedModule):
         share, encoded_at = index.read(np.array_split(rows, index.ranks.size)[index.ranks.rank])
         vectors, encoded_at = index.ranks.joined(share), index.ranks.joined(encoded_at)
         kept = encoded_at == step  # the positives too: the index keeps them fresh
-        rows, vectors = (torch.from_numpy(each[kept]).to(self.device) for each in (rows, vectors))
-        moved, token_ids, batches = np.empty(0, np.int64), [], []
-        if self.policy.contrastive_documents == "trained":
-            targets = np.unique(index.ranks.joined(positives.rows[:, 0].cpu().numpy()))
-            moved = np.array_split(targets, index.ranks.size)[index.ranks.rank]
-            token_ids = self.trainer.datamodule.document_ids(moved)
-            lengths = [len(ids) for ids in token_ids]
-            batches = self.filled_up(length_batches(lengths, self.token_budget)) or [[]]
-        places = torch.searchsorted(rows, torch.from_numpy(moved).to(self.device))
-        return Pool(rows, vectors, places, token_ids, batches, torch.zeros_like(vectors))
+        return Pool(*(torch.from_numpy(each[kept]).to(self.device) for each in (rows, vectors)))
 
     def _update(self, learnt: Learnt) -> dict[str, Tensor]:
         """All optimizer steps on one batch; the numbers of the first, and the clip shares of the last."""
@@ -432,17 +408,14 @@ class RLModule(ValidatedModule):
 
             def run_backward(is_first: bool = update == 0, found: dict = found) -> Tensor:
                 total = torch.zeros((), device=self.device)
-                moves_documents = learnt.pool is not None and learnt.pool.batches
                 for number, rows in enumerate(learnt.batches):
                     loss, values = self._rows_loss(learnt, rows, is_first, n_trained, n_contrasted)
-                    is_last = number == len(learnt.batches) - 1 and not moves_documents
+                    is_last = number == len(learnt.batches) - 1
                     with contextlib.nullcontext() if is_last else block_sync(self)():
                         self.manual_backward(loss)
                     total += loss.detach()
                     for name, value in values.items():
                         found[name] = found.get(name, 0.0) + value
-                if moves_documents:
-                    self._move_documents(learnt.pool)
                 return total
 
             has_none = not any(learnt.batches)
@@ -456,16 +429,6 @@ class RLModule(ValidatedModule):
             metrics |= clip_shares
         metrics["learning_rate"] = torch.tensor(self.lr_schedulers().get_last_lr()[0])
         return metrics
-
-    def _move_documents(self, pool: Pool) -> None:
-        """Carries what all ranks' rollouts say about the positives on to the weights (GradCache)."""
-        gradient = self.trainer.strategy.reduce(pool.gradient, reduce_op="sum")[pool.trained]  # [T, D]
-        for number, rows in enumerate(pool.batches):
-            vectors = document_embeddings(self.embedder, [pool.token_ids[row] for row in rows])
-            is_last = number == len(pool.batches) - 1
-            with contextlib.nullcontext() if is_last else block_sync(self)():
-                self.manual_backward((vectors * gradient[list(rows)]).sum())
-        pool.gradient.zero_()
 
     def _rows_loss(
         self, learnt: Learnt, rows: Sequence[int], is_first: bool, n_trained: float, n_contrasted: float
@@ -502,25 +465,15 @@ class RLModule(ValidatedModule):
         mask = torch.ones(len(group), len(learnt.pool.rows), dtype=torch.bool, device=self.device)
         for column in relevant.unbind(1):
             mask &= learnt.pool.rows != column[:, None]
-        documents = learnt.pool.vectors
-        if self.policy.contrastive_margin is not None:
-            scores = cosine_scores(embeddings.detach(), documents)
-            mask &= false_negative_mask(scores, positive, self.policy.contrastive_margin)[0]
-        if learnt.pool.batches:
-            documents = documents.detach().requires_grad_()
-        loss = info_nce(
+        return info_nce(
             embeddings,
-            documents,
+            learnt.pool.vectors,
             positive,
             mask,
             self.policy.contrastive_temperature,
             weights=of_rows(learnt.contrasted, rows),
             denominator=n_contrasted,
         )
-        if learnt.pool.batches:  # apart from the loss's backward, which a precision may scale
-            (gradient,) = torch.autograd.grad(loss, documents, retain_graph=True)
-            learnt.pool.gradient.add_(gradient, alpha=self.policy.contrastive_weight)
-        return loss
 
     # ---- what is logged
 

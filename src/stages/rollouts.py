@@ -305,20 +305,6 @@ def training_forward(
     )
 
 
-def document_embeddings(embedder: ReasoningEmbedder, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """Embeddings `[n, D]`, fp32, unit norm, with gradient, of sequences that end with the embed token.
-
-    For none a forward over one token is run, whose result is empty and part of the graph, see
-    `training_forward`.
-    """
-    ids, real = pad_left(
-        sequences or [[embedder.embed_token_id]], embedder.tokenizer.pad_token_id, embedder.device
-    )
-    with _without_dropout(embedder.model, keeps_checkpointing=True):
-        last = embedder.hidden_states(ids, real)[: len(sequences), -1]
-    return normalize(last.float(), dim=-1)
-
-
 def _states(embedder: ReasoningEmbedder, rollouts: Rollouts, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
     """States `[n, L, D]` that predict each completion token, and `[n, D]` at the embed token."""
     sequences = rollouts.sequences(rows) or [[embedder.embed_token_id]]
