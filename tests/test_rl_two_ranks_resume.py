@@ -80,10 +80,6 @@ def ranks(process):
     return first, next(child for child in first.children() if "src.train" in " ".join(child.cmdline()))
 
 
-def kill_both(process):
-    os.killpg(process.pid, signal.SIGKILL)
-
-
 def kill_the_second(process):
     ranks(process)[1].kill()
 
@@ -97,7 +93,6 @@ def ask_to_stop(process):
 
 
 ENDS = {
-    kill_both: -signal.SIGKILL,
     kill_the_first: -signal.SIGKILL,
     kill_the_second: 1,
     ask_to_stop: 130,
