@@ -306,7 +306,7 @@ def test_the_same_arguments_give_the_same_world_and_another_seed_another_one():
 def test_the_world_does_not_depend_on_the_process():
     program = (
         "from src.data.hops import *; import hashlib;"
-        f"data = load_hops(4, Sizes(**{SIZES}), TextSettings(**{TEXT}), 1);"
+        f"data = load_hops(4, Sizes(sft_queries=7, **{SIZES}), TextSettings(**{TEXT}), 1);"
         "print(hashlib.sha256(repr((data.corpus, data.examples, list(data.texts))).encode()).hexdigest())"
     )
     digests = set()
