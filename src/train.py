@@ -163,6 +163,7 @@ def _last_checkpoint(folder: Path) -> Path | None:
 def _trainer(config: DictConfig, folder: Path, extra_callbacks: Sequence["pl.Callback"]) -> "pl.Trainer":
     import pytorch_lightning as pl
 
+    from src.stages.callbacks import HeedSigterm
     from src.stages.progress import StepProgress
 
     callbacks = instantiate(config.stage.get("callbacks") or OmegaConf.create({}))
@@ -176,7 +177,7 @@ def _trainer(config: DictConfig, folder: Path, extra_callbacks: Sequence["pl.Cal
     return pl.Trainer(
         default_root_dir=folder,
         logger=_loggers(config, folder),
-        callbacks=[*callbacks.values(), StepProgress(), *extra_callbacks],
+        callbacks=[*callbacks.values(), HeedSigterm(), StepProgress(), *extra_callbacks],
         **arguments,
     )
 

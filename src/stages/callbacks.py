@@ -1,9 +1,10 @@
-"""What runs beside training: checkpoints, throughput by part, and totals of masked negatives."""
+"""What runs beside training: checkpoints, throughput by part, totals of masked negatives, and SIGTERM."""
 
 import hashlib
 import logging
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -171,6 +172,23 @@ def frozen_sha256(module: torch.nn.Module, n_values: int = 256) -> str:
             digest.update(f"{name} {tuple(parameter.shape)}".encode())
             digest.update(values.numpy().tobytes())
     return digest.hexdigest()
+
+
+class HeedSigterm(Callback):
+    """Keeps the command's own handler of SIGTERM during a fit.
+
+    Lightning puts one before it that calls a collective from within the signal handler. Where the ranks are
+    in another collective at that moment, they wait for each other for ever.
+    """
+
+    def __init__(self) -> None:
+        self._handler = signal.getsignal(signal.SIGTERM)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        signal.signal(signal.SIGTERM, self._handler)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        signal.signal(signal.SIGTERM, self._handler)
 
 
 class FalseNegatives(Callback):
