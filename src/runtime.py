@@ -58,8 +58,9 @@ log = logging.getLogger(__name__)
 CONF = Path(__file__).resolve().parents[1] / "conf"
 RUN_FOLDER = "SEARCH_R3_RUN_FOLDER"
 RUN_RESUMES = "SEARCH_R3_RUN_RESUMES"
-"""What rank 0 hands down to the ranks that its launcher starts: the folder, and "1" where it goes on."""
-"""Environment variable that hands the run folder to the other ranks, which run the same command line."""
+HANDED_DOWN = (RUN_FOLDER, RUN_RESUMES)
+"""Environment variables for the other ranks, which run the same command line: the run folder, and "1" where
+rank 0 goes on with the run in it."""
 
 WHITELIST = ("src.*", "pytorch_lightning.*", "torch.*")
 LIMITS = ("max_steps", "min_steps", "max_epochs", "min_epochs", "max_time", "limit_val_batches")
@@ -664,7 +665,7 @@ def execute(name: str, run: Run, composed: Composed, folder: Path) -> None:
 @contextlib.contextmanager
 def _handed_down(folder: Path, resumes: bool) -> Iterator[None]:
     """Names the run to the ranks started within; a search runs its trials inside a run of its own."""
-    outer = {name: os.environ.get(name) for name in (RUN_FOLDER, RUN_RESUMES)}
+    outer = {name: os.environ.get(name) for name in HANDED_DOWN}
     os.environ |= {RUN_FOLDER: str(folder.resolve()), RUN_RESUMES: "1" if resumes else ""}
     try:
         yield

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from src.command_line import UsageError
 from src.progress import Progress
 from src.run_folder import provenance, write_json
-from src.runtime import RUN_FOLDER, RUN_RESUMES, entry_point
+from src.runtime import HANDED_DOWN, entry_point
 from src.train import check as check_train
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def _train(rule: str, settings: Sequence[str], folder: Path) -> None:
     arguments = ["experiment=bench_refresh", *choice, *handed_on, *settings]
     arguments += [f"output_dir={folder}", "if_exists=resume"]
     # what is handed down belongs to this run
-    environment = {name: os.environ[name] for name in os.environ if name not in (RUN_FOLDER, RUN_RESUMES)}
+    environment = {name: os.environ[name] for name in os.environ if name not in HANDED_DOWN}
     # In a session of its own, so that Ctrl-C reaches it once, from here.
     process = subprocess.Popen(
         [sys.executable, "-m", "src.train", *arguments], env=environment, start_new_session=True

@@ -129,7 +129,7 @@ class RLDataModule(ExamplesDataModule):
         Raises:
             StoreError: On every rank, if the cache cannot be used or written.
         """
-        ranks = Ranks()
+        ranks, key = Ranks(), self.key
 
         def embed(texts: Sequence[str]) -> np.ndarray:
             with equal_forwards(self.embedder):  # sharded weights need all ranks; none waits in silence
@@ -144,19 +144,20 @@ class RLDataModule(ExamplesDataModule):
             while (texts := ranks.gather_objects(None)[0]) is not None:
                 embed(texts)
 
-        def lead() -> None:
+        def lead() -> np.ndarray:
             size = self.encode_batch * ranks.size
             try:
-                stored_embeddings(self.cache_dir, self.key, self.corpus.texts, embed_by_all, size)
+                found = stored_embeddings(self.cache_dir, key, self.corpus.texts, embed_by_all, size)
             except Exception:  # between two calls of `embed`, so the others listen
                 ranks.gather_objects(None)
                 raise
             ranks.gather_objects(None)
+            return found
 
         with torch.autocast(self.embedder.device.type, enabled=False):
-            ranks.together(follow if ranks.rank > 0 else lead)
-        folder = store_folder(self.cache_dir, self.key)
-        return ranks.together(lambda: open_store(folder, self.key, len(self.corpus)))
+            rows = ranks.together(follow if ranks.rank > 0 else lead)
+        folder = store_folder(self.cache_dir, key)
+        return ranks.together(lambda: open_store(folder, key, len(self.corpus)) if rows is None else rows)
 
     # ---- checkpoints
 
