@@ -18,16 +18,21 @@ from src.index.certified import (
     quantile_needs,
     wilson_interval,
 )
+from src.index.forecast import CommonDrift
 from src.index.live_index import LiveIndex
 from src.index.ranks import Ranks
-from src.index.refresh import Audit, StepQueries, View
+from src.index.refresh import Audit, AuditedRows, Moved, StepQueries, View
 
 
-def case(seed, n=60, width=6, n_queries=12, n_positives=2, drift=0.3):
-    """Served rows, fresh rows (the positives' are served fresh), queries, and what the step encoded."""
+def case(seed, n=60, width=6, n_queries=12, n_positives=2, drift=0.3, common=0.0):
+    """Served rows, fresh rows (the positives' are served fresh), queries, and what the step encoded.
+
+    Rows have moved by `drift` on their own, and by `common` with all others.
+    """
     rng = np.random.default_rng(seed)
     fresh = unit(rng.standard_normal((n, width)))
     served = unit(fresh + drift * rng.standard_normal((n, width)) / width**0.5)
+    served = unit(served - common * unit(rng.standard_normal((1, width)))) if common else served
     positives = np.stack([rng.choice(n, n_positives, replace=False) for _ in range(n_queries)])
     if n_positives > 1:
         positives[::3, 1] = -1
@@ -39,10 +44,22 @@ def case(seed, n=60, width=6, n_queries=12, n_positives=2, drift=0.3):
     return served, fresh, StepQueries(vectors, positives), is_new
 
 
-def audit_of(served, fresh, queries, is_new):
-    view = View(1, served, is_new.astype(np.int64), 0, len(served), queries, None, None, Ranks())
-    parts = [slice(0, 25), slice(25, 60)]
-    return Audit(view, lambda: ((p.start, served[p], fresh[p], is_new[p]) for p in parts))
+def audit_of(served, fresh, queries, is_new, parts=(slice(0, 25), slice(25, None))):
+    encoded_at = is_new.astype(np.int64)
+    view = View(1, served, encoded_at, 0, len(served), queries, None, Ranks())
+    chunks = [AuditedRows(p.start, served[p], encoded_at[p], fresh[p], is_new[p]) for p in parts]
+    return Audit(view, lambda: iter(chunks))
+
+
+def drift_of(served, fresh, is_new):
+    """What a sample of every third row says of the step from 0 to 1, at which the new rows were encoded."""
+    drift = CommonDrift()
+    sample = np.flatnonzero(~is_new)[::3]
+    drift.follow(Moved(1, np.zeros(len(sample), np.int64), served[sample], fresh[sample], Ranks()))
+    return drift
+
+
+STILL = CommonDrift()
 
 
 def scores_of(rows, queries):
@@ -58,23 +75,35 @@ def inputs(scores, limits, cap):
     return above, scores.max()
 
 
-def with_band(served, fresh, limits, band, reads_best):
-    """Scores of one rollout after the rows in the band were encoded."""
-    is_near = (np.abs(served[:, None] - np.asarray(limits)) <= band).any(1)
-    if reads_best:
-        is_near |= served >= served.max() - band
-    return np.where(is_near, fresh, served)
+def is_near(served, expected, limits, band):
+    """Which rows of one rollout are expected within the band of a limit, or on its other side."""
+    near = np.zeros(len(served), bool)
+    for limit in limits:
+        near |= np.abs(expected - limit) <= band
+        near |= (served >= limit) != (expected >= limit)
+    return near
 
 
+def forecast_scores(drift, served, queries, is_new):
+    found = drift.forecast(queries).scores(served, 0, is_new.astype(np.int64))
+    return [scores.astype(np.float64) for scores in found]
+
+
+@pytest.mark.parametrize("common", [0.0, 0.2])
 @pytest.mark.parametrize("cut_off", [None, 1, 5])
 @pytest.mark.parametrize("n_positives", [1, 2])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_needed_band_is_the_smallest_from_which_on_all_give_the_fresh_ranks(seed, n_positives, cut_off):
-    served, fresh, queries, is_new = case(seed, n_positives=n_positives)
+def test_the_needed_band_is_the_smallest_from_which_on_all_give_the_fresh_ranks(
+    seed, n_positives, cut_off, common
+):
+    served, fresh, queries, is_new = case(seed, n_positives=n_positives, common=common)
     audit = audit_of(served, fresh, queries, is_new)
-    numbers, is_exact = needed_bands(audit, cut_off, reads_best_wrong=False)
+    drift = drift_of(served, fresh, is_new) if common else STILL
+    numbers, is_exact = needed_bands(audit, drift.forecast(queries), cut_off, reads_best_wrong=False)
     limits = positive_limits(audit.view)
-    old, new = scores_of(served, queries), scores_of(fresh, queries)
+    old, expected = forecast_scores(drift, served, queries, is_new)
+    assert (old == expected).all() == (not common)
+    new = scores_of(fresh, queries)
     cap = cut_off or len(served)
     for query in range(len(numbers)):
         own = limits[query][np.isfinite(limits[query])]
@@ -82,43 +111,63 @@ def test_the_needed_band_is_the_smallest_from_which_on_all_give_the_fresh_ranks(
             [fresh[row] @ queries.vectors[query] - TIE for row in queries.positives[query] if row >= 0],
             abs=1e-7,
         )
-        expected = inputs(new[query], own, cap)[0]
+        wanted = inputs(new[query], own, cap)[0]
         # each positive has a band of its own in the slow definition too: the number is the largest of them
         slow = 0.0
         for limit in own:
             right = min(int((new[query] >= limit).sum()), cap)
             for edge in EDGES[::-1]:
-                changed = with_band(old[query], new[query], [limit], edge, False)
+                near = is_near(old[query], expected[query], [limit], edge)
+                changed = np.where(near, new[query], old[query])
                 if min(int((changed >= limit).sum()), cap) != right:
                     break
                 needed = edge
             slow = max(slow, needed)
         assert numbers[query] == slow
-        assert is_exact[query] == (inputs(old[query], own, cap)[0] == expected)
+        assert is_exact[query] == (inputs(old[query], own, cap)[0] == wanted)
     if cut_off is None:
         assert (numbers > 0).any()  # or nothing was compared
 
 
+@pytest.mark.parametrize("common", [0.0, 0.2])
 @pytest.mark.parametrize("seed", range(4))
-def test_no_band_above_the_needed_one_misses_a_rank_or_the_best_wrong_score(seed):
-    served, fresh, queries, is_new = case(seed)
+def test_no_band_above_the_needed_one_misses_a_rank_or_the_best_wrong_score(seed, common):
+    served, fresh, queries, is_new = case(seed, common=common)
     audit = audit_of(served, fresh, queries, is_new)
-    numbers, is_exact = needed_bands(audit, None, reads_best_wrong=True)
+    drift = drift_of(served, fresh, is_new) if common else STILL
+    numbers, is_exact = needed_bands(audit, drift.forecast(queries), None, reads_best_wrong=True)
     limits = positive_limits(audit.view)
-    old, new = scores_of(served, queries), scores_of(fresh, queries)
+    old, expected = forecast_scores(drift, served, queries, is_new)
+    new = scores_of(fresh, queries)
     n_needed = 0
     for query, number in enumerate(numbers):
         own = limits[query][np.isfinite(limits[query])]
-        expected = inputs(new[query], own, len(served))
+        wanted = inputs(new[query], own, len(served))
+        level = np.maximum(old[query], expected[query])
         for band in [number + 1e-6, *EDGES[number < EDGES][::5]]:
-            found = inputs(with_band(old[query], new[query], own, band, True), own, len(served))
-            assert found[0] == expected[0]
-            assert found[1] == pytest.approx(expected[1], abs=1e-6)
+            near = is_near(old[query], expected[query], own, band) | (level >= expected[query].max() - band)
+            found = inputs(np.where(near, new[query], old[query]), own, len(served))
+            assert found[0] == wanted[0]
+            assert found[1] == pytest.approx(wanted[1], abs=1e-6)
         served_inputs = inputs(old[query], own, len(served))
-        is_same = served_inputs[0] == expected[0] and abs(served_inputs[1] - expected[1]) <= TIE
+        is_same = served_inputs[0] == wanted[0] and abs(served_inputs[1] - wanted[1]) <= TIE
         assert is_exact[query] == is_same
         n_needed += number > 0
     assert n_needed > 3
+
+
+def test_drift_that_all_rows_share_needs_no_band():
+    served, _, queries, is_new = case(0, n_positives=1)
+    fresh = served + np.where(is_new, 0, 1)[:, None] * np.float32([0.3, -0.2, 0.1, 0, 0.4, 0])
+    drift = drift_of(served, fresh, is_new)
+    audit = audit_of(served, fresh, queries, is_new)
+
+    blind, _ = needed_bands(audit, STILL.forecast(queries), None, reads_best_wrong=True)
+    foreseen, _ = needed_bands(audit, drift.forecast(queries), None, reads_best_wrong=True)
+
+    assert (blind > 0.05).mean() > 0.5
+    assert foreseen.max() < 1e-5
+    assert drift.spread < 1e-6
 
 
 def calibrated(numbers, **settings):
@@ -139,9 +188,8 @@ def test_rollouts_whose_needed_band_is_covered_get_the_fresh_reward(band, reads_
         served[positives] = corpus.vectors(4, positives)
         line = index.refresh(4, queries, corpus.encoder(4))
         is_new = np.isin(np.arange(corpus.n), positives)
-        numbers, _ = needed_bands(
-            audit_of_all(served, corpus.vectors(4), queries, is_new), None, reads_best_wrong
-        )
+        audit = audit_of(served, corpus.vectors(4), queries, is_new, [slice(0, None)])
+        numbers, _ = needed_bands(audit, STILL.forecast(queries), None, reads_best_wrong)
         same = np.abs(dcg_on(queries, 4)(index.rows) - dcg_on(queries, 4)(corpus.vectors(4))).ravel() <= 1e-6
         assert line["band"] == band
         assert same[numbers <= band].all()
@@ -150,11 +198,6 @@ def test_rollouts_whose_needed_band_is_covered_get_the_fresh_reward(band, reads_
             assert line["share_of_corpus"] < 0.9
         if band == 0:
             assert not same.all()
-
-
-def audit_of_all(served, fresh, queries, is_new):
-    view = View(1, served, is_new.astype(np.int64), 0, len(served), queries, None, None, Ranks())
-    return Audit(view, lambda: iter([(0, served, fresh, is_new)]))
 
 
 def test_the_unit_of_the_band_is_the_last_one_known_also_after_a_resume(tmp_path):
@@ -175,6 +218,40 @@ def test_the_unit_of_the_band_is_the_last_one_known_also_after_a_resume(tmp_path
             index.close()
     assert bands[0] == bands[1]
     assert 0 < bands[0] < 2.0
+
+
+def test_the_path_of_the_corpus_is_that_of_rows_of_any_age():
+    rng = np.random.default_rng(0)
+    speed = rng.standard_normal(5)
+    base = rng.standard_normal((50, 5))
+    at = lambda rows, step: base[rows] + speed * step  # noqa: E731
+    drift, encoded_at = CommonDrift(), np.zeros(50, np.int64)
+    for step in range(1, 8):
+        rows = rng.choice(50, 6, replace=False)
+        drift.follow(
+            Moved(step, encoded_at[rows], at(rows, encoded_at[rows][:, None]), at(rows, step), Ranks())
+        )
+        encoded_at[rows] = step
+    drift.follow(
+        Moved(8, np.empty(0, np.int64), np.empty((0, 5)), np.empty((0, 5)), Ranks())
+    )  # no row, no news
+    assert len(set(encoded_at)) > 3
+    queries = StepQueries(unit(rng.standard_normal((3, 5))), np.full((3, 1), -1))
+
+    for oldest in (0, int(encoded_at.min())):
+        drift.forget_before(oldest)
+        served, expected = drift.forecast(queries).scores(
+            at(np.arange(50), encoded_at[:, None]).astype(np.float32), 0, encoded_at
+        )
+        assert expected == pytest.approx(queries.vectors @ at(np.arange(50), 7).T, abs=1e-4)
+        assert np.abs(served - expected).max() > 0.1
+    assert drift.spread < 1e-6
+
+    again = CommonDrift()
+    again.load(drift.arrays())
+    assert again.spread == drift.spread
+    assert (again.steps == drift.steps).all()
+    assert (again.path == drift.path).all()
 
 
 def test_nothing_is_encoded_where_the_band_implies_a_rank_beyond_the_cut_off(tmp_path):

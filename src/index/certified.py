@@ -1,20 +1,21 @@
 """The rule `certified`: a stated share of the rollouts gets the reward of a freshly encoded corpus.
 
 The reward of a rollout reads the rank of its positives, which are fresh, and the best wrong score. A stale
-document changes the rank only if drift has carried its score across the positive's. So the rows whose served
-score lies within a band around the positive's are encoded, and no others; and those within the band below the
-best wrong score. Where so many rows score above the band that the positive is beyond the reward's cut-off,
-nothing is encoded.
+document changes the rank only if drift has carried its score across the positive's. Most of a score's drift
+is common to the corpus and can be foreseen (`src.index.forecast`). So a document is encoded if it is served
+on one side of the positive's score and expected on the other, or expected within a band around it; and if it
+is expected within the band below the best wrong score. Where so many documents are above whatever the drift
+that the positive is beyond the reward's cut-off, none is encoded.
 
-How wide? That is calibrated (split conformal prediction). At an audit every rollout gets a number: the
-smallest band from which on the reward's inputs are those of the fresh corpus. The band used is the quantile
-of the latest of these numbers. Drift is not exchangeable, so two things follow it. The numbers are in units
-of the distance by which the background's rows moved when they were encoded at that step, which is known
-before the band is chosen and goes with the speed of drift. And the quantile is stretched after every audit in
-which more was missed than stated, and shrunk otherwise: `log stretch` moves by `rate * (missed -
-miscoverage)`, the quantile tracking of arXiv:2307.16895 on a log scale. Moving the level instead
-(arXiv:2106.00170) would ask for an infinite band, and for many re-encodings of everything, after one bad
-audit. The rule is ours.
+How wide is the band? That is calibrated (split conformal prediction). At an audit every rollout gets a
+number: the smallest band from which on the reward's inputs are those of the fresh corpus. The band used is
+the quantile of the latest of these numbers. Drift is not exchangeable, so two things follow it. The numbers
+are in units of the distance of the background's rows from where they were expected when they were encoded at
+that step, which is known before the band is chosen and goes with the speed of drift. And the quantile is
+stretched after every audit in which more was missed than stated, and shrunk otherwise: `log stretch` moves by
+`rate * (missed - miscoverage)`, the quantile tracking of arXiv:2307.16895 on a log scale. Moving the level
+instead (arXiv:2106.00170) would ask for an infinite band, and for many re-encodings of everything, after one
+bad audit. The rule is ours.
 
 The stated probability is marginal over rollouts, not for each one. It holds for the band: what a budget cuts
 off is not covered. So the ledger shows the coverage that was observed, of the rewards' inputs as served.
@@ -23,11 +24,14 @@ off is not covered. So the ledger shows the coverage that was observed, of the r
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from src.index.base import load_saved, save_whole
+from src.index.forecast import CommonDrift, Forecast, wrong_scores
 from src.index.ranks import Ranks
-from src.index.refresh import NOTHING, Audit, Proposal, Rule, StepQueries, View
+from src.index.refresh import NOTHING, Audit, Moved, Proposal, Rule, View
 
 TIE = 1e-6
 """As in the environment: a wrong document this much below a positive counts as above it."""
@@ -51,7 +55,7 @@ class Certified(Rule):
         rate: of the stretch; 0 turns it off. At 1, an audit that misses a fifth widens the band by 21 %.
         cut_off: rank beyond which the reward is 0, as `k` of the reward; None for none.
         reads_best_wrong: whether the reward reads the best wrong score, as `margin_dcg` does.
-        is_scaled: whether bands follow the background's displacement; without it they are cosines.
+        is_scaled: whether bands follow the spread of the background's drift; without it they are cosines.
 
     Raises:
         ValueError: If a number is out of range.
@@ -84,37 +88,40 @@ class Certified(Rule):
         self._numbers: list[float] = []
         self._n_audited = self._n_exact = 0
         self._band, self._band_step = math.inf, -1
+        self._drift = CommonDrift()
 
     @property
     def is_calibrated(self) -> bool:
         """Whether there are enough audited rollouts for a finite band."""
         return len(self._numbers) >= quantile_needs(self.miscoverage)
 
+    def follow(self, moved: Moved) -> None:
+        self._drift.follow(moved)
+
     def propose(self, view: View) -> Proposal:
         quantile = conformal_quantile(self._numbers, self.miscoverage)
-        self._band = quantile * math.exp(self._log_stretch) * self._unit(view)
+        self._band = quantile * math.exp(self._log_stretch) * self._unit
         self._band_step = view.step
-        if math.isinf(self._band):
-            rows = np.arange(view.first_row, view.first_row + len(view.rows))
-            return Proposal(rows, view.encoded_at)
+        self._drift.forget_before(-int(view.ranks.max(-view.encoded_at.min(keepdims=True))[0]))
         if len(view.queries.vectors) == 0:
             return NOTHING
         band = self._band + TIE  # the scores come from another product than those of the environment
         limits = positive_limits(view)
-        n_above, best_wrong = self._overview(view, limits + band)
+        forecast = self._drift.forecast(view.queries)
+        n_above, best_wrong = self._overview(view, forecast, limits, band)
         is_open = np.isfinite(limits)
         if self.cut_off is not None:
             is_open &= n_above < self.cut_off
-        return self._within(view, np.where(is_open, limits, np.inf), best_wrong, band)
+        return self._within(view, forecast, np.where(is_open, limits, np.inf), best_wrong, band)
 
     def learn(self, audit: Audit) -> dict[str, float]:
-        numbers, is_exact = needed_bands(audit, self.cut_off, self.reads_best_wrong)
+        forecast = self._drift.forecast(audit.view.queries)
+        numbers, is_exact = needed_bands(audit, forecast, self.cut_off, self.reads_best_wrong)
         if len(numbers) == 0:
             return {}
         band = self._band if self._band_step == audit.view.step else 0.0  # the rule may not have been asked
         missed = float((numbers > band).mean())
-        unit = self._unit(audit.view)
-        self._numbers = [*self._numbers, *(numbers / unit).tolist()][-self.window :]
+        self._numbers = [*self._numbers, *(numbers / self._unit).tolist()][-self.window :]
         if self._band_step == audit.view.step:
             self._log_stretch += self.rate * (missed - self.miscoverage)
         self._n_audited += len(numbers)
@@ -145,38 +152,68 @@ class Certified(Rule):
         self._numbers, self._log_stretch = list(state["numbers"]), state["log_stretch"]
         self._n_audited, self._n_exact = state["n_audited"], state["n_exact"]
 
-    def _unit(self, view: View) -> float:
-        if not self.is_scaled or view.displacement is None:
-            return 1.0
-        return max(view.displacement, 1e-6)
+    def save(self, folder: Path) -> None:
+        save_whole(folder, self._drift.arrays(), _FACTS)
 
-    def _overview(self, view: View, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Wrong documents at or above each end `[Q, P]`, as served, and the best wrong score `[Q]`."""
-        n_above = np.zeros(ends.shape, np.int64)
-        best = np.full(len(ends), -np.inf, np.float32)
-        for start, stop in _parts(len(view.rows), len(ends)):
-            scores = wrong_scores(view.rows[start:stop], view.first_row + start, view.queries)
-            best = np.maximum(best, scores.max(1))
-            for column in range(ends.shape[1]):
-                n_above[:, column] += (scores >= ends[:, column, None]).sum(1)
+    def load(self, folder: Path, view: View) -> None:
+        self._drift.load(load_saved(folder, _FACTS))
+
+    @property
+    def _unit(self) -> float:
+        if not self.is_scaled or self._drift.spread is None:
+            return 1.0
+        return max(self._drift.spread, 1e-6)
+
+    def _overview(
+        self, view: View, forecast: Forecast, limits: np.ndarray, band: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Wrong documents that stand above each limit `[Q, P]` whatever the drift, and the best wrong score
+        `[Q]` as expected."""
+        n_above = np.zeros(limits.shape, np.int64)
+        best = np.full(len(limits), -np.inf, np.float32)
+        for _, served, expected in _scores(view, forecast):
+            best = np.maximum(best, expected.max(1))
+            lowest = np.minimum(served, expected - band)
+            for column in range(limits.shape[1]):
+                n_above[:, column] += (lowest >= limits[:, column, None]).sum(1)
         return view.ranks.sum(n_above), view.ranks.max(best)
 
-    def _within(self, view: View, limits: np.ndarray, best_wrong: np.ndarray, band: float) -> Proposal:
+    def _within(
+        self, view: View, forecast: Forecast, limits: np.ndarray, best_wrong: np.ndarray, band: float
+    ) -> Proposal:
         """Rows in the band of a limit `[Q, P]`, or of its query's best wrong score; the nearest first."""
         rows, priorities = [], []
         is_read = np.isfinite(limits).any(1) & np.isfinite(best_wrong) & self.reads_best_wrong
-        floor = np.where(is_read, best_wrong - band, np.inf)[:, None]
-        for start, stop in _parts(len(view.rows), len(limits)):
-            scores = wrong_scores(view.rows[start:stop], view.first_row + start, view.queries)
-            nearest = np.where(scores >= floor, best_wrong[:, None] - scores, np.inf).min(0)
+        best_wrong = np.where(is_read, best_wrong, np.inf)[:, None]
+        for first, served, expected in _scores(view, forecast):
+            nearest = (best_wrong - np.maximum(served, expected)).min(0)
             for column in range(limits.shape[1]):
-                nearest = np.minimum(nearest, np.abs(scores - limits[:, column, None]).min(0))
+                limit = limits[:, column, None]
+                nearest = np.minimum(nearest, distances(served, expected, limit).min(0))
             found = np.flatnonzero(nearest <= band)
-            rows.append(view.first_row + start + found)
+            rows.append(first + found)
             priorities.append(nearest[found])
         return Proposal(
             np.concatenate([NOTHING.rows, *rows]), np.concatenate([NOTHING.priority, *priorities])
         )
+
+
+_FACTS = {"rule": "certified"}
+
+
+def distances(served: np.ndarray, expected: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """How far documents are from the other side of a limit than that on which they are served.
+
+    Args:
+        served: `[Q, n]` scores as served.
+        expected: `[Q, n]` as they are expected by now.
+        limits: `[Q, 1]`; infinite ones are never near.
+
+    Returns:
+        `[Q, n]`, negative where the other side is expected.
+    """
+    ahead = expected - limits
+    return np.where(served >= limits, ahead, -ahead)
 
 
 def conformal_quantile(numbers: list[float], miscoverage: float) -> float:
@@ -206,15 +243,6 @@ def wilson_interval(n_hits: int, n: int, z: float = 1.96) -> tuple[float, float]
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def wrong_scores(rows: np.ndarray, first_row: int, queries: StepQueries) -> np.ndarray:
-    """Scores `[Q, n]` fp32 of corpus rows from `first_row` on; -inf for the query's own positives."""
-    scores = queries.vectors @ rows.T
-    places = queries.positives - first_row
-    query, column = np.nonzero((places >= 0) & (places < len(rows)) & (queries.positives >= 0))
-    scores[query, places[query, column]] = -np.inf
-    return scores
-
-
 def positive_limits(view: View) -> np.ndarray:
     """Scores `[Q, P]` at which a wrong document counts as above the positive; inf where there is none."""
     positives = view.queries.positives
@@ -235,18 +263,19 @@ class _Tally:
         down: `[Q, P, E]` carried below it.
         above: `[Q, P]` above it when encoded anew.
         surplus: `[Q, P]` above it as served after the refresh, less `above`.
-        before, after, fresh: `[Q]` best wrong score before and after the refresh, and encoded anew.
-        before_of_best: `[Q]` what the best when encoded anew scored before.
+        expected, after, fresh: `[Q]` best wrong score as expected before the refresh, as served after it, and
+            encoded anew.
+        level_of_best: `[Q]` what the best when encoded anew was served or expected at before, the higher.
     """
 
     up: np.ndarray
     down: np.ndarray
     above: np.ndarray
     surplus: np.ndarray
-    before: np.ndarray
+    expected: np.ndarray
     after: np.ndarray
     fresh: np.ndarray
-    before_of_best: np.ndarray
+    level_of_best: np.ndarray
 
     @classmethod
     def zeros(cls, shape: tuple[int, int]) -> "_Tally":
@@ -254,22 +283,31 @@ class _Tally:
         counts = [np.zeros(shape, np.int64) for _ in range(2)]
         return cls(*bins, *counts, *(np.full(shape[0], -np.inf, np.float32) for _ in range(4)))
 
-    def add(self, before: np.ndarray, fresh: np.ndarray, is_new: np.ndarray, limits: np.ndarray) -> None:
+    def add(
+        self,
+        before: np.ndarray,
+        expected: np.ndarray,
+        fresh: np.ndarray,
+        is_new: np.ndarray,
+        limits: np.ndarray,
+    ) -> None:
         """Scores `[Q, n]` of some documents, and which of them `[n]` were encoded at this step."""
         after = np.where(is_new, fresh, before)
         best = fresh.argmax(1)
         queries = np.arange(len(fresh))
         is_better = fresh[queries, best] > self.fresh
-        self.before_of_best = np.where(is_better, before[queries, best], self.before_of_best)
+        level = np.maximum(before[queries, best], expected[queries, best])
+        self.level_of_best = np.where(is_better, level, self.level_of_best)
         self.fresh = np.where(is_better, fresh[queries, best], self.fresh)
-        self.before, self.after = np.maximum(self.before, before.max(1)), np.maximum(self.after, after.max(1))
+        self.expected = np.maximum(self.expected, expected.max(1))
+        self.after = np.maximum(self.after, after.max(1))
         for column in range(limits.shape[1]):
             limit = limits[:, column, None]
             is_above = fresh >= limit
             self.above[:, column] += is_above.sum(1)
             self.surplus[:, column] += (after >= limit).sum(1) - is_above.sum(1)
             query, document = np.nonzero((before >= limit) != is_above)
-            distance = np.abs(before[query, document] - limits[query, column])
+            distance = distances(before, expected, limit)[query, document]
             edge = np.minimum(np.searchsorted(EDGES, distance), len(EDGES) - 1)
             for counts, side in ((self.up, is_above), (self.down, ~is_above)):
                 chosen = side[query, document]
@@ -278,19 +316,22 @@ class _Tally:
     def merged(self, ranks: Ranks) -> "_Tally":
         """That of the whole corpus."""
         counts = [ranks.sum(part) for part in (self.up, self.down, self.above, self.surplus)]
-        bests = [ranks.max(part) for part in (self.before, self.after)]
-        fresh, of_best = ranks.gather(self.fresh[None]), ranks.gather(self.before_of_best[None])
+        bests = [ranks.max(part) for part in (self.expected, self.after)]
+        fresh, of_best = ranks.gather(self.fresh[None]), ranks.gather(self.level_of_best[None])
         fresh, of_best = np.concatenate(fresh), np.concatenate(of_best)  # [ranks, Q]
         first = fresh.argmax(0)[None]
         chosen = [np.take_along_axis(part, first, 0)[0] for part in (fresh, of_best)]
         return _Tally(*counts, *bests, *chosen)
 
 
-def needed_bands(audit: Audit, cut_off: int | None, reads_best_wrong: bool) -> tuple[np.ndarray, np.ndarray]:
+def needed_bands(
+    audit: Audit, forecast: Forecast, cut_off: int | None, reads_best_wrong: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """What the band should have been, and what came of the one that was.
 
     Args:
         audit: all rows, as served before the refresh and encoded anew.
+        forecast: of the same queries.
         cut_off: rank beyond which the reward is 0, or None.
         reads_best_wrong: whether the reward reads the best wrong score.
 
@@ -302,13 +343,12 @@ def needed_bands(audit: Audit, cut_off: int | None, reads_best_wrong: bool) -> t
     view = audit.view
     limits = positive_limits(view)
     tally = _Tally.zeros(limits.shape)
-    for first, before, fresh, is_new in audit.chunks():
-        for start, stop in _parts(len(before), len(limits)):
-            scores = [
-                wrong_scores(part[start:stop], view.first_row + first + start, view.queries)
-                for part in (before, fresh)
-            ]
-            tally.add(*scores, is_new[start:stop], limits)
+    for rows in audit.chunks():
+        for start, stop in _parts(len(rows.before), len(limits)):
+            first = view.first_row + rows.start + start
+            before, expected = forecast.scores(rows.before[start:stop], first, rows.encoded_at[start:stop])
+            fresh = wrong_scores(rows.fresh[start:stop], first, view.queries)
+            tally.add(before, expected, fresh, rows.is_new[start:stop], limits)
     tally = tally.merged(view.ranks)
     cap = view.n_documents if cut_off is None else cut_off
 
@@ -322,10 +362,17 @@ def needed_bands(audit: Audit, cut_off: int | None, reads_best_wrong: bool) -> t
     is_exact = (after == np.minimum(tally.above, cap)).all(1)
     if reads_best_wrong:
         is_read = ((tally.above < cap) & np.isfinite(limits)).any(1)
-        lag = np.maximum(tally.before - tally.fresh, tally.before - tally.before_of_best)
+        lag = tally.expected - np.minimum(tally.fresh, tally.level_of_best)
         numbers = np.where(is_read, np.maximum(numbers, np.maximum(lag, 0)), numbers)
         is_exact &= ~is_read | (np.abs(tally.after - tally.fresh) <= TIE)
     return numbers, is_exact
+
+
+def _scores(view: View, forecast: Forecast) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """The corpus row of the first of some rows of this rank, their scores `[Q, n]` as served and expected."""
+    for start, stop in _parts(len(view.rows), len(view.queries.vectors)):
+        first = view.first_row + start
+        yield first, *forecast.scores(view.rows[start:stop], first, view.encoded_at[start:stop])
 
 
 def _parts(n_rows: int, n_queries: int) -> Iterator[tuple[int, int]]:

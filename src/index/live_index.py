@@ -31,7 +31,7 @@ from src.index.files import reserve
 from src.index.ledger import Refreshed, age_counts, agreement, drift, step_record
 from src.index.live import NEVER, LiveStore
 from src.index.ranks import Ranks
-from src.index.refresh import Audit, Proposal, Refresh, StepQueries, View
+from src.index.refresh import Audit, AuditedRows, Moved, Proposal, Refresh, StepQueries, View
 from src.index.store import StoreError
 from src.progress import Progress
 
@@ -56,21 +56,23 @@ class _Before:
         self.step = step
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by `close`
         self._places = np.full(shape[0], -1)  # in the file, by row
-        self._n, self._width = 0, shape[1]
+        self._encoded_at = np.empty(0, np.int64)  # in the file's order
+        self._width = shape[1]
 
-    def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
+    def add(self, rows: np.ndarray, vectors: np.ndarray, encoded_at: np.ndarray) -> None:
         self._file.write(np.ascontiguousarray(vectors, dtype=np.float32))
         self._file.flush()  # or a full disk would be met later, where nobody expects it
-        self._places[rows] = self._n + np.arange(len(rows))
-        self._n += len(rows)
+        self._places[rows] = len(self._encoded_at) + np.arange(len(rows))
+        self._encoded_at = np.concatenate([self._encoded_at, encoded_at])
 
-    def put_into(self, rows: np.ndarray, start: int) -> None:
-        """Replaces those that were overwritten in a copy of the rows from `start` on."""
+    def put_into(self, rows: np.ndarray, encoded_at: np.ndarray, start: int) -> None:
+        """Replaces those that were overwritten in a copy of the rows and their steps from `start` on."""
         places = self._places[start : start + len(rows)]
         is_there = places >= 0
         if is_there.any():
-            old = np.memmap(self._file, np.float32, "r", shape=(self._n, self._width))
+            old = np.memmap(self._file, np.float32, "r", shape=(len(self._encoded_at), self._width))
             rows[is_there] = old[places[is_there]]
+            encoded_at[is_there] = self._encoded_at[places[is_there]]
 
     def close(self) -> None:
         self._file.close()
@@ -102,7 +104,6 @@ class LiveIndex:
         self._index: Index | None = None
         self._before: _Before | None = None
         self._is_due = False  # whether the rule is asked at this step
-        self._displacement: float | None = None  # of the background, where it was last known
         self._encode_seconds = 0.0  # within `encode`, of this refresh so far
 
     @classmethod
@@ -296,9 +297,8 @@ class LiveIndex:
         if settings.is_audit_step(step) and rule.wants_audits:
             self._keep_before(step)
         background = self._stale(settings.background_rows(step, self.n_documents), step)
-        parts.append(self._encode(background, step, encode))
+        parts.append(self._encode_and_follow(background, step, encode))
         self._tell_index(parts)
-        self._displacement = _displacement(parts[1][1], self._displacement)
         view = self._view(step, asked)
         n_cut = n_moved = 0
         if self._is_due:
@@ -366,7 +366,6 @@ class LiveIndex:
         return {
             "n_documents": self.n_documents,
             "is_built": self._index is not None,
-            "displacement": self._displacement,
             "rule": self.settings.rule.state_dict(),
             "shards": self.ranks.gather_objects(shard),
         }
@@ -398,7 +397,6 @@ class LiveIndex:
     def _resume(self, saved: Path, state: Mapping) -> None:
         """Takes over all but the rows from a checkpoint."""
         rule, names = self.settings.rule, state["shards"][self.ranks.rank]["saved"]
-        self._displacement = state["displacement"]
         rule.load_state_dict(state["rule"])
         if state["is_built"]:
             folder = saved / "index" if "index" in names else None
@@ -421,7 +419,6 @@ class LiveIndex:
             first_row=self.first_row,
             n_documents=self.n_documents,
             queries=asked,
-            displacement=self._displacement,
             search=self.search,
             ranks=self.ranks,
         )
@@ -499,6 +496,16 @@ class LiveIndex:
         order = np.argsort(done)
         return done[order], drifts[order]
 
+    def _encode_and_follow(
+        self, background: np.ndarray, step: int, encode: Encode
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `_encode`; the rule is told how the rows have moved."""
+        places = background[self._is_held(background)] - self.first_row
+        old, encoded_at = self.rows[places], self.encoded_at[places]
+        done = self._encode(background, step, encode)
+        self.settings.rule.follow(Moved(step, encoded_at, old, self.rows[places], self.ranks))
+        return done
+
     def _is_held(self, rows: np.ndarray) -> np.ndarray:
         """`[n]` bool, True where this rank holds the corpus row."""
         return (rows >= self.first_row) & (rows < self.first_row + len(self.rows))
@@ -512,7 +519,8 @@ class LiveIndex:
     def _write(self, rows: np.ndarray, old: np.ndarray, new: np.ndarray, step: int) -> None:
         if self._before is not None:
             try:
-                self._before.add(rows - self.first_row, old)
+                places = rows - self.first_row
+                self._before.add(places, old, self.encoded_at[places])
             except OSError as error:
                 raise StoreError(f"{self._store.folder}: an audit needs more room ({error})") from error
         self._store.update(rows - self.first_row, new, step)
@@ -545,15 +553,13 @@ class LiveIndex:
             self._before.close()
         self._before = None if step is None else _Before(step, self._store.folder, self.rows.shape)
 
-    def _compared(
-        self, step: int, fresh: np.ndarray
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    def _compared(self, step: int, fresh: np.ndarray) -> Iterator[AuditedRows]:
         for start in range(0, len(fresh), 1 << 14):
             part = slice(start, start + (1 << 14))
-            before = self.rows[part].copy()
+            before, encoded_at = self.rows[part].copy(), self.encoded_at[part].copy()
             if self._before is not None and self._before.step == step:
-                self._before.put_into(before, start)
-            yield start, before, fresh[part], self.encoded_at[part] == step
+                self._before.put_into(before, encoded_at, start)
+            yield AuditedRows(start, before, encoded_at, fresh[part], self.encoded_at[part] == step)
 
     def _fresh_file(self, file: tempfile._TemporaryFileWrapper, step: int, encode: Encode) -> int:
         """Fills a file with this rank's rows by the model as it is; gives how many all ranks encoded."""
@@ -613,12 +619,6 @@ def _check_size(shape: tuple[int, ...], ranks: Ranks) -> None:
         )
     if shape[0] < ranks.size:
         raise ValueError(f"{shape[0]} documents cannot be dealt to {ranks.size} ranks; use fewer")
-
-
-def _displacement(drifts: np.ndarray, earlier: float | None) -> float | None:
-    """Root mean square distance between old and new unit vectors, whose square is `2 (1 - cosine)`."""
-    known = drifts[~np.isnan(drifts)].astype(np.float64)
-    return float(np.sqrt(2 * max(known.mean(), 0.0))) if len(known) else earlier
 
 
 def _checked(vectors: ArrayLike, rows: np.ndarray, width: int) -> np.ndarray:

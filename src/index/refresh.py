@@ -69,8 +69,6 @@ class View:
         first_row: the corpus row of the first of them.
         n_documents: `N`.
         queries: of all ranks.
-        displacement: root mean square distance by which the background's rows moved when they were encoded at
-            this step, or last where there were none now; None where there never were.
         search: the best documents in the whole corpus of this rank's vectors `[q, D]`; collective.
         ranks: who holds what.
     """
@@ -81,7 +79,6 @@ class View:
     first_row: int
     n_documents: int
     queries: StepQueries
-    displacement: float | None
     search: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
     ranks: Ranks
 
@@ -89,6 +86,25 @@ class View:
         """Places in `self.rows` of those of some corpus rows that this rank holds, in their order."""
         places = rows - self.first_row
         return places[(places >= 0) & (places < len(self.rows))]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Those of the background's rows that this rank holds, and what encoding them at a step has done.
+
+    Attributes:
+        step: the current one.
+        encoded_at: `[n]` the step each had been encoded at before.
+        old: `[n, D]` before.
+        new: `[n, D]` now.
+        ranks: who holds the others.
+    """
+
+    step: int
+    encoded_at: np.ndarray
+    old: np.ndarray
+    new: np.ndarray
+    ranks: Ranks
 
 
 @dataclass(frozen=True)
@@ -108,8 +124,8 @@ NOTHING = Proposal(np.empty(0, np.int64), np.empty(0))
 
 
 class Rule:
-    """What `LiveIndex` calls at the steps when the rule is due: `propose`, `finish`, and `observe` with every
-    chunk of rows that was encoded.
+    """What `LiveIndex` calls: `follow` at every step, and at those when the rule is due `propose`, `finish`,
+    and `observe` with every chunk of rows that was encoded.
 
     Attributes:
         n_candidates: documents that it wants retrieved for every query.
@@ -125,6 +141,9 @@ class Rule:
 
     def start(self, view: View) -> None:
         """Called once, when the rows of a new run are there."""
+
+    def follow(self, moved: Moved) -> None:
+        """The background was encoded: a random sample of how far the corpus has drifted; collective."""
 
     def propose(self, view: View) -> Proposal:
         """Rows to encode."""
@@ -165,12 +184,30 @@ class Audit:
 
     Attributes:
         view: of the step.
-        chunks: of this rank's rows: place of the first, `[n, D]` before this step's refresh (but for the
-            positives), `[n, D]` encoded anew, `[n]` bool, True where the row was encoded at this step.
+        chunks: of this rank's rows, one part after the other.
     """
 
     view: View
-    chunks: Callable[[], Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]]
+    chunks: Callable[[], Iterator["AuditedRows"]]
+
+
+@dataclass(frozen=True)
+class AuditedRows:
+    """A part of a rank's rows at an audit.
+
+    Attributes:
+        start: place of the first in `View.rows`.
+        before: `[n, D]` before this step's refresh, but for the positives.
+        encoded_at: `[n]` the step that those were encoded at.
+        fresh: `[n, D]` encoded anew.
+        is_new: `[n]` bool, True where the row was encoded at this step.
+    """
+
+    start: int
+    before: np.ndarray
+    encoded_at: np.ndarray
+    fresh: np.ndarray
+    is_new: np.ndarray
 
 
 @dataclass(frozen=True)
