@@ -42,6 +42,8 @@ EDGES = np.concatenate([[0.0], np.geomspace(1e-6, 4.0, 255)])
 SCORES = 1 << 24
 """Scores `[Q, chunk]` held at once."""
 
+_FACTS = {"rule": "certified"}
+
 
 class Certified(Rule):
     """Encodes the rows near enough to a decision, see above.
@@ -196,9 +198,6 @@ class Certified(Rule):
         return Proposal(
             np.concatenate([NOTHING.rows, *rows]), np.concatenate([NOTHING.priority, *priorities])
         )
-
-
-_FACTS = {"rule": "certified"}
 
 
 def distances(served: np.ndarray, expected: np.ndarray, limits: np.ndarray) -> np.ndarray:
