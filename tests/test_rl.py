@@ -111,6 +111,22 @@ def test_graded_judgements_reach_the_environment(folder, tmp_path):
     assert found.grades.tolist() == [[1.0, 2.0], [1.0, 0.0]]
 
 
+def test_rows_of_one_query_are_one_row_with_all_their_positives(folder, tmp_path):
+    plain = world()
+    first, second, third = plain.examples[:3]
+    again = replace(second, query=first.query, grades=((second.positive_id, 2.0),))
+    known = replace(third, query=first.query, relevant_ids=frozenset({first.positive_id, third.positive_id}))
+    other = replace(plain.examples[3], query=first.query, source="another")
+    data = replace(plain, examples=[first, again, known, other, *plain.examples[4:]])
+
+    module = data_of(opened(folder), tmp_path / "run", data=data)
+
+    assert [row.id for row in module.examples] == [e.id for e in (first, other, *plain.examples[4:])]
+    found = module.judgements.of([first.id, other.id])
+    assert found.rows.tolist() == [[0, 1, 2], [3, -1, -1]]
+    assert found.grades.tolist() == [[1.0, 2.0, 1.0], [1.0, 0.0, 0.0]]
+
+
 class Log(pl.Callback):
     """What every step logged."""
 

@@ -1,6 +1,7 @@
 """The data module of the RL stage: queries without answers, and the live index that they are searched in."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ class RLDataModule(ExamplesDataModule):
     """Batches of queries; owns the index and the judgements that their rollouts are scored with.
 
     Args:
-        data: what was read. Every training document is searched, or `max_documents` of them.
+        data: what was read. Rows of one query are one, with all their positives. Every training document is
+            searched, or `max_documents` of them.
         embedder: encodes the documents.
         batch_size: queries of all ranks together per step.
         seed: of the order, and of which documents are kept.
@@ -64,8 +66,9 @@ class RLDataModule(ExamplesDataModule):
         super().__init__(data, validation_queries, validation_documents)
         self.embedder, self.batch_size, self.seed = embedder, batch_size, seed
         self.corpus = data.corpus
+        self.examples = _by_query(self.examples)
         if max_documents is not None and max_documents < len(data.corpus):
-            self.corpus, self.examples = _part(data, max_documents, seed)
+            self.corpus, self.examples = _part(data, self.examples, max_documents, seed)
         self.judgements = Judgements(_qrels(self.examples), self.corpus.row_of, len(self.corpus))
         self.make_index, self.refresh = index, refresh
         self.store, self.cache_dir, self.encode_batch = Path(store), Path(cache_dir), encode_batch
@@ -182,7 +185,24 @@ def _qrels(examples: Sequence[Example]) -> dict[str, dict[str, float]]:
     }
 
 
-def _part(data: TrainingData, n_documents: int, seed: int) -> tuple[Corpus, list[Example]]:
+def _by_query(examples: Sequence[Example]) -> list[Example]:
+    """A row per query, the first, with the positives of all: a query with many is not asked more often."""
+    merged: dict[tuple[str, str], Example] = {}
+    for example in examples:
+        first = merged.setdefault((example.source, example.query), example)
+        known = first.relevant_ids | {first.positive_id}
+        relevant = known | example.relevant_ids | {example.positive_id}
+        if relevant > known:
+            grades = dict(first.grades) | dict(example.grades)
+            merged[example.source, example.query] = replace(
+                first, relevant_ids=relevant, grades=tuple(sorted(grades.items()))
+            )
+    return list(merged.values())
+
+
+def _part(
+    data: TrainingData, examples: Sequence[Example], n_documents: int, seed: int
+) -> tuple[Corpus, list[Example]]:
     """Some documents, drawn at random, and the rows all of whose relevant documents are among them."""
     if n_documents < 2:
         raise ValueError(f"max_documents must be at least 2, got {n_documents}")
@@ -191,7 +211,7 @@ def _part(data: TrainingData, n_documents: int, seed: int) -> tuple[Corpus, list
     corpus = Corpus([data.corpus.ids[row] for row in rows], [data.corpus.texts[row] for row in rows])
     examples = [
         example
-        for example in data.examples
+        for example in examples
         if all(document in corpus.row_of for document in (example.positive_id, *example.relevant_ids))
     ]
     if not examples:
