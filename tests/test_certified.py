@@ -228,13 +228,11 @@ def test_the_path_of_the_corpus_is_that_of_rows_of_any_age():
     drift, encoded_at = CommonDrift(), np.zeros(50, np.int64)
     for step in range(1, 8):
         rows = rng.choice(50, 6, replace=False)
-        drift.follow(
-            Moved(step, encoded_at[rows], at(rows, encoded_at[rows][:, None]), at(rows, step), Ranks())
-        )
+        old, new = at(rows, encoded_at[rows][:, None]), at(rows, step)
+        drift.follow(Moved(step, encoded_at[rows], old, new, Ranks()))
         encoded_at[rows] = step
-    drift.follow(
-        Moved(8, np.empty(0, np.int64), np.empty((0, 5)), np.empty((0, 5)), Ranks())
-    )  # no row, no news
+    nothing = np.empty((0, 5))
+    drift.follow(Moved(8, np.empty(0, np.int64), nothing, nothing, Ranks()))
     assert len(set(encoded_at)) > 3
     queries = StepQueries(unit(rng.standard_normal((3, 5))), np.full((3, 1), -1))
 

@@ -204,12 +204,12 @@ def distances(served: np.ndarray, expected: np.ndarray, limits: np.ndarray) -> n
     """How far documents are from the other side of a limit than that on which they are served.
 
     Args:
-        served: `[Q, n]` scores as served.
-        expected: `[Q, n]` as they are expected by now.
-        limits: `[Q, 1]`; infinite ones are never near.
+        served: `[...]` scores as served.
+        expected: `[...]` as they are expected by now.
+        limits: of a shape that broadcasts; infinite ones are never near.
 
     Returns:
-        `[Q, n]`, negative where the other side is expected.
+        `[...]`, negative where the other side is expected.
     """
     ahead = expected - limits
     return np.where(served >= limits, ahead, -ahead)
@@ -306,7 +306,8 @@ class _Tally:
             self.above[:, column] += is_above.sum(1)
             self.surplus[:, column] += (after >= limit).sum(1) - is_above.sum(1)
             query, document = np.nonzero((before >= limit) != is_above)
-            distance = distances(before, expected, limit)[query, document]
+            changed = [scores[query, document] for scores in (before, expected)]
+            distance = distances(*changed, limits[query, column])
             edge = np.minimum(np.searchsorted(EDGES, distance), len(EDGES) - 1)
             for counts, side in ((self.up, is_above), (self.down, ~is_above)):
                 chosen = side[query, document]

@@ -7,13 +7,12 @@ row by what has passed since that row was encoded. It costs an addition per scor
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
+from src.index.live import NEVER
 from src.index.refresh import Moved, StepQueries
-
-_BEFORE_ALL = -1
 
 
 class CommonDrift:
@@ -30,7 +29,7 @@ class CommonDrift:
     """
 
     def __init__(self) -> None:
-        self.steps = np.array([_BEFORE_ALL])
+        self.steps = np.array([NEVER])
         self.path = np.zeros((1, 0))
         self.spread: float | None = None
 
@@ -39,7 +38,7 @@ class CommonDrift:
         width = moved.new.shape[1]
         if self.path.shape[1] == 0:
             self.path = np.zeros((1, width))
-        known = moved.encoded_at > _BEFORE_ALL
+        known = moved.encoded_at != NEVER
         start = self.path[self.places(moved.encoded_at[known])]
         displaced = start + moved.new[known].astype(np.float64) - moved.old[known]
         *total, n = moved.ranks.sum(np.append(displaced.sum(0), len(displaced)))
@@ -88,8 +87,8 @@ class Forecast:
     """
 
     queries: StepQueries
-    drift: CommonDrift = field(repr=False)
-    offsets: np.ndarray | None = None
+    drift: CommonDrift
+    offsets: np.ndarray | None
 
     def scores(
         self, rows: np.ndarray, first_row: int, encoded_at: np.ndarray

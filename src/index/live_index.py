@@ -56,23 +56,25 @@ class _Before:
         self.step = step
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by `close`
         self._places = np.full(shape[0], -1)  # in the file, by row
-        self._encoded_at = np.empty(0, np.int64)  # in the file's order
-        self._width = shape[1]
+        self._encoded_at = np.empty(shape[0], np.int64)  # by row; of those in the file
+        self._n, self._width = 0, shape[1]
 
     def add(self, rows: np.ndarray, vectors: np.ndarray, encoded_at: np.ndarray) -> None:
         self._file.write(np.ascontiguousarray(vectors, dtype=np.float32))
         self._file.flush()  # or a full disk would be met later, where nobody expects it
-        self._places[rows] = len(self._encoded_at) + np.arange(len(rows))
-        self._encoded_at = np.concatenate([self._encoded_at, encoded_at])
+        self._places[rows] = self._n + np.arange(len(rows))
+        self._encoded_at[rows] = encoded_at
+        self._n += len(rows)
 
     def put_into(self, rows: np.ndarray, encoded_at: np.ndarray, start: int) -> None:
         """Replaces those that were overwritten in a copy of the rows and their steps from `start` on."""
-        places = self._places[start : start + len(rows)]
+        part = slice(start, start + len(rows))
+        places = self._places[part]
         is_there = places >= 0
         if is_there.any():
-            old = np.memmap(self._file, np.float32, "r", shape=(len(self._encoded_at), self._width))
+            old = np.memmap(self._file, np.float32, "r", shape=(self._n, self._width))
             rows[is_there] = old[places[is_there]]
-            encoded_at[is_there] = self._encoded_at[places[is_there]]
+            encoded_at[is_there] = self._encoded_at[part][is_there]
 
     def close(self) -> None:
         self._file.close()
@@ -517,13 +519,13 @@ class LiveIndex:
         return rows, self.rows[rows - self.first_row], vectors[is_held]
 
     def _write(self, rows: np.ndarray, old: np.ndarray, new: np.ndarray, step: int) -> None:
+        places = rows - self.first_row
         if self._before is not None:
             try:
-                places = rows - self.first_row
                 self._before.add(places, old, self.encoded_at[places])
             except OSError as error:
                 raise StoreError(f"{self._store.folder}: an audit needs more room ({error})") from error
-        self._store.update(rows - self.first_row, new, step)
+        self._store.update(places, new, step)
 
     def _tell_index(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> None:
         rows = np.concatenate([rows for rows, _ in parts])
