@@ -176,9 +176,7 @@ def composed_and_checked(module, arguments):
 def audit(identical, groups, tau=None, **more):
     values = {"identical_rewards": identical, "mean_abs_difference": 0.25, "groups_compared": groups}
     values |= {"advantage_sign_agreement": 0.75} | ({} if tau is None else {"kendall_tau": tau}) | more
-    return {f"index/audit/{name}": value for name, value in values.items()} | {
-        "index/audit/seconds": 2.0, "seconds/audit": 2.1
-    }  # fmt: skip
+    return {f"index/audit/{name}": value for name, value in values.items()} | {"index/audit/seconds": 2.0}
 
 
 def test_a_row_is_the_mean_of_its_steps_and_audits():
@@ -210,9 +208,6 @@ def test_coverage_leaves_out_the_audits_that_calibrated():
     assert low == pytest.approx(0.9497, abs=1e-3)  # Wilson's interval of 196 of 200, by hand
     assert high == pytest.approx(0.9922, abs=1e-3)
     assert scheduled_audits(steps) == steps[2:]
-    repeated = steps[-1] | {"seconds/audit": 1e-6}  # what Lightning writes to the line of the next step
-    assert scheduled_audits([*steps, repeated]) == steps[2:]
-    assert coverage([*steps, repeated]) == coverage(steps)
     assert coverage(steps[:1]) == (0.99, None, None)
     assert coverage([audit(1.0, 1)]) == (None, None, None)
 

@@ -1,5 +1,6 @@
 """What a user types: pretrain, SFT on their own triples, LoRA on the folder, evaluation of what came out."""
 
+import csv
 import json
 import re
 import subprocess
@@ -143,13 +144,15 @@ def test_rl_on_the_sft_folder_leaves_a_model_a_table_and_a_ledger(sft_run, data_
         "stage.module.completions.every_n_steps=2",
         "refresh.audit_every_n_steps=2",
     ]
-    train(*arguments, "stage.trainer.max_steps=3", "stage.trainer.val_check_interval=3")
+    train(*arguments, "stage.trainer.max_steps=4", "stage.trainer.val_check_interval=4")
     assert (tmp_path / "rl" / "model" / "search_r3.json").is_file()
     modes = [row["mode"] for row in json.loads((tmp_path / "rl" / "metrics.json").read_text())["rows"]]
     assert {"direct", "reasoning"} <= set(modes)
-    header = (tmp_path / "rl" / "csv" / "metrics.csv").read_text().splitlines()[0].split(",")
-    for column in ("reward", "reward_spread", "index/share_of_corpus", "index/audit/identical_rewards"):
-        assert f"train/{column}" in header
+    lines = list(csv.DictReader((tmp_path / "rl" / "csv" / "metrics.csv").open(newline="")))
+    for column in ("reward", "reward_spread", "index/share_of_corpus"):
+        assert [line["step"] for line in lines if line[f"train/{column}"]] == ["0", "1", "2", "3"]
+    for column in ("identical_rewards", "seconds"):
+        assert [line["step"] for line in lines if line[f"train/index/audit/{column}"]] == ["2"]
     steps = [json.loads(line)["step"] for line in (tmp_path / "rl" / "completions.jsonl").open()]
     assert set(steps) == {0, 2}
 

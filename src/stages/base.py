@@ -37,6 +37,15 @@ class StageModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         self.shards_weights = not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy)
 
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+        """Forgets what the last line of the log has: Lightning would repeat it on every later one.
+
+        A value that few steps have, as an audit's, is then on the one line of its step.
+        """
+        loop = self.trainer.fit_loop.epoch_loop
+        if loop._batches_that_stepped % self.trainer.log_every_n_steps == 0:
+            loop._results.clear()
+
     def n_missing(self, n: int) -> int:
         """By how many `n` is below the largest of all ranks where weights are sharded; 0 where they are not.
 
