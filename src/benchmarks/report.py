@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from src.evaluation.report import COLOURS
 from src.index.certified import wilson_interval
 
 MODEL_PARTS = ("sampling", "update", "encode")
@@ -22,8 +23,6 @@ INDEX_PARTS = ("refresh", "search", "scoring", "table", "rest")
 """All other seconds: `refresh` without the encoder is rule, rows and ledger; `rest` is data and logging."""
 
 AGREEMENT = ("identical_rewards", "mean_abs_difference", "advantage_sign_agreement")
-COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#D55E00", "#E69F00", "#F0E442", "#CC79A7", "#999999")
-"""Okabe and Ito's, which colour-blind readers can tell apart."""
 
 
 @dataclass(frozen=True)
@@ -281,8 +280,8 @@ def write_picture(
     known = [row for row in rows if row["identical_rewards"] is not None]
     shares = [max(row["share_of_corpus"], 1e-7) for row in known]  # a rule may have encoded nothing
     for name, marker, colour in (
-        ("identical_rewards", "o", COLOURS[0]),
-        ("advantage_sign_agreement", "^", COLOURS[3]),
+        ("identical_rewards", "o", COLOURS["blue"]),
+        ("advantage_sign_agreement", "^", COLOURS["vermilion"]),
     ):
         left.scatter(
             shares, [row[name] for row in known], marker=marker, color=colour, label=name.replace("_", " ")
@@ -291,12 +290,12 @@ def write_picture(
         at = (share, row["identical_rewards"])
         left.annotate(row["rule"], at, (4, -10), textcoords="offset points", fontsize=8)
     left.set_xscale("log")
-    left.axhline(0.99, color="#999999", linewidth=0.8, linestyle="--")
-    left.axvline(0.01, color="#999999", linewidth=0.8, linestyle="--")
+    left.axhline(0.99, color=COLOURS["grey"], linewidth=0.8, linestyle="--")
+    left.axvline(0.01, color=COLOURS["grey"], linewidth=0.8, linestyle="--")
     left.set(xlabel="share of the corpus encoded per step", ylabel="share of rollouts")
     left.legend(frameon=False, fontsize=8)
     names, start = list(seconds), [0.0] * len(seconds)
-    for part, colour in zip(next(iter(seconds.values())), COLOURS, strict=False):
+    for part, colour in zip(next(iter(seconds.values())), COLOURS.values(), strict=False):
         values = [seconds[name][part] for name in names]
         right.barh(names, values, left=start, color=colour, label=part)
         start = [before + value for before, value in zip(start, values, strict=True)]

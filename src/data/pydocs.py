@@ -53,7 +53,11 @@ third_party thirdparty __pycache__ site-packages dist-packages lib2to3 ensurepip
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the rows besides versions; part of the cache key."""
+    """What decides the rows besides versions; part of the cache key.
+
+    Raises:
+        ValueError: If a share is out of range.
+    """
 
     packages: tuple[str, ...]
     include_stdlib: bool
@@ -62,6 +66,14 @@ class Settings:
     max_documents_per_query: int
     similarity: float
     include_undocumented: bool
+
+    def __post_init__(self) -> None:
+        held_out = (self.test_share, self.validation_share)
+        if not (0 < self.test_share < 1 and 0 <= self.validation_share < 1 and sum(held_out) < 1):
+            raise ValueError(
+                "test_share and validation_share must be in (0, 1) and leave a training share, "
+                f"got {self.test_share} and {self.validation_share}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +152,6 @@ def load_pydocs(
     """
     if split not in TRAINING_SPLITS:
         raise ValueError(f"split must be one of {', '.join(TRAINING_SPLITS)}, got {split!r}")
-    if not (0 < test_share < 1 and 0 <= validation_share < 1 and test_share + validation_share < 1):
-        raise ValueError(
-            f"test_share and validation_share must be in (0, 1) and leave a training share, "
-            f"got {test_share} and {validation_share}"
-        )
-    if not 0 <= rl_share < 1 - test_share - validation_share:
-        raise ValueError(
-            f"rl_share must be at least 0 and leave SFT a share beside test_share={test_share} and "
-            f"validation_share={validation_share}, got {rl_share}"
-        )
     pinned = pinned_versions(packages)
     installed = installed_versions(pinned)
     settings = Settings(
@@ -161,6 +163,11 @@ def load_pydocs(
         similarity,
         include_undocumented,
     )
+    if not 0 <= rl_share < 1 - test_share - validation_share:
+        raise ValueError(
+            f"rl_share must be at least 0 and leave SFT a share beside test_share={test_share} and "
+            f"validation_share={validation_share}, got {rl_share}"
+        )
     folder = Path(cache_dir) / cache_key(installed, settings)
     if not (folder / "card.json").is_file():
         with _locked(Path(cache_dir)):  # the ranks of one machine build once

@@ -6,14 +6,25 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLOURS = {
-    "bm25": "#999999",
-    "base-direct": "#CC79A7",
-    "direct": "#0072B2",
-    "reasoning": "#D55E00",
-    "base-reasoning": "#E69F00",
-    "shuffled-reasoning": "#56B4E9",
+COLOURS = {
+    "blue": "#0072B2",
+    "sky": "#56B4E9",
+    "green": "#009E73",
+    "vermilion": "#D55E00",
+    "orange": "#E69F00",
+    "yellow": "#F0E442",
+    "purple": "#CC79A7",
+    "grey": "#999999",
+}
+"""Okabe and Ito's, which colour-blind readers can tell apart."""
+
+_BY_MODE = {
+    "bm25": "grey",
+    "base-direct": "purple",
+    "direct": "blue",
+    "reasoning": "vermilion",
+    "base-reasoning": "orange",
+    "shuffled-reasoning": "sky",
 }
 
 
@@ -98,7 +109,10 @@ def write_chart(rows: Sequence[Mapping], path: Path) -> Path:
             [max(value - low, 0) for value, (low, _) in zip(values, bounds, strict=True)],
             [max(high - value, 0) for value, (_, high) in zip(values, bounds, strict=True)],
         ]
-        style = {"color": _COLOURS.get(mode), "hatch": hatches.get(names.get(chosen[0]["model"], ""), "")}
+        style = {
+            "color": COLOURS.get(_BY_MODE.get(mode, "")),
+            "hatch": hatches.get(names.get(chosen[0]["model"], ""), ""),
+        }
         bars = axes.bar(at, values, width * 0.92, yerr=errors, capsize=3, label=label, **style)
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     axes.set_xticks(range(len(benchmarks)), benchmarks)
