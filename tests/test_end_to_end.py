@@ -143,6 +143,7 @@ def test_rl_on_the_sft_folder_leaves_a_model_a_table_and_a_ledger(sft_run, data_
         "stage.module.rollouts.group_size=3",
         "stage.module.completions.every_n_steps=2",
         "refresh.audit_every_n_steps=2",
+        "logger=wandb",
     ]
     train(*arguments, "stage.trainer.max_steps=4", "stage.trainer.val_check_interval=4")
     assert (tmp_path / "rl" / "model" / "search_r3.json").is_file()
@@ -153,8 +154,13 @@ def test_rl_on_the_sft_folder_leaves_a_model_a_table_and_a_ledger(sft_run, data_
         assert [line["step"] for line in lines if line[f"train/{column}"]] == ["0", "1", "2", "3"]
     for column in ("identical_rewards", "seconds"):
         assert [line["step"] for line in lines if line[f"train/index/audit/{column}"]] == ["2"]
-    steps = [json.loads(line)["step"] for line in (tmp_path / "rl" / "completions.jsonl").open()]
-    assert set(steps) == {0, 2}
+    rows = [json.loads(line) for line in (tmp_path / "rl" / "completions.jsonl").open()]
+    assert {row["step"] for row in rows} == {0, 2}
+    tables = (tmp_path / "rl" / "wandb").rglob("completions*.table.json")
+    shown = [json.loads(path.read_text()) for path in tables]
+    assert all(table["columns"] == list(rows[0]) for table in shown)
+    cells = sorted([line[:7] for table in shown for line in table["data"]], key=str)
+    assert cells == sorted([list(row.values())[:7] for row in rows], key=str)
 
 
 def test_the_trained_folder_is_evaluated_as_saved(sft_run, tmp_path):
