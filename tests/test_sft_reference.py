@@ -62,7 +62,7 @@ def kl_by_definition(module, rows):
     return total / n
 
 
-@pytest.mark.parametrize("tuning", [FullTuning(), LoraTuning(4, 8)], ids=["full", "lora"])
+@pytest.mark.parametrize("tuning", [FullTuning(), FullTuning(embeddings=False), LoraTuning(4, 8)])
 def test_kl_is_that_of_its_definition_in_value_and_gradient(folder, tuning):
     module = moved_module(folder, tuning)
     (chunk,) = module.prepare(collate_sft(training_data().examples, 0))[0]
@@ -95,6 +95,14 @@ def test_the_base_reads_only_sequences_with_a_position_to_compare(folder):
     # no lead-in and no closing: a direct query supervises the embed token alone, which KL leaves out
     assert (len(chunk.documents), len(chunk.direct), len(chunk.reasoned)) == (5, 5, 4)
     assert read == [4]
+
+
+def test_weights_that_are_not_trained_are_shared_with_the_copy_of_the_others(folder):
+    module = moved_module(folder, FullTuning(embeddings=False))
+    ours, copied = module.embedder.causal_lm, module.reference._copy
+    assert copied.get_input_embeddings().weight is ours.get_input_embeddings().weight
+    apart = {name for name, p in copied.named_parameters() if p is not dict(ours.named_parameters())[name]}
+    assert apart == {name for name, p in ours.named_parameters() if p.requires_grad}
 
 
 def test_the_memory_of_the_frozen_copy_is_logged_where_there_is_one(folder, caplog):

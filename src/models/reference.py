@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from src.models.embedder import ReasoningEmbedder
-from src.models.tuning import adapter_disabled
+from src.models.tuning import adapter_disabled, has_adapter
 
 log = logging.getLogger(__name__)
 
 
 class FrozenReference:
-    """A view of an embedder's model as it was: the adapter switched off, or a frozen copy.
+    """A view of an embedder's model as it was: the adapter switched off, or a copy of what is trained.
 
     It is no `nn.Module`, so neither optimizer nor checkpoint takes the copy for a part of what is trained.
 
@@ -26,9 +26,11 @@ class FrozenReference:
     def __init__(self, embedder: ReasoningEmbedder) -> None:
         self._embedder = embedder
         self._copy: nn.Module | None = None
-        if all(parameter.requires_grad for parameter in embedder.decoder.parameters()):
-            self._copy = copy.deepcopy(embedder.causal_lm).requires_grad_(False).eval()
-            size = sum(p.numel() * p.element_size() for p in self._copy.parameters())
+        if not has_adapter(embedder.model):
+            parameters = list(embedder.causal_lm.parameters())
+            shared = {id(each): each for each in parameters if not each.requires_grad}  # they never change
+            self._copy = copy.deepcopy(embedder.causal_lm, shared).requires_grad_(False).eval()
+            size = sum(each.numel() * each.element_size() for each in parameters if each.requires_grad)
             log.info("KL: the frozen copy of the base takes %.1f MiB", size / 2**20)
 
     @contextlib.contextmanager

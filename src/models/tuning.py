@@ -64,11 +64,15 @@ def _name_of(model: nn.Module, wanted: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is wanted).rsplit(".", 1)[-1]
 
 
+def has_adapter(model: nn.Module) -> bool:
+    return isinstance(model, PeftModel)
+
+
 def base_model(model: nn.Module) -> PreTrainedModel:
     """The causal language model itself, without an adapter's wrapper."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return model.get_base_model() if has_adapter(model) else model
 
 
 def adapter_disabled(model: nn.Module) -> AbstractContextManager:
     """The frozen base where the model has an adapter; nothing changes where it has none."""
-    return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
+    return model.disable_adapter() if has_adapter(model) else nullcontext()
