@@ -33,6 +33,24 @@ class Case:
     shards_weights: bool = False
 
 
+def ties(contrastive_weight):
+    """Rewards that tie, so that a rank has a batch without any spread; several updates; no shared prompts."""
+    return Case(
+        {
+            "policy": PolicySettings(kl_weight=0.1, n_updates=2, contrastive_weight=contrastive_weight),
+            "reward": Reward(dcg),
+            "rollouts": RolloutSettings(group_size=3),
+            "token_budget": 120,
+            "seed": 1,
+        },
+        Full(),
+        opened={"gradient_checkpointing": True},
+        data={"batch_size": 4},
+        n_updates=2,
+        shards_weights=True,  # claimed, so that the ranks run equally many forwards
+    )
+
+
 CASES = {
     # KL, contrastive term, audits, the table and the agreement of both ranks at every step; five queries, so
     # that the first rank has three and the second two
@@ -45,21 +63,8 @@ CASES = {
         Candidates(k=3),
         data={"batch_size": 5},
     ),
-    # rewards that tie, so that a rank has a batch without any spread; several updates; no shared prompts
-    "ties": Case(
-        {
-            "policy": PolicySettings(kl_weight=0.1, n_updates=2, contrastive_weight=0.5),
-            "reward": Reward(dcg),
-            "rollouts": RolloutSettings(group_size=3),
-            "token_budget": 120,
-            "seed": 1,
-        },
-        Full(),
-        opened={"gradient_checkpointing": True},
-        data={"batch_size": 4},
-        n_updates=2,
-        shards_weights=True,  # claimed, so that the ranks run equally many forwards
-    ),
+    "ties": ties(contrastive_weight=0.5),  # whose groups without spread have something to learn all the same
+    "ties alone": ties(contrastive_weight=0.0),
     "LoRA": Case(
         {"policy": PolicySettings(kl_weight=0.05, normalisation="per_sequence")},
         Candidates(k=3),
@@ -199,7 +204,8 @@ def test_two_ranks_write_the_table_of_one(two_ranks, one_rank, name):
         assert line == other
 
 
-def test_pitfall_31_a_rank_without_any_spread_takes_its_part_in_equally_many_forwards(two_ranks):
-    spread = [[any(step) for step in rank["ties"]["has_spread"]] for rank in two_ranks]
+@pytest.mark.parametrize("name", ["ties", "ties alone"])
+def test_pitfall_31_a_rank_without_any_spread_takes_its_part_in_equally_many_forwards(two_ranks, name):
+    spread = [[any(step) for step in rank[name]["has_spread"]] for rank in two_ranks]
     assert any(one != other for one, other in zip(*spread, strict=True)), spread
-    assert two_ranks[0]["ties"]["forwards"] == two_ranks[1]["ties"]["forwards"] > 10
+    assert two_ranks[0][name]["forwards"] == two_ranks[1][name]["forwards"] > 10

@@ -298,6 +298,10 @@ def policy_loss(
     return PolicyLoss(total, policy, divergence)
 
 
+TOKEN_STATISTICS = ("clip_share_low", "clip_share_high", "ratio", "kl", "log_prob_gap", "entropy")
+"""Names of `policy_statistics`."""
+
+
 @torch.no_grad()
 def policy_statistics(
     batch: PolicyBatch,

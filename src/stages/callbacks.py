@@ -70,10 +70,16 @@ class TrainableCheckpoint(Checkpoint):
             self._save(trainer, self.best_path)
         self._save_last(trainer, again=True)
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._step_before = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        if self.save_every_n_steps is not None and trainer.global_step % self.save_every_n_steps == 0:
+        every, step = self.save_every_n_steps, trainer.global_step  # a batch may be several steps
+        if every is not None and step // every > self._step_before // every:
             self._save_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

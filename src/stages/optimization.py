@@ -299,11 +299,13 @@ class StepResult:
         loss: this rank's, detached; None where the step was skipped.
         grad_norm: before clipping, over all ranks' averaged gradients; None where the step was skipped.
         is_skipped: True where the weights were left alone.
+        learning_rate: that the step was taken with; of the first parameter group.
     """
 
     loss: Tensor | None
     grad_norm: Tensor | None
     is_skipped: bool
+    learning_rate: float
 
 
 def optimization_step(
@@ -330,12 +332,13 @@ def optimization_step(
         ValueError: If the optimizer cannot be clipped under the fp16 scaler.
     """
     optimizer, scheduler = module.optimizers(), module.lr_schedulers()
+    rate = optimizer.param_groups[0]["lr"]
     optimizer.zero_grad(set_to_none=True)
     if _on_all_ranks(skip, module.device):
         optimizer._on_before_step()  # counts the step, which Lightning does nowhere else
         optimizer._on_after_step()
         scheduler.step()
-        return StepResult(None, None, is_skipped=True)
+        return StepResult(None, None, is_skipped=True, learning_rate=rate)
     loss = run_backward()
     scaler = getattr(module.trainer.precision_plugin, "scaler", None)
     if scaler is not None:
@@ -348,7 +351,7 @@ def optimization_step(
     optimizer.step()
     torch.clear_autocast_cache()  # it holds the weights before this step, in bf16
     scheduler.step()
-    return StepResult(loss, grad_norm, is_skipped=False)
+    return StepResult(loss, grad_norm, is_skipped=False, learning_rate=rate)
 
 
 def block_sync(module: LightningModule) -> Callable[[], AbstractContextManager]:

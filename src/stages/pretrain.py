@@ -51,7 +51,6 @@ class PretrainModule(StageModule):
 
         names = [f"block {batch_idx}/{row}" for row in range(len(batch))]
         result = optimization_step(self, run_backward, names, self.optimization.max_grad_norm)
-        rate = self.lr_schedulers().get_last_lr()[0]
         self.log_dict({"train/loss": result.loss, "train/grad_norm": result.grad_norm}, prog_bar=True)
-        self.log("train/learning_rate", rate)
+        self.log("train/learning_rate", result.learning_rate)
         return {"n_tokens": batch.numel()}

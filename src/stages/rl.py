@@ -26,6 +26,7 @@ from src.models.generation import Sampling
 from src.models.reference import FrozenReference
 from src.objectives.collapse import CollapseLimits, Vitals, collapse
 from src.objectives.grpo import (
+    TOKEN_STATISTICS,
     Advantages,
     PolicyBatch,
     dr_grpo,
@@ -64,6 +65,8 @@ log = logging.getLogger(__name__)
 NORMALISATIONS = {"per_token": per_token, "per_sequence": per_sequence, "dr_grpo": dr_grpo}
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 CONTRASTIVE_ROLLOUTS = ("all", "good")
+OF_LAST_UPDATE = ("clip_share_low", "clip_share_high", "ratio")
+"""What is logged of the last update of a batch; at the first, the policy is the one that sampled."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,17 @@ class RolloutSettings:
     def __post_init__(self) -> None:
         if self.group_size < 2:
             raise ValueError(f"rollouts.group_size must be at least 2, got {self.group_size}")
+        if not self.temperature > 0:
+            raise ValueError(
+                f"rollouts.temperature must be above 0, got {self.temperature}: a group must differ"
+            )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"rollouts.top_p must lie in (0, 1], got {self.top_p}")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(
+                f"rollouts.max_new_tokens must be at least 1, or null for the model folder's, got "
+                f"{self.max_new_tokens}"
+            )
 
 
 @dataclass(frozen=True)
@@ -120,16 +134,27 @@ class PolicySettings:
     contrastive_rollouts: str = "all"
 
     def __post_init__(self) -> None:
+        if not (0 <= self.clip_low <= 1 and self.clip_high >= 0):
+            raise ValueError(
+                f"policy.clip_low must lie in [0, 1] and policy.clip_high must not be negative, got "
+                f"{self.clip_low} and {self.clip_high}"
+            )
         if self.normalisation not in NORMALISATIONS:
             raise ValueError(
                 f"policy.normalisation must be one of {', '.join(NORMALISATIONS)}, got {self.normalisation!r}"
             )
         if self.kl not in ESTIMATORS:
             raise ValueError(f"policy.kl must be one of {', '.join(ESTIMATORS)}, got {self.kl!r}")
+        if not self.kl_weight >= 0:
+            raise ValueError(f"policy.kl_weight must not be negative, got {self.kl_weight}")
         if self.n_updates < 1:
             raise ValueError(f"policy.n_updates must be at least 1, got {self.n_updates}")
-        if self.contrastive_weight < 0:
+        if not self.contrastive_weight >= 0:
             raise ValueError(f"policy.contrastive_weight must not be negative, got {self.contrastive_weight}")
+        if not self.contrastive_temperature > 0:
+            raise ValueError(
+                f"policy.contrastive_temperature must be above 0, got {self.contrastive_temperature}"
+            )
         if self.contrastive_rollouts not in CONTRASTIVE_ROLLOUTS:
             raise ValueError(
                 f"policy.contrastive_rollouts must be one of {', '.join(CONTRASTIVE_ROLLOUTS)}, "
@@ -219,7 +244,8 @@ class RLModule(ValidatedModule):
         self.rank_agreement_every_n_steps = rank_agreement_every_n_steps
         self.token_budget = token_budget or embedder.token_budget
         self.completions = completions
-        limit = rollouts.max_new_tokens or embedder.encoder.lengths.reasoning
+        limit = rollouts.max_new_tokens
+        limit = embedder.encoder.lengths.reasoning if limit is None else limit
         ngram = embedder.encoder.lengths.repeat_ngram
         self.sampling = Sampling(limit, rollouts.temperature, rollouts.top_p, ngram)
         self.normalisation = NORMALISATIONS[policy.normalisation]
@@ -236,7 +262,7 @@ class RLModule(ValidatedModule):
 
     def on_train_start(self) -> None:
         if self.trainer.is_global_zero:
-            self.completions.start(self.trainer.global_step)
+            self.completions.start(self._step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vitals"] = [[each.entropy, each.n_tokens, each.flat_share] for each in self.vitals]
@@ -246,8 +272,13 @@ class RLModule(ValidatedModule):
 
     # ---- a step
 
+    @property
+    def _step(self) -> int:
+        """Batches taken: what schedules, ages and seeds count, however many optimizer steps a batch is."""
+        return self.trainer.global_step // self.policy.n_updates
+
     def training_step(self, batch: Sequence[Example], batch_idx: int) -> dict[str, int]:
-        step, seconds = self.trainer.global_step, Seconds(self.device)
+        step, seconds = self._step, Seconds(self.device)
         with seconds.part("sampling"):
             rollouts = self._sample(batch, step)
         with seconds.part("refresh"):
@@ -264,6 +295,8 @@ class RLModule(ValidatedModule):
         with seconds.part("table"):
             self._write_table(batch, rollouts, outcome, retrieved, step)
         metrics |= self._summary(rollouts, outcome, learnt)
+        if metrics["groups_without_spread"] == 1:  # no token was trained: a mean over none is not 0
+            metrics = {name: value for name, value in metrics.items() if name not in TOKEN_STATISTICS}
         self._watch(metrics)
         metrics |= {f"index/{name}": value for name, value in line.items()}
         metrics |= {f"seconds/{name}": value for name, value in seconds.by_part.items()}
@@ -399,7 +432,7 @@ class RLModule(ValidatedModule):
         return Pool(*(torch.from_numpy(each[kept]).to(self.device) for each in (rows, vectors)))
 
     def _update(self, learnt: Learnt) -> dict[str, Tensor]:
-        """All optimizer steps on one batch; the numbers of the first, and the clip shares of the last."""
+        """All optimizer steps on one batch; the numbers of the first, and those of `OF_LAST_UPDATE`."""
         n_trained = share_of_count(int((learnt.weights > 0).sum()), self.device)
         n_contrasted = share_of_count(int(learnt.contrasted.sum()), self.device)
         names, metrics = list(learnt.rollouts.query_ids), {}
@@ -423,11 +456,10 @@ class RLModule(ValidatedModule):
             if result.is_skipped:  # as often as it would have stepped: a batch is always `n_updates` steps
                 metrics = {"skipped": torch.ones(())}
                 continue
-            clip_shares = {name: value for name, value in found.items() if name.startswith("clip_share")}
             if update == 0:
                 metrics = {**found, "loss": result.loss, "grad_norm": result.grad_norm}
-            metrics |= clip_shares
-        metrics["learning_rate"] = torch.tensor(self.lr_schedulers().get_last_lr()[0])
+            metrics |= {name: value for name, value in found.items() if name in OF_LAST_UPDATE}
+        metrics["learning_rate"] = torch.tensor(result.learning_rate)
         return metrics
 
     def _rows_loss(

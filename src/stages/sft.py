@@ -192,7 +192,7 @@ class SFTModule(ValidatedModule):
 
         names = [example.id for example in batch.examples]
         result = optimization_step(self, run_backward, names, self.optimization.max_grad_norm)
-        metrics |= {"grad_norm": result.grad_norm, "learning_rate": self.lr_schedulers().get_last_lr()[0]}
+        metrics |= {"grad_norm": result.grad_norm, "learning_rate": result.learning_rate}
         self.log("train/loss", result.loss, prog_bar=True, batch_size=len(names))
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=len(names))
         rows = [row for chunk in chunks for row in (*chunk.embedded, *chunk.imitated)]
