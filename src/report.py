@@ -1,6 +1,8 @@
 """Prints the table of one or several metrics.json and draws its chart: `python -m src.report <metrics.json>`.
 
-With `--output` the rows of all files are written as one file, which says where each part came from.
+Where the scores of every query lie beside a file, the last model's reasoning is compared with all else, by a
+paired randomisation test. With `--output` the rows of all files and these differences are written as one
+file, which says where each part came from.
 """
 
 import argparse
@@ -8,7 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-from src.evaluation.report import print_table, write_chart
+from src.evaluation.report import model_names, print_differences, print_table, write_chart
+from src.evaluation.significance import paired_differences
 from src.run_folder import provenance, write_metrics
 
 
@@ -33,6 +36,15 @@ def joined(contents: dict[str, dict]) -> tuple[list[dict], dict]:
     return rows, sources
 
 
+def scores_by_query(file: Path, row: dict, metric: str = "ndcg@10") -> dict[str, float] | None:
+    """What a row is the mean of, by query id, from the folder that an evaluation wrote; None without it."""
+    path = file.parent / row["benchmark"] / row["mode"] / "per_query.jsonl"
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8") as lines:
+        return {line["query_id"]: line[metric] for line in map(json.loads, lines)}
+
+
 def main() -> int:
     """Reads metrics.json files or folders; 2 where one is not there, or they are no one experiment's."""
     parser = argparse.ArgumentParser(prog="python -m src.report", description=__doc__)
@@ -47,15 +59,19 @@ def main() -> int:
     contents = {str(file): json.loads(file.read_text(encoding="utf-8")) for file in files}
     try:
         rows, sources = joined(contents)
+        scores = [scores_by_query(Path(file), row) for file in contents for row in contents[file]["rows"]]
+        differences = paired_differences(rows, scores)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     target = arguments.output or files[0]
     if arguments.output:
         origin = provenance(seed=next(iter(contents.values()))["seed"])
-        write_metrics(target, rows, origin, {"sources": sources})
+        write_metrics(target, rows, origin, {"sources": sources, "differences": differences})
     measured = [row for row in rows if "ci95" in row]
     print_table(measured)
+    if differences:
+        print_differences(differences, model_names(measured))
     for path, content in contents.items():
         print(f"{content['command']}  (commit {content['commit']}, seed {content['seed']}, {path})")
     print(f"chart: {write_chart(measured, target.with_suffix('.png'))}")

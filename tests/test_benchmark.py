@@ -20,7 +20,7 @@ from src.evaluation.benchmark import (
     evaluate_benchmark,
 )
 from src.evaluation.modes import MODES
-from src.evaluation.significance import bootstrap_interval, paired_p_value
+from src.evaluation.significance import bootstrap_interval, paired_differences, paired_p_value
 from src.index.lexical import LexicalIndex
 from src.models.folder import load_embedder, save_embedder
 from src.models.prompts import PromptEncoder
@@ -195,6 +195,29 @@ def test_a_paired_test_tells_a_difference_from_none():
     assert paired_p_value(values, values + 0.1 + 0.05 * random.standard_normal(200), 500) < 0.01
     assert paired_p_value(values, values + 0.2 * random.standard_normal(200), 500) > 0.01
     assert paired_p_value(values, values, 100) == 1.0
+
+
+def test_the_last_reasoning_of_a_benchmark_is_compared_with_all_its_other_rows_query_by_query():
+    def row(benchmark, mode, model):
+        return {"benchmark": benchmark, "mode": mode, "model": model}
+
+    values = np.random.default_rng(0).random(50)
+    found = {f"q{i}": float(value) for i, value in enumerate(values)}
+    lower = {f"q{i}": float(value) - 0.1 for i, value in reversed(list(enumerate(values)))}
+    rows = [
+        row("a", "reasoning", "sft"), row("a", "direct", "rl"), row("b", "direct", "rl"),
+        row("a", "reasoning", "rl"), row("a", "bm25", "bm25"),
+    ]  # fmt: skip
+    first, second = paired_differences(rows, [lower, found, found, found, None])
+    assert first["less"] == {"model": "sft", "mode": "reasoning"}
+    assert second["less"] == {"model": "rl", "mode": "direct"}
+    assert (first["benchmark"], first["model"], first["mode"]) == ("a", "rl", "reasoning")
+    assert first["difference"] == pytest.approx(0.1)
+    assert first["ci95"] == pytest.approx([0.1, 0.1])
+    assert first["p"] == pytest.approx(1 / 5001)  # no sign flip of 50 equal differences is as far from 0
+    assert (second["difference"], second["p"]) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="a: reasoning and direct have other queries"):
+        paired_differences(rows[1:], [{"q0": 1.0}, found, found, None])
 
 
 @pytest.mark.parametrize(

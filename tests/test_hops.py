@@ -94,6 +94,11 @@ def test_the_recipe_leaves_the_rows_of_both_models_and_of_the_controls_in_one_fi
     }
     assert len(set(hashes.values())) == 3  # none of BM25, one of each model
     assert (folder / "outputs/hops/metrics.png").stat().st_size > 0
+    differences = content["training"]["differences"]
+    assert [each["less"]["mode"] for each in differences] == [mode for mode, _ in found[:4] + found[5:]]
+    means = [row["metrics"]["ndcg@10"] for row in content["rows"]]
+    others = means[:4] + means[5:]
+    assert [each["difference"] for each in differences] == pytest.approx([means[4] - mean for mean in others])
 
 
 def test_the_sft_models_reasoning_is_what_the_rl_model_embeds_in_the_control(folder):

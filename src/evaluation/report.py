@@ -18,6 +18,8 @@ COLOURS = {
 }
 """Okabe and Ito's, which colour-blind readers can tell apart."""
 
+WIDTH = 140  # of a table: the names of models and modes are whole, wherever it is printed
+
 _BY_MODE = {
     "bm25": "grey",
     "base-direct": "purple",
@@ -56,7 +58,26 @@ def print_table(rows: Sequence[Mapping]) -> None:
             f"{1000 * row['seconds_per_query']:.2f}",
             f"{row['tokens_per_query']:.1f}",
         )
-    Console(width=120).print(table)
+    Console(width=WIDTH).print(table)
+
+
+def print_differences(differences: Sequence[Mapping], names: Mapping[str, str]) -> None:
+    """What `paired_differences` found, a line each; `names` are those of `model_names`."""
+    table = Table(title="nDCG@10 of what is written last, less that of the others, on the same queries")
+    for column in ("benchmark", "this", "less"):
+        table.add_column(column)
+    for column in ("difference", "95 % interval", "p"):
+        table.add_column(column, justify="right")
+    for each in differences:
+        low, high = each["ci95"]
+        ours, theirs = (
+            " ".join(filter(None, (names.get(one["model"]), one["mode"]))) for one in (each, each["less"])
+        )
+        interval = f"{low:+.3f} to {high:+.3f}"
+        table.add_row(
+            each["benchmark"], ours, theirs, f"{each['difference']:+.3f}", interval, f"{each['p']:.4f}"
+        )
+    Console(width=WIDTH).print(table)
 
 
 def model_names(rows: Sequence[Mapping]) -> dict[str, str]:

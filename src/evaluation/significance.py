@@ -1,6 +1,6 @@
-"""Intervals of a mean over queries, by resampling queries (Sakai 2006)."""
+"""Intervals of a mean over queries, by resampling queries (Sakai 2006), and differences of two rankings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -51,3 +51,46 @@ def paired_p_value(
         signs = random.integers(0, 2, len(differences)) * 2 - 1
         at_least += abs((signs * differences).mean()) >= observed - 1e-12
     return (at_least + 1) / (n_resamples + 1)
+
+
+def paired_differences(
+    rows: Sequence[Mapping], scores: Sequence[Mapping[str, float] | None], metric: str = "ndcg@10"
+) -> list[dict]:
+    """The last row of mode `reasoning` of every benchmark, less each other row of that benchmark.
+
+    Args:
+        rows: of metrics.json.
+        scores: for each row the metric by query id; None where it is not known, and the row is left out.
+        metric: that the scores are of.
+
+    Returns:
+        A dictionary per difference: `benchmark, metric, model, mode, less: {model, mode}, difference, ci95`
+        (bootstrap over queries) and `p` of the paired randomisation test.
+
+    Raises:
+        ValueError: If two rows of a benchmark were not scored on the same queries.
+    """
+    known = [(row, found) for row, found in zip(rows, scores, strict=True) if found is not None]
+    last = {row["benchmark"]: (row, found) for row, found in known if row["mode"] == "reasoning"}
+    differences = []
+    for benchmark, (best, ours) in last.items():
+        for row, theirs in known:
+            if row["benchmark"] != benchmark or row is best:
+                continue
+            if ours.keys() != theirs.keys():
+                raise ValueError(f"{benchmark}: {best['mode']} and {row['mode']} have other queries")
+            one, other = ([found[query] for query in sorted(ours)] for found in (ours, theirs))
+            apart = np.subtract(one, other)
+            differences.append(
+                {
+                    "benchmark": benchmark,
+                    "metric": metric,
+                    "model": best["model"],
+                    "mode": best["mode"],
+                    "less": {"model": row["model"], "mode": row["mode"]},
+                    "difference": float(apart.mean()),
+                    "ci95": list(bootstrap_interval(apart)),
+                    "p": paired_p_value(one, other),
+                }
+            )
+    return differences
