@@ -161,6 +161,38 @@ def test_a_full_disk_is_one_error_before_anything_is_encoded_in_vain(tmp_path):
     assert (np.asarray(stored(tmp_path)) == embed(TEXTS)).all()
 
 
+def narrow(texts):
+    """A value per text: the line of a finished chunk is then larger than all of the rows."""
+    return embed(texts)[:, :1]
+
+
+@pytest.mark.parametrize(("name", "limit", "n_kept"), [("key.json", 50, 0), ("done.jsonl", 400, 3 * 4)])
+def test_a_full_disk_is_the_same_error_whichever_file_meets_it(tmp_path, name, limit, n_kept):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(StoreError) as caught:
+            stored(tmp_path, narrow)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    folder, message = store_folder(tmp_path, KEY), str(caught.value)
+    assert message.startswith(f"{folder}: ")
+    assert "File too large" in message
+    assert "Make room or choose another folder" in message
+    lines = (folder / "done.jsonl").read_text().split("\n")[:-1] if n_kept else []
+    assert [json.loads(line)["stop"] for line in lines] == list(range(4, n_kept + 1, 4))
+    assert (folder / "key.json").exists() == (name != "key.json")
+    assert (np.asarray(stored(tmp_path, narrow)) == narrow(TEXTS)).all()
+
+
+def test_a_place_where_no_folder_can_be_made_is_one_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        StoreError, match=r"cannot be written there \(Not a directory\)\. Make room or choose"
+    ):
+        stored(tmp_path / "file" / "cache")
+
+
 WRITER = """
     import json, sys, time
     from pathlib import Path

@@ -73,7 +73,8 @@ def stored_embeddings(
     if len(texts) == 0:
         raise ValueError("a store needs at least one document")
     folder = store_folder(root, key)
-    folder.mkdir(parents=True, exist_ok=True)
+    with _written_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     if _rows_done(folder) < len(texts):
         with _writing(folder):
             _fill(folder, key, texts, embed, chunk_size, progress)
@@ -102,7 +103,8 @@ def _fill(
     width = _checked_width(folder, key, len(texts)) if done else None
     if done:
         log.info("%s: %d of %d rows are there, encoding goes on", folder, done, len(texts))
-    _drop_torn_line(folder / "done.jsonl")
+    with _written_to(folder):
+        _drop_torn_line(folder / "done.jsonl")
     with Progress(len(texts), "embed", "documents", progress, initial=done) as bar:
         for start in range(done, len(texts), chunk_size):
             stop = min(start + chunk_size, len(texts))
@@ -112,8 +114,9 @@ def _fill(
                 _create(folder, key, (len(texts), width))
             if vectors.shape[1] != width:
                 raise ValueError(f"embed gave width {vectors.shape[1]} after {width}")
-            _write(folder, start, vectors)
-            _append(folder / "done.jsonl", {"start": start, "stop": stop, "sha256": _digest(vectors)})
+            with _written_to(folder, (len(texts), width)):
+                _write(folder, start, vectors)
+                _append(folder / "done.jsonl", {"start": start, "stop": stop, "sha256": _digest(vectors)})
             bar.update(stop - start)
 
 
@@ -137,12 +140,13 @@ def _checked(vectors: ArrayLike, start: int, stop: int) -> np.ndarray:
 def _create(folder: Path, key: Mapping[str, str], shape: tuple[int, int]) -> None:
     """Writes the key, and rows that are all zero and have their place on the disk."""
     facts = {"format_version": FORMAT_VERSION, "key": dict(key), "n_rows": shape[0], "width": shape[1]}
-    write_json(folder / "key.json", facts)
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    with _space_needed(folder, shape), (folder / "rows.npy").open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        file.flush()
-        reserve(file.fileno(), file.tell() + 4 * shape[0] * shape[1])
+    with _written_to(folder, shape):
+        write_json(folder / "key.json", facts)
+        with (folder / "rows.npy").open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            file.flush()
+            reserve(file.fileno(), file.tell() + 4 * shape[0] * shape[1])
 
 
 def _write(folder: Path, start: int, vectors: np.ndarray) -> None:
@@ -151,22 +155,25 @@ def _write(folder: Path, start: int, vectors: np.ndarray) -> None:
     offset = np.load(file, mmap_mode="r").offset
     descriptor = os.open(file, os.O_WRONLY)
     try:
-        with _space_needed(folder, vectors.shape):
-            position = offset + start * vectors.shape[1] * vectors.itemsize
-            write_all(descriptor, memoryview(vectors).cast("B"), position)
-            os.fsync(descriptor)
+        position = offset + start * vectors.shape[1] * vectors.itemsize
+        write_all(descriptor, memoryview(vectors).cast("B"), position)
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def _space_needed(folder: Path, shape: tuple[int, ...]) -> Iterator[None]:
+def _written_to(folder: Path, shape: tuple[int, int] | None = None) -> Iterator[None]:
+    """Says of a failed write which folder it is, the room it needs where that is known, and what to do."""
     try:
         yield
     except OSError as error:
+        needs = ""
+        if shape is not None:
+            needs = f"; rows {shape} of fp32 need {4 * shape[0] * shape[1] / 2**20:.1f} MiB"
         raise StoreError(
-            f"{folder}: rows {shape} of fp32 cannot be written ({error.strerror}); they need "
-            f"{4 * shape[0] * shape[1] / 2**20:.1f} MiB. Make room or choose another folder, then start again"
+            f"{folder}: embeddings cannot be written there ({error.strerror or error}){needs}. Make room or "
+            "choose another folder, then start again"
         ) from error
 
 
@@ -257,7 +264,9 @@ def _append(file: Path, entry: Mapping[str, object]) -> None:
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     """Keeps a second writer out; the system releases the lock of a process that dies."""
-    with (folder / "lock").open("w", encoding="utf-8") as stream:
+    with _written_to(folder):
+        stream = (folder / "lock").open("w", encoding="utf-8")
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
