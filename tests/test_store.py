@@ -91,6 +91,35 @@ def test_every_part_of_the_key_has_its_own_rows(tmp_path):
     assert len({store_folder(tmp_path, {**KEY, name: "another"}) for name in KEY}) == len(KEY)
 
 
+def messages(caplog):
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_what_is_encoded_again_is_said_with_the_reason_and_the_old_folder(tmp_path, caplog):
+    caplog.set_level("INFO")
+    stored(tmp_path)
+    stored(tmp_path)
+    stored(tmp_path, key={**KEY, "corpus": "another"})
+    assert messages(caplog) == []  # the first rows of a corpus, and those that are used, need no word
+    old, changed = store_folder(tmp_path, KEY), {**KEY, "weights": "other", "prompts": "other"}
+    stored(tmp_path, key=changed)
+    (message,) = messages(caplog)
+    new = store_folder(tmp_path, changed)
+    assert message.startswith(
+        f"the same documents are in {old}, embedded with other weights and another token"
+    )
+    assert f"those rows are not used, and 25 documents are encoded into {new}." in message
+    assert message.endswith(f"rm -r '{old}'")
+    caplog.clear()
+    (tmp_path / "nonsense").mkdir()
+    (tmp_path / "nonsense" / "key.json").write_text("[1]")
+    os.utime(old / "key.json", (0, 0))
+    stored(tmp_path, key={**KEY, "dtype": "other", "more": "m"})
+    (message,) = messages(caplog)
+    assert f"are in {new} (and 1 more beside it), embedded with other weights and another tok" in message
+    assert "another data type and another more;" in message
+
+
 def test_pitfall_8_rows_of_another_key_are_refused_not_trusted(tmp_path):
     stored(tmp_path)
     store_folder(tmp_path, KEY).rename(store_folder(tmp_path, {**KEY, "weights": "other"}))

@@ -31,6 +31,13 @@ from src.run_folder import write_json
 FORMAT_VERSION = 1
 log = logging.getLogger(__name__)
 
+DIFFERENCES = {
+    "weights": "other weights",
+    "prompts": "another tokenizer, prompts or lengths",
+    "dtype": "another data type",
+}
+"""What to call the parts of a key that are not the corpus."""
+
 Embed = Callable[[Sequence[str]], ArrayLike]
 
 
@@ -103,6 +110,8 @@ def _fill(
     width = _checked_width(folder, key, len(texts)) if done else None
     if done:
         log.info("%s: %d of %d rows are there, encoding goes on", folder, done, len(texts))
+    else:
+        _say_what_is_not_used(folder, key, len(texts))
     with _written_to(folder):
         _drop_torn_line(folder / "done.jsonl")
     with Progress(len(texts), "embed", "documents", progress, initial=done) as bar:
@@ -118,6 +127,36 @@ def _fill(
                 _write(folder, start, vectors)
                 _append(folder / "done.jsonl", {"start": start, "stop": stop, "sha256": _digest(vectors)})
             bar.update(stop - start)
+
+
+def _say_what_is_not_used(folder: Path, key: Mapping[str, str], n_rows: int) -> None:
+    """A line where the same documents were encoded under another key: why it is done again."""
+    others = _of_same_corpus(folder, key)
+    if not others:
+        return
+    other, found = others[0]
+    differing = [name for name in {**found, **key} if found.get(name) != key.get(name)]
+    why = " and ".join(DIFFERENCES.get(name, f"another {name}") for name in differing)
+    more = f" (and {len(others) - 1} more beside it)" if len(others) > 1 else ""
+    log.info(
+        "the same documents are in %s%s, embedded with %s; those rows are not used, and %d documents are "
+        "encoded into %s. Where no other run needs the old rows: rm -r '%s'",
+        other, more, why, n_rows, folder, other,
+    )  # fmt: skip
+
+
+def _of_same_corpus(folder: Path, key: Mapping[str, str]) -> list[tuple[Path, Mapping[str, str]]]:
+    """Folder and key of the other stores of the same root and corpus, the newest first."""
+    found = []
+    for file in folder.parent.glob("*/key.json"):
+        try:
+            other, written = json.loads(file.read_text(encoding="utf-8"))["key"], file.stat().st_mtime
+            is_same = file.parent != folder and other["corpus"] == key.get("corpus")
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not ours to judge: whoever asks for that key is told
+        if is_same:
+            found.append((written, file.parent, other))
+    return [(other, key) for _, other, key in sorted(found, key=lambda entry: entry[:2], reverse=True)]
 
 
 def _checked_width(folder: Path, key: Mapping[str, str], n_rows: int) -> int:
