@@ -152,8 +152,10 @@ def _write_card(folder: Path, data: "TrainingData") -> None:
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
-    path = folder / "checkpoints" / "last.ckpt"
-    if path.is_file():
+    from src.stages.callbacks import saved_checkpoint
+
+    path = saved_checkpoint(folder / "checkpoints" / "last.ckpt")
+    if path is not None:
         log.info("resuming from %s", path)
         return path
     log.info("no checkpoint in %s yet; starting from the first step", folder)
@@ -279,10 +281,13 @@ def _load_best(folder: Path, module: "pl.LightningModule") -> int | None:
     """
     import torch
 
-    best = folder / "checkpoints" / "best.ckpt"
-    if not best.is_file():
-        if best.is_dir():
-            log.warning("%s is sharded; the model is the last one, not the best", best)
+    from src.stages.callbacks import saved_checkpoint
+
+    best = saved_checkpoint(folder / "checkpoints" / "best.ckpt")
+    if best is None:
+        return None
+    if best.is_dir():
+        log.warning("%s is sharded; the model is the last one, not the best", best)
         return None
     checkpoint = torch.load(best, map_location="cpu", weights_only=True)
     unexpected = module.load_state_dict(checkpoint["state_dict"], strict=False).unexpected_keys

@@ -117,6 +117,44 @@ def test_a_training_query_judged_in_the_test_split_is_left_out_and_said(tmp_path
     assert "1 training queries are judged in test" in caplog.text
 
 
+def test_a_training_query_without_a_positive_is_refused_and_one_without_a_line_is_not(tmp_path):
+    rows = [("q0", "d1", 1), ("q1", "d1", 0), ("q1", "d2", -1), ("q2", "d3", 0), ("q3", "d1", 2)]
+    folder = write_collection(tmp_path, train=qrels(rows), test=qrels([("q2", "d3", 0), ("q9", "d1", 1)]))
+    with pytest.raises(DataError) as caught:
+        load_beir_training(folder, validation_share=0.0)
+    assert caught.value.file == str(folder / "qrels" / "train.tsv")
+    assert "query 'q1' has judgements and no positive among them" in caught.value.rule
+    assert "1 of 3 queries have none" in caught.value.rule  # q2 is held out for the test, which counts it
+    assert "take its lines out, or give it a document of grade 1 or more" in caught.value.rule
+
+    (folder / "qrels" / "train.tsv").write_text(qrels([row for row in rows if row[0] != "q1"]))
+    data = load_beir_training(folder, validation_share=0.0)  # q1 is still in queries.jsonl
+    assert [row.query for row in data.examples] == ["query number 0", "query number 3"]
+    assert data.test.qrels == {"q2": {"d3": 0}, "q9": {"d1": 1}}
+
+
+def test_held_out_training_queries_without_a_positive_are_counted_as_in_the_test_split(tmp_path):
+    folder = write_collection(tmp_path, train=qrels([(f"q{n}", "d1", 1) for n in range(30)]))
+    held_out = sorted(load_beir_training(folder, validation_share=0.2).validation.queries)
+    rows = [(f"q{n}", "d1", int(f"q{n}" != held_out[0])) for n in range(30)]
+    data = load_beir_training(write_collection(tmp_path, train=qrels(rows)), validation_share=0.2)
+    assert data.validation.qrels[held_out[0]] == {"d1": 0}
+
+
+def test_queries_that_min_grade_leaves_out_are_counted_aloud(tmp_path, caplog):
+    folder = write_collection(tmp_path, train=qrels([("q0", "d1", 1), ("q1", "d1", 2), ("q2", "d1", 0)]))
+    with pytest.raises(DataError, match=r"query 'q2'.*1 of 3 queries.*grade 2 or more"):
+        load_beir_training(folder, validation_share=0.0, min_grade=2)
+    (folder / "qrels" / "train.tsv").write_text(qrels([("q0", "d1", 1), ("q1", "d1", 2)]))
+    data = load_beir_training(folder, validation_share=0.0, min_grade=2)
+    assert [row.query for row in data.examples] == ["query number 1"]
+    assert "1 of 2 queries have no document of min_grade=2" in caplog.text
+    every = load_beir_training(
+        write_collection(tmp_path, train=qrels([("q2", "d1", 0)])), validation_share=0.0, min_grade=0
+    )
+    assert [row.query for row in every.examples] == ["query number 2"]
+
+
 BAD_ROWS = [
     ({"corpus": lines(CORPUS[:1]) + "{'_id': 1}\n"}, "corpus.jsonl", 2, "one JSON object"),
     ({"corpus": lines(CORPUS[:1]) + '{"_id": ' + "9" * 5000 + "}\n"}, "corpus.jsonl", 2, "one JSON object"),

@@ -1,11 +1,13 @@
 """One contract for every backend: brute force over the rows as they are now."""
 
+import os
+import shutil
 from functools import partial
 
 import numpy as np
 import pytest
 
-from src.index.base import InPlaceIndex
+from src.index.base import InPlaceIndex, load_saved, save_whole
 from src.index.graph import GraphIndex
 from src.index.ivf import IVFIndex
 from src.index.live import LiveStore
@@ -225,6 +227,45 @@ def test_a_saved_index_with_other_settings_is_refused(tmp_path):
         IVFIndex(clustered(301), saved=tmp_path / "index", n_lists=5)
     with pytest.raises(StoreError, match="no saved index can be read"):
         IVFIndex(clustered(300), saved=tmp_path / "elsewhere")
+
+
+class Killed(BaseException):
+    """Nothing in the project catches it."""
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_a_save_killed_at_any_move_leaves_the_folder_before_or_the_new_one(number, tmp_path, monkeypatch):
+    folder, facts, seen = tmp_path / "index", {"kind": "test"}, []
+    save_whole(folder, {"a": np.array([1])}, facts)
+
+    def watch(action):
+        def watched(*arguments, **keywords):
+            seen.append(action.__name__)
+            if len(seen) == number:
+                raise Killed
+            return action(*arguments, **keywords)
+
+        return watched
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", watch(os.replace))
+        patched.setattr(shutil, "rmtree", watch(shutil.rmtree))
+        with pytest.raises(Killed):
+            save_whole(folder, {"a": np.array([2])}, facts)
+    assert load_saved(folder, facts)["a"].tolist() == [2 if number == 5 else 1]
+    assert load_saved(folder, facts)["a"].tolist() == [2 if number == 5 else 1]
+    save_whole(folder, {"a": np.array([3])}, facts)
+    assert load_saved(folder, facts)["a"].tolist() == [3]
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_a_graph_that_was_set_aside_is_found_with_all_of_its_files(tmp_path):
+    rows, queries = clustered(300), clustered(10, 1)
+    index = GraphIndex(rows)
+    index.save(tmp_path / "index")
+    (tmp_path / "index").rename(tmp_path / "index.old")  # as a kill between the two moves leaves it
+    found = GraphIndex(rows, saved=tmp_path / "index").search(queries, 5)[1]
+    assert (found == index.search(queries, 5)[1]).all()
 
 
 def test_two_graphs_of_the_same_rows_and_changes_are_alike_bit_for_bit():

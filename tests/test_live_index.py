@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -515,3 +516,24 @@ def test_a_full_disk_is_one_clear_error_and_the_checkpoint_is_safe(tmp_path):
     assert "rows could not be written ([Errno 27] File too large)" in refresh
     with LiveIndex.restore(tmp_path, KEY, state, InPlaceIndex, settings_of(Full())) as index:
         assert all((one == other).all() for one, other in zip(held(index), expected, strict=True))
+
+
+def test_a_full_disk_for_what_an_audit_keeps_is_one_error_and_the_rows_can_be_closed(tmp_path):
+    corpus, calls = DriftingCorpus(), []
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def encode(rows):
+        calls.append(len(rows))
+        if len(calls) == 2:  # the positives are written; next are old vectors of the background, 50 of them
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        return corpus.vectors(1, rows)
+
+    index = created(tmp_path, corpus, RULES["certified"](), audit_every_n_steps=1, background=0.5)
+    try:
+        with pytest.raises(StoreError, match=r"an audit needs more room.*File too large"):
+            index.refresh(1, corpus.queries(1), encode)
+        index.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with created(tmp_path, corpus, Frozen(), overwrite=True) as again:  # the lock was given back
+        assert len(again) == corpus.n

@@ -130,6 +130,31 @@ def test_rows_of_one_query_are_one_row_with_all_their_positives(folder, tmp_path
     assert found.grades.tolist() == [[1.0, 2.0, 1.0], [1.0, 0.0, 0.0]]
 
 
+def test_rows_of_other_weights_are_not_used_and_the_run_says_why(folder, tmp_path, caplog):
+    caplog.set_level("INFO", "src.index.store")
+
+    def lines(name, embedder):
+        caplog.clear()
+        (tmp_path / name).mkdir()
+        fit(module_of(embedder, tmp_path / name), data_of(embedder, tmp_path / name), 1)
+        return [record.getMessage() for record in caplog.records if record.name == "src.index.store"]
+
+    assert lines("first", opened(folder)) == []
+    assert lines("same", opened(folder)) == []
+    (old,) = (tmp_path / "cache").iterdir()
+    other = opened(folder)
+    with torch.no_grad():
+        other.head.weight[0] += 1.0
+    tuned = save_embedder(other, tmp_path / "tuned", {})
+    (line,) = lines("other", opened(tuned))
+    assert line.startswith(
+        f"the same documents are in {old}, embedded with other weights; those rows are not"
+    )
+    (new,) = set((tmp_path / "cache").iterdir()) - {old}
+    assert f"12 documents are encoded into {new}." in line
+    assert line.endswith(f"rm -r '{old}'")
+
+
 class Log(pl.Callback):
     """What every step logged."""
 

@@ -86,6 +86,10 @@ BAD_DATA = {
         {"qrels": [(query, document, 0) for query, document, _ in QRELS]},
         ["train.tsv", "no training row is left", "min_grade=1"],
     ),
+    "one query without a positive": (
+        {"qrels": [*QRELS[:3], ("q3", "d3", 0)]},
+        ["train.tsv", "query 'q3' has judgements and no positive", "1 of 4 queries", "take its lines out"],
+    ),
     "an empty corpus": ({"documents": {}}, ["corpus.jsonl", "holds no documents"]),
 }
 

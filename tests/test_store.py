@@ -91,6 +91,35 @@ def test_every_part_of_the_key_has_its_own_rows(tmp_path):
     assert len({store_folder(tmp_path, {**KEY, name: "another"}) for name in KEY}) == len(KEY)
 
 
+def messages(caplog):
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_what_is_encoded_again_is_said_with_the_reason_and_the_old_folder(tmp_path, caplog):
+    caplog.set_level("INFO")
+    stored(tmp_path)
+    stored(tmp_path)
+    stored(tmp_path, key={**KEY, "corpus": "another"})
+    assert messages(caplog) == []  # the first rows of a corpus, and those that are used, need no word
+    old, changed = store_folder(tmp_path, KEY), {**KEY, "weights": "other", "prompts": "other"}
+    stored(tmp_path, key=changed)
+    (message,) = messages(caplog)
+    new = store_folder(tmp_path, changed)
+    assert message.startswith(
+        f"the same documents are in {old}, embedded with other weights and another token"
+    )
+    assert f"those rows are not used, and 25 documents are encoded into {new}." in message
+    assert message.endswith(f"rm -r '{old}'")
+    caplog.clear()
+    (tmp_path / "nonsense").mkdir()
+    (tmp_path / "nonsense" / "key.json").write_text("[1]")
+    os.utime(old / "key.json", (0, 0))
+    stored(tmp_path, key={**KEY, "dtype": "other", "more": "m"})
+    (message,) = messages(caplog)
+    assert f"are in {new} (and 1 more beside it), embedded with other weights and another tok" in message
+    assert "another data type and another more;" in message
+
+
 def test_pitfall_8_rows_of_another_key_are_refused_not_trusted(tmp_path):
     stored(tmp_path)
     store_folder(tmp_path, KEY).rename(store_folder(tmp_path, {**KEY, "weights": "other"}))
@@ -159,6 +188,38 @@ def test_a_full_disk_is_one_error_before_anything_is_encoded_in_vain(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert counting.n == 4
     assert (np.asarray(stored(tmp_path)) == embed(TEXTS)).all()
+
+
+def narrow(texts):
+    """A value per text: the line of a finished chunk is then larger than all of the rows."""
+    return embed(texts)[:, :1]
+
+
+@pytest.mark.parametrize(("name", "limit", "n_kept"), [("key.json", 50, 0), ("done.jsonl", 400, 3 * 4)])
+def test_a_full_disk_is_the_same_error_whichever_file_meets_it(tmp_path, name, limit, n_kept):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(StoreError) as caught:
+            stored(tmp_path, narrow)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    folder, message = store_folder(tmp_path, KEY), str(caught.value)
+    assert message.startswith(f"{folder}: ")
+    assert "File too large" in message
+    assert "Make room or choose another folder" in message
+    lines = (folder / "done.jsonl").read_text().split("\n")[:-1] if n_kept else []
+    assert [json.loads(line)["stop"] for line in lines] == list(range(4, n_kept + 1, 4))
+    assert (folder / "key.json").exists() == (name != "key.json")
+    assert (np.asarray(stored(tmp_path, narrow)) == narrow(TEXTS)).all()
+
+
+def test_a_place_where_no_folder_can_be_made_is_one_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        StoreError, match=r"cannot be written there \(Not a directory\)\. Make room or choose"
+    ):
+        stored(tmp_path / "file" / "cache")
 
 
 WRITER = """

@@ -74,6 +74,56 @@ def full_disk(folder, rank):
         return text
 
 
+def full_disk_while_rows_are_moved(folder, rank):
+    """As above, but what is encoded fits: the second rank's journal takes no more of the moved rows."""
+    import resource
+
+    corpus = DriftingCorpus(n=N, own=0.0005, common=0.02)  # nearly all of the drift is one linear map
+    with created(folder, corpus, RULES["drift"]()) as index:
+        if rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (14_000, resource.RLIM_INFINITY))
+        text = error_of(lambda: index.refresh(1, part_of(corpus.queries(1), 1, rank), corpus.encoder(1)))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        return {"error": text, "encoded": len(corpus.encoded), "served": (index.encoded_at == 1).sum()}
+
+
+def no_file_for_an_audit(folder, rank):
+    """The second rank may open no file more: in the refresh before an audit, then in the audit itself."""
+    import os
+    import resource
+
+    corpus = DriftingCorpus(n=N)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    texts = []
+    with created(folder, corpus, RULES["certified"](), audit_every_n_steps=1) as index:
+        free = os.open(os.devnull, os.O_RDONLY)
+        os.close(free)
+
+        def limited(action):
+            if rank == 1:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+            texts.append(error_of(action))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+        for step in (1, 2):
+            own = part_of(corpus.queries(step), step, rank)
+
+            def reward(rows, own=own):
+                return dcg_on(own, 4)(index.ranks.joined(np.ascontiguousarray(rows)))
+
+            def refresh(step=step, own=own):
+                return index.refresh(step, own, corpus.encoder(step))
+
+            def audit(step=step, own=own, reward=reward):
+                return index.audit(step, own, reward(index.rows), reward, corpus.encoder(step))
+
+            limited(refresh) if step == 1 else refresh()
+            if step == 2:
+                limited(audit)
+                assert "audit/identical_rewards" in audit()  # it can be asked again
+    return texts
+
+
 def work(rank, folder):
     """Everything that one of the two processes does."""
     results = {}
@@ -94,6 +144,8 @@ def work(rank, folder):
                 "encoded": corpus.encoded,
             }
     results["full disk"] = full_disk(folder / "disk", rank)
+    results["full disk while moving"] = full_disk_while_rows_are_moved(folder / "moving", rank)
+    results["no file"] = no_file_for_an_audit(folder / "files", rank)
     return results
 
 
@@ -130,6 +182,25 @@ def test_a_full_disk_on_one_rank_stops_both_with_its_message(two_ranks):
     for results in two_ranks:
         assert results["full disk"].startswith("rank 1: ")
         assert "File too large" in results["full disk"]
+
+
+def test_a_full_disk_on_one_rank_while_rows_are_moved_stops_both_with_its_message(two_ranks):
+    moved = [results["full disk while moving"] for results in two_ranks]
+    for result in moved:
+        assert result["error"].startswith("rank 1: ")
+        assert "rows could not be written" in result["error"]
+        assert "File too large" in result["error"]
+    n_encoded = sum(result["encoded"] for result in moved)
+    assert n_encoded == sum(result["served"] for result in moved) >= 60  # what is encoded was written
+
+
+def test_a_rank_that_cannot_make_a_file_for_an_audit_stops_both_with_its_message(two_ranks):
+    for results in two_ranks:
+        assert len(results["no file"]) == 2
+        for text in results["no file"]:
+            assert text.startswith("rank 1: ")
+            assert "Too many open files" in text
+            assert "refresh.audit_every_n_steps=0" in text
 
 
 def test_one_process_is_a_group_of_one():

@@ -90,7 +90,8 @@ def load_beir_training(
         test_split: the judgements held out for testing, left out where the folder has no such file; None for
             none.
         validation_share: that share of the training queries, chosen by a hash of the query id.
-        min_grade: lowest grade of a relevant document.
+        min_grade: lowest grade of a relevant document; queries whose grades are all positive and below it are
+            left out with a warning.
         with_reasoning: whether rows carry `cold_start_reasoning`.
         remove_self_match: as in `load_benchmark`.
         allow_empty_documents: as in `load_benchmark`, but an error by default: such a row teaches nothing.
@@ -101,7 +102,7 @@ def load_beir_training(
         the training queries.
 
     Raises:
-        DataError: If a file is missing or a row is bad.
+        DataError: If a file is missing or a row is bad, or all judgements of a training query are of grade 0.
         ValueError: If no training row is left or `validation_share` is not in [0, 1).
     """
     if not 0 <= validation_share < 1:
@@ -125,6 +126,7 @@ def load_beir_training(
         raise ValueError(
             f"{train_file}: no training row is left (min_grade={min_grade}, {len(train)} queries)"
         )
+    _refuse_queries_without_positive(train_file, rows, min_grade)
     card = {
         "name": name,
         "documents": len(corpus),
@@ -329,6 +331,26 @@ def _benchmark(
         return None
     flag = removes_self_match(data_set) if remove_self_match is None else remove_self_match
     return Benchmark(name, corpus, {query: queries[query] for query in qrels}, qrels, flag)
+
+
+def _refuse_queries_without_positive(
+    file: Path, qrels: Mapping[str, Mapping[str, int]], min_grade: int
+) -> None:
+    """Queries that training would lose; those that `min_grade` alone takes away are only counted."""
+    best = {query: max(grades.values()) for query, grades in qrels.items()}
+    without = [query for query, grade in best.items() if grade < min(min_grade, 1)]
+    if without:
+        raise DataError(
+            file, 0,
+            f"query {without[0]!r} has judgements and no positive among them, and a query to train on needs "
+            f"one ({len(without)} of {len(qrels)} queries have none): take its lines out, or give it a "
+            f"document of grade {max(min_grade, 1)} or more",
+        )  # fmt: skip
+    if n_below := sum(grade < min_grade for grade in best.values()):
+        _LOG.warning(
+            "%s: %d of %d queries have no document of min_grade=%d and are left out",
+            file, n_below, len(qrels), min_grade,
+        )  # fmt: skip
 
 
 def _examples(

@@ -1,5 +1,6 @@
 """The data module of the RL stage: queries without answers, and the live index that they are searched in."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from src.index.base import MakeIndex
 from src.index.live_index import LiveIndex
 from src.index.ranks import Ranks
 from src.index.refresh import Refresh
-from src.index.store import open_store, store_folder, stored_embeddings
+from src.index.store import StoreError, open_store, store_folder, stored_embeddings
 from src.models.embedder import ReasoningEmbedder
 from src.stages.sampling import GroupedBatchSampler
 
@@ -130,36 +131,50 @@ class RLDataModule(ExamplesDataModule):
         """The corpus as the model folder encodes it: by all ranks together; the first one keeps the cache.
 
         Raises:
-            StoreError: On every rank, if the cache cannot be used or written.
+            StoreError: On every rank, if the cache cannot be used or written, or a rank fails at encoding.
         """
         ranks, key = Ranks(), self.key
+        folder = store_folder(self.cache_dir, key)
 
         def embed(texts: Sequence[str]) -> np.ndarray:
+            error = None
             with equal_forwards(self.embedder):  # sharded weights need all ranks; none waits in silence
-                own = self.embedder.embed_documents(texts[ranks.shard(len(texts))])
-            return ranks.joined(np.asarray(own))
+                try:
+                    own = np.asarray(self.embedder.embed_documents(texts[ranks.shard(len(texts))]))
+                except Exception as failed:  # raised below: until then the other ranks need this one
+                    error = _not_encoded(folder, failed)
+            ranks.agree(error)
+            return ranks.joined(own)
 
-        def embed_by_all(texts: Sequence[str]) -> np.ndarray:
-            ranks.gather_objects(texts)
-            return embed(texts)
+        def lead() -> np.ndarray | None:
+            """Sends texts, and at the end None and what went wrong, as `follow` reads them."""
+            found, error = None, None
 
-        def follow() -> None:
-            while (texts := ranks.gather_objects(None)[0]) is not None:
-                embed(texts)
+            def embed_by_all(texts: Sequence[str]) -> np.ndarray:
+                ranks.gather_objects((texts, None))
+                return embed(texts)
 
-        def lead() -> np.ndarray:
-            size = self.encode_batch * ranks.size
             try:
+                size = self.encode_batch * ranks.size
                 found = stored_embeddings(self.cache_dir, key, self.corpus.texts, embed_by_all, size)
-            except Exception:  # between two calls of `embed`, so the others listen
-                ranks.gather_objects(None)
-                raise
-            ranks.gather_objects(None)
+            except Exception as failed:  # between two calls of `embed`, so the others listen
+                error = _not_encoded(folder, failed)
+            ranks.gather_objects((None, None if error is None else str(error)))
+            if error is not None:
+                raise error
             return found
 
+        def follow() -> None:
+            texts, error = ranks.gather_objects(None)[0]
+            while texts is not None:
+                with contextlib.suppress(StoreError):  # it is on every rank, and the first one ends this
+                    embed(texts)
+                texts, error = ranks.gather_objects(None)[0]
+            if error is not None:
+                raise StoreError(error)
+
         with torch.autocast(self.embedder.device.type, enabled=False):
-            rows = ranks.together(follow if ranks.rank > 0 else lead)
-        folder = store_folder(self.cache_dir, key)
+            rows = follow() if ranks.rank > 0 else lead()
         return ranks.together(lambda: open_store(folder, key, len(self.corpus)) if rows is None else rows)
 
     # ---- checkpoints
@@ -175,6 +190,15 @@ class RLDataModule(ExamplesDataModule):
     def checkpoint_is_saved(self) -> None:
         """Called once the checkpoint with the last state is on disk."""
         self.index.commit(self._index_state)
+
+
+def _not_encoded(folder: Path, error: Exception) -> StoreError:
+    """The error that ranks tell each other, of whatever kind it was where it happened."""
+    if isinstance(error, StoreError):
+        return error
+    result = StoreError(f"{folder}: the corpus could not be encoded ({type(error).__name__}: {error})")
+    result.__cause__ = error
+    return result
 
 
 def _qrels(examples: Sequence[Example]) -> dict[str, dict[str, float]]:

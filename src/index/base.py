@@ -137,13 +137,21 @@ def save_whole(folder: str | Path, arrays: Mapping[str, np.ndarray], facts: Mapp
 
 
 def _replace_folder(part: Path, folder: Path) -> None:
-    """Moves a finished folder to its place; an earlier one is dropped."""
-    old = folder.with_name(f"{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    """Moves a finished folder to its place; an earlier one is dropped.
+
+    A folder cannot be replaced in one move. A kill between the two leaves none under the name, and
+    `load_saved` puts the earlier one back, which was set aside.
+    """
+    aside = _set_aside(folder)
     if folder.exists():
-        os.replace(folder, old)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(folder, aside)
     os.replace(part, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.old")
 
 
 def load_saved(folder: str | Path, facts: Mapping[str, object]) -> dict[str, np.ndarray]:
@@ -153,6 +161,8 @@ def load_saved(folder: str | Path, facts: Mapping[str, object]) -> dict[str, np.
         StoreError: If the folder is missing or unreadable, or was saved with other facts.
     """
     folder = Path(folder)
+    if not folder.exists() and _set_aside(folder).exists():  # see _replace_folder
+        os.replace(_set_aside(folder), folder)
     try:
         found = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         arrays = {file.stem: np.load(file, allow_pickle=False) for file in folder.glob("*.npy")}

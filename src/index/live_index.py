@@ -19,21 +19,24 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from src.index.base import Index, MakeIndex, best_candidates
 from src.index.checks import checked_queries
-from src.index.files import reserve
+from src.index.files import reserve, write_all
 from src.index.ledger import Refreshed, age_counts, agreement, drift, step_record
 from src.index.live import NEVER, LiveStore
 from src.index.ranks import Ranks
 from src.index.refresh import Audit, AuditedRows, Moved, Proposal, Refresh, StepQueries, View
 from src.index.store import StoreError
 from src.progress import Progress
+
+T = TypeVar("T")
 
 Encode = Callable[[np.ndarray], ArrayLike]
 """From corpus rows `[n]` to `[n, D]` fp32, unit norm. Every rank calls it equally often, with no rows where
@@ -54,14 +57,15 @@ class _Before:
 
     def __init__(self, step: int, folder: Path, shape: tuple[int, int]) -> None:
         self.step = step
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by `close`
+        # Without a buffer: a full disk is met by `add`, and not again by `close`.
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  closed by `close`
         self._places = np.full(shape[0], -1)  # in the file, by row
         self._encoded_at = np.empty(shape[0], np.int64)  # by row; of those in the file
         self._n, self._width = 0, shape[1]
 
     def add(self, rows: np.ndarray, vectors: np.ndarray, encoded_at: np.ndarray) -> None:
-        self._file.write(np.ascontiguousarray(vectors, dtype=np.float32))
-        self._file.flush()  # or a full disk would be met later, where nobody expects it
+        content = np.asarray(vectors, dtype=np.float32).tobytes()
+        write_all(self._file.fileno(), content, self._n * self._width * 4)
         self._places[rows] = self._n + np.arange(len(rows))
         self._encoded_at[rows] = encoded_at
         self._n += len(rows)
@@ -343,7 +347,8 @@ class LiveIndex:
             StoreError: If the disk has no room for `n * D * 4` bytes more.
         """
         started = time.perf_counter()
-        with tempfile.TemporaryFile(dir=self._store.folder) as file:
+        made = partial(tempfile.TemporaryFile, dir=self._store.folder)
+        with self.ranks.together(lambda: self._for_audit(made)) as file:
             n_encoded = self._fresh_file(file, step, encode)
             fresh = np.asarray(np.memmap(file, np.float32, "r", shape=self.rows.shape))
             rewards = [np.asarray(value, dtype=np.float64) for value in (served, reward_on(fresh))]
@@ -534,10 +539,15 @@ class LiveIndex:
             self._index.update(places)
 
     def _moved(self, view: View) -> int:
-        moved = []
+        moved, error = [], None
         for places, vectors in self.settings.rule.finish(view):
-            self._store.update(places, vectors, self.encoded_at[places])
+            try:
+                if error is None:
+                    self._store.update(places, vectors, self.encoded_at[places])
+            except StoreError as failed:
+                error = failed  # raised below: `finish` may be collective
             moved.append(places)
+        self.ranks.agree(error)
         if moved:
             self._index.update(np.concatenate(moved))
         return int(self.ranks.sum(np.array([sum(map(len, moved))]))[0])
@@ -550,10 +560,27 @@ class LiveIndex:
         return total
 
     def _keep_before(self, step: int | None) -> None:
-        """Starts keeping what this step overwrites, or with None stops and forgets it."""
+        """Starts keeping what this step overwrites, collective; or with None stops and forgets it."""
         if self._before is not None:
             self._before.close()
-        self._before = None if step is None else _Before(step, self._store.folder, self.rows.shape)
+        self._before = None
+        if step is not None:
+            made = partial(_Before, step, self._store.folder, self.rows.shape)
+            self._before = self.ranks.together(lambda: self._for_audit(made))
+
+    def _for_audit(self, made: Callable[[], T]) -> T:
+        """What needs a file beside the rows that has no name.
+
+        Raises:
+            StoreError: If no file can be made there.
+        """
+        try:
+            return made()
+        except OSError as error:
+            raise StoreError(
+                f"{self._store.folder}: an audit needs a file there, which could not be made ({error}); make "
+                "room or set refresh.audit_every_n_steps=0"
+            ) from error
 
     def _compared(self, step: int, fresh: np.ndarray) -> Iterator[AuditedRows]:
         for start in range(0, len(fresh), 1 << 14):

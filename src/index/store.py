@@ -31,6 +31,13 @@ from src.run_folder import write_json
 FORMAT_VERSION = 1
 log = logging.getLogger(__name__)
 
+DIFFERENCES = {
+    "weights": "other weights",
+    "prompts": "another tokenizer, prompts or lengths",
+    "dtype": "another data type",
+}
+"""What to call the parts of a key that are not the corpus."""
+
 Embed = Callable[[Sequence[str]], ArrayLike]
 
 
@@ -73,7 +80,8 @@ def stored_embeddings(
     if len(texts) == 0:
         raise ValueError("a store needs at least one document")
     folder = store_folder(root, key)
-    folder.mkdir(parents=True, exist_ok=True)
+    with _written_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     if _rows_done(folder) < len(texts):
         with _writing(folder):
             _fill(folder, key, texts, embed, chunk_size, progress)
@@ -102,7 +110,10 @@ def _fill(
     width = _checked_width(folder, key, len(texts)) if done else None
     if done:
         log.info("%s: %d of %d rows are there, encoding goes on", folder, done, len(texts))
-    _drop_torn_line(folder / "done.jsonl")
+    else:
+        _say_what_is_not_used(folder, key, len(texts))
+    with _written_to(folder):
+        _drop_torn_line(folder / "done.jsonl")
     with Progress(len(texts), "embed", "documents", progress, initial=done) as bar:
         for start in range(done, len(texts), chunk_size):
             stop = min(start + chunk_size, len(texts))
@@ -112,9 +123,40 @@ def _fill(
                 _create(folder, key, (len(texts), width))
             if vectors.shape[1] != width:
                 raise ValueError(f"embed gave width {vectors.shape[1]} after {width}")
-            _write(folder, start, vectors)
-            _append(folder / "done.jsonl", {"start": start, "stop": stop, "sha256": _digest(vectors)})
+            with _written_to(folder, (len(texts), width)):
+                _write(folder, start, vectors)
+                _append(folder / "done.jsonl", {"start": start, "stop": stop, "sha256": _digest(vectors)})
             bar.update(stop - start)
+
+
+def _say_what_is_not_used(folder: Path, key: Mapping[str, str], n_rows: int) -> None:
+    """A line where the same documents were encoded under another key: why it is done again."""
+    others = _of_same_corpus(folder, key)
+    if not others:
+        return
+    other, found = others[0]
+    differing = [name for name in {**found, **key} if found.get(name) != key.get(name)]
+    why = " and ".join(DIFFERENCES.get(name, f"another {name}") for name in differing)
+    more = f" (and {len(others) - 1} more beside it)" if len(others) > 1 else ""
+    log.info(
+        "the same documents are in %s%s, embedded with %s; those rows are not used, and %d documents are "
+        "encoded into %s. Where no other run needs the old rows: rm -r '%s'",
+        other, more, why, n_rows, folder, other,
+    )  # fmt: skip
+
+
+def _of_same_corpus(folder: Path, key: Mapping[str, str]) -> list[tuple[Path, Mapping[str, str]]]:
+    """Folder and key of the other stores of the same root and corpus, the newest first."""
+    found = []
+    for file in folder.parent.glob("*/key.json"):
+        try:
+            other, written = json.loads(file.read_text(encoding="utf-8"))["key"], file.stat().st_mtime
+            is_same = file.parent != folder and other["corpus"] == key.get("corpus")
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not ours to judge: whoever asks for that key is told
+        if is_same:
+            found.append((written, file.parent, other))
+    return [(other, key) for _, other, key in sorted(found, key=lambda entry: entry[:2], reverse=True)]
 
 
 def _checked_width(folder: Path, key: Mapping[str, str], n_rows: int) -> int:
@@ -137,12 +179,13 @@ def _checked(vectors: ArrayLike, start: int, stop: int) -> np.ndarray:
 def _create(folder: Path, key: Mapping[str, str], shape: tuple[int, int]) -> None:
     """Writes the key, and rows that are all zero and have their place on the disk."""
     facts = {"format_version": FORMAT_VERSION, "key": dict(key), "n_rows": shape[0], "width": shape[1]}
-    write_json(folder / "key.json", facts)
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    with _space_needed(folder, shape), (folder / "rows.npy").open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        file.flush()
-        reserve(file.fileno(), file.tell() + 4 * shape[0] * shape[1])
+    with _written_to(folder, shape):
+        write_json(folder / "key.json", facts)
+        with (folder / "rows.npy").open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            file.flush()
+            reserve(file.fileno(), file.tell() + 4 * shape[0] * shape[1])
 
 
 def _write(folder: Path, start: int, vectors: np.ndarray) -> None:
@@ -151,22 +194,25 @@ def _write(folder: Path, start: int, vectors: np.ndarray) -> None:
     offset = np.load(file, mmap_mode="r").offset
     descriptor = os.open(file, os.O_WRONLY)
     try:
-        with _space_needed(folder, vectors.shape):
-            position = offset + start * vectors.shape[1] * vectors.itemsize
-            write_all(descriptor, memoryview(vectors).cast("B"), position)
-            os.fsync(descriptor)
+        position = offset + start * vectors.shape[1] * vectors.itemsize
+        write_all(descriptor, memoryview(vectors).cast("B"), position)
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def _space_needed(folder: Path, shape: tuple[int, ...]) -> Iterator[None]:
+def _written_to(folder: Path, shape: tuple[int, int] | None = None) -> Iterator[None]:
+    """Says of a failed write which folder it is, the room it needs where that is known, and what to do."""
     try:
         yield
     except OSError as error:
+        needs = ""
+        if shape is not None:
+            needs = f"; rows {shape} of fp32 need {4 * shape[0] * shape[1] / 2**20:.1f} MiB"
         raise StoreError(
-            f"{folder}: rows {shape} of fp32 cannot be written ({error.strerror}); they need "
-            f"{4 * shape[0] * shape[1] / 2**20:.1f} MiB. Make room or choose another folder, then start again"
+            f"{folder}: embeddings cannot be written there ({error.strerror or error}){needs}. Make room or "
+            "choose another folder, then start again"
         ) from error
 
 
@@ -257,7 +303,9 @@ def _append(file: Path, entry: Mapping[str, object]) -> None:
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     """Keeps a second writer out; the system releases the lock of a process that dies."""
-    with (folder / "lock").open("w", encoding="utf-8") as stream:
+    with _written_to(folder):
+        stream = (folder / "lock").open("w", encoding="utf-8")
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

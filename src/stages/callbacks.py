@@ -17,13 +17,26 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 log = logging.getLogger(__name__)
 
 
+def saved_checkpoint(path: Path) -> Path | None:
+    """Where a checkpoint that was saved as `path` is: a file, or the folder that a sharded strategy writes.
+
+    A folder cannot be replaced in one move. Where a kill came between the two that it takes, it is the one
+    that was set aside; None where nothing was saved.
+    """
+    return next((found for found in (path, _set_aside(path)) if found.exists()), None)
+
+
+def _set_aside(path: Path) -> Path:
+    return path.with_suffix(".old")
+
+
 class TrainableCheckpoint(Checkpoint):
     """Keeps `last.ckpt` and `best.ckpt`, each with trainable weights and all it takes to resume.
 
-    A file holds the optimizer, scheduler, loop, data module and callback states, and no frozen weight: those
-    come from the model folder that the run started from. A hash of them is kept, and resuming on other ones
-    is refused. The files load with `weights_only=True`. Global random states are not kept: what is random in
-    a step must be seeded by the step.
+    Where they are, `saved_checkpoint` says. A file holds the optimizer, scheduler, loop, data module and
+    callback states, and no frozen weight: those come from the model folder that the run started from. A hash
+    of them is kept, and resuming on other ones is refused. The files load with `weights_only=True`. Global
+    random states are not kept: what is random in a step must be seeded by the step.
 
     Args:
         folder: where the files go.
@@ -150,13 +163,23 @@ class TrainableCheckpoint(Checkpoint):
         partial = path.with_suffix(".partial")
         trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
-            if path.is_dir():  # sharded strategies write folders
-                shutil.rmtree(path)
-            os.replace(partial, path)  # a run killed while saving keeps the file before
+            _replace(partial, path)
         trainer.strategy.barrier("TrainableCheckpoint")
         if path == self.last_path and hasattr(trainer.datamodule, "checkpoint_is_saved"):
             trainer.datamodule.checkpoint_is_saved()  # it may drop what only older checkpoints need
         self.seconds_saving += time.perf_counter() - start
+
+
+def _replace(partial: Path, path: Path) -> None:
+    """Moves a checkpoint to its place; a run that is killed meanwhile has it, or the one before."""
+    aside = _set_aside(path)
+    if path.is_dir():  # nothing takes the place of a folder that is not empty
+        if aside.exists():
+            shutil.rmtree(aside)
+        os.replace(path, aside)
+    os.replace(partial, path)
+    if aside.exists():
+        shutil.rmtree(aside)
 
 
 def frozen_names(module: torch.nn.Module) -> set[str]:
