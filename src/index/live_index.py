@@ -25,7 +25,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from src.index.base import Index, MakeIndex, best_candidates
+from src.index.base import Index, MakeIndex
 from src.index.checks import checked_queries
 from src.index.files import reserve
 from src.index.ledger import Refreshed, age_counts, agreement, drift, step_record
@@ -238,9 +238,7 @@ class LiveIndex:
         everyones, own = self.ranks.joined_and_own(vectors)
         if len(everyones) == 0:
             return _nothing(k)
-        # A fp32 product depends on its blocks, and so on the shard: only float64 scores can be merged.
-        found = self._index.search(everyones, k)[1]
-        scores, found = best_candidates(self.rows, everyones, found, found.shape[1])
+        scores, found = self._index.search(everyones, k)
         columns = np.full((len(everyones), k), -np.inf, np.float32), np.full((len(everyones), k), -1)
         for column, values in zip(columns, (scores, found + self.first_row), strict=True):
             column[:, : found.shape[1]] = values
