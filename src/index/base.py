@@ -2,8 +2,9 @@
 
 A backend only supplies candidates: it reads the store's rows, which have been written before it is told
 which of them changed, so that it cannot disagree with them for longer than one call. Scores are inner
-products in float64 of the rows as stored, rounded to fp32, ties in row order; two backends that find the same
-documents give the same result bit for bit, and a result does not depend on the order of past updates.
+products in float64 of the rows as stored, rounded to fp32, ties in row order, however many rows tie; two
+backends that find the same documents give the same result bit for bit. A result does not depend on the order
+of past updates, but for what the approximate backends say of themselves.
 """
 
 import contextlib
