@@ -89,18 +89,32 @@ def test_pitfall_29_positives_are_fresh_under_every_rule_and_nothing_is_encoded_
                 assert now == []  # the model is the one that the rows are from
 
 
-def test_a_second_call_at_a_step_changes_nothing(tmp_path):
+def test_a_second_call_at_a_step_encodes_only_what_it_names_for_the_first_time(tmp_path):
     corpus = DriftingCorpus()
-    with created(tmp_path, corpus, Candidates(5)) as index:
+    with created(tmp_path, corpus, Candidates(5), background=0.02) as index:
         ran(index, corpus, range(4))
         queries = corpus.queries(4)
-        index.refresh(4, queries, corpus.encoder(4))
-        candidates = StepQueries(queries.vectors, queries.positives, index.search(queries.vectors, 5)[1])
-        index.refresh(4, candidates, corpus.encoder(4))
-        settled, found = held(index), index.search(queries.vectors, 5)[1]
-        if (found == candidates.candidates).all():
-            assert index.refresh(4, candidates, corpus.encoder(4))["documents_encoded"] == 0
-            assert (index.rows == settled[0]).all()
+        named = StepQueries(queries.vectors, queries.positives, index.search(queries.vectors, 5)[1])
+        assert index.refresh(4, named, corpus.encoder(4))["documents_encoded"] > 20
+        before, ranking = held(index), index.search(queries.vectors, 20)
+        assert index.refresh(4, named, corpus.encoder(4))["documents_encoded"] == 0
+        assert all((one == other).all() for one, other in zip(held(index), before, strict=True))
+        again = index.search(queries.vectors, 20)
+        assert all((one == other).all() for one, other in zip(again, ranking, strict=True))
+
+
+def test_calls_that_search_anew_at_a_step_settle_since_no_row_is_encoded_twice(tmp_path):
+    corpus = DriftingCorpus(own=0.1)
+    with created(tmp_path, corpus, Candidates(5)) as index:
+        ran(index, corpus, range(4))
+        queries, n_before, counts = corpus.queries(4), len(corpus.encoded), []
+        while counts[-1:] != [0] and len(counts) < 50:  # what was encoded has moved: others are retrieved
+            counts.append(index.refresh(4, queries, corpus.encoder(4))["documents_encoded"])
+        now = corpus.encoded[n_before:]
+        assert 2 < len(counts) < 50  # or one call had settled it
+        assert len(set(now)) == len(now) == sum(counts)
+        retrieved = index.search(queries.vectors, 5)[1]
+        assert (index.rows[retrieved.ravel()] == corpus.vectors(4, retrieved.ravel())).all()
 
 
 def test_frozen_encodes_positives_only_and_full_equals_building_anew(tmp_path):
