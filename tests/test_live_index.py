@@ -21,7 +21,8 @@ from src.index.graph import GraphIndex
 from src.index.ivf import IVFIndex
 from src.index.live_index import LiveIndex
 from src.index.neighbours import Graph
-from src.index.refresh import Candidates, Drift, Frozen, Full, Proposal, Refresh, Rule, StepQueries
+from src.index.ranks import Ranks
+from src.index.refresh import Candidates, Drift, Frozen, Full, Proposal, Refresh, Rule, StepQueries, View
 from src.index.store import StoreError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -277,6 +278,44 @@ def test_edges_of_and_to_the_touched_rows_are_those_of_a_rebuild(tmp_path):
             assert is_of_touched.any(1).all()
     fresh = np.mean([len(set(a) & set(b)) / 4 for a, b in zip(rule.neighbours, expected, strict=True)])
     assert fresh > 0.8  # measured: 0.86; edges between rows outside the regions were not looked at
+
+
+def test_rows_encoded_while_the_graph_is_not_due_are_linked_when_it_is_also_after_a_resume(tmp_path):
+    settings = {"every_n_steps": 3, "background": 0.02}
+    corpus, rule = DriftingCorpus(own=0.1), Graph(k=3, n_neighbours=4, hops=1)
+    with created(tmp_path / "whole", corpus, rule, **settings) as index:
+        ran(index, corpus, range(1, 7), audits=False)
+        touched = np.flatnonzero(index.encoded_at >= 4)
+        assert len(np.unique(index.encoded_at[touched])) == 3
+        products = np.einsum("nmd,nd->nm", index.rows[rule.neighbours], index.rows)
+        assert rule.scores == pytest.approx(products, abs=1e-5)
+        assert (rule.neighbours[touched] == nearest(index.rows, 4)[0][touched]).all()
+        expected = rule.neighbours.copy(), rule.scores.copy()
+    with created(tmp_path / "cut", corpus, rule, **settings) as index:
+        ran(index, corpus, range(1, 6), audits=False)  # rows of steps 4 and 5 wait for step 6
+        state = index.state_dict()
+    again = settings_of(Graph(k=3, n_neighbours=4, hops=1), **settings)
+    with LiveIndex.restore(tmp_path / "cut", KEY, state, InPlaceIndex, again, chunk_size=50) as index:
+        ran(index, corpus, [6], audits=False)
+        assert (again.rule.neighbours == expected[0]).all()
+        assert (again.rule.scores == expected[1]).all()
+
+
+def test_the_map_of_drift_is_fitted_on_rows_of_the_step_at_which_it_is_due():
+    corpus, maps = DriftingCorpus(own=0.0005, common=0.01), []
+    rows = np.arange(200)
+    for between in (False, True):
+        rule = Drift(60)
+        if between:
+            rule.observe(4, rows[:100], corpus.vectors(0, rows[:100]), corpus.vectors(4, rows[:100]))
+        for part in (rows[100:150], rows[150:]):
+            rule.observe(5, part, corpus.vectors(0, part), corpus.vectors(5, part))
+        nobody = StepQueries(np.empty((0, 16), np.float32), np.empty((0, 0), np.int64))
+        encoded_at = np.where(rows < 100, 0, 5)
+        view = View(5, corpus.vectors(0, rows), encoded_at, 0, 200, nobody, None, Ranks())
+        maps.append(np.concatenate([vectors for _, vectors in rule.finish(view)]))
+    assert (maps[0] == maps[1]).all()
+    assert len(maps[0]) == 100
 
 
 def test_a_new_rule_is_one_small_class(tmp_path):
