@@ -191,24 +191,25 @@ def test_a_row_is_the_mean_of_its_steps_and_audits():
     assert row_of("x", steps, [], 2.0)["identical_rewards"] is None
 
 
-def test_coverage_leaves_out_the_audits_that_calibrated():
-    def told(covered, audited, band):
-        stated = {"stated_coverage": 0.99, "observed_coverage": covered, "rollouts_audited": audited}
-        return audit(1.0, 1, 1.0, **stated) | {"index/band": band}
+def test_coverage_is_that_of_the_last_audit_of_a_calibrated_rule():
+    def told(band, **observed):
+        return audit(1.0, 1, 1.0, stated_coverage=0.99, **observed) | {"index/band": band}
 
-    # 100 rollouts, all covered because everything was encoded; then 97 of 100; then 99 of 100.
+    def observed(coverage, low, high):
+        return {
+            "observed_coverage": coverage, "observed_coverage_low": low, "observed_coverage_high": high
+        }  # fmt: skip
+
     steps = [
-        told(1.0, 100, math.inf),
+        told(math.inf),
         {"index/band": 0.1},
-        told(197 / 200, 200, 0.1),
-        told(296 / 300, 300, 0.1),
+        told(0.1, **observed(0.97, 0.91, 0.99)),
+        told(0.1, **observed(0.98, 0.95, 0.992)),
+        {"index/band": 0.1},
     ]
-    stated, observed, (low, high) = coverage(steps)
-    assert (stated, observed) == (0.99, pytest.approx(0.98))
-    assert low == pytest.approx(0.9497, abs=1e-3)  # Wilson's interval of 196 of 200, by hand
-    assert high == pytest.approx(0.9922, abs=1e-3)
-    assert scheduled_audits(steps) == steps[2:]
-    assert coverage(steps[:1]) == (0.99, None, None)
+    assert coverage(steps) == (0.99, 0.98, (0.95, 0.992))
+    assert scheduled_audits(steps) == steps[2:4]
+    assert coverage(steps[:2]) == (0.99, None, None)
     assert coverage([audit(1.0, 1)]) == (None, None, None)
 
 

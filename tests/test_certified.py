@@ -1,5 +1,6 @@
 """The rule `certified`: bands against their slow definition, and coverage that is observed."""
 
+import json
 from functools import partial
 
 import numpy as np
@@ -264,23 +265,27 @@ def test_nothing_is_encoded_where_the_band_implies_a_rank_beyond_the_cut_off(tmp
         assert index.refresh(4, queries, corpus.encoder(4))["documents_encoded"] > 10
 
 
-def test_without_calibration_every_row_is_encoded_and_every_step_audited(tmp_path):
+def test_without_calibration_every_row_is_encoded_every_step_audited_and_no_coverage_told(tmp_path):
     corpus = DriftingCorpus()
     rule = Certified(miscoverage=0.02, window=100)
-    with created(tmp_path, corpus, rule, audit_every_n_steps=50) as index:
+    with created(tmp_path, corpus, rule, audit_every_n_steps=5) as index:
         lines = ran(index, corpus, range(1, 6))
         needed = quantile_needs(0.02)  # 49 rollouts, 24 a step
         assert [line["documents_encoded"] == 400 for line in lines] == [True] * 3 + [False] * 2
-        assert [line.get("audit/rollouts_audited") for line in lines] == [24, 48, 72, None, None]
+        assert ["audit/seconds" in line for line in lines] == [True] * 3 + [False, True]
         assert needed == 49
         assert lines[0]["audit/documents_encoded"] == 0  # they were encoded at this step
+        told = [{name for name in line if "cover" in name or "rollouts" in name} for line in lines]
+        assert told[:3] == [{"audit/stated_coverage"}] * 3
+        assert len(told[4]) == 6
+        assert lines[4]["audit/rollouts_audited"] == 24
 
 
 def test_observed_coverage_is_no_lower_than_stated_while_the_corpus_drifts(tmp_path):
     corpus = DriftingCorpus(n=600, own=0.003, common=0.002)
     rule = Certified(miscoverage=0.1, window=400, reads_best_wrong=False)
     with created(tmp_path, corpus, rule, background=0.03, audit_every_n_steps=5) as index:
-        same, encoded, last = [], [], {}
+        same, encoded, last, audited = [], [], {}, []
         for step in range(1, 121):
             queries = corpus.queries(step)
             line = index.refresh(step, queries, corpus.encoder(step))
@@ -289,12 +294,20 @@ def test_observed_coverage_is_no_lower_than_stated_while_the_corpus_drifts(tmp_p
                 last = index.audit(step, queries, reward(index.rows), reward, corpus.encoder(step))
             same.append((np.abs(reward(index.rows) - reward(corpus.vectors(step))) <= 1e-6).mean())
             encoded.append(line["share_of_corpus"])
+            if index.settings.is_audit_step(step) and line["share_of_corpus"] < 1:
+                audited.append(same[-1])
+            if step == 60:
+                rule.load_state_dict(json.loads(json.dumps(rule.state_dict())))
         # Measured: 0.92 of the rollouts, 0.31 of the corpus a step; without scaling and stretch 0.94 and 0.33
         assert np.mean(same[10:]) >= 0.9
         assert np.mean(encoded[10:]) < 0.8
         assert last["audit/stated_coverage"] == 0.9
         assert last["audit/observed_coverage_low"] < last["audit/observed_coverage"]
         assert last["audit/observed_coverage_high"] >= 0.9
+        # The reward tells the rank. At the first audits every row was encoded, and no reward could differ.
+        assert len(audited) == 24
+        assert last["audit/observed_coverage"] == pytest.approx(np.mean(audited))
+        assert last["audit/rollouts_audited"] == 24 * 24
 
 
 def test_the_band_is_stretched_by_what_was_missed():

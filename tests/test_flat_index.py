@@ -1,5 +1,6 @@
 """Search in place equals brute force, and its order does not depend on batches, blocks or copies."""
 
+import math
 import os
 import subprocess
 import sys
@@ -61,6 +62,18 @@ def test_the_ranking_of_a_query_does_not_depend_on_its_batch():
         assert (index.search(queries, 100, chunk_size=size)[1] == together).all()
     alone = np.concatenate([index.search(query[None], 100)[1] for query in queries])
     assert (alone == together).all()
+
+
+@pytest.mark.parametrize("k", [1, 20, 900])
+def test_the_scores_of_a_query_do_not_depend_on_its_batch_nor_on_the_other_documents(k):
+    random = np.random.default_rng(5)
+    documents, queries = unit(random, 3000, width=256), unit(random, 64, width=256)
+    scores, rows = FlatIndex(documents).search(queries, k)
+    for query, found, values in zip(queries[::9], rows[::9], scores[::9], strict=True):
+        slow = [np.float32(math.fsum(query.astype(np.float64) * documents[row])) for row in found]
+        assert values.tolist() == slow  # fsum rounds once: what float64 loses is far below fp32
+        alone = FlatIndex(documents[np.sort(found)])
+        assert (alone.search(query[None], k)[0][0] == values).all()
 
 
 @pytest.mark.parametrize("n", [10, 40, 20_000])  # all fetched; more ties than are fetched; several blocks

@@ -22,7 +22,8 @@ from src.index.graph import GraphIndex
 from src.index.ivf import IVFIndex
 from src.index.live_index import LiveIndex
 from src.index.neighbours import Graph
-from src.index.refresh import Candidates, Drift, Frozen, Full, Proposal, Refresh, Rule, StepQueries
+from src.index.ranks import Ranks
+from src.index.refresh import Candidates, Drift, Frozen, Full, Proposal, Refresh, Rule, StepQueries, View
 from src.index.store import StoreError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,18 +91,32 @@ def test_pitfall_29_positives_are_fresh_under_every_rule_and_nothing_is_encoded_
                 assert now == []  # the model is the one that the rows are from
 
 
-def test_a_second_call_at_a_step_changes_nothing(tmp_path):
+def test_a_second_call_at_a_step_encodes_only_what_it_names_for_the_first_time(tmp_path):
     corpus = DriftingCorpus()
-    with created(tmp_path, corpus, Candidates(5)) as index:
+    with created(tmp_path, corpus, Candidates(5), background=0.02) as index:
         ran(index, corpus, range(4))
         queries = corpus.queries(4)
-        index.refresh(4, queries, corpus.encoder(4))
-        candidates = StepQueries(queries.vectors, queries.positives, index.search(queries.vectors, 5)[1])
-        index.refresh(4, candidates, corpus.encoder(4))
-        settled, found = held(index), index.search(queries.vectors, 5)[1]
-        if (found == candidates.candidates).all():
-            assert index.refresh(4, candidates, corpus.encoder(4))["documents_encoded"] == 0
-            assert (index.rows == settled[0]).all()
+        named = StepQueries(queries.vectors, queries.positives, index.search(queries.vectors, 5)[1])
+        assert index.refresh(4, named, corpus.encoder(4))["documents_encoded"] > 20
+        before, ranking = held(index), index.search(queries.vectors, 20)
+        assert index.refresh(4, named, corpus.encoder(4))["documents_encoded"] == 0
+        assert all((one == other).all() for one, other in zip(held(index), before, strict=True))
+        again = index.search(queries.vectors, 20)
+        assert all((one == other).all() for one, other in zip(again, ranking, strict=True))
+
+
+def test_calls_that_search_anew_at_a_step_settle_since_no_row_is_encoded_twice(tmp_path):
+    corpus = DriftingCorpus(own=0.1)
+    with created(tmp_path, corpus, Candidates(5)) as index:
+        ran(index, corpus, range(4))
+        queries, n_before, counts = corpus.queries(4), len(corpus.encoded), []
+        while counts[-1:] != [0] and len(counts) < 50:  # what was encoded has moved: others are retrieved
+            counts.append(index.refresh(4, queries, corpus.encoder(4))["documents_encoded"])
+        now = corpus.encoded[n_before:]
+        assert 2 < len(counts) < 50  # or one call had settled it
+        assert len(set(now)) == len(now) == sum(counts)
+        retrieved = index.search(queries.vectors, 5)[1]
+        assert (index.rows[retrieved.ravel()] == corpus.vectors(4, retrieved.ravel())).all()
 
 
 def test_frozen_encodes_positives_only_and_full_equals_building_anew(tmp_path):
@@ -264,6 +279,44 @@ def test_edges_of_and_to_the_touched_rows_are_those_of_a_rebuild(tmp_path):
             assert is_of_touched.any(1).all()
     fresh = np.mean([len(set(a) & set(b)) / 4 for a, b in zip(rule.neighbours, expected, strict=True)])
     assert fresh > 0.8  # measured: 0.86; edges between rows outside the regions were not looked at
+
+
+def test_rows_encoded_while_the_graph_is_not_due_are_linked_when_it_is_also_after_a_resume(tmp_path):
+    settings = {"every_n_steps": 3, "background": 0.02}
+    corpus, rule = DriftingCorpus(own=0.1), Graph(k=3, n_neighbours=4, hops=1)
+    with created(tmp_path / "whole", corpus, rule, **settings) as index:
+        ran(index, corpus, range(1, 7), audits=False)
+        touched = np.flatnonzero(index.encoded_at >= 4)
+        assert len(np.unique(index.encoded_at[touched])) == 3
+        products = np.einsum("nmd,nd->nm", index.rows[rule.neighbours], index.rows)
+        assert rule.scores == pytest.approx(products, abs=1e-5)
+        assert (rule.neighbours[touched] == nearest(index.rows, 4)[0][touched]).all()
+        expected = rule.neighbours.copy(), rule.scores.copy()
+    with created(tmp_path / "cut", corpus, rule, **settings) as index:
+        ran(index, corpus, range(1, 6), audits=False)  # rows of steps 4 and 5 wait for step 6
+        state = index.state_dict()
+    again = settings_of(Graph(k=3, n_neighbours=4, hops=1), **settings)
+    with LiveIndex.restore(tmp_path / "cut", KEY, state, InPlaceIndex, again, chunk_size=50) as index:
+        ran(index, corpus, [6], audits=False)
+        assert (again.rule.neighbours == expected[0]).all()
+        assert (again.rule.scores == expected[1]).all()
+
+
+def test_the_map_of_drift_is_fitted_on_rows_of_the_step_at_which_it_is_due():
+    corpus, maps = DriftingCorpus(own=0.0005, common=0.01), []
+    rows = np.arange(200)
+    for between in (False, True):
+        rule = Drift(60)
+        if between:
+            rule.observe(4, rows[:100], corpus.vectors(0, rows[:100]), corpus.vectors(4, rows[:100]))
+        for part in (rows[100:150], rows[150:]):
+            rule.observe(5, part, corpus.vectors(0, part), corpus.vectors(5, part))
+        nobody = StepQueries(np.empty((0, 16), np.float32), np.empty((0, 0), np.int64))
+        encoded_at = np.where(rows < 100, 0, 5)
+        view = View(5, corpus.vectors(0, rows), encoded_at, 0, 200, nobody, None, Ranks())
+        maps.append(np.concatenate([vectors for _, vectors in rule.finish(view)]))
+    assert (maps[0] == maps[1]).all()
+    assert len(maps[0]) == 100
 
 
 def test_a_new_rule_is_one_small_class(tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,24 @@ def test_a_checkpoint_without_a_change_since_the_last_is_the_same_one(tmp_path):
         json.dumps(state)  # goes into a checkpoint that is loaded with weights_only
         with pytest.raises(ValueError, match="checkpoint 2 cannot be committed"):
             store.commit({**state, "number": 2})
+
+
+def test_ages_and_checksums_are_written_once_per_checkpoint_and_not_at_every_update(tmp_path):
+    with created(tmp_path) as store:
+        file = tmp_path / "live" / "ages.bin"
+        before = file.read_bytes()
+        for step in (1, 2, 3):
+            store.update(np.arange(N), vectors(N, step), step)
+            assert (store.encoded_at == step).all()
+        assert file.read_bytes() == before
+        state = store.state_dict()
+        found = np.frombuffer(file.read_bytes(), [("step", "<i8"), ("checksum", "<u4"), ("unused", "<u4")])
+        assert (found["step"] == 3).all()
+        expected = [zlib.crc32(row.tobytes(), 3) for row in vectors(N, 3)]
+        assert found["checksum"].tolist() == expected
+        store.update([4], vectors(1, 4), 4)
+    with LiveStore.open(tmp_path / "live", KEY, state) as store:
+        assert (store.rows == vectors(N, 3)).all()
 
 
 def test_a_checkpoint_of_an_undone_part_of_the_run_is_refused_and_nothing_is_lost(tmp_path):

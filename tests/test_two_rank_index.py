@@ -162,7 +162,9 @@ def test_two_ranks_give_the_rows_the_rankings_and_the_ledger_of_one(name, two_ra
     for step, (scores, found) in enumerate(one["found"], start=1):
         both = [part["found"][step - 1] for part in two]
         assert (np.concatenate([rank[1] for rank in both]) == found).all()
-        assert np.concatenate([rank[0] for rank in both]) == pytest.approx(scores, abs=1e-6)
+        # A map that is fitted on sums over ranks, in another order, has other bits.
+        tolerance = 1e-6 if name == "drift" else 0
+        assert np.concatenate([rank[0] for rank in both]) == pytest.approx(scores, abs=tolerance, rel=0)
     assert two[0]["lines"] == two[1]["lines"]
     for line, expected in zip(two[0]["lines"], one["lines"], strict=True):
         assert line == pytest.approx(expected, abs=1e-5)

@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 from src.evaluation.report import COLOURS
-from src.index.certified import wilson_interval
 
 MODEL_PARTS = ("sampling", "update", "encode")
 """Seconds of the model's own arithmetic: rollouts, forward and backward, documents."""
@@ -163,21 +162,16 @@ def coverage(
 ) -> tuple[float | None, float | None, tuple[float, float] | None]:
     """Stated coverage, the observed one and its 95 % interval; None for a rule that states none.
 
-    The ledger counts all audited rollouts. Those of the calibrating audits, for which everything was encoded,
-    are taken off again.
+    The ledger adds up over the audits of a calibrated rule; without one, nothing was observed.
     """
     stating = [step for step in audited(steps) if "index/audit/stated_coverage" in step]
     if not stating:
         return None, None, None
-    n = n_exact = total = total_exact = 0
-    for step in stating:
-        so_far = round(step["index/audit/rollouts_audited"])
-        exact = round(step["index/audit/observed_coverage"] * so_far)
-        if not math.isinf(step["index/band"]):
-            n, n_exact = n + so_far - total, n_exact + exact - total_exact
-        total, total_exact = so_far, exact
-    stated = stating[-1]["index/audit/stated_coverage"]
-    return (stated, n_exact / n, wilson_interval(n_exact, n)) if n else (stated, None, None)
+    last = {name.removeprefix("index/audit/"): value for name, value in stating[-1].items()}
+    if "observed_coverage" not in last:
+        return last["stated_coverage"], None, None
+    interval = last["observed_coverage_low"], last["observed_coverage_high"]
+    return last["stated_coverage"], last["observed_coverage"], interval
 
 
 def _seconds(step: Mapping[str, float], batch_size: int) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 A backend only supplies candidates: it reads the store's rows, which have been written before it is told
 which of them changed, so that it cannot disagree with them for longer than one call. Scores are inner
-products in float64 of the rows as stored, ties in row order; two backends that find the same documents
-give the same result bit for bit, and a result does not depend on the order of past updates.
+products in float64 of the rows as stored, rounded to fp32, ties in row order, however many rows tie; two
+backends that find the same documents give the same result bit for bit. A result does not depend on the order
+of past updates, but for what the approximate backends say of themselves.
 """
 
 import contextlib
@@ -17,11 +18,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from src.index.flat import FlatIndex
+from src.index.flat import FlatIndex, exact_scores
 from src.index.store import StoreError
-
-GATHERED = 1 << 24
-"""Numbers gathered at once when candidates are scored: 128 MiB in float64."""
 
 
 class Index(Protocol):
@@ -38,7 +36,10 @@ class Index(Protocol):
         ...
 
     def search(self, queries: ArrayLike, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores `[Q, K]` fp32 and rows `[Q, K]` int64, `K = min(k, N)`, best first, ties in row order."""
+        """Scores `[Q, K]` fp32 and rows `[Q, K]` int64, `K = min(k, N)`, best first, ties in row order.
+
+        The scores are those of `src.index.flat.exact_scores`, so that those of several shards can be merged.
+        """
         ...
 
     def update(self, rows: ArrayLike) -> None:
@@ -106,13 +107,7 @@ def best_candidates(
     Returns:
         Scores `[Q, k]` fp32 and rows `[Q, k]` int64, best first, ties in row order.
     """
-    scores = np.empty(candidates.shape, dtype=np.float32)
-    n_queries = max(1, GATHERED // (candidates.shape[1] * embeddings.shape[1]))
-    for start in range(0, len(queries), n_queries):
-        part = slice(start, start + n_queries)
-        documents = embeddings[candidates[part]].astype(np.float64)  # [q, C, D]
-        # A sum of products, not a matrix product: a row's result does not depend on the rows beside it.
-        scores[part] = (documents * queries[part, None].astype(np.float64)).sum(-1)
+    scores = exact_scores(embeddings, queries, candidates)
     order = np.lexsort((candidates, -scores), axis=1)[:, :k]
     return np.take_along_axis(scores, order, 1), np.take_along_axis(candidates, order, 1)
 

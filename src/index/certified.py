@@ -18,7 +18,8 @@ instead (arXiv:2106.00170) would ask for an infinite band, and for many re-encod
 bad audit. The rule is ours.
 
 The stated probability is marginal over rollouts, not for each one. It holds for the band: what a budget cuts
-off is not covered. So the ledger shows the coverage that was observed, of the rewards' inputs as served.
+off is not covered. So the ledger shows the coverage that was observed, of the rewards' inputs as served, over
+the audits of a calibrated rule: before, every row is encoded, and that all of it is covered says nothing.
 """
 
 import math
@@ -117,26 +118,35 @@ class Certified(Rule):
         return self._within(view, forecast, np.where(is_open, limits, np.inf), best_wrong, band)
 
     def learn(self, audit: Audit) -> dict[str, float]:
+        """What was needed at an audit.
+
+        Returns:
+            `stated_coverage`, `stretch`; and where the rule was calibrated before this audit, `band_coverage`
+            of this one, and over all such audits `observed_coverage`, its Wilson interval
+            `observed_coverage_low, observed_coverage_high`, and `rollouts_audited`.
+        """
         forecast = self._drift.forecast(audit.view.queries)
         numbers, is_exact = needed_bands(audit, forecast, self.cut_off, self.reads_best_wrong)
         if len(numbers) == 0:
             return {}
         band = self._band if self._band_step == audit.view.step else 0.0  # the rule may not have been asked
         missed = float((numbers > band).mean())
+        had_band = self.is_calibrated  # before this audit: its band was not the infinite one
         self._numbers = [*self._numbers, *(numbers / self._unit).tolist()][-self.window :]
         if self._band_step == audit.view.step:
             self._log_stretch += self.rate * (missed - self.miscoverage)
+        record = {"stated_coverage": 1 - self.miscoverage, "stretch": math.exp(self._log_stretch)}
+        if not had_band:
+            return record
         self._n_audited += len(numbers)
         self._n_exact += int(is_exact.sum())
         low, high = wilson_interval(self._n_exact, self._n_audited)
-        return {
-            "stated_coverage": 1 - self.miscoverage,
+        return record | {
             "band_coverage": 1 - missed,
             "observed_coverage": self._n_exact / self._n_audited,
             "observed_coverage_low": low,
             "observed_coverage_high": high,
             "rollouts_audited": float(self._n_audited),
-            "stretch": math.exp(self._log_stretch),
         }
 
     def record(self) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 Which of two documents comes first must not depend on how a matrix product was cut into blocks. A fp32
 product differs by about 1e-7 between a block's edge and its middle, so that even two copies of one document
-can get different scores. Neighbours in a ranking that are closer than `TIE` are therefore scored again in
+can get different scores. It therefore only says which documents are fetched, and those are scored again in
 float64, one by one. What is equal then, as fp32, is a tie, and ties stand in the order that the index was
 given. This holds at the cut-off too, however long the run of ties that it falls into.
 """
@@ -21,6 +21,36 @@ SLACK = 16
 
 SCAN_ROWS = 4096
 """Documents scored at once."""
+
+GATHERED = 1 << 18
+"""Numbers gathered at once when documents are scored one by one: 2 MiB in float64, so that they stay in the
+processor's cache; 128 MiB take three times as long."""
+
+
+def exact_scores(embeddings: np.ndarray, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Inner products in float64, rounded to fp32: a score does not depend on what else is scored with it.
+
+    Args:
+        embeddings: `[N, D]` fp32.
+        queries: `[Q, D]` fp32.
+        candidates: `[Q, C]` rows of each query.
+
+    Returns:
+        `[Q, C]` fp32.
+    """
+    scores = np.empty(candidates.shape, dtype=np.float32)
+    n_pairs = max(1, GATHERED // embeddings.shape[1])
+    n_columns = max(1, min(candidates.shape[1], n_pairs))
+    n_queries = max(1, n_pairs // n_columns)
+    for start in range(0, len(queries), n_queries):
+        asked = slice(start, start + n_queries)
+        for first in range(0, candidates.shape[1], n_columns):
+            part = asked, slice(first, first + n_columns)
+            documents = embeddings[candidates[part]].astype(np.float64)  # [q, c, D]
+            documents *= queries[asked, None]
+            # A sum of products, not a matrix product: that would depend on the rows beside it.
+            scores[part] = documents.sum(-1)
+    return scores
 
 
 class FlatIndex:
@@ -65,7 +95,8 @@ class FlatIndex:
             chunk_size: queries searched at once.
 
         Returns:
-            Scores `[Q, K]` fp32 and rows `[Q, K]` int64 with `K = min(k, N)`, best first, ties in `order`.
+            Scores `[Q, K]` fp32, of `exact_scores`, and rows `[Q, K]` int64 with `K = min(k, N)`, best first,
+            ties in `order`.
 
         Raises:
             ValueError: If widths differ, `k` is not positive, or a query is not finite.
@@ -81,17 +112,10 @@ class FlatIndex:
 
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         n_fetched = min(k + SLACK, len(self))
-        scores, rows = self._nearest(queries, n_fetched)
-        cut, last = scores[:, k - 1].copy(), scores[:, -1].copy()
-        is_close = scores[:, :-1] - scores[:, 1:] <= TIE
-        for number in np.flatnonzero(is_close.any(1)):
-            # In a run of close neighbours each one is scored again; the rest keep a gap that settles it.
-            places = np.flatnonzero(
-                np.append(is_close[number], False) | np.insert(is_close[number], 0, False)
-            )
-            scores[number, places] = self._exact_scores(queries[number], rows[number, places])
-        scores, rows = self._sorted(scores, rows, k)
-        is_undecided = cut - last <= TIE  # what was not fetched may tie with what was
+        products, rows = self._nearest(queries, n_fetched)
+        scores, rows = self._sorted(exact_scores(self.embeddings, queries, rows), rows, k)
+        cut = products[:, k - 1]
+        is_undecided = cut - products[:, -1] <= TIE  # what was not fetched may tie with what was
         if n_fetched < len(self) and is_undecided.any():
             scores[is_undecided], rows[is_undecided] = self._scan(queries[is_undecided], cut[is_undecided], k)
         return scores, rows
@@ -127,16 +151,11 @@ class FlatIndex:
             is_candidate = products >= (cut - TIE)[:, None]
             for number in np.flatnonzero(is_candidate.any(1)):
                 found = start + np.flatnonzero(is_candidate[number])
-                values = np.concatenate([scores[number], self._exact_scores(queries[number], found)])
+                values = exact_scores(self.embeddings, queries[number, None], found[None])[0]
+                values = np.concatenate([scores[number], values])
                 found = np.concatenate([rows[number], found])
                 scores[number], rows[number] = self._sorted(values, found, k)
         return scores, rows
-
-    def _exact_scores(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Float64 scores `[K]` of some rows, rounded to fp32."""
-        documents = self.embeddings[rows].astype(np.float64)
-        # A sum of products, not a matrix product: a row's result does not depend on the rows beside it.
-        return (documents * query.astype(np.float64)).sum(1).astype(np.float32)
 
     def _sorted(self, scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The best `k` along the last axis, ties in `order`."""

@@ -5,6 +5,12 @@ led to it from its old neighbours stay and now lead elsewhere, so that recall fa
 The graph is therefore built anew once as many rows have changed as it has. Changing a tenth of the rows costs
 more than a tenth of a build: the graph is for corpora that are searched much and change little, the flat
 index for training.
+
+Which of the documents that tie the graph comes to first depends on its links. So where all that a query
+fetched beyond the cut-off tie with it, the query is searched in all rows, as the flat index does. What cannot
+be promised: the links depend on the order of past changes, and a document that they do not lead to is not
+found, be it a tie or the best. So a graph that was changed step by step may find others than one that is
+built from the same rows; one that was saved and loaded finds the same.
 """
 
 import logging
@@ -16,7 +22,7 @@ from usearch.index import Index as Graph
 
 from src.index.base import best_candidates, changed_rows, load_saved, saved_whole
 from src.index.checks import checked_queries, finite_chunks
-from src.index.flat import SLACK
+from src.index.flat import SLACK, TIE, FlatIndex
 
 log = logging.getLogger(__name__)
 
@@ -81,12 +87,20 @@ class GraphIndex:
         k = min(k, len(self))
         n_fetched = min(k + SLACK, len(self))
         self._graph.expansion_search = max(self.ef_search, n_fetched)
-        candidates = np.empty((len(vectors), n_fetched), dtype=np.int64)
+        candidates = np.zeros((len(vectors), n_fetched), dtype=np.int64)
+        is_settled = np.zeros(len(vectors), dtype=bool)
         for number, query in enumerate(vectors):
-            found = self._graph.search(query, n_fetched, threads=1).keys
-            # Fewer can be reached where the graph has come apart, or n is close to N: exact instead.
-            candidates[number] = found if len(found) == n_fetched else self._best(query, n_fetched)
-        return best_candidates(self.embeddings, vectors, candidates, k)
+            found = self._graph.search(query, n_fetched, threads=1)
+            if len(found) < n_fetched:  # the graph has come apart, or n is close to N
+                continue
+            candidates[number] = found.keys
+            has_gap = found.distances[-1] - found.distances[k - 1] > TIE
+            is_settled[number] = has_gap or n_fetched == len(self)
+        scores, rows = best_candidates(self.embeddings, vectors, candidates, k)
+        if not is_settled.all():
+            found = FlatIndex(self.embeddings).search(vectors[~is_settled], k)
+            scores[~is_settled], rows[~is_settled] = found
+        return scores, rows
 
     def update(self, rows: ArrayLike) -> None:
         """Links changed rows anew, or all of them where too many have changed since the last build.
@@ -128,7 +142,3 @@ class GraphIndex:
     def _facts(self) -> dict[str, int | str]:
         n_rows, width = self.embeddings.shape
         return {"backend": "graph", "n_rows": n_rows, "width": width, "n_links": self.n_links}
-
-    def _best(self, query: np.ndarray, n: int) -> np.ndarray:
-        """`[n]` rows, by brute force."""
-        return np.argpartition(-(self.embeddings @ query), n - 1)[:n]

@@ -5,6 +5,11 @@ stay where training put them, and that is what drift spoils: rows crowd into few
 centroid, and the probed lists no longer hold the best documents. So the share of rows that have left the
 list they were in at training is watched, and above a limit the index says so or trains anew. Both ends of
 that share are cheap to know: the list of every row is one array.
+
+A list keeps its rows in the order in which they came, and of rows that tie faiss fetches the first. So where
+a run of ties reaches beyond what was fetched, all of it is fetched, and row order decides. What remains:
+faiss looks for the nearest centroid of few rows in another way than of many, so that a row within about 1e-7
+of the border of two lists may be in either.
 """
 
 import logging
@@ -16,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from src.index.base import best_candidates, changed_rows, load_saved, save_whole
 from src.index.checks import checked_queries, finite_chunks, finite_rows
-from src.index.flat import SLACK
+from src.index.flat import SLACK, TIE
 from src.index.library import faiss
 
 ROWS_PER_CENTROID = 39
@@ -95,11 +100,20 @@ class IVFIndex:
         vectors = checked_queries(queries, self.embeddings.shape[1], k)
         k = min(k, len(self))
         n_fetched = min(k + SLACK, len(self))
-        candidates = self._candidates(vectors, n_fetched, self.n_probe)
+        products, candidates = self._fetched(vectors, n_fetched, self.n_probe)
         is_short = (candidates < 0).any(1)
         if is_short.any():
-            candidates[is_short] = self._candidates(vectors[is_short], n_fetched, self.n_lists)
-        return best_candidates(self.embeddings, vectors, candidates, k)
+            found = self._fetched(vectors[is_short], n_fetched, self.n_lists)
+            products[is_short], candidates[is_short] = found
+        scores, rows = best_candidates(self.embeddings, vectors, candidates, k)
+        if n_fetched < len(self):  # else there is nothing beyond what was fetched
+            cut = products[:, k - 1]
+            for number in np.flatnonzero(cut - products[:, -1] <= TIE):
+                asked = vectors[[number]]
+                n_probe = self.n_lists if is_short[number] else self.n_probe
+                tied = self._above(asked, cut[number] - TIE, n_probe)
+                scores[number], rows[number] = best_candidates(self.embeddings, asked, tied[None], k)
+        return scores, rows
 
     def update(self, rows: ArrayLike) -> None:
         """Moves changed rows to the list they now belong to; may train anew.
@@ -164,9 +178,15 @@ class IVFIndex:
     def _nearest(self, vectors: np.ndarray) -> np.ndarray:
         return self._quantizer.search(vectors, 1)[1][:, 0]
 
-    def _candidates(self, queries: np.ndarray, n: int, n_probe: int) -> np.ndarray:
+    def _fetched(self, queries: np.ndarray, n: int, n_probe: int) -> tuple[np.ndarray, np.ndarray]:
+        """fp32 products and rows `[Q, n]`, best first; row -1 where the probed lists hold fewer."""
         self._index.nprobe = n_probe
-        return self._index.search(queries, n)[1]
+        return self._index.search(queries, n)
+
+    def _above(self, query: np.ndarray, limit: float, n_probe: int) -> np.ndarray:
+        """All rows `[n]` of the probed lists whose product with a query `[1, D]` is above a limit."""
+        self._index.nprobe = n_probe
+        return self._index.range_search(query, limit)[2]
 
     def _mend(self) -> None:
         said = f"ivf: {self.moved_share:.0%} of the rows have left the list they were in at training"

@@ -2,7 +2,8 @@
 
     <folder>/facts.json        key, number of rows, width; written last: a folder without it is no store
     <folder>/rows.f32          `[N, D]` fp32, written with `pwrite`, read through a read-only memory map
-    <folder>/ages.bin          per row the step it was encoded at (int64) and a CRC-32 of both
+    <folder>/ages.bin          per row the step it was encoded at (int64) and a CRC-32 of both, as of the last
+                               checkpoint
     <folder>/journal-<c>.bin   what checkpoint `c` held before it was overwritten, up to checkpoint `c + 1`
     <folder>/lock              held as long as the store is open
 
@@ -10,7 +11,9 @@ A checkpoint of a run is two things that cannot be written at one instant: the t
 So `state_dict` only starts a new journal; the trainer's file names it; `commit` is called once that file is
 on disk, and drops what no checkpoint needs that is older than the one before. Until then, and after a kill at
 any moment, the rows can go back to the newer checkpoint as well as to the older one: the journals are undone
-from the newest to the one that is asked for. A journal entry is on disk before its row is overwritten.
+from the newest to the one that is asked for. A journal entry is on disk before its row is overwritten. Ages
+and checksums are only read where a checkpoint is gone back to, and so they are only written when one is made:
+a rule may overwrite every row at every step.
 
 The id of a checkpoint holds a digest of all ages and row checksums, which also heads its journal. A
 checkpoint of another run, or of a part of this run that was undone, is refused before a row is written; what
@@ -216,17 +219,16 @@ class LiveStore:
             return
         order = np.argsort(rows)
         rows, vectors, ages = rows[order], vectors[order], ages[order]
-        aged = _aged(vectors, ages)
         try:
             self._keep_old(rows[~self._is_kept[rows]])
-            _write_rows(self._row_file, self._age_file, rows, vectors, aged)
+            _write_rows(self._row_file, rows, vectors)
         except OSError as error:
             self._error = error
             raise StoreError(
                 f"{self.folder}: rows could not be written ({error}); those of the last checkpoint are safe: "
                 "make room, then resume the run"
             ) from error
-        self._ages[rows] = aged
+        self._ages["encoded_at"][rows] = ages
 
     def state_dict(self) -> dict:
         """Starts a new journal and names the rows as they are now; goes into the trainer's checkpoint.
@@ -239,6 +241,7 @@ class LiveStore:
         """
         self._refuse_after_failure()
         try:
+            self._write_ages(np.flatnonzero(self._is_kept))
             os.fsync(self._row_file)
             os.fsync(self._age_file)
             if os.fstat(self._journal).st_size > _HEAD.size:
@@ -344,6 +347,13 @@ class LiveStore:
             os.ftruncate(self._journal, whole)
             raise
         self._is_kept[rows] = True
+
+    def _write_ages(self, rows: np.ndarray) -> None:
+        """Ages and checksums of ascending rows as they are now."""
+        for start in range(0, len(rows), CHUNK):
+            part = rows[start : start + CHUNK]
+            self._ages[part] = _aged(self.rows[part], self._ages["encoded_at"][part])
+            _write_rows(self._age_file, part, self._ages[part])
 
     def _verify(self, digest: str) -> None:
         for start in range(0, len(self), CHUNK):
@@ -474,7 +484,8 @@ def _undo(folder: Path, width: int, number: int) -> None:
     try:
         for journal in sorted((known for known in _journals(folder) if known >= number), reverse=True):
             for rows, ages, vectors in _entries(folder / _journal_name(journal), width):
-                _write_rows(row_file, age_file, rows, vectors, _aged(vectors, ages))
+                _write_rows(row_file, rows, vectors)
+                _write_rows(age_file, rows, _aged(vectors, ages))
                 n_restored += len(rows)
         os.fsync(row_file)
         os.fsync(age_file)
@@ -526,15 +537,11 @@ def _aged(vectors: np.ndarray, ages: np.ndarray) -> np.ndarray:
     return result
 
 
-def _write_rows(
-    row_file: int, age_file: int, rows: np.ndarray, vectors: np.ndarray, ages: np.ndarray
-) -> None:
-    """Writes ascending rows, those that are neighbours in one call."""
+def _write_rows(file: int, rows: np.ndarray, values: np.ndarray) -> None:
+    """Writes the values `[n, ...]` of ascending rows, those that are neighbours in one call."""
     if len(rows) and (np.diff(rows) <= 0).any():
         raise ValueError("rows must ascend")
     edges = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
-    width = vectors.shape[1] * 4
     for start, stop in itertools.pairwise(edges):
-        first = int(rows[start])
-        write_all(row_file, memoryview(vectors[start:stop]).cast("B"), first * width)
-        write_all(age_file, memoryview(ages[start:stop]).cast("B"), first * _AGE.itemsize)
+        part = memoryview(values[start:stop]).cast("B")
+        write_all(file, part, int(rows[start]) * (len(part) // (stop - start)))

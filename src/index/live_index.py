@@ -26,7 +26,7 @@ from typing import Self, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from src.index.base import Index, MakeIndex, best_candidates
+from src.index.base import Index, MakeIndex
 from src.index.checks import checked_queries
 from src.index.files import reserve, write_all
 from src.index.ledger import Refreshed, age_counts, agreement, drift, step_record
@@ -109,7 +109,6 @@ class LiveIndex:
         self._store, self._make_index, self._chunk_size = store, make_index, chunk_size
         self._index: Index | None = None
         self._before: _Before | None = None
-        self._is_due = False  # whether the rule is asked at this step
         self._encode_seconds = 0.0  # within `encode`, of this refresh so far
 
     @classmethod
@@ -242,9 +241,7 @@ class LiveIndex:
         everyones, own = self.ranks.joined_and_own(vectors)
         if len(everyones) == 0:
             return _nothing(k)
-        # A fp32 product depends on its blocks, and so on the shard: only float64 scores can be merged.
-        found = self._index.search(everyones, k)[1]
-        scores, found = best_candidates(self.rows, everyones, found, found.shape[1])
+        scores, found = self._index.search(everyones, k)
         columns = np.full((len(everyones), k), -np.inf, np.float32), np.full((len(everyones), k), -1)
         for column, values in zip(columns, (scores, found + self.first_row), strict=True):
             column[:, : found.shape[1]] = values
@@ -298,7 +295,6 @@ class LiveIndex:
         if settings.is_audit_step(step) and rule.wants_audits:
             self._keep_before(None)
         positives = np.unique(asked.positives)
-        self._is_due = settings.is_due(step)
         parts = [self._encode(self._stale(positives[positives >= 0], step), step, encode)]
         if settings.is_audit_step(step) and rule.wants_audits:
             self._keep_before(step)
@@ -307,7 +303,7 @@ class LiveIndex:
         self._tell_index(parts)
         view = self._view(step, asked)
         n_cut = n_moved = 0
-        if self._is_due:
+        if settings.is_due(step):
             budget = settings.budget_at(step)
             left = None if budget is None else max(budget - sum(len(rows) for rows, _ in parts), 0)
             chosen, n_cut = self._chosen(rule.propose(view), step, left)
@@ -493,8 +489,8 @@ class LiveIndex:
                         self._write(rows_held, old, new, step)
                 except StoreError as failed:
                     error = failed  # raised below: the other ranks still wait for this one's vectors
-                if self._is_due and self.settings.rule.is_observing:
-                    self.settings.rule.observe(*map(self.ranks.joined, (rows_held, old, new)))
+                if self.settings.rule.is_observing and self._index is not None:  # not while it is built
+                    self.settings.rule.observe(step, *map(self.ranks.joined, (rows_held, old, new)))
                 found.append((rows_held, drift(old, new)))
                 progress.update(len(everyones))
         self.ranks.agree(error)

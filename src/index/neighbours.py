@@ -5,7 +5,8 @@ nodes, how many and how is not published. Ours: the region is what the queries r
 and their neighbours `hops` edges away. It is encoded anew; the edges of its rows are searched again, and
 edges that lead to them are scored again, dropped, or made, by the row at their other end. Edges between rows
 outside the region stay as they are, so that a step costs by the region and not by the corpus, but for one
-look at the table for edges that lead into the region.
+look at the table for edges that lead into the region. Rows that are encoded at steps at which the rule is not
+due are looked at together with the next region.
 """
 
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ class Graph(Rule):
         self.n_candidates, self.n_neighbours, self.hops = k, n_neighbours, hops
         self.neighbours = np.empty((0, 0), np.int64)
         self.scores = np.empty((0, 0), np.float32)
-        self._touched: list[tuple[np.ndarray, np.ndarray]] = []
+        self._touched: list[np.ndarray] = []  # rows encoded since `finish`
 
     def start(self, view: View) -> None:
         width = min(self.n_neighbours, view.n_documents - 1)
@@ -77,24 +78,26 @@ class Graph(Rule):
             priorities.append(np.full(len(frontier), float(hop)))
         return Proposal(np.concatenate(rows), np.concatenate(priorities))
 
-    def observe(self, rows: np.ndarray, old: np.ndarray, new: np.ndarray) -> None:
-        self._touched.append((rows, new))
+    def observe(self, step: int, rows: np.ndarray, old: np.ndarray, new: np.ndarray) -> None:
+        self._touched.append(rows)
 
     def finish(self, view: View) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        touched, self._touched = self._touched, []
-        if touched:
-            rows = np.concatenate([part for part, _ in touched])
-            order = np.argsort(rows)
-            self._relink(view, rows[order], np.concatenate([part for _, part in touched])[order])
+        touched, self._touched = _different(self._touched), []
+        if len(touched):
+            # Ranks hold runs of rows in their order, so that the joined vectors are in the order of the rows.
+            self._relink(view, touched, view.ranks.joined(view.rows[view.held(touched)]))
         yield from ()
 
     def save(self, folder: Path) -> None:
-        save_whole(folder, {"neighbours": self.neighbours, "scores": self.scores}, self._facts())
+        touched = _different(self._touched)
+        arrays = {"neighbours": self.neighbours, "scores": self.scores, "touched": touched}
+        save_whole(folder, arrays, self._facts())
 
     def load(self, folder: Path, view: View) -> None:
         facts = {"rule": "graph", "n_rows": len(view.rows), "n_neighbours": self.n_neighbours}
         arrays = load_saved(folder, facts)
         self.neighbours, self.scores = arrays["neighbours"], arrays["scores"]
+        self._touched = [arrays["touched"]] if "touched" in arrays else []  # older checkpoints have none
 
     def _facts(self) -> dict[str, int | str]:
         return {"rule": "graph", "n_rows": len(self.neighbours), "n_neighbours": self.n_neighbours}
@@ -155,6 +158,10 @@ class Graph(Rule):
         is_kept = place < width
         self.neighbours[owners[is_kept], place[is_kept]] = ends[is_kept]
         self.scores[owners[is_kept], place[is_kept]] = values[is_kept]
+
+
+def _different(rows: list[np.ndarray]) -> np.ndarray:
+    return np.unique(np.concatenate([np.empty(0, np.int64), *rows]))
 
 
 def _products(one: np.ndarray, other: np.ndarray) -> np.ndarray:

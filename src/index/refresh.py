@@ -124,8 +124,8 @@ NOTHING = Proposal(np.empty(0, np.int64), np.empty(0))
 
 
 class Rule:
-    """What `LiveIndex` calls: `follow` at every step, and at those when the rule is due `propose`, `finish`,
-    and `observe` with every chunk of rows that was encoded.
+    """What `LiveIndex` calls: at every step `follow`, and `observe` with every chunk of encoded rows;
+    `propose` and `finish` at those when the rule is due.
 
     Attributes:
         n_candidates: documents that it wants retrieved for every query.
@@ -149,7 +149,7 @@ class Rule:
         """Rows to encode."""
         raise NotImplementedError
 
-    def observe(self, rows: np.ndarray, old: np.ndarray, new: np.ndarray) -> None:
+    def observe(self, step: int, rows: np.ndarray, old: np.ndarray, new: np.ndarray) -> None:
         """Rows `[n]` of all ranks that were just encoded, and their vectors `[n, D]` before and after."""
 
     def finish(self, view: View) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -352,6 +352,7 @@ class Drift(Rule):
             raise ValueError(f"n_sampled must be at least 2 and ridges above 0, got {n_sampled}, {ridges}")
         self.n_sampled, self.ridges, self.seed = n_sampled, tuple(ridges), seed
         self._halves: list[_Moments | None] = [None, None]
+        self._step = -1  # of the pairs in them
         self._gain = 0.0
 
     def propose(self, view: View) -> Proposal:
@@ -360,7 +361,9 @@ class Drift(Rule):
         rows = random.choice(view.n_documents, n, replace=False, shuffle=False)
         return Proposal(rows, np.zeros(n))
 
-    def observe(self, rows: np.ndarray, old: np.ndarray, new: np.ndarray) -> None:
+    def observe(self, step: int, rows: np.ndarray, old: np.ndarray, new: np.ndarray) -> None:
+        if step != self._step:  # pairs of a step at which the rule was not due had drifted for less long
+            self._halves, self._step = [None, None], step
         is_known = (old != 0).any(1)  # a row never encoded has not drifted
         old, new = old[is_known].astype(np.float64), new[is_known].astype(np.float64)
         for half in (0, 1):
