@@ -40,8 +40,8 @@ TIE = 1e-6
 EDGES = np.concatenate([[0.0], np.geomspace(1e-6, 4.0, 255)])
 """Bands that are told apart: a number is rounded up to the next, by 6 % at most."""
 
-SCORES = 1 << 24
-"""Scores `[Q, chunk]` held at once."""
+SCORES = 1 << 18
+"""Scores `[Q, chunk]` held at once: 1 MiB, so that they stay in the processor's cache from pass to pass."""
 
 _FACTS = {"rule": "certified"}
 
@@ -183,11 +183,12 @@ class Certified(Rule):
         `[Q]` as expected."""
         n_above = np.zeros(limits.shape, np.int64)
         best = np.full(len(limits), -np.inf, np.float32)
+        columns = _finite_columns(limits)
         for _, served, expected in _scores(view, forecast):
             best = np.maximum(best, expected.max(1))
             lowest = np.minimum(served, expected - band)
-            for column in range(limits.shape[1]):
-                n_above[:, column] += (lowest >= limits[:, column, None]).sum(1)
+            for column, asked in columns:
+                n_above[asked, column] += (lowest[asked] >= limits[asked, column, None]).sum(1)
         return view.ranks.sum(n_above), view.ranks.max(best)
 
     def _within(
@@ -196,12 +197,13 @@ class Certified(Rule):
         """Rows in the band of a limit `[Q, P]`, or of its query's best wrong score; the nearest first."""
         rows, priorities = [], []
         is_read = np.isfinite(limits).any(1) & np.isfinite(best_wrong) & self.reads_best_wrong
-        best_wrong = np.where(is_read, best_wrong, np.inf)[:, None]
+        read, columns = np.flatnonzero(is_read), _finite_columns(limits)
         for first, served, expected in _scores(view, forecast):
-            nearest = (best_wrong - np.maximum(served, expected)).min(0)
-            for column in range(limits.shape[1]):
-                limit = limits[:, column, None]
-                nearest = np.minimum(nearest, distances(served, expected, limit).min(0))
+            ahead = np.maximum(served[read], expected[read])
+            nearest = (best_wrong[read, None] - ahead).min(0, initial=np.inf)
+            for column, asked in columns:
+                apart = distances(served[asked], expected[asked], limits[asked, column, None])
+                nearest = np.minimum(nearest, apart.min(0))
             found = np.flatnonzero(nearest <= band)
             rows.append(first + found)
             priorities.append(nearest[found])
@@ -385,7 +387,13 @@ def _scores(view: View, forecast: Forecast) -> Iterator[tuple[int, np.ndarray, n
         yield first, *forecast.scores(view.rows[start:stop], first, view.encoded_at[start:stop])
 
 
+def _finite_columns(limits: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """The columns `[Q, P]` that hold a finite limit, and of which queries: most have one positive."""
+    columns = ((column, np.flatnonzero(np.isfinite(limits[:, column]))) for column in range(limits.shape[1]))
+    return [(column, asked) for column, asked in columns if len(asked)]
+
+
 def _parts(n_rows: int, n_queries: int) -> Iterator[tuple[int, int]]:
-    size = max(1, min(8192, SCORES // max(n_queries, 1)))
+    size = min(8192, max(256, SCORES // max(n_queries, 1)))  # fewer rows make a slow product
     for start in range(0, n_rows, size):
         yield start, min(start + size, n_rows)
