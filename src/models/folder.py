@@ -14,14 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.models.card import model_card
 from src.models.embedder import ReasoningEmbedder, sha256_of_files
 from src.models.prompts import EMBED_TOKEN, Lengths, Prompts
-from src.models.tuning import FullTuning, LoraTuning
+from src.models.tuning import FullTuning, LoraTuning, has_adapter
 
 FORMAT_VERSION = 1
 DESCRIPTION_FILE = "search_r3.json"
@@ -204,7 +203,7 @@ def open_embedder(
 
 def merged_model(model: nn.Module) -> PreTrainedModel:
     """The model with its adapter merged in fp32, as a copy; without an adapter, the model itself."""
-    if not isinstance(model, PeftModel):
+    if not has_adapter(model):
         return model
     merged = copy.deepcopy(model).to(device="cpu", dtype=torch.float32)
     return merged.merge_and_unload(safe_merge=True)
@@ -277,14 +276,14 @@ def save_embedder(
     model.config.dtype = before  # saving makes a string of it
     _state_dtype(partial / "config.json", dtype)
     embedder.tokenizer.save_pretrained(partial)
-    if isinstance(embedder.model, PeftModel):
+    if has_adapter(embedder.model):
         embedder.model.save_pretrained(partial / "adapter")
     description = _description(embedder, provenance, is_trained)
     (partial / DESCRIPTION_FILE).write_text(
         json.dumps(description, indent=2, default=str) + "\n", encoding="utf-8"
     )
     n_parameters = sum(p.numel() for p in model.parameters())
-    card = model_card(description, embedder.width, n_parameters, isinstance(embedder.model, PeftModel))
+    card = model_card(description, embedder.width, n_parameters, has_adapter(embedder.model))
     (partial / "README.md").write_text(card, encoding="utf-8")
     if target.exists():
         shutil.rmtree(target)

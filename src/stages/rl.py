@@ -244,8 +244,7 @@ class RLModule(ValidatedModule):
         self.rank_agreement_every_n_steps = rank_agreement_every_n_steps
         self.token_budget = token_budget or embedder.token_budget
         self.completions = completions
-        limit = rollouts.max_new_tokens
-        limit = embedder.encoder.lengths.reasoning if limit is None else limit
+        limit = rollouts.max_new_tokens or embedder.encoder.lengths.reasoning
         ngram = embedder.encoder.lengths.repeat_ngram
         self.sampling = Sampling(limit, rollouts.temperature, rollouts.top_p, ngram)
         self.normalisation = NORMALISATIONS[policy.normalisation]
