@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from conftest import linear_head
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributions import Categorical
 from torch.testing import assert_close
@@ -394,7 +395,7 @@ BANNED = [0, 3]
 def test_token_log_probs_have_the_value_and_gradient_of_the_plain_ones(chunk):
     hidden, weight, targets = head()
     upstream = torch.linspace(-1, 1, 11)
-    result = token_log_probs(hidden, weight, targets, 0.7, BANNED, chunk)
+    result = token_log_probs(hidden, linear_head(weight), targets, 0.7, BANNED, chunk)
     result.log_probs.mul(upstream).sum().backward()
     fast = [hidden.grad.clone(), weight.grad.clone()]
     hidden.grad = weight.grad = None
@@ -421,7 +422,8 @@ def test_log_probs_are_of_the_distribution_that_sampling_draws_from():
     drawn, recorded = sample(logits.expand(20000, -1), uniforms, temperature=0.6, top_p=1.0)
     shares = drawn.bincount(minlength=8) / 20000
     allowed = [token for token in range(8) if token not in BANNED]
-    log_probs = token_log_probs(hidden.expand(6, -1), weight, torch.tensor(allowed), 0.6, banned).log_probs
+    states, tokens = hidden.expand(6, -1), torch.tensor(allowed)
+    log_probs = token_log_probs(states, linear_head(weight), tokens, 0.6, banned).log_probs
 
     assert (shares[BANNED] == 0).all()
     assert_close(log_probs.exp(), shares[allowed], atol=2e-4, rtol=0)
@@ -439,13 +441,13 @@ def test_logits_of_one_chunk_are_the_largest_tensor_kept_for_backward():
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        token_log_probs(hidden, weight, targets, chunk=4).log_probs.sum().backward()
+        token_log_probs(hidden, linear_head(weight), targets, chunk=4).log_probs.sum().backward()
     assert max(sizes) <= max(weight.numel(), hidden.numel())  # 300 and 384; all logits would be 3200
 
 
 def test_no_token_gives_a_zero_that_is_part_of_the_graph():
     hidden, weight, targets = head()
-    result = token_log_probs(hidden[:0], weight, targets[:0])
+    result = token_log_probs(hidden[:0], linear_head(weight), targets[:0])
     result.log_probs.sum().backward()
     assert result.log_probs.shape == result.entropy.shape == (0,)
     assert (hidden.grad == 0).all()
@@ -455,12 +457,12 @@ def test_no_token_gives_a_zero_that_is_part_of_the_graph():
 def test_token_log_probs_refuse_what_cannot_be():
     hidden, weight, targets = head()
     with pytest.raises(ValueError, match=f"token {targets[0]} is banned"):
-        token_log_probs(hidden, weight, targets, banned_ids=[int(targets[0])])
+        token_log_probs(hidden, linear_head(weight), targets, banned_ids=[int(targets[0])])
     with pytest.raises(ValueError, match="one target per state"):
-        token_log_probs(hidden, weight, targets[1:])
+        token_log_probs(hidden, linear_head(weight), targets[1:])
     for settings in ({"temperature": 0.0}, {"chunk": 0}):
         with pytest.raises(ValueError, match="must be"):
-            token_log_probs(hidden, weight, targets, **settings)
+            token_log_probs(hidden, linear_head(weight), targets, **settings)
 
 
 def test_packed_values_go_to_their_places_and_back_with_gradient():

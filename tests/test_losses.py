@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from conftest import linear_head
 from torch.nn import functional as F
 
 from src.objectives.losses import (
@@ -217,7 +218,7 @@ def test_chunked_cross_entropy_has_the_value_and_gradient_of_the_plain_one(chunk
     bias = torch.linspace(-1, 1, 17).requires_grad_() if has_bias else None
     wanted = [hidden, weight] + ([bias] if has_bias else [])
     plain = F.cross_entropy(F.linear(hidden, weight, bias), targets)
-    chunked = sft_cross_entropy(hidden, weight, targets, chunk, bias)
+    chunked = sft_cross_entropy(hidden, linear_head(weight, bias), targets, chunk)
     assert torch.allclose(plain, chunked, atol=1e-6)
     for expected, actual in zip(
         torch.autograd.grad(plain, wanted), torch.autograd.grad(chunked, wanted), strict=True
@@ -235,13 +236,13 @@ def test_logits_of_one_chunk_are_the_largest_tensor_kept_for_backward():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
-        sft_cross_entropy(hidden, weight, targets, chunk=8)
+        sft_cross_entropy(hidden, linear_head(weight), targets, chunk=8)
     assert max(sizes) <= max(weight.numel(), hidden.numel())  # 300 and 384; all logits would be 3200
 
 
 def test_cross_entropy_of_no_position_is_zero_with_a_graph():
     hidden = torch.zeros(0, 6, requires_grad=True)
-    value = sft_cross_entropy(hidden, torch.randn(5, 6), torch.zeros(0, dtype=torch.long))
+    value = sft_cross_entropy(hidden, linear_head(torch.randn(5, 6)), torch.zeros(0, dtype=torch.long))
     value.backward()
     assert value.item() == 0.0
     assert hidden.grad is not None
@@ -249,12 +250,12 @@ def test_cross_entropy_of_no_position_is_zero_with_a_graph():
 
 def test_cross_entropy_refuses_states_without_targets():
     with pytest.raises(ValueError, match="one target per state"):
-        sft_cross_entropy(torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(1, dtype=torch.long))
+        sft_cross_entropy(torch.zeros(2, 3), linear_head(torch.zeros(4, 3)), torch.zeros(1, dtype=torch.long))
 
 
 def test_kl_of_equal_models_is_zero():
     hidden, weight, _ = random_head()
-    assert kl_to_reference(hidden, hidden, weight, weight, 3).abs().item() < 1e-7
+    assert kl_to_reference(hidden, hidden, linear_head(weight), linear_head(weight), 3).abs().item() < 1e-7
 
 
 @pytest.mark.parametrize("chunk", [2, 100])
@@ -266,7 +267,8 @@ def test_kl_equals_torch_distributions_without_the_excluded_column(chunk):
         torch.distributions.Categorical(logits=(hidden @ weight.T)[:, kept]),
         torch.distributions.Categorical(logits=(ref_hidden @ ref_weight.T)[:, kept]),
     ).mean()
-    actual = kl_to_reference(hidden, ref_hidden, weight, ref_weight, 5, chunk)
+    heads = linear_head(weight), linear_head(ref_weight)
+    actual = kl_to_reference(hidden, ref_hidden, *heads, 5, chunk)
     assert expected > 0.1
     assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
     expected_gradient = torch.autograd.grad(expected, hidden)[0]
@@ -278,18 +280,19 @@ def test_kl_does_not_see_the_excluded_tokens_row():
     raised = weight.detach().clone()
     raised[5] += 100.0 * hidden.detach().mean(0)
     raised.requires_grad_()
-    value = kl_to_reference(hidden, hidden, raised, weight, 5)
+    heads = linear_head(raised), linear_head(weight)
+    value = kl_to_reference(hidden, hidden, *heads, 5)
     value.backward()
     assert abs(value.item()) < 1e-6
     assert torch.isfinite(raised.grad).all()
     assert (raised.grad[5] == 0).all()
-    assert kl_to_reference(hidden, hidden, raised, weight, None).item() > 1.0
+    assert kl_to_reference(hidden, hidden, *heads, None).item() > 1.0
 
 
 def test_no_gradient_flows_to_the_reference_and_its_own_is_finite_and_not_zero():
     hidden, weight, _ = random_head()
     ref_hidden, ref_weight, _ = random_head(seed=1)
-    kl_to_reference(hidden, ref_hidden, weight, ref_weight, 5, chunk=4).backward()
+    kl_to_reference(hidden, ref_hidden, linear_head(weight), linear_head(ref_weight), 5, chunk=4).backward()
     assert ref_hidden.grad is None
     assert ref_weight.grad is None
     assert torch.isfinite(hidden.grad).all()
@@ -299,13 +302,14 @@ def test_no_gradient_flows_to_the_reference_and_its_own_is_finite_and_not_zero()
 
 def test_kl_refuses_states_that_do_not_align():
     with pytest.raises(ValueError, match="one reference state"):
-        kl_to_reference(torch.zeros(2, 3), torch.zeros(3, 3), torch.zeros(4, 3), torch.zeros(4, 3))
+        kl_to_reference(torch.zeros(2, 3), torch.zeros(3, 3), *[linear_head(torch.zeros(4, 3))] * 2)
 
 
 def test_losses_on_a_head_in_half_precision_are_fp32_with_finite_gradients():
     hidden, weight, targets = random_head()
     half = weight.detach().bfloat16().requires_grad_()
-    loss = sft_cross_entropy(hidden, half, targets, 4) + kl_to_reference(hidden, hidden + 1, half, half, 2, 4)
+    head = linear_head(half)
+    loss = sft_cross_entropy(hidden, head, targets, 4) + kl_to_reference(hidden, hidden + 1, head, head, 2, 4)
     loss.backward()
     assert loss.dtype == torch.float32
     assert torch.isfinite(half.grad).all()

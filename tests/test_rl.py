@@ -65,7 +65,7 @@ def likely_folder(place):
     """A model whose embed token is likely enough that rollouts write it."""
     embedder = build_embedder(seed=4)
     with torch.no_grad():
-        embedder.head.weight[embedder.embed_token_id] *= 20.0
+        embedder.causal_lm.get_output_embeddings().weight[embedder.embed_token_id] *= 20.0
     return save_embedder(embedder, place / "model", {}, is_trained=True)
 
 
@@ -144,7 +144,7 @@ def test_rows_of_other_weights_are_not_used_and_the_run_says_why(folder, tmp_pat
     (old,) = (tmp_path / "cache").iterdir()
     other = opened(folder)
     with torch.no_grad():
-        other.head.weight[0] += 1.0
+        other.causal_lm.get_output_embeddings().weight[0] += 1.0
     tuned = save_embedder(other, tmp_path / "tuned", {})
     (line,) = lines("other", opened(tuned))
     assert line.startswith(
@@ -449,7 +449,7 @@ def test_token_embeddings_that_are_not_trained_stay_what_they_were(folder, tmp_p
     moved = {name for name, value in embedder.named_parameters() if not torch.equal(value, before[name])}
     frozen = before.keys() - moved
     assert [name.rsplit(".", 2)[-2] for name in frozen] == ["embed_tokens"]
-    assert embedder.head.weight is embedder.model.get_input_embeddings().weight
+    assert embedder.causal_lm.get_output_embeddings().weight is embedder.model.get_input_embeddings().weight
 
 
 def test_the_contrastive_term_leaves_stale_rows_out(folder, tmp_path):

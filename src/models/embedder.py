@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.models.generation import Sampling, SpecialIds, decode, pad_left, position_ids, row_uniforms
+from src.models.logits import decoder_path, own_logits
 from src.models.prompts import Lengths, PromptEncoder, Prompts
 from src.models.tuning import base_model
 from src.progress import Progress
@@ -102,9 +103,21 @@ class ReasoningEmbedder(nn.Module):
         """The transformer without its head; its last hidden state has passed the final norm."""
         return self.causal_lm.get_decoder()
 
+    @cached_property
+    def _decoder_path(self) -> tuple[str, ...]:
+        return decoder_path(self.causal_lm)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """The model's own logits `[n, V]` of states `[n, D]`: scale, cap and bias included.
+
+        Every loss, log-probability and sampled token comes from here.
+        """
+        return own_logits(self.causal_lm, self._decoder_path, states)
+
     @property
-    def head(self) -> nn.Module:
-        return self.causal_lm.get_output_embeddings()
+    def vocabulary_size(self) -> int:
+        """Rows `V` of the head, spare ones included."""
+        return self.causal_lm.get_output_embeddings().weight.shape[0]
 
     @property
     def device(self) -> torch.device:
@@ -122,7 +135,7 @@ class ReasoningEmbedder(nn.Module):
     @property
     def width(self) -> int:
         """Dimension `D` of an embedding."""
-        return self.causal_lm.config.hidden_size
+        return self.causal_lm.config.get_text_config().hidden_size
 
     @property
     def weights_sha256(self) -> str:
@@ -151,7 +164,7 @@ class ReasoningEmbedder(nn.Module):
         ids = configured if isinstance(configured, list) else [configured, self.tokenizer.eos_token_id]
         stops = frozenset(token for token in ids if token is not None)
         special = set(self.tokenizer.all_special_ids) - {self.embed_token_id} - stops
-        spare = range(len(self.tokenizer), self.head.weight.shape[0])
+        spare = range(len(self.tokenizer), self.vocabulary_size)
         banned = tuple(sorted({*special, *spare}))
         return SpecialIds(self.embed_token_id, stops, banned, self.tokenizer.pad_token_id)
 
@@ -235,7 +248,7 @@ class ReasoningEmbedder(nn.Module):
             for rows in length_batches(lengths, _DECODING_BUDGETS * self.token_budget):
                 decoded = decode(
                     self.decoder,
-                    self.head,
+                    self.logits,
                     [prompts[row] for row in rows],
                     self.special_ids,
                     sampling,

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from src.objectives.losses import share_of_count
+from src.objectives.losses import LogitsOf, share_of_count
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to +-20 before `exp`: e^20 is 5e8, and fp32 overflows at e^88."""
@@ -358,12 +358,11 @@ class TokenLogProbs:
 
 def token_log_probs(
     hidden: Tensor,
-    head_weight: Tensor,
+    logits_of: LogitsOf,
     targets: Tensor,
     temperature: float = 1.0,
     banned_ids: Sequence[int] | Tensor = (),
     chunk: int = 1024,
-    head_bias: Tensor | None = None,
 ) -> TokenLogProbs:
     """Log-probability of each target, and the entropy, under the distribution that sampling draws from.
 
@@ -372,12 +371,11 @@ def token_log_probs(
 
     Args:
         hidden: `[T, D]` states that predict the targets, of completion positions only.
-        head_weight: `[V, D]`.
+        logits_of: from states to logits, as the model itself makes them.
         targets: `[T]` long.
         temperature: of sampling, above 0.
         banned_ids: `[n]` tokens that sampling never writes.
         chunk: positions per product with the head.
-        head_bias: `[V]`.
 
     Raises:
         ValueError: If lengths differ, the temperature is not positive, `chunk` is below 1, or a target is
@@ -392,12 +390,12 @@ def token_log_probs(
     if is_banned.any():
         raise ValueError(f"token {int(targets[is_banned][0])} is banned and cannot have been sampled")
     if len(hidden) == 0:
-        nothing = F.linear(hidden.to(head_weight.dtype), head_weight, head_bias).float().sum(-1)
+        nothing = logits_of(hidden).float().sum(-1)
         # [0], and part of the graph: DDP waits for a gradient of every weight, the head's included
         return TokenLogProbs(nothing, nothing.detach())
 
     def part(states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        logits = F.linear(states.to(head_weight.dtype), head_weight, head_bias).float()
+        logits = logits_of(states).float()
         logits = logits.index_fill(-1, banned, float("-inf")) / temperature  # [chunk, V]
         return -F.cross_entropy(logits, wanted, reduction="none"), _entropy(logits)
 

@@ -150,12 +150,15 @@ def hardest_negative_margin(
     return _mean(rows, _only(allowed.any(1), weights), denominator)
 
 
+LogitsOf = Callable[[Tensor], Tensor]
+"""From states `[n, D]` to logits `[n, V]`, as the model itself makes them; `n` may be 0."""
+
+
 def sft_cross_entropy(
     hidden: Tensor,
-    head_weight: Tensor,
+    logits_of: LogitsOf,
     targets: Tensor,
     chunk: int = 1024,
-    head_bias: Tensor | None = None,
     denominator: float | None = None,
 ) -> Tensor:
     """Mean cross-entropy of the next token at the supervised positions.
@@ -165,10 +168,9 @@ def sft_cross_entropy(
 
     Args:
         hidden: `[T, D]`, states that predict the targets, of supervised positions only.
-        head_weight: `[V, D]`.
+        logits_of: from states to logits.
         targets: `[T]` long.
         chunk: positions per product with the head.
-        head_bias: `[V]`.
         denominator: what the sum over positions is divided by; `T` where None.
 
     Returns:
@@ -181,8 +183,7 @@ def sft_cross_entropy(
         raise ValueError(f"one target per state: got {len(hidden)} states and {len(targets)} targets")
 
     def part(states: Tensor, wanted: Tensor) -> Tensor:
-        logits = _logits(states, head_weight, head_bias)
-        return F.cross_entropy(logits, wanted, reduction="sum")
+        return F.cross_entropy(logits_of(states).float(), wanted, reduction="sum")
 
     return _sum_over_chunks(part, chunk, hidden, targets) / _count(len(hidden), denominator)
 
@@ -190,12 +191,10 @@ def sft_cross_entropy(
 def kl_to_reference(
     hidden: Tensor,
     ref_hidden: Tensor,
-    head_weight: Tensor,
-    ref_head_weight: Tensor,
+    logits_of: LogitsOf,
+    ref_logits_of: LogitsOf,
     excluded_token: int | None = None,
     chunk: int = 1024,
-    head_bias: Tensor | None = None,
-    ref_head_bias: Tensor | None = None,
     denominator: float | None = None,
 ) -> Tensor:
     """Mean KL(policy || reference) of the next-token distributions, exact over the vocabulary.
@@ -206,12 +205,10 @@ def kl_to_reference(
     Args:
         hidden: `[T, D]` states of the policy at the supervised positions whose target is another token.
         ref_hidden: `[T, D']` states of the reference at the same positions.
-        head_weight: `[V, D]`.
-        ref_head_weight: `[V, D']`.
+        logits_of: from states to logits of the policy.
+        ref_logits_of: the same of the reference, over the same vocabulary.
         excluded_token: id left out on both sides, or None.
         chunk: positions per product with the head.
-        head_bias: `[V]`.
-        ref_head_bias: `[V]`.
         denominator: what the sum over positions is divided by; `T` where None.
 
     Returns:
@@ -223,8 +220,8 @@ def kl_to_reference(
     if len(hidden) != len(ref_hidden):
         raise ValueError(f"one reference state per state: got {len(hidden)} and {len(ref_hidden)}")
 
-    def log_probs(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        logits = _logits(states, weight, bias)
+    def log_probs(logits: Tensor) -> Tensor:
+        logits = logits.float()
         if excluded_token is None:
             return logits.log_softmax(-1)
         # 0 in both after the softmax: the token's term is then exp(0) * (0 - 0), in value and in gradient.
@@ -233,8 +230,8 @@ def kl_to_reference(
 
     def part(states: Tensor, ref_states: Tensor) -> Tensor:
         with torch.no_grad():
-            reference = log_probs(ref_states, ref_head_weight, ref_head_bias)
-        policy = log_probs(states, head_weight, head_bias)
+            reference = log_probs(ref_logits_of(ref_states))
+        policy = log_probs(logits_of(states))
         return (policy.exp() * (policy - reference)).sum()
 
     total = _sum_over_chunks(part, chunk, hidden, ref_hidden.detach())
@@ -382,11 +379,6 @@ def _mean(rows: Tensor, weights: Tensor | None, denominator: float | None) -> Te
 
 def _count(n_rows: int, denominator: float | None) -> float:
     return max(n_rows, 1) if denominator is None else denominator
-
-
-def _logits(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`[chunk, V]` fp32; the product itself runs in the head's precision or in autocast's."""
-    return F.linear(states.to(weight.dtype), weight, bias).float()
 
 
 def _sum_over_chunks(part: Callable[..., Tensor], chunk: int, *tensors: Tensor) -> Tensor:

@@ -330,29 +330,29 @@ class SFTModule(ValidatedModule):
         rows, columns = torch.tensor(where, dtype=torch.long, device=self.device).view(-1, 2).T
         targets = ids[rows, columns]
         hidden = states[rows, columns - 1]  # the state before a token predicts it
-        head = self.embedder.head.weight
-        sft = sft_cross_entropy(hidden, head, targets, denominator=counts.supervised)
+        sft = sft_cross_entropy(hidden, self.embedder.logits, targets, denominator=counts.supervised)
         kl = torch.zeros_like(sft)
         kept = targets != self.embedder.embed_token_id
         # Documents, and queries of which only the embed token is supervised, need no second forward.
         compared, places = rows[kept].unique(return_inverse=True)
         if self.has_kl and (len(compared) or self.shards_weights):
             asked = compared if len(compared) else slice(1)  # another rank may have something to compare
-            reference, reference_head = self._reference_states(ids[asked], mask[asked])
+            with self.reference.active() as base:
+                reference = base.hidden_states(ids[asked], mask[asked])  # [n, L, D]
             kl = kl_to_reference(
                 hidden[kept],
                 reference[places, columns[kept] - 1],
-                head,
-                reference_head,
+                self.embedder.logits,
+                self._reference_logits,
                 excluded_token=self.embedder.embed_token_id,
                 denominator=counts.compared,
             )
         return self.losses.sft * sft + self.losses.kl * kl, {"sft": sft, "kl": kl}
 
-    def _reference_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """States `[n, L, D]` and head `[V, D]` of the frozen base."""
+    def _reference_logits(self, states: Tensor) -> Tensor:
+        """Logits `[n, V]` of the frozen base for its states `[n, D]`."""
         with self.reference.active() as base:
-            return base.hidden_states(ids, mask), base.head.weight.detach()
+            return base.logits(states)
 
     # ---- the loss over all embeddings
 
