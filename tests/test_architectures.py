@@ -23,7 +23,9 @@ def tokenizer():
     return train_tokenizer(TEXTS, 400)
 
 
-@pytest.fixture(scope="module", params=[(name, "sdpa") for name in CONFIGS] + [("mistral", "eager")])
+@pytest.fixture(
+    scope="module", params=[*((name, "sdpa") for name in CONFIGS), ("mistral", "eager")], ids="-".join
+)
 def embedder(request, tokenizer):
     """Read only."""
     name, attention = request.param

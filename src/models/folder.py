@@ -21,6 +21,7 @@ from src.models.card import model_card
 from src.models.embedder import ReasoningEmbedder, sha256_of_files
 from src.models.prompts import EMBED_TOKEN, Lengths, Prompts
 from src.models.tuning import FullTuning, LoraTuning, has_adapter
+from src.models.twin import ArchitectureError, check_architecture
 
 FORMAT_VERSION = 1
 DESCRIPTION_FILE = "search_r3.json"
@@ -118,6 +119,7 @@ def load_embedder(
     """
     description = read_description(path)
     model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype_named(dtype), local_files_only=True)
+    _refuse_untrusted(model, str(path))
     tokenizer = AutoTokenizer.from_pretrained(str(path), padding_side="left", local_files_only=True)
     embedder = ReasoningEmbedder(
         model.to(device),
@@ -185,6 +187,7 @@ def open_embedder(
         model, tokenizer = create(texts)
     else:
         raise ModelFolderError("give model.path=<model folder>, or model.name=<hub name or folder>")
+    _refuse_untrusted(model, source or "the model", tuning)
     add_embed_token(model, tokenizer)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -199,6 +202,17 @@ def open_embedder(
     total = sum(p.numel() for p in tuned.parameters())
     log.info("model: %.2f M parameters, %.2f M of them trained", total / 1e6, trained / 1e6)
     return embedder
+
+
+def _refuse_untrusted(
+    model: PreTrainedModel, source: str, tuning: FullTuning | LoraTuning | None = None
+) -> None:
+    """Refuses an architecture whose results would depend on how they are computed."""
+    is_lora = isinstance(tuning, LoraTuning)
+    try:
+        check_architecture(model, tuning.apply if is_lora else None, repr(tuning) if is_lora else "")
+    except ArchitectureError as error:
+        raise ModelFolderError(f"{source}: {error}") from error
 
 
 def merged_model(model: nn.Module) -> PreTrainedModel:

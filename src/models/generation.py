@@ -331,7 +331,7 @@ def decode(
     for step in range(sampling.max_new_tokens + 1):
         is_last = step == sampling.max_new_tokens
         chosen = choice.appended(rows) if is_last else choice.drawn(rows, step, written)
-        rows = _step(decoder, cache, rows, chosen.token)
+        rows = continued(decoder, cache, rows, chosen.token)
         done = chosen.token == special.embed
         hidden[rows.alive[done]] = rows.state[done]
         facts = (rows.alive, chosen.token, chosen.log_prob, done, chosen.is_natural, chosen.is_counted)
@@ -350,7 +350,7 @@ def decode(
     return Decoded(written, log_probs, hidden, wrote_embed)
 
 
-def _step(decoder: nn.Module, cache: DynamicCache, rows: Rows, token: Tensor) -> Rows:
+def continued(decoder: nn.Module, cache: DynamicCache, rows: Rows, token: Tensor) -> Rows:
     """One token `[n]` further."""
     mask = torch.cat([rows.mask, rows.mask.new_ones(len(token), 1)], dim=1)
     state = decoder(

@@ -42,6 +42,7 @@ class PretrainModule(StageModule):
         return ChunkOutput(extra_loss=loss)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, int]:
+        self.check_fresh_adapter()
         denominator = share_of_count(batch[:, 1:].numel(), self.device)
 
         def run_backward() -> Tensor:

@@ -277,6 +277,7 @@ class RLModule(ValidatedModule):
         return self.trainer.global_step // self.policy.n_updates
 
     def training_step(self, batch: Sequence[Example], batch_idx: int) -> dict[str, int]:
+        self.check_fresh_adapter()
         step, seconds = self._step, Seconds(self.device)
         with seconds.part("sampling"):
             rollouts = self._sample(batch, step)

@@ -174,6 +174,7 @@ class SFTModule(ValidatedModule):
         self.reference = FrozenReference(embedder) if self.has_kl else None
 
     def training_step(self, batch: SFTBatch, batch_idx: int) -> dict[str, int]:
+        self.check_fresh_adapter()
         chunks, n_reasoned, metrics = self.prepare(batch)
         counts = self._token_counts(chunks)
 
