@@ -133,12 +133,16 @@ def test_a_fresh_adapter_on_a_biased_untied_head_changes_no_bit_and_its_row_lear
     torch.testing.assert_close(merged, found, atol=1e-4, rtol=1e-4)
 
 
-def test_an_adapter_that_changes_something_is_told_with_its_size():
+def test_a_fresh_adapter_that_changes_something_is_told_with_its_size():
     tuned = LoraTuning(r=4).apply(build("llama"), 95)
     assert fresh_adapter_difference(tuned, [3, 1, 4]) == ""
+    rows = next(each for name, each in tuned.named_parameters() if "trainable_tokens_delta" in name)
+    with torch.no_grad():
+        rows += 1.0
+    assert "moves its logits by" in fresh_adapter_difference(tuned, [3, 1, 95])
     with torch.no_grad():
         next(each for name, each in tuned.named_parameters() if "lora_B" in name).fill_(0.1)
-    assert "moves its logits by" in fresh_adapter_difference(tuned, [3, 1, 4])
+    assert fresh_adapter_difference(tuned, [3, 1, 95]) == ""  # it has learnt something
 
 
 def test_every_trained_weight_of_every_architecture_gets_a_gradient():

@@ -109,6 +109,12 @@ def has_adapter(model: nn.Module) -> bool:
     return isinstance(model, PeftModel)
 
 
+def is_fresh(model: nn.Module) -> bool:
+    """Whether the model has an adapter that has learnt nothing: its second factors are still 0."""
+    factors = [weight for name, weight in model.named_parameters() if ".lora_B." in name]
+    return has_adapter(model) and not any(bool(weight.any()) for weight in factors)
+
+
 def base_model(model: nn.Module) -> PreTrainedModel:
     """The causal language model itself, without an adapter's wrapper."""
     return model.get_base_model() if has_adapter(model) else model

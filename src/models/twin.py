@@ -26,7 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from src.models.generation import continued, pad_left, position_ids, prefill
 from src.models.logits import decoder_path, own_logits
-from src.models.tuning import adapter_disabled, base_model, has_adapter
+from src.models.tuning import adapter_disabled, base_model, is_fresh
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _fault_under(attention: str, model: PreTrainedModel, tune: Tune | None) -> s
 def _is_small(model: PreTrainedModel) -> bool:
     """Whether a wide twin fits into memory: a layer of each kind, and at least two."""
     layers = {id(each): each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)}
-    sizes = sorted((sum(weight.numel() for weight in layer.parameters()) for layer in layers.values()))
+    sizes = sorted(sum(weight.numel() for weight in layer.parameters()) for layer in layers.values())
     return sum(sizes[-2:]) <= MAX_SIZE
 
 
@@ -248,13 +248,13 @@ def _cached_states(
 
 @torch.no_grad()
 def fresh_adapter_difference(model: nn.Module, ids: Sequence[int]) -> str:
-    """What a fresh adapter changes, which must be nothing; empty where that is so, or where there is none.
+    """What a fresh adapter changes, which must be nothing; empty where that is so, or where none is fresh.
 
     Args:
         model: with or without an adapter, on any device.
         ids: a row of tokens.
     """
-    if not has_adapter(model):
+    if not is_fresh(model):
         return ""
     lm = base_model(model)
     row = torch.tensor([list(ids)], device=next(lm.parameters()).device)
