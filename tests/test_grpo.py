@@ -13,6 +13,7 @@ from two_processes import on_two_ranks
 from src.models.generation import sample
 from src.objectives.grpo import (
     PolicyBatch,
+    _entropy,
     clipped_token_losses,
     dr_grpo,
     group_advantages,
@@ -496,6 +497,34 @@ def test_logits_of_one_chunk_are_the_largest_tensor_kept_for_backward():
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         token_log_probs(hidden, weight, targets, chunk=4).log_probs.sum().backward()
     assert max(sizes) <= max(weight.numel(), hidden.numel())  # 300 and 384; all logits would be 3200
+
+
+@pytest.mark.parametrize("vocabulary", [2, 17, 150_000])
+@pytest.mark.parametrize("spread", [0.0, 1e-3, 1.0, 5.0, 15.0, 50.0])
+@pytest.mark.parametrize("level", [0.0, 50.0, -50.0])
+def test_the_entropy_is_right_to_the_last_digits(vocabulary, spread, level):
+    generator = torch.Generator().manual_seed(0)
+    logits = level + spread * torch.randn(4, vocabulary, generator=generator)
+    logits[1:, ::3] = -math.inf  # banned
+    before = logits.clone()
+    entropy = _entropy(logits)
+    # log(sum of exp(z - max)), with the 1 of the highest kept apart, for sharp distributions too
+    highest, at = logits.double().max(-1, keepdim=True)
+    below = logits.double() - highest
+    log_probs = below - below.exp().scatter(-1, at, 0.0).sum(-1, keepdim=True).log1p()
+    expected = -(log_probs.exp() * log_probs.clamp(min=-1e300)).sum(-1)
+
+    assert entropy.dtype == torch.float32
+    assert torch.equal(logits, before)
+    assert (entropy >= 0).all()
+    # 8 ulps, and as a share of the one possible token's probability where hardly anything else is possible
+    assert_close(entropy.double(), expected, rtol=8 * 2.0**-23, atol=1e-12)
+
+
+def test_the_entropy_of_one_possible_token_is_zero():
+    logits = torch.full((2, 9), -math.inf)
+    logits[0, 4], logits[1, 0] = 50.0, -50.0
+    assert _entropy(logits).tolist() == [0.0, 0.0]
 
 
 def test_no_token_gives_a_zero_that_is_part_of_the_graph():

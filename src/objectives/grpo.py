@@ -442,10 +442,17 @@ def unpacked(values: Tensor, completion_mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _entropy(logits: Tensor) -> Tensor:
-    """`[chunk]` from `[chunk, V]`: `logsumexp(z) - sum(p * z)`, with 0 for what has no probability."""
-    log_normaliser = logits.logsumexp(-1)
-    weighted = (logits - log_normaliser[:, None]).exp() * logits.clamp(min=torch.finfo(torch.float32).min)
-    return log_normaliser - weighted.sum(-1)
+    """`[chunk]` from `[chunk, V]`: `-sum(p log p)`, to a few roundings, with 0 for what has no probability.
+
+    With `d = z - max(z)`, at most 0, and `e = exp(d)` it is `log(sum(e)) + sum(e * -d) / sum(e)`, two terms
+    that are never negative: `logsumexp(z) - sum(p z)` would lose what two numbers of the size of `z` lose.
+    """
+    highest, at = logits.max(-1, keepdim=True)
+    below = logits - highest  # [chunk, V]
+    weights = below.exp()
+    others = weights.scatter_(-1, at, 0.0).sum(-1)  # of the highest it is 1, in which a small sum would drown
+    spent = weights.mul_(below.clamp_(min=torch.finfo(torch.float32).min)).sum(-1)
+    return others.log1p() - spent / (1.0 + others)
 
 
 def _limited(log_ratios: Tensor) -> Tensor:
