@@ -346,6 +346,48 @@ def test_documents_scoring_above_the_positive_plus_margin_are_masked():
     assert n_masked == 4
 
 
+def with_cosines(cosines):
+    """A query `[1, 2]` and documents `[M, 2]` of these cosines, which need a gradient."""
+    cosines = torch.tensor(cosines)
+    documents = torch.stack([cosines, (1 - cosines.square()).sqrt()], dim=1)
+    return QUERY, documents.requires_grad_()
+
+
+def test_a_positive_below_two_negatives_keeps_its_gradient():
+    # the model is wrong about this row: two documents stand 0.112 above the positive, one 0.1 below it
+    query, documents = with_cosines([0.4, 0.512, 0.512, 0.3])
+    index = torch.tensor([0])
+    scores = cosine_scores(query, documents)
+    losses = {}
+    for max_share in (1.0, 0.01):
+        mask, n_masked = false_negative_mask(scores, index, 0.1, max_share)
+        losses[max_share] = info_nce(query, documents, index, mask, temperature=0.01)
+        assert n_masked == (2 if max_share == 1.0 else 0)
+    (gradient,) = torch.autograd.grad(losses[0.01], documents)
+    assert losses[1.0].item() < 1e-4
+    assert losses[0.01].item() == pytest.approx(11.2 + math.log(2), rel=1e-4)
+    assert gradient[:3].norm(dim=1).min() > 1.0
+
+
+@pytest.mark.parametrize(("n_high", "n_masked"), [(0, 0), (1, 1), (2, 2), (3, 0), (150, 0)])
+def test_a_document_like_the_positive_is_masked_unless_too_many_are(n_high, n_masked):
+    # 1.5 % of 199 others are 2.985: up to two may be false negatives
+    scores = torch.full((1, 200), 0.1)
+    scores[0, 7], scores[0, 8 : 8 + n_high] = 0.5, 0.8
+    mask, n = false_negative_mask(scores, torch.tensor([7]), margin=0.1, max_share=0.015)
+    assert n == n_masked
+    assert mask[0, 7]
+    assert (~mask[0, 8 : 8 + n_high]).sum() == n_masked
+
+
+def test_rows_of_few_documents_mask_none_unless_all_may_be():
+    scores = torch.tensor([[0.1, 0.9]])
+    assert false_negative_mask(scores, torch.tensor([0]), 0.1, max_share=0.99)[1] == 0
+    assert false_negative_mask(scores, torch.tensor([0]), 0.1, max_share=1.0)[1] == 1
+    with pytest.raises(ValueError, match="max_share"):
+        false_negative_mask(scores, torch.tensor([0]), 0.1, max_share=1.5)
+
+
 def test_a_negative_margin_never_masks_the_positive():
     mask, n_masked = false_negative_mask(torch.tensor([[0.5, 0.45]]), torch.tensor([0]), margin=-0.1)
     assert mask.tolist() == [[True, False]]

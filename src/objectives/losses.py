@@ -276,21 +276,36 @@ def negatives_mask(
     return mask, int((~mask).sum())
 
 
-def false_negative_mask(scores: Tensor, positive_index: Tensor, margin: float) -> tuple[Tensor, int]:
+def false_negative_mask(
+    scores: Tensor, positive_index: Tensor, margin: float, max_share: float = 1.0
+) -> tuple[Tensor, int]:
     """Masks documents that score so high that they are probably relevant and only not judged.
+
+    It is the model itself that says so, and where it is wrong about the query it would mask what it has to
+    learn from: all documents above a positive that stands low. So a row in which more documents score above
+    the limit than there can be false negatives is taken for a hard one and masks none.
 
     Args:
         scores: `[B, M]` of documents for queries; no gradient is taken.
         positive_index: `[B]` long.
         margin: a document that scores above the positive plus this is masked; it may be negative.
+        max_share: of the `M - 1` other documents, 0 to 1: a row with more above the limit masks none. A row
+            of fewer than `1 / max_share` others never masks any.
 
     Returns:
         `[B, M]` bool, True where a document may be a negative or is the positive; and how many documents
         were masked, all queries together.
+
+    Raises:
+        ValueError: If `max_share` is out of range.
     """
+    if not 0.0 <= max_share <= 1.0:
+        raise ValueError(f"max_share must lie in [0, 1], got {max_share}")
     scores = scores.detach()
     limit = scores.gather(1, positive_index[:, None]) + margin
-    mask = (scores <= limit).scatter(1, positive_index[:, None], True)
+    is_high = (scores > limit).scatter(1, positive_index[:, None], False)
+    is_hard = is_high.sum(1, keepdim=True) > max_share * (scores.shape[1] - 1)  # [B, 1]
+    mask = ~is_high | is_hard
     return mask, int((~mask).sum())
 
 

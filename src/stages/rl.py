@@ -26,6 +26,7 @@ from src.models.generation import Sampling
 from src.models.reference import FrozenReference
 from src.objectives.collapse import CollapseLimits, Vitals, collapse
 from src.objectives.grpo import (
+    STD_FLOOR,
     TOKEN_STATISTICS,
     Advantages,
     PolicyBatch,
@@ -110,6 +111,7 @@ class PolicySettings:
         clip_high: how far it may rise.
         normalisation: `per_token` over the batch, `per_sequence`, or `dr_grpo`.
         scale_by_std: whether advantages are divided by the group's standard deviation.
+        std_floor: what they are divided by at least, in units of the reward; see `group_advantages`.
         kl: `k1`, `k2` or `k3`.
         kl_weight: of KL to the model that the stage started from; 0 makes no reference pass.
         n_updates: optimizer steps per batch of rollouts.
@@ -126,6 +128,7 @@ class PolicySettings:
     clip_high: float = 0.28
     normalisation: str = "per_token"
     scale_by_std: bool = True
+    std_floor: float = STD_FLOOR
     kl: str = "k3"
     kl_weight: float = 0.0
     n_updates: int = 1
@@ -143,6 +146,8 @@ class PolicySettings:
             raise ValueError(
                 f"policy.normalisation must be one of {', '.join(NORMALISATIONS)}, got {self.normalisation!r}"
             )
+        if not self.std_floor >= 0:
+            raise ValueError(f"policy.std_floor must not be negative, got {self.std_floor}")
         if self.kl not in ESTIMATORS:
             raise ValueError(f"policy.kl must be one of {', '.join(ESTIMATORS)}, got {self.kl!r}")
         if not self.kl_weight >= 0:
@@ -374,7 +379,7 @@ class RLModule(ValidatedModule):
     # ---- the loss
 
     def _learnt(self, rollouts: Rollouts, outcome: Outcome, retrieved: Retrieved | None, step: int) -> Learnt:
-        advantages = group_advantages(outcome.rewards.total, self.policy.scale_by_std)
+        advantages = group_advantages(outcome.rewards.total, self.policy.scale_by_std, self.policy.std_floor)
         mask = trained_tokens(rollouts.completion_mask, advantages.has_spread)
         positives = self.environment.judgements.of(rollouts.query_ids, self.device)
         has_contrast = self.policy.contrastive_weight > 0

@@ -58,6 +58,8 @@ class SFTLosses:
         temperature: of InfoNCE, in cosine.
         margin: of the margin loss, in cosine.
         false_negative_margin: a document that scores above the positive by more than this is masked.
+        false_negative_share: of the other documents, 0 to 1: a row in which more of them score that high is
+            hard, and none of it is masked.
     """
 
     sft: float
@@ -68,6 +70,7 @@ class SFTLosses:
     temperature: float
     margin: float
     false_negative_margin: float
+    false_negative_share: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("sft", "kl", "info_nce", "triplet", "reasoned"):
@@ -75,6 +78,10 @@ class SFTLosses:
                 raise ValueError(
                     f"losses.{name} is a weight and must not be negative, got {getattr(self, name)}"
                 )
+        if not 0 <= self.false_negative_share <= 1:
+            raise ValueError(
+                f"losses.false_negative_share must lie in [0, 1], got {self.false_negative_share}"
+            )
         if not self.temperature > 0:
             raise ValueError(f"losses.temperature must be above 0, got {self.temperature}")
 
@@ -389,7 +396,10 @@ class SFTModule(ValidatedModule):
             views.append(("reasoned", self.losses.reasoned, reasoned, positive[rows], by_id[rows]))
         for name, weight, queries, index, mask in views:
             keep, n_high = false_negative_mask(
-                cosine_scores(queries, documents), index, self.losses.false_negative_margin
+                cosine_scores(queries, documents),
+                index,
+                self.losses.false_negative_margin,
+                self.losses.false_negative_share,
             )
             denominator = share_of_count(len(queries), own.device)
             settings = {"mask": mask & keep, "denominator": denominator}
@@ -398,5 +408,6 @@ class SFTModule(ValidatedModule):
             losses.append(weight * (self.losses.info_nce * nce + self.losses.triplet * hinge))
             metrics |= {f"info_nce_{name}": nce.detach(), f"triplet_{name}": hinge.detach()}
             metrics[f"masked_by_score_{name}"] = torch.tensor(float(n_high))
+            metrics[f"share_of_rows_masked_{name}"] = (~keep).any(1).float().sum() / max(len(queries), 1)
             metrics[f"candidates_{name}"] = torch.tensor(float(len(queries) * (len(documents) - 1)))
         return torch.stack(losses).sum(), metrics
