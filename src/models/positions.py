@@ -82,44 +82,57 @@ def check_lengths(model: PreTrainedModel, encoder: PromptEncoder) -> None:
     Raises:
         ValueError: With the key, the numbers and the most that fits.
     """
-    lengths = encoder.lengths
+    lengths, limit = encoder.lengths, reach(model)
     direct = encoder.direct.n_tokens + len(encoder.closing)
-    check_length(model, "lengths.document", lengths.document, encoder.document.n_tokens, "a document")
-    check_length(model, "lengths.query", lengths.query, direct, "a query")
-    check_reasoning(model, encoder, "lengths.reasoning", lengths.reasoning)
+    whole = {
+        "lengths.document": _whole(limit, "lengths.document", lengths.document, encoder.document.n_tokens),
+        "lengths.query": _whole(limit, "lengths.query", lengths.query, direct),
+        "lengths.reasoning": _whole(
+            limit, "lengths.reasoning", lengths.reasoning, *_around_reasoning(encoder)
+        ),
+    }
+    key = max(whole, key=whole.__getitem__)
+    if limit.trained is not None and whole[key] > limit.trained:
+        log.warning(
+            "%s: sequences have up to %d tokens, the model was trained with %d positions",
+            key, whole[key], limit.trained,
+        )  # fmt: skip
 
 
 def check_reasoning(model: PreTrainedModel, encoder: PromptEncoder, key: str, n_tokens: int) -> None:
-    """As `check_lengths`, of reasonings of `n_tokens`, which `key` allows.
-
-    Prompt, query and embed token go with them.
+    """Refuses reasonings of `n_tokens`, which `key` allows, where with what stands before they do not fit.
 
     Raises:
-        ValueError: If a whole sequence does not fit.
+        ValueError: If the model's positions do not hold them.
     """
-    around = encoder.reasoning.n_tokens + encoder.lengths.query + 1
-    what = f"a reasoning after a query of lengths.query={encoder.lengths.query}"
-    check_length(model, key, n_tokens, around, what)
+    _whole(reach(model), key, n_tokens, *_around_reasoning(encoder))
 
 
-def check_length(model: PreTrainedModel, key: str, n_tokens: int, around: int, what: str) -> None:
-    """Refuses a sequence of `n_tokens`, which `key` allows, with `around` more around them.
+def check_length(model: PreTrainedModel, key: str, n_tokens: int) -> None:
+    """Refuses sequences of `n_tokens`, which `key` allows.
 
     Raises:
-        ValueError: If the model's positions do not hold it.
+        ValueError: If the model's positions do not hold them.
     """
-    limit, whole = reach(model), n_tokens + around
+    _whole(reach(model), key, n_tokens, 0)
+
+
+def _around_reasoning(encoder: PromptEncoder) -> tuple[int, str]:
+    """Tokens besides a reasoning, and in words: prompt, query and embed token."""
+    query = encoder.lengths.query
+    return encoder.reasoning.n_tokens + query + 1, f", lengths.query={query} among them"
+
+
+def _whole(limit: Reach, key: str, n_tokens: int, around: int, words: str = "") -> int:
+    """Tokens of a whole sequence; refused where they are more than the positions hold."""
+    whole = n_tokens + around
     if limit.most is not None and whole > limit.most:
         room = limit.most - around
         remedy = (
-            f"set it to at most {room}" if room > 0 else f"no value fits: {around} tokens stand around it"
+            f"set it to at most {room}" if room > 0 else "nothing is left for it: shorten what else there is"
         )
         raise ValueError(
-            f"{key}={n_tokens}: {what} takes {whole} tokens with the {around} around it, and {limit.reason}; "
-            f"{remedy}"
+            f"{key}={n_tokens} makes sequences of {whole} tokens ({around} of them stand around it{words}), "
+            f"and {limit.reason}; {remedy}"
         )
-    if limit.trained is not None and whole > limit.trained:
-        log.warning(
-            "%s=%d: %s takes up to %d tokens; the model was trained with %d positions",
-            key, n_tokens, what, whole, limit.trained,
-        )  # fmt: skip
+    return whole
