@@ -122,8 +122,9 @@ def _load(config: DictConfig, path: str) -> "Model":
     from src.evaluation.benchmark import Model
     from src.models.folder import load_embedder
 
-    settings = config.model
-    return Model(str(path), load_embedder(path, settings.device, settings.dtype, settings.token_budget))
+    model = config.model
+    embedder = load_embedder(path, model.device, model.dtype, model.token_budget, model.attention)
+    return Model(str(path), embedder)
 
 
 if __name__ == "__main__":

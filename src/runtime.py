@@ -55,7 +55,8 @@ from src.sweep_table import sweep_table
 
 log = logging.getLogger(__name__)
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
 RUN_FOLDER = "SEARCH_R3_RUN_FOLDER"
 RUN_RESUMES = "SEARCH_R3_RUN_RESUMES"
 HANDED_DOWN = (RUN_FOLDER, RUN_RESUMES)
@@ -71,7 +72,17 @@ MAY_CHANGE = (*WHERE, *(f"stage.trainer.{name}" for name in LIMITS))
 RL_GROUPS = ("index", "refresh", "reward")
 EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
 
+SHIPPED = "${shipped:"
+"""Opens a path in conf/ to what lies beside the package; config.yaml keeps it as it is, for any machine."""
+
+
+def shipped(path: str) -> str:
+    """Where something that is shipped lies: as it is written for who stands in the project, else absolute."""
+    return path if Path.cwd() == ROOT else str(ROOT / path)
+
+
 OmegaConf.register_new_resolver("cpu_precision", cpu_precision, replace=True)
+OmegaConf.register_new_resolver("shipped", shipped, replace=True)
 
 Run = Callable[[DictConfig], object]
 Check = Callable[[DictConfig, bool], None]
@@ -465,25 +476,29 @@ def _check_complete(config: DictConfig) -> None:
 def resolved_yaml(config: DictConfig) -> str:
     """The configuration with references replaced by their values, readable back to the same values.
 
-    References to `output_dir` stay, so that a run folder that was moved resumes where it now is.
+    References to `output_dir` stay, so that a run folder that was moved resumes where it now is, and so do
+    those to what is shipped.
     """
     placeholder = "\0output_dir\0"
     resolved = OmegaConf.to_container(
         OmegaConf.merge(config, {"output_dir": placeholder} if "output_dir" in config else {}), resolve=True
     )
+    raw = flat_keys(OmegaConf.to_container(config, resolve=False))
 
-    def escaped(node: object) -> object:
+    def escaped(node: object, key: str = "") -> object:
         if isinstance(node, dict):
-            return {key: escaped(value) for key, value in node.items()}
+            return {name: escaped(value, f"{key}.{name}") for name, value in node.items()}
         if isinstance(node, list):
-            return [escaped(value) for value in node]
+            return [escaped(value, f"{key}.{place}") for place, value in enumerate(node)]
         if not isinstance(node, str):
             return node
+        if str(raw.get(key)).startswith(SHIPPED):
+            return raw[key]
         text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", node)
         return text.replace(placeholder, "${output_dir}")
 
     assert isinstance(resolved, dict)
-    content = {key: escaped(value) for key, value in resolved.items()}
+    content = {key: escaped(value, str(key)) for key, value in resolved.items()}
     if "output_dir" in config:
         content["output_dir"] = escaped(config.output_dir)
     return OmegaConf.to_yaml(OmegaConf.create(content))

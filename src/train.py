@@ -119,7 +119,7 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
     _check_settings(config.stage)
     data: TrainingData = instantiate(config.data)
     _write_card(folder, data)
-    embedder = instantiate(config.model, texts=data.texts)
+    embedder = instantiate(config.model, texts=data.texts, prompts_file=folder / "prompts.json")
     datamodule = instantiate(config.stage.datamodule, data=data, embedder=embedder)
     module = instantiate(config.stage.module, embedder=embedder)
     checkpoint = _last_checkpoint(folder) if config.resume else None

@@ -46,7 +46,15 @@ LAYERS = [
         "src.benchmarks.report",
     },
     {"src.runtime"},
-    {"src.train", "src.evaluate", "src.tune", "src.report", "src.benchmarks.refresh", "src.benchmarks.scale"},
+    {
+        "src.train",
+        "src.evaluate",
+        "src.tune",
+        "src.report",
+        "src.upgrade",
+        "src.benchmarks.refresh",
+        "src.benchmarks.scale",
+    },
 ]
 """From the bottom up. Within a layer imports are free, but for `STRANGERS`."""
 

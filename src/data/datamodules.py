@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from src.data.collate import collate_sft
 from src.data.types import Benchmark, Corpus, Example, TrainingData
 from src.models.embedder import ReasoningEmbedder
+from src.models.positions import check_length
 from src.progress import Progress
 from src.stages.sampling import GroupedBatchSampler
 
@@ -204,6 +205,9 @@ class PretrainDataModule(StreamingDataModule):
         super().__init__()
         if text_length is not None and text_length < 1:
             raise ValueError(f"stage.datamodule.text_length must be at least 1 token, got {text_length}")
+        check_length(embedder.causal_lm, "stage.datamodule.sequence_length", sequence_length)
+        if embedder.tokenizer.eos_token_id is None:
+            raise ValueError("pretraining puts an end-of-text token after each text; this tokenizer has none")
         self.data, self.embedder = data, embedder
         self.batch_size, self.sequence_length, self.seed = batch_size, sequence_length, seed
         self.text_length = text_length

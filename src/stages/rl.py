@@ -23,6 +23,7 @@ from src.evaluation.validation import equal_forwards
 from src.index.refresh import StepQueries
 from src.models.embedder import ReasoningEmbedder
 from src.models.generation import Sampling
+from src.models.positions import check_reasoning
 from src.models.reference import FrozenReference
 from src.objectives.collapse import CollapseLimits, Vitals, collapse
 from src.objectives.grpo import (
@@ -250,6 +251,7 @@ class RLModule(ValidatedModule):
         self.token_budget = token_budget or embedder.token_budget
         self.completions = completions
         limit = rollouts.max_new_tokens or embedder.encoder.lengths.reasoning
+        check_reasoning(embedder.causal_lm, embedder.encoder, "stage.module.rollouts.max_new_tokens", limit)
         ngram = embedder.encoder.lengths.repeat_ngram
         self.sampling = Sampling(limit, rollouts.temperature, rollouts.top_p, ngram)
         self.normalisation = NORMALISATIONS[policy.normalisation]
