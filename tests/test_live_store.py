@@ -61,7 +61,6 @@ def test_refreshing_every_row_of_an_empty_store_equals_copying(tmp_path):
     with created(tmp_path, (N, D)) as store:
         assert (store.rows == 0).all()
         assert (store.encoded_at == NEVER).all()
-        assert (store.staleness(0) == 1).all()
         for rows in np.array_split(np.random.default_rng(5).permutation(N), 7):
             store.update(rows, vectors(N, 0)[rows], step=0)
         assert same(store, (vectors(N, 0), np.zeros(N)))
@@ -78,7 +77,6 @@ def test_any_order_of_updates_is_what_an_array_would_hold(tmp_path):
             store.update(chosen, rows[chosen], step)
         assert (seen == rows).all()
         assert same(store, (rows, ages))
-        assert (store.staleness(30) == 30 - ages).all()
 
 
 def test_vectors_that_are_moved_keep_their_age(tmp_path):
