@@ -9,6 +9,9 @@ from pathlib import Path
 from tests.tiny_stage import write_configs
 
 ROOT = Path(__file__).resolve().parents[1]
+LIMIT_S = 600
+"""How long a process may take: a few seconds on a quiet machine. It ends what hangs and is no expectation."""
+
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SEARCH_R3_RUN_FOLDER"):
     ENVIRONMENT.pop(name, None)
@@ -38,5 +41,5 @@ def start(command: str, *arguments: str, cwd: Path, **environment: str) -> subpr
 def call(command: str, *arguments: str, cwd: Path, **environment: str) -> tuple[int, str]:
     """Exit code and everything printed."""
     process = start(command, *arguments, cwd=cwd, **environment)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=LIMIT_S)
     return process.returncode, output

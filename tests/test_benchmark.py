@@ -24,6 +24,7 @@ from src.evaluation.significance import bootstrap_interval, paired_differences, 
 from src.index.lexical import LexicalIndex
 from src.models.folder import load_embedder, save_embedder
 from src.models.prompts import PromptEncoder
+from tests.command import LIMIT_S
 
 SETTINGS = Settings(top_k=100, analyzer="code", k1=1.2, b=0.75, seed=0)
 SCHEMA = {
@@ -243,7 +244,7 @@ def test_the_baseline_on_code_splits_identifiers_unless_told_otherwise():
 
 def evaluate(*arguments):
     command = [sys.executable, "-m", "src.evaluate", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
 
 def write_collection(folder):

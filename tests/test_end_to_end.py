@@ -10,6 +10,8 @@ import pytest
 from conftest import TEXTS
 from test_benchmark import write_collection
 
+from tests.command import LIMIT_S
+
 SMALL = [
     "model=nano_scratch",
     "model.create.vocab_size=400",
@@ -21,7 +23,7 @@ SMALL = [
 
 def run(module, *arguments):
     command = [sys.executable, "-m", f"src.{module}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
 
 def train(*arguments):

@@ -11,6 +11,7 @@ import pytest
 
 from src.evaluation.report import model_names
 from src.runtime import ConfigSource, compose
+from tests.command import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[1]
 WORLD = [
@@ -47,7 +48,7 @@ def run(command, cwd, *more):
     arguments = re.findall(r"\S+", command)
     return subprocess.run(
         [sys.executable, "-m", *arguments, *more],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False,
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from src.index.live import NEVER, LiveStore
 from src.index.store import StoreError
+from tests.command import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = {"weights": "w", "corpus": "c"}
@@ -265,7 +266,7 @@ def test_a_second_writer_is_kept_out_until_the_first_dies(tmp_path):
         from src.index.live import LiveStore
         store = LiveStore.open(sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3]))
         print("open", flush=True)
-        time.sleep(60)
+        time.sleep(600)
         """,
         tmp_path / "live",
         json.dumps(KEY),
@@ -367,7 +368,7 @@ def test_a_kill_before_any_system_call_leaves_both_checkpoints(tmp_path):
         """,
         tmp_path,
     )
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, errors
     n_crashes, n_older = map(int, output.split())
     assert n_crashes > 60

@@ -18,6 +18,8 @@ import torch
 from conftest import TEXTS
 from test_rl import likely_folder
 
+from tests.command import LIMIT_S
+
 N_STEPS = 6
 IS_TIMED = ("seconds", "time/", "throughput/")
 
@@ -182,7 +184,7 @@ def call():
         log.unlink(missing_ok=True)
         process = context.Process(target=train, args=(arguments, log, moment))
         process.start()
-        process.join(600)
+        process.join(LIMIT_S)
         return process.exitcode, log.read_text()
 
     return run
