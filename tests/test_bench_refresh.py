@@ -18,7 +18,7 @@ from src.command_line import UsageError, quote_free_text
 from src.models.folder import save_embedder
 from src.run_folder import state_of
 from src.runtime import ConfigSource, compose
-from tests.command import LIMIT_S
+from tests.command import LIMIT_S, run
 
 KEYS = [
     "rule",
@@ -31,11 +31,6 @@ KEYS = [
     "advantage_sign_agreement",
     "ndcg@10",
 ]
-
-
-def run(module, *arguments):
-    command = [sys.executable, "-m", f"src.{module}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
 
 @pytest.fixture(scope="module")
