@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-FREE_TEXT = ("query", "data.columns.query")
+FREE_TEXT = ("data.columns.query",)
 """Keys whose value is text: even `null` is a word there. Whole keys: `model.lengths.query` is a number."""
 
 PATHS = ("corpus", "path", "folder", "dir", "file", "resume", "study", "space")

@@ -18,6 +18,7 @@ from src.command_line import UsageError, quote_free_text
 from src.models.folder import save_embedder
 from src.run_folder import state_of
 from src.runtime import ConfigSource, compose
+from tests.command import LIMIT_S, run
 
 KEYS = [
     "rule",
@@ -30,11 +31,6 @@ KEYS = [
     "advantage_sign_agreement",
     "ndcg@10",
 ]
-
-
-def run(module, *arguments):
-    command = [sys.executable, "-m", f"src.{module}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +133,11 @@ def test_an_interrupted_benchmark_interrupts_the_run_of_its_rule_too(finished):
     command = [sys.executable, "-m", "src.benchmarks.refresh", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     status = place / "out" / "frozen" / "status.json"
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + LIMIT_S
     while not (place / "out" / "frozen" / "data_card.json").is_file() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130, output
     assert json.loads(status.read_text())["state"] == "interrupted"
     assert state_of(place / "out") == "interrupted"

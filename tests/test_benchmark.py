@@ -1,8 +1,6 @@
 """Evaluation of real files with a real model: modes, files, resuming, and the command line's refusals."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +22,7 @@ from src.evaluation.significance import bootstrap_interval, paired_differences, 
 from src.index.lexical import LexicalIndex
 from src.models.folder import load_embedder, save_embedder
 from src.models.prompts import PromptEncoder
+from tests.command import run
 
 SETTINGS = Settings(top_k=100, analyzer="code", k1=1.2, b=0.75, seed=0)
 SCHEMA = {
@@ -241,11 +240,6 @@ def test_the_baseline_on_code_splits_identifiers_unless_told_otherwise():
     assert analyzer_for("english", "pydocs") == "english"
 
 
-def evaluate(*arguments):
-    command = [sys.executable, "-m", "src.evaluate", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-
 def write_collection(folder):
     (folder / "qrels").mkdir(parents=True)
     documents = [{"_id": f"d{i}", "title": "", "text": text} for i, text in enumerate(TEXTS[:5])]
@@ -258,7 +252,8 @@ def write_collection(folder):
 
 def test_the_command_evaluates_a_model_folder_on_a_collection(nano_folder, tmp_path):
     write_collection(tmp_path / "my beir" / "tiny")
-    done = evaluate(
+    done = run(
+        "evaluate",
         f"model.path={nano_folder}", "benchmarks=[tiny]", f"beir_dir={tmp_path / 'my beir'}",
         f"output_dir={tmp_path / 'out'}", f"cache_dir={tmp_path / 'cache'}",
     )  # fmt: skip
@@ -280,7 +275,7 @@ def test_the_command_evaluates_a_model_folder_on_a_collection(nano_folder, tmp_p
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_with_the_choices(arguments, message):
-    done = evaluate(*arguments)
+    done = run("evaluate", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

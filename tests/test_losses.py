@@ -17,7 +17,6 @@ from src.objectives.losses import (
     row_counts,
     sft_cross_entropy,
     share_of_count,
-    triplet_margin,
 )
 
 QUERY = torch.tensor([[1.0, 0.0]])
@@ -148,49 +147,6 @@ def test_similarities_are_fp32_under_autocast():
     assert scores.dtype == torch.float32
     expected = F.cosine_similarity(queries[:, None].double(), documents[None].double(), dim=-1)
     assert torch.allclose(scores.double(), expected, atol=1e-6)  # bf16 would be off by 1e-3
-
-
-def test_triplet_margin_is_the_value_by_hand():
-    # cosines: positive 0.8; negatives 0.6 and -1; margin 0.5: 0.5 - 0.8 + 0.6 = 0.3, below 0 = 0, mean 0.15
-    positives = torch.tensor([[0.8, 0.6]])
-    negatives = torch.tensor([[[0.6, 0.8], [-2.0, 0.0]]])
-    both = triplet_margin(QUERY, positives, negatives, torch.tensor([[True, True]]), margin=0.5)
-    one = triplet_margin(QUERY, positives, negatives, torch.tensor([[True, False]]), margin=0.5)
-    assert both.item() == pytest.approx(0.15, abs=1e-6)
-    assert one.item() == pytest.approx(0.30, abs=1e-6)
-
-
-def test_rows_without_hard_negatives_do_not_dilute_the_triplet_margin():
-    positives = torch.tensor([[0.8, 0.6], [0.8, 0.6]])
-    negatives = torch.tensor([[[0.6, 0.8]], [[0.6, 0.8]]])
-    mask = torch.tensor([[True], [False]])
-    loss = triplet_margin(QUERY.expand(2, -1), positives, negatives, mask, margin=0.5)
-    assert loss.item() == pytest.approx(0.3, abs=1e-6)
-
-
-@pytest.mark.parametrize("n_negatives", [0, 2])
-def test_no_hard_negative_at_all_gives_zero_and_a_finite_gradient(n_negatives):
-    queries = torch.randn(3, 4, requires_grad=True)
-    positives = torch.randn(3, 4, requires_grad=True)
-    negatives = torch.zeros(3, n_negatives, 4, requires_grad=True)
-    mask = torch.zeros(3, n_negatives, dtype=torch.bool)
-    loss = triplet_margin(queries, positives, negatives, mask)
-    loss.backward()
-    assert loss.item() == 0.0
-    assert torch.isfinite(queries.grad).all()
-    assert torch.isfinite(positives.grad).all()
-
-
-def test_a_step_down_the_triplet_margin_lowers_it():
-    generator = torch.Generator().manual_seed(0)
-    queries, positives = (torch.randn(3, 4, generator=generator, requires_grad=True) for _ in range(2))
-    negatives = torch.randn(3, 2, 4, generator=generator, requires_grad=True)
-    mask = torch.ones(3, 2, dtype=torch.bool)
-    loss = triplet_margin(queries, positives, negatives, mask, margin=1.0)
-    loss.backward()
-    stepped = [tensor - 0.05 * tensor.grad for tensor in (queries, positives, negatives)]
-    assert all(tensor.grad.abs().max() > 1e-3 for tensor in (queries, positives, negatives))
-    assert triplet_margin(*stepped, mask, margin=1.0) < loss - 1e-3
 
 
 def test_hardest_negative_margin_takes_the_most_similar_allowed_document():

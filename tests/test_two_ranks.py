@@ -20,7 +20,13 @@ from src.data.datamodules import SFTDataModule
 from src.data.types import Benchmark, Corpus
 from src.evaluation.query_means import QueryMeans
 from src.evaluation.validation import validate
-from src.objectives.losses import gather_documents, info_nce, row_counts, share_of_count, triplet_margin
+from src.objectives.losses import (
+    gather_documents,
+    hardest_negative_margin,
+    info_nce,
+    row_counts,
+    share_of_count,
+)
 from src.stages.callbacks import TrainableCheckpoint
 from src.stages.optimization import (
     ChunkOutput,
@@ -55,7 +61,7 @@ def vectors() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def contrastive_losses(queries: torch.Tensor, documents: torch.Tensor) -> dict[str, torch.Tensor]:
-    """InfoNCE over the documents of all ranks, and a margin loss over this rank's rows."""
+    """InfoNCE and a margin loss of this rank's rows over the documents of all ranks."""
     n, rank = len(queries), dist.get_rank() if dist.is_initialized() else 0
     counts = row_counts(n)
     positive_index = torch.arange(n) + sum(counts[:rank])
@@ -63,13 +69,8 @@ def contrastive_losses(queries: torch.Tensor, documents: torch.Tensor) -> dict[s
     gathered = gather_documents(documents, counts)
     return {
         "info_nce": info_nce(queries, gathered, positive_index, temperature=0.2, denominator=denominator),
-        "triplet": triplet_margin(
-            queries,
-            documents,
-            documents.roll(1, dims=1)[:, None],
-            torch.ones(n, 1, dtype=torch.bool),
-            margin=2.0,
-            denominator=denominator,
+        "triplet": hardest_negative_margin(
+            queries, gathered, positive_index, margin=2.0, denominator=denominator
         ),
     }
 

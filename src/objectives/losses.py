@@ -77,43 +77,6 @@ def info_nce(
     return _mean(rows, weights, denominator)
 
 
-def triplet_margin(
-    queries: Tensor,
-    positives: Tensor,
-    hard_negatives: Tensor,
-    negative_mask: Tensor,
-    margin: float = 0.1,
-    weights: Tensor | None = None,
-    denominator: float | None = None,
-) -> Tensor:
-    """Triplet margin on cosine, `max(0, margin - cos(q, p) + cos(q, n))`, for given hard negatives.
-
-    The mean over a row's hard negatives, then over rows. A row without hard negatives adds nothing and does
-    not count; `hardest_negative_margin` is what such a row can use instead.
-
-    Args:
-        queries: `[B, D]`.
-        positives: `[B, D]`.
-        hard_negatives: `[B, H, D]`; what stands at a masked place does not matter, if it is finite.
-        negative_mask: `[B, H]` bool, True where there is a hard negative.
-        margin: in cosine.
-        weights: `[B]`, not negative; equal weights where None.
-        denominator: what the weighted sum over rows is divided by; the sum of the weights of the rows that
-            have a hard negative where None.
-
-    Returns:
-        A scalar, fp32.
-    """
-    with torch.autocast(queries.device.type, enabled=False):
-        unit_queries = _unit(queries)
-        positive = (unit_queries * _unit(positives)).sum(-1)  # [B]
-        negative = torch.einsum("bd,bhd->bh", unit_queries, _unit(hard_negatives))  # [B, H]
-    hinge = F.relu(margin - positive[:, None] + negative)
-    n_negatives = negative_mask.sum(-1)  # [B]
-    rows = hinge.masked_fill(~negative_mask, 0.0).sum(-1) / n_negatives.clamp(min=1)
-    return _mean(rows, _only(n_negatives > 0, weights), denominator)
-
-
 def hardest_negative_margin(
     queries: Tensor,
     documents: Tensor,
@@ -123,9 +86,10 @@ def hardest_negative_margin(
     weights: Tensor | None = None,
     denominator: float | None = None,
 ) -> Tensor:
-    """The triplet margin against the most similar document of the batch that may be a negative.
+    """Triplet margin on cosine, `max(0, margin - cos(q, p) + cos(q, n))`, of each row's hardest negative.
 
-    A row without any negative adds nothing and does not count.
+    That is the most similar document of the batch which may be a negative. A row without any adds nothing and
+    does not count.
 
     Args:
         queries: `[B, D]`.
@@ -133,8 +97,9 @@ def hardest_negative_margin(
         positive_index: `[B]` long.
         mask: `[B, M]` bool, True where a document may be a negative; the positive never is.
         margin: in cosine.
-        weights: `[B]`, not negative; 0 leaves out a row, such as one that has hard negatives of its own.
-        denominator: as in `triplet_margin`.
+        weights: `[B]`, not negative; equal weights where None.
+        denominator: what the weighted sum over rows is divided by; the sum of the weights of the rows that
+            have a negative where None.
 
     Returns:
         A scalar, fp32.

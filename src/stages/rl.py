@@ -359,10 +359,6 @@ class RLModule(ValidatedModule):
             rollouts.query_ids, rollouts.embeddings, rollouts.has_embed_token, self._shard(), step, retrieved
         )
 
-    def _ranking(self, query_ids: Sequence[str], vectors: Tensor, shard: Shard) -> Ranking:
-        positives = self.environment.judgements.of(query_ids, self.device)
-        return exact_ranking(vectors, positives, shard, self.environment.blocks)
-
     def _audit(self, rollouts: Rollouts, outcome: Outcome, step: int) -> dict[str, float]:
         source = self.trainer.datamodule
         if not source.index.settings.is_audit_step(step):
