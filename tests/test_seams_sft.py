@@ -1,4 +1,4 @@
-"""The SFT stage with its real data module: one step's numbers by their definitions, and where a run goes on."""
+"""The SFT stage with its real data module: a step by its definition, and where a run goes on."""
 
 from dataclasses import replace
 
@@ -31,7 +31,8 @@ def rows_with_everything() -> TrainingData:
     examples = [
         Example(
             id=f"e{n}", query=QUERIES[n], positive=DOCUMENTS[n], positive_id=f"d{n}",
-            hard_negatives=tuple(DOCUMENTS[i] for i in HARD[n]), hard_negative_ids=tuple(f"d{i}" for i in HARD[n]),
+            hard_negatives=tuple(DOCUMENTS[i] for i in HARD[n]),
+            hard_negative_ids=tuple(f"d{i}" for i in HARD[n]),
             relevant_ids=frozenset(f"d{i}" for i in RELEVANT[n]),
             reasoning=DOCUMENTS[n].split("(")[0] if n in WITH_REASONING else None,
         )
