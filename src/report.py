@@ -5,14 +5,14 @@ paired randomisation test. With `--output` the rows of all files and these diffe
 file, which says where each part came from.
 """
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
+from src.command_line import UsageError
 from src.evaluation.report import model_names, print_differences, print_table, write_chart
 from src.evaluation.significance import paired_differences
-from src.run_folder import provenance, write_metrics
+from src.last_resort import Parser, run_command
+from src.run_folder import make_folder, provenance, write_metrics
 
 
 def joined(contents: dict[str, dict]) -> tuple[list[dict], dict]:
@@ -46,26 +46,29 @@ def scores_by_query(file: Path, row: dict, metric: str = "ndcg@10") -> dict[str,
 
 
 def main() -> int:
-    """Reads metrics.json files or folders; 2 where one is not there, or they are no one experiment's."""
-    parser = argparse.ArgumentParser(prog="python -m src.report", description=__doc__)
+    """Reads metrics.json files or folders.
+
+    Raises:
+        UsageError: If one is not there, or they are no one experiment's.
+    """
+    parser = Parser(prog="python -m src.report", description=__doc__)
     parser.add_argument("paths", type=Path, nargs="+", help="a metrics.json, or the folder that holds it")
     parser.add_argument("--output", type=Path, help="write the rows of all files to this metrics.json")
     arguments = parser.parse_args()
     files = [path / "metrics.json" if path.is_dir() else path for path in arguments.paths]
     missing = [file for file in files if not file.is_file()]
     if missing:
-        print(f"error: {missing[0]} does not exist; `python -m src.evaluate` writes it", file=sys.stderr)
-        return 2
+        raise UsageError(f"{missing[0]} does not exist; `python -m src.evaluate` writes it")
     contents = {str(file): json.loads(file.read_text(encoding="utf-8")) for file in files}
     try:
         rows, sources = joined(contents)
         scores = [scores_by_query(Path(file), row) for file in contents for row in contents[file]["rows"]]
         differences = paired_differences(rows, scores)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise UsageError(str(error)) from None
     target = arguments.output or files[0]
     if arguments.output:
+        make_folder(target.parent, "--output")
         origin = provenance(seed=next(iter(contents.values()))["seed"])
         write_metrics(target, rows, origin, {"sources": sources, "differences": differences})
     measured = [row for row in rows if "ci95" in row]
@@ -79,4 +82,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

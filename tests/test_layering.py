@@ -14,6 +14,7 @@ LAYERS = [
         "src.data.texts",
         "src.command_line",
         "src.devices",
+        "src.last_resort",
         "src.model_choice",
         "src.progress",
         "src.run_folder",

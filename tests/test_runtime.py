@@ -82,6 +82,34 @@ def test_paths_arrive_verbatim(source, path):
     assert (config.model.path, config.output_dir) == (path, path)
 
 
+@pytest.mark.parametrize(
+    "argument", ["output_dir=~/runs", "model.path=~", "files=~a.jsonl", "files=[a, ~/b]"]
+)
+def test_a_path_that_begins_with_the_home_sign_is_refused_with_what_to_write(argument):
+    with pytest.raises(UsageError, match=r"a shell leaves ~ as it is behind '='"):
+        quote_free_text([argument])
+
+
+def test_an_argument_that_is_no_text_is_refused():
+    with pytest.raises(UsageError, match="not valid UTF-8"):
+        quote_free_text([os.fsdecode(b"output_dir=\xff")])
+
+
+def test_a_path_that_checkpoints_cannot_be_written_to_is_refused(source):
+    with pytest.raises(UsageError, match="'::'"):
+        check(compose("train", [*TINY, "output_dir=a::b"], source).config, False)
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_text_is_handed_to_what_is_built_as_it_reads(source, text):
+    composed = compose("bare", quote_free_text([f"data.columns.query={text}"]), source).config
+    node = {"_target_": "tests.tiny_stage.TinyDataModule", "batch_size": "${data.columns.query}/x"}
+
+    built = instantiate(OmegaConf.merge(composed, {"part": node}).part, data=load_tiny(), embedder=None)
+
+    assert built.batch_size == f"{text}/x"
+
+
 def test_null_unsets_a_path_and_is_a_word_in_free_text(source):
     arguments = quote_free_text(["model.path=null", "data.columns.query=null"])
 

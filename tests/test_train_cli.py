@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-import yaml
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from src.models.folder import load_embedder
@@ -153,7 +153,7 @@ def opened_to(gate, step):
 
 
 def test_a_run_goes_on_after_a_kill_and_after_ctrl_c_and_ends_as_if_undisturbed(finished, tmp_path):
-    folder = tmp_path / "my runs" / "a=1, [b]"  # a path that Hydra's grammar would take apart
+    folder = tmp_path / "my runs" / "a=1, [b] ${x}"  # Hydra and OmegaConf would take this path apart
     last, gate = folder / "checkpoints" / "last.ckpt", tmp_path / "gate"
     arguments = [LIMIT, f"output_dir={folder}", "if_exists=resume", f"stage.module.gate={gate}"]
     arguments += ["stage.callbacks.checkpoint.save_every_n_steps=1"]
@@ -188,7 +188,23 @@ def test_a_run_goes_on_after_a_kill_and_after_ctrl_c_and_ends_as_if_undisturbed(
     resumed = load_file(folder / "model" / "model.safetensors")
     for name in undisturbed:
         torch.testing.assert_close(resumed[name], undisturbed[name])
-    assert yaml.safe_load((folder / "config.yaml").read_text())["output_dir"] == str(folder)
+    stored = OmegaConf.load(folder / "config.yaml")
+    assert stored.output_dir == str(folder)
+    assert stored.stage.callbacks.checkpoint.folder == f"{folder}/checkpoints"
+    known = ("configs", ".cache", gate.name)
+    assert [path.name for path in tmp_path.iterdir() if path.name not in known] == ["my runs"]
+
+
+def test_a_folder_named_as_the_home_folder_is_written_where_it_lies(tmp_path):
+    home, place = tmp_path / "home", tmp_path / "place"
+    home.mkdir()
+    place.mkdir()
+
+    code, output = call("train", LIMIT, "output_dir=./~", cwd=place, HOME=str(home))
+
+    assert code == 0, output
+    assert (place / "~" / "checkpoints" / "last.ckpt").is_file()
+    assert list(home.rglob("*.ckpt")) == []
 
 
 def test_two_ranks_share_one_run_folder_and_one_record(tmp_path):
