@@ -6,6 +6,9 @@ file, which says where each part came from.
 """
 
 import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from src.command_line import UsageError
@@ -14,6 +17,8 @@ from src.evaluation.significance import paired_differences
 from src.last_resort import Parser, run_command
 from src.run_folder import make_folder, provenance, write_metrics
 
+log = logging.getLogger(__name__)
+
 
 def joined(contents: dict[str, dict]) -> tuple[list[dict], dict]:
     """The rows of several files in their order, and what produced each file.
@@ -21,24 +26,45 @@ def joined(contents: dict[str, dict]) -> tuple[list[dict], dict]:
     Args:
         contents: what the files hold, by path.
 
+    Returns:
+        Rows, whose `folder` is seen from the working folder, and the sources. A warning says where the rows
+        of one file come from calls that differ.
+
     Raises:
-        ValueError: If two files have different commits or seeds, so that their rows are no one experiment's.
+        ValueError: If two files have different commits or seeds, so that their rows are no one experiment's,
+            or no file has a row of an evaluation.
     """
     for key in ("commit", "seed"):
         values = {path: content[key] for path, content in contents.items()}
         if len(set(values.values())) > 1:
             told = ", ".join(f"{path}: {value}" for path, value in values.items())
             raise ValueError(f"the files differ in their {key} ({told}); evaluate all models anew")
-    rows = [row for content in contents.values() for row in content["rows"]]
+    rows = []
+    for path, content in contents.items():
+        for row in content["rows"]:
+            folder = Path(path).parent / row.get("folder", f"{row['benchmark']}/{row['mode']}")
+            rows.append(row | {"folder": folder.as_posix()})
+        for key in ("commit", "seed"):
+            if len(found := {row.get(key, content[key]) for row in content["rows"]}) > 1:
+                log.warning("%s: its rows differ in their %s: %s", path, key, ", ".join(map(str, found)))
+    if not any("ci95" in row for row in rows):
+        raise ValueError(
+            f"{', '.join(contents)}: no row of an evaluation; `python -m src.evaluate` writes them"
+        )
     sources = {
         path: {key: content[key] for key in ("command", "commit")} for path, content in contents.items()
     }
     return rows, sources
 
 
+def relocated(rows: Sequence[Mapping], place: Path) -> list[dict]:
+    """Rows whose `folder` is seen from a place, instead of from the working folder."""
+    return [{**row, "folder": Path(os.path.relpath(row["folder"], place)).as_posix()} for row in rows]
+
+
 def scores_by_query(file: Path, row: dict, metric: str = "ndcg@10") -> dict[str, float] | None:
     """What a row is the mean of, by query id, from the folder that an evaluation wrote; None without it."""
-    path = file.parent / row["benchmark"] / row["mode"] / "per_query.jsonl"
+    path = file.parent / row.get("folder", f"{row['benchmark']}/{row['mode']}") / "per_query.jsonl"
     if not path.is_file():
         return None
     with path.open(encoding="utf-8") as lines:
@@ -70,7 +96,9 @@ def main() -> int:
     if arguments.output:
         make_folder(target.parent, "--output")
         origin = provenance(seed=next(iter(contents.values()))["seed"])
-        write_metrics(target, rows, origin, {"sources": sources, "differences": differences})
+        write_metrics(
+            target, relocated(rows, target.parent), origin, {"sources": sources, "differences": differences}
+        )
     measured = [row for row in rows if "ci95" in row]
     print_table(measured)
     if differences:

@@ -62,7 +62,8 @@ def thinned(benchmark: Benchmark, n_queries: int, n_documents: int, seed: int) -
     random = np.random.default_rng(seed)
     names = sorted(benchmark.queries)
     chosen = [names[row] for row in sorted(random.permutation(len(names))[:n_queries])]
-    relevant = {benchmark.corpus.row_of[i] for query in chosen for i in benchmark.qrels[query]}
+    known = benchmark.corpus.row_of  # a judged document may be missing
+    relevant = {known[i] for query in chosen for i in benchmark.qrels[query] if i in known}
     others = [row for row in random.permutation(len(benchmark.corpus)).tolist() if row not in relevant]
     rows = sorted(relevant | set(others[: max(n_documents - len(relevant), 0)]))
     corpus = benchmark.corpus
