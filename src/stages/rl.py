@@ -269,6 +269,8 @@ class RLModule(ValidatedModule):
         self.stopped_because: str | None = None
 
     def on_fit_start(self) -> None:
+        reads = self.reward.reads
+        self.trainer.datamodule.refresh.rule.reward_reads(reads.best_wrong, reads.cut_off)
         self.environment = Environment(
             self.trainer.datamodule.judgements, self.reward, self.rank, self.rank_agreement_every_n_steps
         )
