@@ -30,12 +30,10 @@ from pathlib import Path
 import numpy as np
 
 from src.index.base import load_saved, save_whole
+from src.index.flat import TIE
 from src.index.forecast import CommonDrift, Forecast, wrong_scores
 from src.index.ranks import Ranks
 from src.index.refresh import NOTHING, Audit, Moved, Proposal, Rule, View
-
-TIE = 1e-6
-"""As in the environment: a wrong document this much below a positive counts as above it."""
 
 EDGES = np.concatenate([[0.0], np.geomspace(1e-6, 4.0, 255)])
 """Bands that are told apart: a number is rounded up to the next, by 6 % at most."""
