@@ -10,6 +10,7 @@ from src.objectives.losses import (
     false_negative_mask,
     gather_documents,
     hardest_negative_margin,
+    has_negative,
     id_numbers,
     info_nce,
     kl_to_reference,
@@ -18,6 +19,9 @@ from src.objectives.losses import (
     sft_cross_entropy,
     share_of_count,
 )
+
+ULP = 2.0**-23
+"""Of fp32, relative: the distance of two neighbours, at most."""
 
 QUERY = torch.tensor([[1.0, 0.0]])
 DOCUMENTS = torch.tensor([[0.6, 0.8], [0.8, 0.6], [-2.0, 0.0]])  # cosines with QUERY: 0.6, 0.8, -1
@@ -81,7 +85,26 @@ def test_parts_with_the_whole_count_add_up_to_the_whole():
     parts = [
         info_nce(queries[rows], documents, positive_index[rows], denominator=4.0) for rows in ([0], [1, 2, 3])
     ]
-    assert sum(parts).item() == pytest.approx(whole.item(), abs=1e-6)
+    assert sum(parts).item() == pytest.approx(whole.item(), rel=4 * ULP)
+
+
+@pytest.mark.parametrize("loss", [info_nce, hardest_negative_margin])
+def test_rows_that_have_nothing_to_compare_do_not_count(loss):
+    # rows 1 and 3 have no negative: the mean is over rows 0 and 2, in one piece or in two
+    queries, documents, positive_index = random_batch()
+    mask = torch.ones(4, 7, dtype=torch.bool)
+    mask[[1, 3]] = False
+    mask[3, 3] = True  # the positive itself is none
+    others = loss(queries[[0, 2]], documents, positive_index[[0, 2]])
+    n_rows = has_negative(mask, positive_index).sum()
+    parts = [
+        loss(queries[rows], documents, positive_index[rows], mask[rows], denominator=n_rows.item())
+        for rows in ([0, 1], [2, 3])
+    ]
+    assert n_rows == 2
+    assert others > 0.1
+    assert loss(queries, documents, positive_index, mask).item() == pytest.approx(others.item(), rel=4 * ULP)
+    assert sum(parts).item() == pytest.approx(others.item(), rel=4 * ULP)
 
 
 def test_info_nce_refuses_a_temperature_of_zero():

@@ -16,6 +16,7 @@ from src.data.rl import RLDataModule
 from src.data.types import Benchmark, Corpus, Example, TrainingData
 from src.environment import EnvironmentDataError
 from src.index.base import InPlaceIndex
+from src.index.certified import Certified
 from src.index.refresh import Candidates, Frozen, Full, Refresh
 from src.models.folder import open_embedder, save_embedder
 from src.models.tuning import FullTuning, LoraTuning
@@ -104,6 +105,15 @@ def data_of(embedder, run, refresh=None, data=None, batch_size=4, **arguments):
         data or world(), embedder, batch_size, 0, index=InPlaceIndex, refresh=refresh or FULL(),
         store=run / "index", cache_dir=run.parent / "cache", **settings | arguments,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "best_wrong"), [(dcg, False), (margin_dcg, True)])
+def test_the_refresh_rule_is_told_what_the_reward_reads(folder, tmp_path, function, best_wrong):
+    embedder, rule = opened(folder), Certified()
+    module = module_of(embedder, tmp_path, reward=Reward(partial(function, k=7)), every=0)
+    data = data_of(embedder, tmp_path, Refresh(rule, audit_every_n_steps=1))
+    fit(module, data, 1)
+    assert (rule.reads_best_wrong, rule.cut_off) == (best_wrong, 7)
 
 
 def test_graded_judgements_reach_the_environment(folder, tmp_path):

@@ -1,14 +1,16 @@
 """The losses of the SFT stage (Search-R3, arXiv:2510.07048): contrastive, margin, token and KL.
 
 The paper names the four and shows them without weights. Ours are: cosine similarity throughout, the mean over
-rows that have something to compare, and every mask.
+rows that have something to compare, and every mask. A row whose documents but the positive are all masked has
+nothing to compare: it adds 0 to a contrastive loss and does not count, in no rank's denominator either.
 
 Similarities and probabilities are fp32 whatever the precision of the run; only the product with the head runs
 in the model's own precision. A loss is a sum divided by a count. The count is that of its own rows unless
 `denominator` says otherwise, which is how the parts of a batch that is split into chunks or over ranks add up
 to the loss of the whole batch:
 
-    denominator = share_of_count(n_rows)           # rows on all ranks / number of ranks
+    n_rows = int(has_negative(mask, positive_index).sum())
+    denominator = share_of_count(n_rows)           # rows that count on all ranks / number of ranks
     loss = info_nce(queries, gather_documents(documents), positive_index, mask, denominator=denominator)
 
 The ranks' losses and, under DDP, their gradients are averaged; the average is then exactly that of one rank
@@ -50,7 +52,7 @@ def info_nce(
 ) -> Tensor:
     """Cross-entropy of the positive among all documents by cosine / temperature (InfoNCE, arXiv:1807.03748).
 
-    A row whose negatives are all masked has loss 0 and gradient 0.
+    A row whose negatives are all masked has loss 0 and gradient 0, and does not count.
 
     Args:
         queries: `[B, D]`.
@@ -59,7 +61,8 @@ def info_nce(
         mask: `[B, M]` bool, True where a document takes part; the positive does whatever its entry says.
         temperature: above 0.
         weights: `[B]`, not negative; equal weights where None.
-        denominator: what the weighted sum over rows is divided by; the sum of the weights where None.
+        denominator: what the weighted sum over rows is divided by; the sum of the weights of the rows that
+            have a negative where None.
 
     Returns:
         A scalar, fp32.
@@ -70,11 +73,21 @@ def info_nce(
     if not temperature > 0.0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     logits = cosine_scores(queries, documents) / temperature  # [B, M]
-    if mask is not None:
-        kept = mask.scatter(1, positive_index[:, None], True)
-        logits = logits.masked_fill(~kept, float("-inf"))
+    mask = torch.ones_like(logits, dtype=torch.bool) if mask is None else mask
+    kept = mask.scatter(1, positive_index[:, None], True)
+    logits = logits.masked_fill(~kept, float("-inf"))
     rows = F.cross_entropy(logits, positive_index, reduction="none")  # [B]
-    return _mean(rows, weights, denominator)
+    return _mean(rows, _only(has_negative(mask, positive_index), weights), denominator)
+
+
+def has_negative(mask: Tensor, positive_index: Tensor) -> Tensor:
+    """`[B]` bool, True for rows that have something to compare: a document that is not the positive.
+
+    Args:
+        mask: `[B, M]` bool, True where a document takes part.
+        positive_index: `[B]` long.
+    """
+    return mask.scatter(1, positive_index[:, None], False).any(1)
 
 
 def hardest_negative_margin(
@@ -105,14 +118,14 @@ def hardest_negative_margin(
         A scalar, fp32.
     """
     scores = cosine_scores(queries, documents)  # [B, M]
-    allowed = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
-    allowed = allowed.scatter(1, positive_index[:, None], False)
+    mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
+    allowed = mask.scatter(1, positive_index[:, None], False)
     positive = scores.gather(1, positive_index[:, None]).squeeze(1)
     if scores.shape[1] == 0:  # `max` of nothing is an error
         return _mean(positive, weights, denominator)
     hardest = scores.masked_fill(~allowed, -2.0).max(dim=1).values  # -2 is below every cosine
     rows = F.relu(margin - positive + hardest)
-    return _mean(rows, _only(allowed.any(1), weights), denominator)
+    return _mean(rows, _only(has_negative(mask, positive_index), weights), denominator)
 
 
 LogitsOf = Callable[[Tensor], Tensor]

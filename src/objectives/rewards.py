@@ -14,9 +14,11 @@ earns, and a better rank of any positive never earns less, whatever the margins.
 float64 and rounded once, which keeps the order: a fp32 reward near 1 has steps of 1e-7.
 """
 
+import functools
+import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -88,7 +90,49 @@ class Ranking:
 
 
 RankReward = Callable[[Ranking], Tensor]
-"""From a ranking to `[B, G]` fp32; `dcg`, `scaled_dcg` and `margin_dcg` are such functions."""
+"""From a ranking to `[B, G]` fp32; `dcg`, `scaled_dcg` and `margin_dcg` are such functions.
+
+What such a function reads decides which documents must be encoded anew for its value to be that of a fresh
+corpus. It may say so with `reads`; one that does not is taken to read everything.
+"""
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What of a ranking a reward depends on.
+
+    Attributes:
+        best_wrong: whether on the best wrong score.
+        cut_off: a rank beyond which a positive earns 0 whatever its rank and margin are; None for none.
+    """
+
+    best_wrong: bool = True
+    cut_off: int | None = None
+
+
+def reads(best_wrong: bool, cut_off: str | None = None) -> Callable[[RankReward], RankReward]:
+    """Declares what a reward function reads; `Reward` holds it to that.
+
+    Args:
+        best_wrong: whether it reads the best wrong score.
+        cut_off: the name of its argument that is the cut-off, if it has one.
+    """
+
+    def declare(function: RankReward) -> RankReward:
+        function.reads_best_wrong, function.cut_off_argument = best_wrong, cut_off
+        return function
+
+    return declare
+
+
+def _reads_of(function: RankReward) -> Reads:
+    """What a function declares, and everything where it does not; arguments bound by `partial` are known."""
+    bare = function
+    while isinstance(bare, functools.partial):
+        bare = bare.func
+    argument = getattr(bare, "cut_off_argument", None)
+    cut_off = None if argument is None else inspect.signature(function).parameters[argument].default
+    return Reads(getattr(bare, "reads_best_wrong", True), cut_off)
 
 
 def discount(rank: Tensor) -> Tensor:
@@ -100,6 +144,7 @@ def discount(rank: Tensor) -> Tensor:
     return _discount(rank).float()
 
 
+@reads(best_wrong=False, cut_off="k")
 def dcg(ranking: Ranking, k: int | None = None) -> Tensor:
     """The discount at each positive's rank, 0 beyond rank `k`; with one positive this is nDCG@k.
 
@@ -114,6 +159,7 @@ def dcg(ranking: Ranking, k: int | None = None) -> Tensor:
     return ranking.mean_over_positives(values).float()
 
 
+@reads(best_wrong=False, cut_off="k")
 def scaled_dcg(ranking: Ranking, k: int | None = None, scale: float = 1.0) -> Tensor:
     """The discount, moved and stretched so that rank 1 earns `scale` and the first rank beyond `k` earns 0.
 
@@ -141,6 +187,7 @@ def scaled_dcg(ranking: Ranking, k: int | None = None, scale: float = 1.0) -> Te
     return (scale * ranking.mean_over_positives(values)).float()
 
 
+@reads(best_wrong=True, cut_off="k")
 def margin_dcg(
     ranking: Ranking,
     k: int | None = None,
@@ -259,6 +306,13 @@ class Reward:
         if self.floor is not None and self.floor > 0.0:
             raise ValueError(f"floor must be at most 0, the least a ranking earns, got {self.floor}")
 
+    @property
+    def reads(self) -> Reads:
+        """What the rewards depend on, besides what is always fresh: the positives' own scores."""
+        if type(self).__call__ is not Reward.__call__:  # a subclass may do anything
+            return Reads()
+        return _reads_of(self.ranking)
+
     def __call__(self, ranking: Ranking, has_embed_token: Tensor) -> Rewards:
         """Rewards of `B` groups.
 
@@ -267,19 +321,60 @@ class Reward:
             has_embed_token: `[B, G]` bool, True where the model wrote the token itself.
 
         Raises:
-            ValueError: If `has_embed_token` has another shape or a reward is not finite.
+            ValueError: If `has_embed_token` has another shape, a reward is not finite, or the function reads
+                what it declares not to.
         """
         if has_embed_token.shape != ranking.best_wrong.shape:
             raise ValueError(
                 f"has_embed_token must be {list(ranking.best_wrong.shape)}, got {list(has_embed_token.shape)}"
             )
-        ranked, similar = self.ranking(ranking), similarity(ranking)
+        ranked, similar = self._ranked(ranking), similarity(ranking)
         content = ranked + self.similarity_weight * similar
         without = content if self.floor is None else torch.full_like(content, self.floor)
         total = torch.where(has_embed_token, content + self.format_weight, without)
         if not torch.isfinite(total).all():
             raise ValueError("a reward is not finite: the scores of the ranking are not")
         return Rewards(total, ranked, similar, has_embed_token)
+
+    def _ranked(self, ranking: Ranking) -> Tensor:
+        """`[B, G]` what the function says, which is shown nothing that it declares not to read."""
+        declared, shown = _reads_of(self.ranking), ranking
+        if declared.cut_off is not None:
+            unknown = ranking.last_rank[:, None, None] + 1
+            is_beyond = ranking.rank > declared.cut_off
+            shown = replace(shown, rank=torch.where(is_beyond, unknown, ranking.rank))
+        if not declared.best_wrong:
+            shown = _WithoutBestWrong(shown.rank, shown.scores, None, shown.grades, shown.last_rank)
+        ranked = self.ranking(shown)
+        if declared.cut_off is not None:
+            has_none = (is_beyond | ~ranking.has_positive).all(-1)
+            if (ranked[has_none] != 0).any():
+                raise ValueError(
+                    f"the reward function {_name(self.ranking)} declares the cut-off {declared.cut_off} and "
+                    "rewards a rollout with no positive within it: return 0 there, or declare no cut-off"
+                )
+        return ranked
+
+
+class _WithoutBestWrong(Ranking):
+    """A ranking that was checked, for a function that declares not to read the best wrong score."""
+
+    def __post_init__(self) -> None:
+        pass
+
+    def __getattribute__(self, name: str) -> object:
+        if name == "best_wrong":
+            raise ValueError(
+                "a reward function declares not to read the best wrong score and reads it: "
+                "declare it with @reads(best_wrong=True), or remove the declaration"
+            )
+        return super().__getattribute__(name)
+
+
+def _name(function: RankReward) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _discount(rank: Tensor) -> Tensor:

@@ -180,6 +180,13 @@ class Pool:
     rows: Tensor
     vectors: Tensor
 
+    def negatives_of(self, relevant: Tensor) -> Tensor:
+        """`[n, M]` bool, False at the rows that are relevant; `relevant` is `[n, P]`, -1 for none."""
+        mask = torch.ones(len(relevant), len(self.rows), dtype=torch.bool, device=self.rows.device)
+        for column in relevant.unbind(1):
+            mask &= self.rows != column[:, None]
+        return mask
+
 
 @dataclass
 class Learnt:
@@ -262,6 +269,8 @@ class RLModule(ValidatedModule):
         self.stopped_because: str | None = None
 
     def on_fit_start(self) -> None:
+        reads = self.reward.reads
+        self.trainer.datamodule.refresh.rule.reward_reads(reads.best_wrong, reads.cut_off)
         self.environment = Environment(
             self.trainer.datamodule.judgements, self.reward, self.rank, self.rank_agreement_every_n_steps
         )
@@ -381,7 +390,8 @@ class RLModule(ValidatedModule):
         mask = trained_tokens(rollouts.completion_mask, advantages.has_spread)
         positives = self.environment.judgements.of(rollouts.query_ids, self.device)
         has_contrast = self.policy.contrastive_weight > 0
-        contrasted = self._contrasted(advantages)
+        pool = self._pool(positives, retrieved, step) if has_contrast else None
+        contrasted = self._contrasted(advantages, positives, pool)
         batches = self._batches(rollouts, advantages.has_spread | contrasted.any(1))
         return Learnt(
             rollouts=rollouts,
@@ -391,18 +401,21 @@ class RLModule(ValidatedModule):
             old=torch.zeros_like(rollouts.log_probs),
             reference=self._reference_log_probs(rollouts, batches),
             positives=positives,
-            pool=self._pool(positives, retrieved, step) if has_contrast else None,
+            pool=pool,
             contrasted=contrasted,
             batches=batches,
         )
 
-    def _contrasted(self, advantages: Advantages) -> Tensor:
-        """`[B, G]` fp32, the weight of each rollout in the contrastive term: 1 or 0."""
-        if self.policy.contrastive_weight == 0:
+    def _contrasted(self, advantages: Advantages, positives: Positives, pool: Pool | None) -> Tensor:
+        """`[B, G]` fp32, the weight of each rollout in the contrastive term: 1 or 0.
+
+        0 too where the pool holds nothing but the query's positives.
+        """
+        if pool is None:
             return torch.zeros_like(advantages.values)
-        if self.policy.contrastive_rollouts == "good":
-            return (advantages.values >= 0).float()
-        return torch.ones_like(advantages.values)
+        is_good = advantages.values >= 0
+        is_taken = is_good if self.policy.contrastive_rollouts == "good" else torch.ones_like(is_good)
+        return (is_taken & pool.negatives_of(positives.rows).any(1, keepdim=True)).float()
 
     def _batches(self, rollouts: Rollouts, teaches: Tensor) -> list[Sequence[int]]:
         """The groups `[B]` that have something to teach, a forward each; at least one, which may be empty."""
@@ -497,14 +510,11 @@ class RLModule(ValidatedModule):
         group = torch.as_tensor(rows, dtype=torch.long, device=self.device) // self.rollouts.group_size
         relevant = learnt.positives.rows[group]  # [n, P]
         positive = torch.searchsorted(learnt.pool.rows, relevant[:, 0].contiguous())
-        mask = torch.ones(len(group), len(learnt.pool.rows), dtype=torch.bool, device=self.device)
-        for column in relevant.unbind(1):
-            mask &= learnt.pool.rows != column[:, None]
         return info_nce(
             embeddings,
             learnt.pool.vectors,
             positive,
-            mask,
+            learnt.pool.negatives_of(relevant),
             self.policy.contrastive_temperature,
             weights=of_rows(learnt.contrasted, rows),
             denominator=n_contrasted,

@@ -25,6 +25,7 @@ from src.objectives.losses import (
     false_negative_mask,
     gather_documents,
     hardest_negative_margin,
+    has_negative,
     id_numbers,
     info_nce,
     kl_to_reference,
@@ -401,8 +402,8 @@ class SFTModule(ValidatedModule):
                 self.losses.false_negative_margin,
                 self.losses.false_negative_share,
             )
-            denominator = share_of_count(len(queries), own.device)
-            settings = {"mask": mask & keep, "denominator": denominator}
+            n_compared = int(has_negative(mask & keep, index).sum())
+            settings = {"mask": mask & keep, "denominator": share_of_count(n_compared, own.device)}
             nce = info_nce(queries, documents, index, temperature=self.losses.temperature, **settings)
             hinge = hardest_negative_margin(queries, documents, index, margin=self.losses.margin, **settings)
             losses.append(weight * (self.losses.info_nce * nce + self.losses.triplet * hinge))
