@@ -6,12 +6,14 @@ import re
 import pytest
 import torch
 from conftest import QUERIES, TEXTS
+from omegaconf import OmegaConf
 from plain_folders import LENGTHS, byte_tokenizer, opened, write_plain
 from test_rl import module_of
 from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig, OPTConfig, Phi3Config
 
 from src.data.datamodules import PretrainDataModule
 from src.data.types import Corpus, TrainingData
+from src.evaluate import _load
 from src.models.folder import ModelFolderError, load_embedder, save_embedder
 from src.models.positions import reach
 from src.models.prompts import Lengths, PromptEncoder
@@ -197,3 +199,11 @@ def test_an_attention_that_an_architecture_refuses_names_the_key_and_the_one_tha
 def test_an_unknown_attention_names_the_key(tmp_path):
     with pytest.raises(ModelFolderError, match=r"model\.attention=sdqa .*Set model\.attention=eager"):
         opened(write_plain(tmp_path / "plain", byte_tokenizer()), attention="sdqa")
+
+
+def test_evaluation_reads_the_attention_of_its_config(nano_folder):
+    settings = {"device": "cpu", "dtype": "float32", "token_budget": None}
+    for attention in ("eager", "sdpa"):
+        config = OmegaConf.create({"model": settings | {"attention": attention}})
+        model = _load(config, str(nano_folder)).embedder
+        assert model.causal_lm.config._attn_implementation == attention

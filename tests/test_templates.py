@@ -4,6 +4,7 @@ import datetime
 import json
 import logging
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +29,9 @@ from src.models.folder import ModelFolderError, load_embedder, open_embedder, sa
 from src.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder
 from src.models.templates import Prompts, render
 from src.models.tuning import FullTuning
+from src.runtime import ConfigSource, _resumed, compose, execute
+from src.train import run
+from tests.tiny_stage import write_configs
 
 PROMPTS = Prompts(**WORDS)
 UNUSED = {"name": None, "create": None, "prompts": {}, "lengths": {}, "tuning": FullTuning()}
@@ -239,6 +243,23 @@ def test_a_run_renders_once_for_its_resumptions_and_its_other_ranks(dated, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["prompts.json"]
     with pytest.raises(ModelFolderError, match=r"prompts\.json.*start a new run"):
         opened(dated, prompts_file=file, prompts={**WORDS, "direct_system": "another"})
+
+
+def test_a_resumed_run_has_the_prompts_that_it_began_with(dated, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def kept(composed):
+        execute("train", run, composed, Path("run"))
+        description = json.loads(Path("run/model/search_r3.json").read_text())
+        return description["rendered"], description["provenance"]["step"]
+
+    with ConfigSource(write_configs(tmp_path / "configs")) as source:
+        tiny = ["stage=tiny", "data=tiny", "model=tiny", "model.create=null", f"model.name={dated}"]
+        first, step = kept(compose("train", [*tiny, "stage.trainer.max_steps=3"], source))
+        later, later_step = kept(_resumed(source, ["stage.trainer.max_steps=6"], Path("run")))
+
+    assert later_step > step
+    assert later == first
 
 
 def test_the_date_is_told(dated, caplog):
