@@ -37,15 +37,19 @@ def own_logits(causal_lm: PreTrainedModel, path: tuple[str, ...], states: Tensor
         `[n, V]` in the model's own precision, or in autocast's; with gradient where it is on.
     """
     precision = next(causal_lm.get_output_embeddings().parameters()).dtype
-    stand_in = _Replaced(causal_lm, path, _Decoded(states.to(precision)[None]))
+    decoded = _Decoded(causal_lm.get_decoder(), states.to(precision)[None])
+    stand_in = _Replaced(causal_lm, path, decoded)
     return type(causal_lm).forward(stand_in).logits[0]
 
 
 class _Decoded:
-    """Called as the decoder is, gives the states that it was made with, `[1, n, D]`."""
+    """The decoder, but for a call: that gives the states that it was made with, `[1, n, D]`."""
 
-    def __init__(self, states: Tensor) -> None:
-        self._states = states
+    def __init__(self, decoder: Any, states: Tensor) -> None:
+        self._decoder, self._states = decoder, states
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decoder, name)
 
     def __call__(self, *_: Any, **__: Any) -> "_Output":
         return _Output(last_hidden_state=self._states)

@@ -172,8 +172,8 @@ def _shrink(config: PreTrainedConfig) -> None:
             setattr(config, name, min(value, WINDOW))
         elif name in _WIDTHS and isinstance(value, int):
             setattr(config, name, min(value, MAX_WIDTH))
-        elif name in _TOKENS and value is not None:
-            setattr(config, name, 0)
+        elif (name in _TOKENS and value is not None) or name == "num_kv_shared_layers":
+            setattr(config, name, 0)  # layers that shared keys with one that is gone have keys of their own
     config.num_hidden_layers = len(kept)
     config.vocab_size = VOCABULARY
 
@@ -214,9 +214,8 @@ def difference(model: PreTrainedModel) -> str:
     plain, logits = [], []
     for row, tail in zip(rows, tails, strict=True):
         ids = torch.tensor([[*row, *tail]])
-        output = model(input_ids=ids, use_cache=False, output_hidden_states=True)
-        plain.append(output.hidden_states[-1][0])
-        logits.append(output.logits[0])
+        plain.append(decoder(input_ids=ids, use_cache=False).last_hidden_state[0])
+        logits.append(model(input_ids=ids, use_cache=False).logits[0])
     for states, expected in zip(plain, logits, strict=True):
         if _far(own_logits(model, path, states) / expected.abs().max(), expected / expected.abs().max()):
             return "logits made from its last states are not its own"
