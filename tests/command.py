@@ -22,7 +22,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 600
 """How long a process may take: a few seconds on a quiet machine. It ends what hangs and is no expectation."""
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+THREADS = int(os.environ.get("OMP_NUM_THREADS") or 1)
+"""Of torch, here and in every process: more than one only where the environment says so."""
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(THREADS)}
 for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SEARCH_R3_RUN_FOLDER"):
     ENVIRONMENT.pop(name, None)
 
@@ -63,7 +66,7 @@ def become(module: str, arguments: list[str], cwd: Path, environment: dict[str, 
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.path.insert(0, str(cwd))
     sys.argv = [module, *arguments]

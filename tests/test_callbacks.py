@@ -24,7 +24,7 @@ from src.stages.optimization import (
     optimization_step,
 )
 from src.stages.sampling import GroupedBatchSampler
-from tests.command import forked
+from tests.command import THREADS, forked
 
 N_STEPS = 8
 SETTINGS = OptimizationSettings(learning_rate=1e-2, warmup=2, schedule="cosine")
@@ -142,7 +142,7 @@ def assert_same(actual: nn.Module, expected: nn.Module) -> None:
 
 def fit_until(folder, step):
     """What a process does that kills itself at a step."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     fit(folder, Pairs(kill_at=step))
 
 
