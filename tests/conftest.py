@@ -30,14 +30,24 @@ LONGEST = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Longest modules first, each in its own order; tests of a GPU are skipped where there is none."""
+    """Longest modules first, each in its own order; what the machine cannot do is skipped with the reason."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
-    if torch.cuda.is_available():
-        return
+    lacking = {"gpu": None if torch.cuda.is_available() else "torch finds no CUDA device", "bf16": no_bf16()}
     for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="torch finds no CUDA device"))
+        for name, reason in lacking.items():
+            if reason is not None and item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def no_bf16() -> str | None:
+    """Why torch does not multiply in bf16 on this CPU; None where it does, in hardware or not."""
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.nn.Linear(2, 2)(torch.ones(1, 2)).sum().backward()
+    except RuntimeError as error:
+        return f"torch refuses a bf16 product on this CPU: {error}"
+    return None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
