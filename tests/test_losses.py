@@ -164,6 +164,7 @@ def test_rows_that_all_have_weight_zero_give_zero_and_a_finite_gradient():
     assert (queries.grad == 0).all()
 
 
+@pytest.mark.bf16
 def test_similarities_are_fp32_under_autocast():
     queries, documents, _ = random_batch(width=64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
