@@ -19,10 +19,13 @@ import shlex
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+
+from src.command_line import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,11 @@ STATES = ("running", "finished", "failed", "interrupted", "pruned", "skipped")
 
 
 class Interrupted(BaseException):
-    """The user or the scheduler stopped the run; it can be resumed."""
+    """The user or the scheduler stopped the run; it can be resumed. Told and recorded."""
+
+
+class Failed(Exception):
+    """A job failed; its message is that of its cause. Told on the console and recorded in its folder."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -173,11 +180,34 @@ def state_of(folder: Path) -> str | None:
     return status.get("state")
 
 
+def make_folder(folder: Path, key: str = "output_dir") -> Path:
+    """Makes a folder, with its parents, that files can be written to.
+
+    Args:
+        folder: may exist.
+        key: that the user gave it by.
+
+    Raises:
+        UsageError: With the reason, where it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # as long as the paths that are written below it
+        with tempfile.NamedTemporaryFile(dir=folder.absolute(), prefix="probe_".ljust(96, "_")):
+            pass
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(
+            f"{key}={folder}: cannot be written to ({reason}); name a folder that can be made"
+        ) from None
+    return folder
+
+
 def new_folder(label: str, root: Path = Path("outputs"), made_at: datetime | None = None) -> Path:
     """Makes `<root>/<date>/<time>_<label>`; runs of one second get `_2`, `_3`, ..."""
     now = made_at or datetime.now()
     base = root / f"{now:%Y-%m-%d}" / (f"{now:%H-%M-%S}_{label}" if label else f"{now:%H-%M-%S}")
-    base.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(base.parent)
     number, folder = 1, base
     while True:
         try:
@@ -226,26 +256,33 @@ def logged(path: Path, is_main: bool = True) -> Iterator[None]:
 def recorded(folder: Path, log_name: str) -> Iterator[None]:
     """Runs a job with its log and its status in `folder`.
 
-    A failure's traceback is written to the log, its last line to status.json and to the console; then it is
-    raised again.
+    A failure's traceback is written to the log, its last line to the console and to status.json.
 
     Raises:
         Interrupted: Where the job was stopped: Ctrl-C, SIGTERM, or Lightning's exit after either.
+        Failed: From whatever else the job raised.
     """
     log_file = folder / log_name
     with logged(log_file):
         write_status(folder, "running")
         try:
             yield
-        except (KeyboardInterrupt, SystemExit) as error:
-            write_status(folder, "interrupted", error=type(error).__name__)
-            log.info("interrupted; %s", folder)
-            raise Interrupted(str(folder)) from error
         except BaseException as error:
+            if _is_interruption(error):
+                log.info("interrupted; %s", folder)
+                write_status(folder, "interrupted", error=type(error).__name__)
+                raise Interrupted(str(folder)) from error
             log.error("%s", traceback.format_exc(), extra={"file_only": True})
             message = f"{type(error).__name__}: {error}"
-            write_status(folder, "failed", error=message)
             log.error("error: %s\ntraceback: %s", message, log_file)
-            raise
+            write_status(folder, "failed", error=message)  # last, as it fails where the disk is full
+            raise Failed(message) from error
         else:
             write_status(folder, "finished")
+
+
+def _is_interruption(error: BaseException) -> bool:
+    """Lightning answers Ctrl-C by an exit with a number; an exit with words is a failure."""
+    if isinstance(error, SystemExit):
+        return error.code is None or isinstance(error.code, int)
+    return isinstance(error, (KeyboardInterrupt, Interrupted))

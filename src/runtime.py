@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 import yaml
@@ -35,13 +36,24 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.command_line import UsageError, addable_keys, did_you_mean, flat_keys, quote_free_text, quoted
+from src.command_line import (
+    UsageError,
+    addable_keys,
+    did_you_mean,
+    flat_keys,
+    literal,
+    quote_free_text,
+    quoted,
+)
 from src.devices import cpu_precision
+from src.last_resort import EXIT_FAILED, EXIT_INTERRUPTED, run_command, told
 from src.model_choice import Given, read_facts, refuse_conflicts
 from src.run_folder import (
+    Failed,
     Interrupted,
     command_line,
     logged,
+    make_folder,
     new_folder,
     provenance,
     read_json,
@@ -55,7 +67,8 @@ from src.sweep_table import sweep_table
 
 log = logging.getLogger(__name__)
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
 RUN_FOLDER = "SEARCH_R3_RUN_FOLDER"
 RUN_RESUMES = "SEARCH_R3_RUN_RESUMES"
 HANDED_DOWN = (RUN_FOLDER, RUN_RESUMES)
@@ -69,9 +82,17 @@ MAY_CHANGE = (*WHERE, *(f"stage.trainer.{name}" for name in LIMITS))
 """Keys that may differ between a run and its continuation: where it is, and the trainer's limits."""
 
 RL_GROUPS = ("index", "refresh", "reward")
-EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
+SHIPPED = "${shipped:"
+"""Opens a path in conf/ to what lies beside the package; config.yaml keeps it as it is, for any machine."""
+
+
+def shipped(path: str) -> str:
+    """Where something that is shipped lies: as it is written for who stands in the project, else absolute."""
+    return path if Path.cwd() == ROOT else str(ROOT / path)
+
 
 OmegaConf.register_new_resolver("cpu_precision", cpu_precision, replace=True)
+OmegaConf.register_new_resolver("shipped", shipped, replace=True)
 
 Run = Callable[[DictConfig], object]
 Check = Callable[[DictConfig, bool], None]
@@ -123,7 +144,7 @@ def instantiate(node: DictConfig, **arguments: object) -> object:
     turn a dataclass among them into a dict.
 
     Args:
-        node: with a `_target_`, or a mapping or list of such nodes.
+        node: with a `_target_`, or a mapping or list of such nodes. Text arrives as it reads, `${` included.
         arguments: further arguments of the target.
 
     Raises:
@@ -137,7 +158,11 @@ def instantiate(node: DictConfig, **arguments: object) -> object:
                 stack.enter_context(hydra.utils.target_whitelist(pattern))
         try:
             options = {"_partial_": True} if is_call else {}
-            built = hydra.utils.instantiate(node, _convert_="all", **options)
+            # Hydra puts resolved values back into a container and reads them again, which undoes two escapes.
+            plain = _mapped_text(
+                OmegaConf.to_container(node, resolve=True), lambda text, _: literal(literal(text))
+            )
+            built = hydra.utils.instantiate(OmegaConf.create(plain), _convert_="all", **options)
         except HydraException as error:
             if error.__cause__ is not None and not isinstance(error.__cause__, (HydraException, ImportError)):
                 raise error.__cause__ from None
@@ -145,6 +170,16 @@ def instantiate(node: DictConfig, **arguments: object) -> object:
     if not is_call:
         return built
     return functools.partial(built, **arguments) if is_partial else built(**arguments)
+
+
+def _mapped_text(node: object, change: Callable[[str, str], str], key: str = "") -> object:
+    """A plain container with every text in it changed; `change` is told the text and its dotted key."""
+    if isinstance(node, dict):
+        below = f"{key}." if key else ""
+        return {name: _mapped_text(value, change, f"{below}{name}") for name, value in node.items()}
+    if isinstance(node, list):
+        return [_mapped_text(value, change, f"{key}.{place}") for place, value in enumerate(node)]
+    return change(node, key) if isinstance(node, str) else node
 
 
 def entry_point(
@@ -155,7 +190,7 @@ def entry_point(
     folder: Callable[[DictConfig], Path] | None = None,
     module: str | None = None,
 ) -> None:
-    """Runs a command and ends the process: 0 done, 1 failed, 2 refused, 130 interrupted.
+    """Runs a command and ends the process: 0 done, 1 failed, 2 refused, 130 interrupted; see `last_resort`.
 
     Args:
         config_name: file in conf/ without its ending.
@@ -168,13 +203,7 @@ def entry_point(
     check = check or (lambda config, is_sweep: None)
     entry = Entry(config_name, run, check, is_resumable, folder, module or f"src.{config_name}")
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        sys.exit(_main(entry, sys.argv[1:]))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_REFUSED)
-    except (Interrupted, KeyboardInterrupt):
-        sys.exit(EXIT_INTERRUPTED)
+    run_command(lambda: _main(entry, sys.argv[1:]))
 
 
 def _interrupt(signal_number: int, frame: object) -> None:
@@ -183,7 +212,9 @@ def _interrupt(signal_number: int, frame: object) -> None:
 
 def _main(entry: Entry, argv: Sequence[str]) -> int:
     is_sweep = any(argument in ("--multirun", "-m") for argument in argv)
-    arguments = get_args_parser().parse_intermixed_args(quote_free_text(argv, is_sweep))
+    parser = get_args_parser()
+    parser.error = _refuse_arguments
+    arguments = parser.parse_intermixed_args(quote_free_text(argv, is_sweep))
     if any((arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion)):
         _through_hydra(entry.config_name, lambda config: None, arguments)
         return 0
@@ -194,6 +225,10 @@ def _main(entry: Entry, argv: Sequence[str]) -> int:
         if arguments.multirun:
             return _sweep(entry, source, arguments)
         return _single(entry, source, arguments.overrides)
+
+
+def _refuse_arguments(message: str) -> NoReturn:
+    raise UsageError(message)
 
 
 def _help(entry: Entry, source: "ConfigSource") -> str:
@@ -218,8 +253,17 @@ def _help(entry: Entry, source: "ConfigSource") -> str:
 
 
 def _through_hydra(config_name: str, job: Run, arguments: argparse.Namespace) -> None:
+    """Hands the command to Hydra.
+
+    Raises:
+        Failed: If Hydra ended it, which it does after saying why.
+    """
     GlobalHydra.instance().clear()
-    _run_hydra(arguments, get_args_parser(), job, config_path=str(CONF), config_name=config_name)
+    try:
+        _run_hydra(arguments, get_args_parser(), job, config_path=str(CONF), config_name=config_name)
+    except SystemExit as error:
+        if error.code:
+            raise Failed(f"Hydra ended with {error.code}") from error
 
 
 # Composing
@@ -465,27 +509,24 @@ def _check_complete(config: DictConfig) -> None:
 def resolved_yaml(config: DictConfig) -> str:
     """The configuration with references replaced by their values, readable back to the same values.
 
-    References to `output_dir` stay, so that a run folder that was moved resumes where it now is.
+    References to `output_dir` stay, so that a run folder that was moved resumes where it now is, and so do
+    those to what is shipped.
     """
     placeholder = "\0output_dir\0"
     resolved = OmegaConf.to_container(
         OmegaConf.merge(config, {"output_dir": placeholder} if "output_dir" in config else {}), resolve=True
     )
+    raw = flat_keys(OmegaConf.to_container(config, resolve=False))
 
-    def escaped(node: object) -> object:
-        if isinstance(node, dict):
-            return {key: escaped(value) for key, value in node.items()}
-        if isinstance(node, list):
-            return [escaped(value) for value in node]
-        if not isinstance(node, str):
-            return node
-        text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", node)
-        return text.replace(placeholder, "${output_dir}")
+    def escaped(text: str, key: str) -> str:
+        if str(raw.get(key)).startswith(SHIPPED):
+            return raw[key]
+        return literal(text).replace(placeholder, "${output_dir}")
 
-    assert isinstance(resolved, dict)
-    content = {key: escaped(value) for key, value in resolved.items()}
+    content = _mapped_text(resolved, escaped)
+    assert isinstance(content, dict)
     if "output_dir" in config:
-        content["output_dir"] = escaped(config.output_dir)
+        content["output_dir"] = None if config.output_dir is None else literal(config.output_dir)
     return OmegaConf.to_yaml(OmegaConf.create(content))
 
 
@@ -502,12 +543,8 @@ def _single(entry: Entry, source: ConfigSource, overrides: Sequence[str]) -> int
         folder = Path(resume)
         composed = _resumed(source, overrides, folder)
         entry.check(composed.config, False)
-    if folder is None:
-        return 0
-    try:
+    if folder is not None:
         execute(entry.config_name, entry.run, composed, folder)
-    except Exception:
-        return EXIT_FAILED  # told and recorded
     return 0
 
 
@@ -541,7 +578,7 @@ def _resumed(source: ConfigSource, overrides: Sequence[str], folder: Path) -> Co
         elif key != "resume":
             rest.append(_checked_key(override, _plain(stored), groups).lstrip("+"))
     merged = OmegaConf.merge(stored, *(_as_config(override) for override in source.parse(rest)))
-    merged.resume = merged.output_dir = str(folder)
+    merged.resume = merged.output_dir = literal(str(folder))
     _refuse_changes(folder, stored, merged)
     state = state_of(folder)
     if state == "running" and not os.environ.get(RUN_FOLDER):
@@ -557,7 +594,8 @@ def _resumed(source: ConfigSource, overrides: Sequence[str], folder: Path) -> Co
 
 def _as_config(override: Override) -> DictConfig:
     config = OmegaConf.create({})
-    OmegaConf.update(config, override.key_or_group, _value_of(override), force_add=True)
+    value = _mapped_text(_plain_value(_value_of(override)), lambda text, _: literal(text))
+    OmegaConf.update(config, override.key_or_group, value, force_add=True)
     return config
 
 
@@ -595,7 +633,7 @@ def _chosen_folder(entry: Entry, config: DictConfig) -> Path | None:
     handed_down = os.environ.get(RUN_FOLDER)
     if handed_down:
         if os.environ.get(RUN_RESUMES):
-            config.resume = handed_down
+            config.resume = literal(handed_down)
         return Path(handed_down)
     if config.get("output_dir") is None:
         if entry.folder is not None:
@@ -605,7 +643,7 @@ def _chosen_folder(entry: Entry, config: DictConfig) -> Path | None:
                 "under an external launcher give output_dir=, so that all ranks share one folder"
             )
         return new_folder(str(OmegaConf.select(config, "stage.name") or entry.config_name))
-    folder = Path(config.output_dir)
+    folder = make_folder(Path(config.output_dir))
     if not entry.is_resumable or not (folder / "status.json").is_file():
         return folder
     return _reused_folder(config, folder)
@@ -614,7 +652,7 @@ def _chosen_folder(entry: Entry, config: DictConfig) -> Path | None:
 def _reused_folder(config: DictConfig, folder: Path) -> Path | None:
     state = state_of(folder)
     if _rank() != "0":
-        config.resume = str(folder)  # whatever rank 0 found
+        config.resume = literal(str(folder))  # whatever rank 0 found
         return folder
     if state == "running":
         raise UsageError(f"output_dir={folder}: a run is in there and running")
@@ -630,7 +668,7 @@ def _reused_folder(config: DictConfig, folder: Path) -> Path | None:
     if state == "finished" and not _differences(stored, config, ignored=WHERE):
         print(f"{folder} is finished; to retrain: rm -r {shlex.quote(str(folder))}")
         return None
-    config.resume = str(folder)
+    config.resume = literal(str(folder))
     return folder
 
 
@@ -644,14 +682,16 @@ def execute(name: str, run: Run, composed: Composed, folder: Path) -> None:
         folder: made where it does not exist.
 
     Raises:
+        UsageError: If the folder cannot be made.
         Interrupted: If the job was stopped.
-        Exception: What the job raised, already recorded and told.
+        Failed: If the job failed, which is recorded and told by then.
     """
     config = composed.config
-    config.output_dir = str(folder)
+    make_folder(folder)
+    config.output_dir = literal(str(folder))
     if _rank() != "0":
         with logged(folder / f"{name}.rank{_rank()}.log", is_main=False):
-            run(config)
+            _run_in_rank(run, config)
         return
     origin = provenance(composed.command, seed=config.get("seed"))
     write_text(folder / "config.yaml", resolved_yaml(config))
@@ -660,6 +700,17 @@ def execute(name: str, run: Run, composed: Composed, folder: Path) -> None:
     )
     with _handed_down(folder, bool(config.get("resume"))), recorded(folder, f"{name}.log"):
         run(config)
+
+
+def _run_in_rank(run: Run, config: DictConfig) -> None:
+    """Runs the job where another rank keeps the record; a failure's traceback goes to this rank's log."""
+    try:
+        run(config)
+    except (KeyboardInterrupt, SystemExit) as error:
+        raise Interrupted(config.output_dir) from error  # told by rank 0
+    except Exception:
+        log.exception("this rank failed")
+        raise
 
 
 @contextlib.contextmanager
@@ -709,8 +760,8 @@ def _sweep(entry: Entry, source: ConfigSource, arguments: argparse.Namespace) ->
     composed = [compose(entry.config_name, job, source) for job in jobs]
     for job in composed:
         entry.check(job.config, True)
-    folder = new_folder("", Path("outputs/multirun")) if chosen is None else Path(chosen)
-    if chosen is not None and folder.exists() and any(folder.iterdir()):
+    folder = new_folder("", Path("outputs/multirun")) if chosen is None else make_folder(Path(chosen))
+    if chosen is not None and any(folder.iterdir()):
         raise UsageError(f"output_dir={folder}: not empty, so a sweep would mix with what is there")
     arguments.overrides = [_marked(override, composed[0].overrides) for override in parsed] + [
         f"hydra.sweep.dir={quoted(str(folder))}",
@@ -754,7 +805,9 @@ def _sweep_job(entry: Entry, sweep: Path, command: str) -> Run:
             return
         config = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
         ours = {name: choice for name, choice in choices.items() if not name.startswith("hydra/")}
-        with contextlib.suppress(Exception):  # told and recorded
+        try:
             execute(entry.config_name, entry.run, Composed(config, ours, overrides, command), folder)
+        except Exception as error:  # the other jobs go on
+            told(error)
 
     return job

@@ -46,6 +46,11 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         raise UsageError(f"if_exists={config.if_exists} does not exist. Choices: refuse, resume")
     if config.if_exists == "resume" and not config.output_dir:
         raise UsageError("if_exists=resume needs output_dir=, the folder to go on in")
+    if "::" in str(Path(config.output_dir or ".").absolute()):
+        raise UsageError(
+            f"output_dir={config.output_dir or Path.cwd()}: a path with '::' in it cannot hold checkpoints, "
+            "whose writer reads it as a chain of file systems; name another"
+        )
     for name, instead in REFUSED_BY_MANUAL_OPTIMIZATION.items():
         if config.stage.get("trainer", {}).get(name) is not None:
             raise UsageError(
@@ -119,7 +124,7 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
     _check_settings(config.stage)
     data: TrainingData = instantiate(config.data)
     _write_card(folder, data)
-    embedder = instantiate(config.model, texts=data.texts)
+    embedder = instantiate(config.model, texts=data.texts, prompts_file=folder / "prompts.json")
     datamodule = instantiate(config.stage.datamodule, data=data, embedder=embedder)
     module = instantiate(config.stage.module, embedder=embedder)
     checkpoint = _last_checkpoint(folder) if config.resume else None
@@ -177,7 +182,7 @@ def _trainer(config: DictConfig, folder: Path, extra_callbacks: Sequence["pl.Cal
     for node in (config.strategy, config.stage.trainer, config.debug):
         arguments |= instantiate(node)
     return pl.Trainer(
-        default_root_dir=folder,
+        default_root_dir=folder.absolute(),  # Lightning would expand a ~ at the start of a relative path
         logger=_loggers(config, folder),
         callbacks=[*callbacks.values(), HeedSigterm(), StepProgress(), *extra_callbacks],
         **arguments,
@@ -195,7 +200,7 @@ def _loggers(config: DictConfig, folder: Path) -> list["pl.loggers.Logger"]:
     if table.is_file() and os.environ.get("LOCAL_RANK", "0") == "0":  # CSVLogger deletes what it finds there
         earlier = len(list(table.parent.glob("metrics_before_resume_*.csv")))
         table.rename(table.with_name(f"metrics_before_resume_{earlier + 1}.csv"))
-    loggers = [CSVLogger(folder, name="", version="csv")]
+    loggers = [CSVLogger(folder.absolute(), name="", version="csv")]
     if _uses_wandb(config):
         os.environ.setdefault("WANDB_SILENT", "true")
         is_sweep = (folder.parent / "multirun.yaml").is_file()

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from src.command_line import UsageError, did_you_mean, flat_keys
-from src.run_folder import read_json, write_json, write_status
+from src.command_line import UsageError, did_you_mean, flat_keys, literal
+from src.run_folder import Failed, make_folder, read_json, write_json, write_status
 from src.runtime import Composed, entry_point, execute
 from src.train import check as check_train
 from src.train import run as run_training
@@ -220,8 +220,8 @@ def _run_trial(
 
     try:
         execute("train", job, _trial_config(config, settings), folder)
-    except Exception as error:
-        trial.set_user_attr("error", f"{type(error).__name__}: {error}")
+    except Failed as error:
+        trial.set_user_attr("error", str(error))
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return
     if was_pruned:
@@ -239,7 +239,7 @@ def _trial_config(config: DictConfig, settings: Mapping[str, object]) -> Compose
     plain = OmegaConf.to_container(config, resolve=False)
     trial = OmegaConf.create({key: value for key, value in plain.items() if key not in OWN_KEYS})
     for key, value in settings.items():
-        OmegaConf.update(trial, key, value)
+        OmegaConf.update(trial, key, literal(value) if isinstance(value, str) else value)
     choices = read_json(Path(config.output_dir) / "provenance.json").get("choices", {})
     return Composed(trial, choices, [f"{key}={value}" for key, value in settings.items()])
 
@@ -319,4 +319,4 @@ def _draw_history(study: "optuna.Study", path: Path, monitor: str) -> None:
 
 
 if __name__ == "__main__":
-    entry_point("tune", run, check, folder=study_folder)
+    entry_point("tune", run, check, folder=lambda config: make_folder(study_folder(config), "study"))

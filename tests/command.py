@@ -1,17 +1,117 @@
-"""Runs the project's commands as a user does, on the tiny stage."""
+"""Runs the project's commands as a user does, and other functions in processes of their own.
 
+A process is forked from a server that has imported torch and what is heavy of ours, which takes seconds, and
+then becomes `python -m <module>`: exit code, output, working directory, environment and signals are its own.
+What a test needs of a command that was really started, by its command line, it gets from `start`.
+"""
+
+import atexit
+import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tests.tiny_stage import write_configs
 
 ROOT = Path(__file__).resolve().parents[1]
+LIMIT_S = 600
+"""How long a process may take: a few seconds on a quiet machine. It ends what hangs and is no expectation."""
+
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SEARCH_R3_RUN_FOLDER"):
     ENVIRONMENT.pop(name, None)
+
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(
+    [
+        "pytorch_lightning",
+        "transformers.models.qwen2.modeling_qwen2",
+        "peft",
+        "src.runtime",
+        "src.data.datamodules",
+        "src.data.rl",
+        "src.data.triples",
+        "src.evaluation.benchmark",
+        "src.models.nano",
+        "src.stages.pretrain",
+        "src.stages.record",
+        "src.stages.rl",
+        "src.stages.sft",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a process left; a negative code is a signal."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def become(module: str, arguments: list[str], cwd: Path, environment: dict[str, str]) -> None:
+    """What a forked process does: `python -m <module> <arguments>`, in a process group of its own."""
+    import torch
+
+    os.setsid()
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.path.insert(0, str(cwd))
+    sys.argv = [module, *arguments]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # a forked process leaves them out
+
+
+def forked(function: Callable[..., None], *arguments: object, is_merged: bool = False) -> Done:
+    """Runs a function, which stands at the top of a module, in a forked process to its end.
+
+    Args:
+        function: is given the arguments; what it returns is lost.
+        arguments: can be pickled.
+        is_merged: whether all that is printed is in `stdout`, in its order, and `stderr` is empty.
+    """
+    with TemporaryDirectory() as folder:
+        files = [Path(folder) / name for name in ("stdout", "stdout" if is_merged else "stderr")]
+        process = FORKED.Process(target=_written_to, args=(files, function, arguments))
+        process.start()
+        process.join(LIMIT_S)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        stdout, stderr = (file.read_text() if file.is_file() else "" for file in files)
+        return Done(process.exitcode, stdout, "" if is_merged else stderr)
+
+
+def _written_to(files: list[Path], function: Callable[..., None], arguments: tuple) -> None:
+    for number, path in enumerate(files, 1):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, number)
+        os.close(file)
+    function(*arguments)
+
+
+def run(module: str, *arguments: str, cwd: Path = ROOT, is_merged: bool = False, **environment: str) -> Done:
+    """`python -m src.<module>` to its end; see `forked`."""
+    given = f"src.{module}", [*map(str, arguments)], cwd, ENVIRONMENT | environment
+    return forked(become, *given, is_merged=is_merged)
+
+
+def _tiny(arguments: tuple[str, ...], cwd: Path) -> list[str]:
+    configs = write_configs(cwd / "configs")
+    tiny = ["stage=tiny", "data=tiny", "model=tiny"] if not any("resume=" in a for a in arguments) else []
+    return ["--config-dir", str(configs), *tiny, *arguments]
 
 
 def _heed_ctrl_c() -> None:
@@ -21,10 +121,8 @@ def _heed_ctrl_c() -> None:
 
 def start(command: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.Popen:
     """Starts `python -m src.<command>` with stage, data and model tiny, in a process group of its own."""
-    configs = write_configs(cwd / "configs")
-    tiny = ["stage=tiny", "data=tiny", "model=tiny"] if not any("resume=" in a for a in arguments) else []
     return subprocess.Popen(
-        [sys.executable, "-m", f"src.{command}", "--config-dir", str(configs), *tiny, *arguments],
+        [sys.executable, "-m", f"src.{command}", *_tiny(arguments, cwd)],
         cwd=cwd,
         env=ENVIRONMENT | environment,
         stdout=subprocess.PIPE,
@@ -36,7 +134,6 @@ def start(command: str, *arguments: str, cwd: Path, **environment: str) -> subpr
 
 
 def call(command: str, *arguments: str, cwd: Path, **environment: str) -> tuple[int, str]:
-    """Exit code and everything printed."""
-    process = start(command, *arguments, cwd=cwd, **environment)
-    output, _ = process.communicate(timeout=120)
-    return process.returncode, output
+    """Exit code and everything printed of `python -m src.<command>` with stage, data and model tiny."""
+    done = run(command, *_tiny(arguments, cwd), cwd=cwd, is_merged=True, **environment)
+    return done.returncode, done.stdout

@@ -18,6 +18,7 @@ from src.command_line import UsageError, quote_free_text
 from src.models.folder import save_embedder
 from src.run_folder import state_of
 from src.runtime import ConfigSource, compose
+from tests.command import LIMIT_S, run
 
 KEYS = [
     "rule",
@@ -32,18 +33,15 @@ KEYS = [
 ]
 
 
-def run(module, *arguments):
-    command = [sys.executable, "-m", f"src.{module}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The benchmark on 40 documents: three steps of two rules after the first, an audit at the second."""
     place = tmp_path_factory.mktemp("bench")
     embedder = build_embedder(seed=4)
     with torch.no_grad():
-        embedder.head.weight[embedder.embed_token_id] *= 20.0  # or no rollout would write it
+        embedder.causal_lm.get_output_embeddings().weight[embedder.embed_token_id] *= (
+            20.0  # or no rollout would write it
+        )
     model = save_embedder(embedder, place / "model", {}, is_trained=True)
     rows = []
     for number in range(40):
@@ -135,11 +133,11 @@ def test_an_interrupted_benchmark_interrupts_the_run_of_its_rule_too(finished):
     command = [sys.executable, "-m", "src.benchmarks.refresh", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     status = place / "out" / "frozen" / "status.json"
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + LIMIT_S
     while not (place / "out" / "frozen" / "data_card.json").is_file() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130, output
     assert json.loads(status.read_text())["state"] == "interrupted"
     assert state_of(place / "out") == "interrupted"

@@ -347,6 +347,22 @@ def test_wilsons_interval_by_hand():
     assert wilson_interval(10, 10)[1] == 1
 
 
+def test_the_reward_tells_what_it_reads_and_an_older_config_may_say_no_less():
+    rule = Certified()
+    for best_wrong, cut_off in ((True, 10), (False, None), (True, None)):
+        rule.reward_reads(best_wrong, cut_off)
+        assert (rule.reads_best_wrong, rule.cut_off) == (best_wrong, cut_off)
+    older = Certified(cut_off=10, reads_best_wrong=True)
+    older.reward_reads(best_wrong=False, cut_off=10)  # dcg, under the default of the time
+    assert (older.reads_best_wrong, older.cut_off) == (False, 10)
+    with pytest.raises(ValueError, match="cut_off is 10, and the reward reads ranks to 20"):
+        older.reward_reads(best_wrong=True, cut_off=20)
+    with pytest.raises(ValueError, match="cut_off is 10, and the reward reads all ranks"):
+        older.reward_reads(best_wrong=True, cut_off=None)
+    with pytest.raises(ValueError, match="leave the key out, the rule asks the reward"):
+        Certified(reads_best_wrong=False).reward_reads(best_wrong=True, cut_off=None)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"miscoverage": 0}, "miscoverage"), ({"window": 98}, "at least 99"), ({"cut_off": 0}, "cut_off")],

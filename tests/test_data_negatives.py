@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from src.data.mining import mine_by_bm25, mine_by_model
 from src.data.negatives import MarginRule, RankRule, mine_hard_negatives, select_hard_negatives
 from src.data.types import Corpus, Example
+from src.models.folder import load_embedder
 
 IDS = ["a", "b", "c", "d", "e", "f"]
 SCORES = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
@@ -116,21 +118,6 @@ def test_mining_equals_selection_over_all_documents_written_the_slow_way(chunk_s
     assert report.masked_by_rule > 0
 
 
-def test_a_positive_that_was_not_retrieved_can_be_scored():
-    examples, search, corpus, scores = dot_product_collection()
-
-    def score(texts: list[str], rows: list[int]) -> list[float]:
-        return [scores[int(text.split()[1]), row] for text, row in zip(texts, rows, strict=True)]
-
-    arguments = (examples, search, corpus, MarginRule(), 3, 2)
-    blind, report = mine_hard_negatives(*arguments, progress=False)
-    scored, scored_report = mine_hard_negatives(*arguments, score_positives=score, progress=False)
-    assert report.positive_not_retrieved == scored_report.positive_not_retrieved > 0
-    for number, (left, right) in enumerate(zip(blind, scored, strict=True)):
-        assert left == right  # what was retrieved scores above a positive that was not
-        assert all(scores[number, int(d[1:])] <= scores[number, number] for d in right.hard_negative_ids)
-
-
 def test_existing_negatives_stay_first_and_are_not_repeated():
     examples, search, corpus, _ = dot_product_collection(20)
     first, _ = mine_hard_negatives(examples, search, corpus, RankRule(), 2, 20, progress=False)
@@ -172,3 +159,24 @@ def test_a_positive_outside_the_corpus_and_a_wrong_search_are_refused():
     with pytest.raises(ValueError, match="search must return"):
         mine_hard_negatives([example], lambda q, k: ([[1.0]], [[0, 1]]), corpus, RankRule(), progress=False)
     assert mine_hard_negatives([], lambda q, k: ([], []), corpus, RankRule(), progress=False)[0] == []
+
+
+@pytest.mark.parametrize("by", ["bm25", "model"])
+def test_a_miner_takes_what_is_near_and_says_once_what_it_did(by, nano_folder, caplog):
+    caplog.set_level("INFO")
+    texts = ["sort rows by a column", "sort rows by a key", "open a socket", "sort rows by a column twice"]
+    corpus = Corpus([f"d{i}" for i in range(4)], texts)
+    examples = [Example(str(i), texts[i], texts[i], f"d{i}") for i in range(4)]
+    arguments = {"rule": RankRule(), "n_negatives": 1, "k": 4}
+    if by == "bm25":
+        mined = mine_by_bm25(examples, corpus, **arguments)
+        assert mined[0].hard_negative_ids == ("d3",)  # all of its words, and one more
+    else:
+        mined = mine_by_model(examples, corpus, str(nano_folder), **arguments)
+        embedder = load_embedder(nano_folder)
+        scores = embedder.embed_queries(texts) @ embedder.embed_documents(texts).T
+        nearest = scores.fill_diagonal_(-2.0).argmax(1).tolist()
+        assert [row.hard_negative_ids for row in mined] == [(f"d{row}",) for row in nearest]
+    lines = [record.getMessage() for record in caplog.records if "hard negatives" in record.getMessage()]
+    assert len(lines) == 1
+    assert "n_queries=4" in lines[0]

@@ -17,6 +17,7 @@ from src.data.docstrings import MIN_BODY_WORDS, mine_functions, plain_text, read
 from src.data.duplicates import NearDuplicates, bands, jaccard, shingles
 from src.data.pydocs import STDLIB, load_pydocs, source_files, split_of
 from src.data.reasoning import cold_start_reasoning, identifier_words
+from tests.command import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[1]
 STDLIB_MODULES = ("argparse", "textwrap", "csv", "statistics", "shutil", "difflib", "email.message", "heapq")
@@ -316,7 +317,7 @@ def test_two_processes_that_start_at_once_build_once(tmp_path, monkeypatch):
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
-    outputs = [job.communicate(timeout=60) for job in jobs]
+    outputs = [job.communicate(timeout=LIMIT_S) for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0, 0], outputs
     assert len({fingerprint for fingerprint, _ in outputs}) == 1
     assert sum("pydocs: parsing" in log for _, log in outputs) == 1

@@ -3,12 +3,12 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 from conftest import TEXTS
 from test_benchmark import write_collection
+
+from tests.command import run
 
 SMALL = [
     "model=nano_scratch",
@@ -17,11 +17,6 @@ SMALL = [
     "model.create.intermediate_size=64",
     "stage.trainer.log_every_n_steps=1",
 ]
-
-
-def run(module, *arguments):
-    command = [sys.executable, "-m", f"src.{module}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 def train(*arguments):

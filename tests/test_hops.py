@@ -1,16 +1,15 @@
 """The controlled experiment: its three stages and its evaluation, chained as `make hops` chains them."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from src.evaluation.report import model_names
 from src.runtime import ConfigSource, compose
+from tests.command import run
 
 ROOT = Path(__file__).resolve().parents[1]
 WORLD = [
@@ -42,13 +41,10 @@ def recipe(*variables):
     return [re.sub(r"^\S*/bin/python -m ", "", line) for line in lines if " -m src." in line]
 
 
-def run(command, cwd, *more):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    arguments = re.findall(r"\S+", command)
-    return subprocess.run(
-        [sys.executable, "-m", *arguments, *more],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
+def made(command, cwd, *more):
+    """A command of the recipe, without `python -m`, and what it left."""
+    module, *arguments = command.split()
+    return run(module.removeprefix("src."), *arguments, *more, cwd=cwd)
 
 
 def tiny(command):
@@ -68,7 +64,7 @@ def folder(tmp_path_factory):
     """Where the recipe was run from start to end, on a tiny world."""
     folder = tmp_path_factory.mktemp("hops")
     for command in recipe():
-        done = run(command, folder, *tiny(command))
+        done = made(command, folder, *tiny(command))
         assert done.returncode == 0, command + done.stderr + done.stdout
     return folder
 
@@ -116,7 +112,7 @@ def test_a_second_run_trains_nothing_and_says_the_same(folder):
     rows = json.loads((folder / "outputs/hops/metrics.json").read_text())["rows"]
     commands = recipe()
     for command in (commands[2], *commands[4:]):
-        done = run(command, folder, *tiny(command))
+        done = made(command, folder, *tiny(command))
         assert done.returncode == 0, command + done.stderr + done.stdout
 
     assert [file.stat().st_mtime_ns for file in models] == before
@@ -176,7 +172,7 @@ def test_files_of_two_experiments_are_not_joined(key, tmp_path):
     for name, changed in (("a", {}), ("b", {key: 9})):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.json").write_text(json.dumps(content | changed))
-    done = run("src.report a b --output c.json", tmp_path)
+    done = run("report", "a", "b", "--output", "c.json", cwd=tmp_path)
 
     assert done.returncode == 2
     assert re.search(rf"differ in their {key} \(a/metrics.json: .*, b/metrics.json: 9\)", done.stderr)

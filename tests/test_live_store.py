@@ -17,6 +17,7 @@ import pytest
 
 from src.index.live import NEVER, LiveStore
 from src.index.store import StoreError
+from tests.command import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = {"weights": "w", "corpus": "c"}
@@ -61,7 +62,6 @@ def test_refreshing_every_row_of_an_empty_store_equals_copying(tmp_path):
     with created(tmp_path, (N, D)) as store:
         assert (store.rows == 0).all()
         assert (store.encoded_at == NEVER).all()
-        assert (store.staleness(0) == 1).all()
         for rows in np.array_split(np.random.default_rng(5).permutation(N), 7):
             store.update(rows, vectors(N, 0)[rows], step=0)
         assert same(store, (vectors(N, 0), np.zeros(N)))
@@ -78,7 +78,6 @@ def test_any_order_of_updates_is_what_an_array_would_hold(tmp_path):
             store.update(chosen, rows[chosen], step)
         assert (seen == rows).all()
         assert same(store, (rows, ages))
-        assert (store.staleness(30) == 30 - ages).all()
 
 
 def test_vectors_that_are_moved_keep_their_age(tmp_path):
@@ -267,7 +266,7 @@ def test_a_second_writer_is_kept_out_until_the_first_dies(tmp_path):
         from src.index.live import LiveStore
         store = LiveStore.open(sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3]))
         print("open", flush=True)
-        time.sleep(60)
+        time.sleep(600)
         """,
         tmp_path / "live",
         json.dumps(KEY),
@@ -369,7 +368,7 @@ def test_a_kill_before_any_system_call_leaves_both_checkpoints(tmp_path):
         """,
         tmp_path,
     )
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, errors
     n_crashes, n_older = map(int, output.split())
     assert n_crashes > 60

@@ -4,6 +4,7 @@ import fcntl
 import io
 import os
 import pty
+import re
 import struct
 import termios
 import time
@@ -28,13 +29,15 @@ def count_in_log(n, seconds_each=0.0, **settings):
 
 
 def test_a_log_gets_plain_lines_and_no_carriage_return():
+    started = time.monotonic()
     text = count_in_log(40, seconds_each=0.01, line_every_s=0.1)
+    elapsed = time.monotonic() - started  # 0.4 s, or as long as a busy machine takes
 
     assert "\r" not in text
     lines = text.splitlines()
-    assert 2 <= len(lines) <= 6  # 0.4 s at one per 0.1 s, and the last
+    assert 2 <= len(lines) <= elapsed / 0.1 + 1  # one per 0.1 s, and the last
     assert lines[-1].startswith("embed: 40/40 texts, ")
-    assert all(" texts/s, 00:00 gone, 00:00 left" in line for line in lines)
+    assert all(re.search(r" texts/s, 00:\d\d gone, 00:\d\d left$", line) for line in lines)
 
 
 def test_work_shorter_than_the_interval_leaves_one_line():

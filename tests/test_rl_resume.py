@@ -6,17 +6,16 @@ Every run is a process of its own, forked from one that has imported everything,
 import contextlib
 import csv
 import json
-import multiprocessing
 import os
-import runpy
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TEXTS
 from test_rl import likely_folder
+
+from tests.command import ENVIRONMENT, become, forked
 
 N_STEPS = 6
 IS_TIMED = ("seconds", "time/", "throughput/")
@@ -150,40 +149,20 @@ MOMENTS = {
 ENDS = dict.fromkeys(MOMENTS, -signal.SIGKILL) | {"asked to stop": 130, "full disk": 1}
 
 
-def train(arguments, log, moment=None):
-    """The process: `python -m src.train` with its output in a file."""
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    torch.set_num_threads(1)
+def train(arguments, place, moment=None):
+    """The process: `python -m src.train`, which does something else at its moment."""
     if moment is not None:
         MOMENTS[moment]()
-    sys.argv = ["src.train", *arguments]
-    runpy.run_module("src.train", run_name="__main__", alter_sys=True)
+    become("src.train", arguments, place, ENVIRONMENT)
 
 
 @pytest.fixture(scope="module")
 def call():
     """Exit code and output of one command; negative codes are signals."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [
-            "src.runtime",
-            "src.data.triples",
-            "src.data.rl",
-            "src.stages.rl",
-            "src.stages.record",
-            "transformers",
-        ]
-    )
 
     def run(arguments, place, moment=None):
-        log = place / "output.txt"
-        log.unlink(missing_ok=True)
-        process = context.Process(target=train, args=(arguments, log, moment))
-        process.start()
-        process.join(600)
-        return process.exitcode, log.read_text()
+        done = forked(train, arguments, place, moment, is_merged=True)
+        return done.returncode, done.stdout
 
     return run
 
@@ -369,7 +348,7 @@ def test_a_run_whose_model_folder_was_replaced_does_not_go_on_with_its_rows(call
     assert code == 0, output
     embedder = load_embedder(folder)
     with torch.no_grad():
-        embedder.head.weight += 0.1
+        embedder.causal_lm.get_output_embeddings().weight += 0.1
     save_embedder(embedder, folder, {}, is_trained=True)
     more = [a for a in command if "max_steps" not in a]
     code, output = call([*more, "stage.trainer.max_steps=3"], tmp_path)

@@ -14,8 +14,9 @@ import torch
 from test_rl import likely_folder
 from test_rl_resume import N_STEPS, same, small_run, write_triples
 
+from tests.command import LIMIT_S
+
 SHARDS = [f"index/shard-{rank}-of-2/{name}" for rank in range(2) for name in ("rows.f32", "ages.bin")]
-LIMIT = 600  # seconds for one run; a quiet machine takes 15
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,8 @@ def started(arguments, place):
 def ended(process, place):
     """Exit code and output; nothing that it started is left."""
     try:
-        code = process.wait(LIMIT)
-        deadline = time.monotonic() + LIMIT
+        code = process.wait(LIMIT_S)
+        deadline = time.monotonic() + LIMIT_S
         while alive(process.pid) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not alive(process.pid), "a rank outlived the run"
@@ -66,7 +67,7 @@ def alive(group):
 
 def wait_for_step(process, place, step):
     """Until the table has lines of a step: the checkpoint of the step before the last even one is written."""
-    table, deadline = place / "run" / "completions.jsonl", time.monotonic() + LIMIT
+    table, deadline = place / "run" / "completions.jsonl", time.monotonic() + LIMIT_S
     while time.monotonic() < deadline and process.poll() is None:
         if table.exists() and f'"step": {step},' in table.read_text():
             return

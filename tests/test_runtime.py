@@ -50,8 +50,8 @@ NASTY = [
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory):
     folder = write_configs(tmp_path_factory.mktemp("configs"))
-    (folder / "search.yaml").write_text(
-        "query: null\nmodel: {path: null}\noutput_dir: null\nn: 1\nfiles: []\n"
+    (folder / "bare.yaml").write_text(
+        "data: {columns: {query: null}}\nmodel: {path: null}\noutput_dir: null\nfiles: []\n"
     )
     return folder
 
@@ -67,31 +67,61 @@ TINY = ["stage=tiny", "data=tiny", "model=tiny"]
 
 @pytest.mark.parametrize("text", NASTY)
 def test_free_text_on_the_command_line_arrives_verbatim(source, text):
-    config = compose("search", quote_free_text([f"query={text}"]), source).config
+    config = compose("bare", quote_free_text([f"data.columns.query={text}"]), source).config
 
-    assert config.query == text
-    assert OmegaConf.create(resolved_yaml(config)).query == text  # and survives config.yaml
+    assert config.data.columns.query == text
+    assert OmegaConf.create(resolved_yaml(config)).data.columns.query == text  # and survives config.yaml
 
 
 @pytest.mark.parametrize("path", ["my runs/a=1, b[2]", "what's/this", "(x)/{y}", "x,y", "123", "${HOME}/x"])
 def test_paths_arrive_verbatim(source, path):
     arguments = quote_free_text([f"model.path={path}", f"output_dir={path}"])
 
-    config = compose("search", arguments, source).config
+    config = compose("bare", arguments, source).config
 
     assert (config.model.path, config.output_dir) == (path, path)
 
 
-def test_null_unsets_a_path_and_is_a_word_in_a_query(source):
-    config = compose("search", quote_free_text(["model.path=null", "query=null"]), source).config
+@pytest.mark.parametrize(
+    "argument", ["output_dir=~/runs", "model.path=~", "files=~a.jsonl", "files=[a, ~/b]"]
+)
+def test_a_path_that_begins_with_the_home_sign_is_refused_with_what_to_write(argument):
+    with pytest.raises(UsageError, match=r"a shell leaves ~ as it is behind '='"):
+        quote_free_text([argument])
+
+
+def test_an_argument_that_is_no_text_is_refused():
+    with pytest.raises(UsageError, match="not valid UTF-8"):
+        quote_free_text([os.fsdecode(b"output_dir=\xff")])
+
+
+def test_a_path_that_checkpoints_cannot_be_written_to_is_refused(source):
+    with pytest.raises(UsageError, match="'::'"):
+        check(compose("train", [*TINY, "output_dir=a::b"], source).config, False)
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_text_is_handed_to_what_is_built_as_it_reads(source, text):
+    composed = compose("bare", quote_free_text([f"data.columns.query={text}"]), source).config
+    node = {"_target_": "tests.tiny_stage.TinyDataModule", "batch_size": "${data.columns.query}/x"}
+
+    built = instantiate(OmegaConf.merge(composed, {"part": node}).part, data=load_tiny(), embedder=None)
+
+    assert built.batch_size == f"{text}/x"
+
+
+def test_null_unsets_a_path_and_is_a_word_in_free_text(source):
+    arguments = quote_free_text(["model.path=null", "data.columns.query=null"])
+
+    config = compose("bare", arguments, source).config
 
     assert config.model.path is None
-    assert config.query == "null"
+    assert config.data.columns.query == "null"
 
 
 def test_a_list_of_files_is_quoted_by_item(source):
-    several = compose("search", quote_free_text(["files=[my data/a(1).jsonl, b's.jsonl]"]), source).config
-    single = compose("search", quote_free_text(["files=my data/{a}.jsonl"]), source).config
+    several = compose("bare", quote_free_text(["files=[my data/a(1).jsonl, b's.jsonl]"]), source).config
+    single = compose("bare", quote_free_text(["files=my data/{a}.jsonl"]), source).config
 
     assert list(several.files) == ["my data/a(1).jsonl", "b's.jsonl"]
     assert list(single.files) == ["my data/{a}.jsonl"]

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from src.index.store import StoreError, open_store, store_folder, stored_embeddings
+from tests.command import LIMIT_S
 
 TEXTS = [f"document {number}" for number in range(25)]
 KEY = {"weights": "w", "prompts": "p", "dtype": "torch.float32", "corpus": "c"}
@@ -231,7 +232,7 @@ WRITER = """
     def slowly(texts):
         if texts[0] == TEXTS[8]:
             Path({flag!r}).touch()
-            time.sleep(60)
+            time.sleep(600)
         return embed(texts)
     stored_embeddings({root!r}, KEY, TEXTS, slowly, chunk_size=4, progress=False)
 """
@@ -245,7 +246,7 @@ def test_a_second_writer_is_kept_out_and_a_killed_one_leaves_what_it_finished(tm
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     with subprocess.Popen([sys.executable, "-c", code], env=environment) as writer:
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + LIMIT_S
             while not flag.exists():
                 assert writer.poll() is None
                 assert time.monotonic() < deadline

@@ -9,12 +9,12 @@ import time
 
 import pytest
 import torch
-import yaml
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from src.models.folder import load_embedder
 from src.run_folder import state_of
-from tests.command import call, start
+from tests.command import LIMIT_S, call, start
 
 STEPS = 8
 LIMIT = f"stage.trainer.max_steps={STEPS}"
@@ -131,21 +131,36 @@ def test_resuming_with_a_changed_key_is_refused_and_names_it(finished):
     assert "data: tiny -> pydocs" in output
 
 
-def wait_for(path, process, timeout_s=60):
-    deadline = time.monotonic() + timeout_s
-    while not path.is_file():
+def step_of(path):
+    """Of a checkpoint, which is replaced whole; None where there is none yet."""
+    return torch.load(path, weights_only=True)["global_step"] if path.is_file() else None
+
+
+def wait_for_step(path, step, process):
+    """Until the checkpoint is of this step, at which the gate holds the run."""
+    deadline = time.monotonic() + LIMIT_S
+    while step_of(path) != step:
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, f"{path} did not appear"
+        assert time.monotonic() < deadline, f"{path} did not come to step {step}"
         time.sleep(0.05)
 
 
+def opened_to(gate, step):
+    """The gate lets a run take so many steps."""
+    part = gate.with_suffix(".part")
+    part.write_text(str(step))
+    part.replace(gate)
+
+
 def test_a_run_goes_on_after_a_kill_and_after_ctrl_c_and_ends_as_if_undisturbed(finished, tmp_path):
-    folder = tmp_path / "my runs" / "a=1, [b]"  # a path that Hydra's grammar would take apart
-    arguments = [LIMIT, f"output_dir={folder}", "if_exists=resume", "stage.module.seconds_per_step=0.4"]
+    folder = tmp_path / "my runs" / "a=1, [b] ${x}"  # Hydra and OmegaConf would take this path apart
+    last, gate = folder / "checkpoints" / "last.ckpt", tmp_path / "gate"
+    arguments = [LIMIT, f"output_dir={folder}", "if_exists=resume", f"stage.module.gate={gate}"]
     arguments += ["stage.callbacks.checkpoint.save_every_n_steps=1"]
 
+    opened_to(gate, 1)
     process = start("train", *arguments, cwd=tmp_path)
-    wait_for(folder / "checkpoints" / "last.ckpt", process)
+    wait_for_step(last, 1, process)
     busy, why = call("train", *arguments, cwd=tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -153,14 +168,16 @@ def test_a_run_goes_on_after_a_kill_and_after_ctrl_c_and_ends_as_if_undisturbed(
     assert "running" in why
     assert state_of(folder) == "interrupted"
 
+    opened_to(gate, 4)
     process = start("train", *arguments, cwd=tmp_path)
-    wait_for_change(folder / "checkpoints" / "last.ckpt", process)
+    wait_for_step(last, 4, process)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130, output
     assert "Traceback" not in output
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
 
+    opened_to(gate, STEPS)
     code, output = call("train", *arguments, cwd=tmp_path)
     assert code == 0, output
     assert "resuming from" in output
@@ -171,15 +188,23 @@ def test_a_run_goes_on_after_a_kill_and_after_ctrl_c_and_ends_as_if_undisturbed(
     resumed = load_file(folder / "model" / "model.safetensors")
     for name in undisturbed:
         torch.testing.assert_close(resumed[name], undisturbed[name])
-    assert yaml.safe_load((folder / "config.yaml").read_text())["output_dir"] == str(folder)
+    stored = OmegaConf.load(folder / "config.yaml")
+    assert stored.output_dir == str(folder)
+    assert stored.stage.callbacks.checkpoint.folder == f"{folder}/checkpoints"
+    known = ("configs", ".cache", gate.name)
+    assert [path.name for path in tmp_path.iterdir() if path.name not in known] == ["my runs"]
 
 
-def wait_for_change(path, process):
-    before, deadline = path.stat().st_mtime_ns, time.monotonic() + 60
-    while path.stat().st_mtime_ns == before:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def test_a_folder_named_as_the_home_folder_is_written_where_it_lies(tmp_path):
+    home, place = tmp_path / "home", tmp_path / "place"
+    home.mkdir()
+    place.mkdir()
+
+    code, output = call("train", LIMIT, "output_dir=./~", cwd=place, HOME=str(home))
+
+    assert code == 0, output
+    assert (place / "~" / "checkpoints" / "last.ckpt").is_file()
+    assert list(home.rglob("*.ckpt")) == []
 
 
 def test_two_ranks_share_one_run_folder_and_one_record(tmp_path):

@@ -52,20 +52,24 @@ class TinyDataModule(pl.LightningDataModule):
 
 
 class TinyModule(pl.LightningModule):
-    """Moves every weight towards zero at a learning rate; the validation metric falls with their size."""
+    """Moves every weight towards zero at a learning rate; the validation metric falls with their size.
+
+    Where `gate` names a file, it takes as many steps as the number in that file says, and then waits for a
+    larger one.
+    """
 
     def __init__(
         self,
         embedder: ReasoningEmbedder,
         learning_rate: float = 0.1,
-        seconds_per_step: float = 0.0,
         fails_at_step: int | None = None,
+        gate: str | None = None,
     ) -> None:
         super().__init__()
         self.model = embedder.model
         self.learning_rate = learning_rate
-        self.seconds_per_step = seconds_per_step
         self.fails_at_step = fails_at_step
+        self.gate = None if gate is None else Path(gate)
         self.automatic_optimization = False
 
     def _size(self) -> torch.Tensor:
@@ -74,7 +78,8 @@ class TinyModule(pl.LightningModule):
     def training_step(self, batch: torch.Tensor, batch_index: int) -> dict[str, int]:
         if self.global_step == self.fails_at_step:
             raise RuntimeError("this job was told to fail")
-        time.sleep(self.seconds_per_step)
+        while self.gate is not None and self.global_step >= int(self.gate.read_text()):
+            time.sleep(0.01)
         optimizer = self.optimizers()
         optimizer.zero_grad()
         loss = self._size()
@@ -95,8 +100,8 @@ name: tiny
 module:
   _target_: tests.tiny_stage.TinyModule
   learning_rate: 0.1
-  seconds_per_step: 0.0
   fails_at_step: null
+  gate: null
 datamodule:
   _target_: tests.tiny_stage.TinyDataModule
   batch_size: 4

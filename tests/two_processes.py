@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tests.command import FORKED
+
 T = TypeVar("T")
 
 
@@ -32,7 +34,8 @@ def on_two_ranks(function: Callable[..., T], *arguments: object) -> list[T]:
         ProcessRaisedException: If the function fails on a rank; the other rank is stopped.
     """
     with TemporaryDirectory() as folder:
-        mp.spawn(_work, (_free_port(), Path(folder), function, arguments), nprocs=2)
+        given = (_free_port(), Path(folder), function, arguments)
+        mp.start_processes(_work, given, nprocs=2, start_method=FORKED.get_start_method())
         return [torch.load(Path(folder) / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from src.data.collate import collate_sft
 from src.data.types import Benchmark, Corpus, Example, TrainingData
 from src.models.embedder import ReasoningEmbedder
+from src.models.positions import check_length
 from src.progress import Progress
 from src.stages.sampling import GroupedBatchSampler
 
@@ -61,7 +62,8 @@ def thinned(benchmark: Benchmark, n_queries: int, n_documents: int, seed: int) -
     random = np.random.default_rng(seed)
     names = sorted(benchmark.queries)
     chosen = [names[row] for row in sorted(random.permutation(len(names))[:n_queries])]
-    relevant = {benchmark.corpus.row_of[i] for query in chosen for i in benchmark.qrels[query]}
+    known = benchmark.corpus.row_of  # a judged document may be missing
+    relevant = {known[i] for query in chosen for i in benchmark.qrels[query] if i in known}
     others = [row for row in random.permutation(len(benchmark.corpus)).tolist() if row not in relevant]
     rows = sorted(relevant | set(others[: max(n_documents - len(relevant), 0)]))
     corpus = benchmark.corpus
@@ -204,6 +206,9 @@ class PretrainDataModule(StreamingDataModule):
         super().__init__()
         if text_length is not None and text_length < 1:
             raise ValueError(f"stage.datamodule.text_length must be at least 1 token, got {text_length}")
+        check_length(embedder.causal_lm, "stage.datamodule.sequence_length", sequence_length)
+        if embedder.tokenizer.eos_token_id is None:
+            raise ValueError("pretraining puts an end-of-text token after each text; this tokenizer has none")
         self.data, self.embedder = data, embedder
         self.batch_size, self.sequence_length, self.seed = batch_size, sequence_length, seed
         self.text_length = text_length

@@ -115,6 +115,11 @@ def checked_text(value: object, name: str, path: Path | str, line: int, *, may_b
     return value
 
 
+def has_letter(text: str) -> bool:
+    """Whether a text holds a letter of any script."""
+    return any(map(str.isalpha, text))
+
+
 class LazyTexts(Texts):
     """Texts that stay in a file and are read by row: one seek and one line each.
 

@@ -5,10 +5,9 @@ id, by text, and by a rule on rank or on score, and all that is masked is counte
 of NV-Retriever (arXiv:2407.15831, "TopK-PercPos": at most 95 % of the positive's score).
 """
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import numpy as np
@@ -18,8 +17,6 @@ from src.data.types import Corpus, Example
 from src.progress import Progress
 
 Search = Callable[[list[str], int], tuple[ArrayLike, ArrayLike]]
-
-_LOG = logging.getLogger(__name__)
 
 
 class Rule(Protocol):
@@ -114,10 +111,6 @@ class MiningReport:
     masked_by_rule: int
     positive_not_retrieved: int
 
-    def as_dict(self) -> dict[str, int]:
-        """Counts by name, for a data card."""
-        return asdict(self)
-
 
 def select_hard_negatives(
     scores: ArrayLike,
@@ -169,7 +162,6 @@ def mine_hard_negatives(
     n_negatives: int = 4,
     k: int = 100,
     chunk_size: int = 1024,
-    score_positives: Callable[[list[str], list[int]], ArrayLike] | None = None,
     progress: bool = True,
 ) -> tuple[list[Example], MiningReport]:
     """Adds hard negatives to training rows, behind those that they have.
@@ -183,8 +175,6 @@ def mine_hard_negatives(
         n_negatives: negatives to add per row, at most.
         k: documents to retrieve per query.
         chunk_size: queries per call of `search`.
-        score_positives: `(queries, rows) -> scores [Q]`, asked for positives that were not retrieved; without
-            it their score is unknown.
         progress: whether a bar shows rate and remaining time.
 
     Returns:
@@ -199,7 +189,7 @@ def mine_hard_negatives(
         for start in range(0, len(examples), chunk_size):
             chunk = examples[start : start + chunk_size]
             scores, rows = _searched(search, [example.query for example in chunk], min(k, len(corpus)))
-            known = _positive_scores(chunk, scores, rows, corpus, score_positives, counts)
+            known = _positive_scores(chunk, scores, rows, corpus, counts)
             for number, example in enumerate(chunk):
                 is_result = rows[number] >= 0
                 found = (scores[number][is_result], rows[number][is_result].tolist())
@@ -209,7 +199,6 @@ def mine_hard_negatives(
             bar.update(len(chunk))
     counts["n_queries"] = len(examples)
     report = MiningReport(**{field.name: counts[field.name] for field in fields(MiningReport)})
-    _LOG.info("hard negatives: %s", report)
     return mined, report
 
 
@@ -225,17 +214,10 @@ def _searched(search: Search, queries: list[str], k: int) -> tuple[np.ndarray, n
 
 
 def _positive_scores(
-    chunk: Sequence[Example],
-    scores: np.ndarray,
-    rows: np.ndarray,
-    corpus: Corpus,
-    score_positives: Callable[[list[str], list[int]], ArrayLike] | None,
-    counts: Counter[str],
+    chunk: Sequence[Example], scores: np.ndarray, rows: np.ndarray, corpus: Corpus, counts: Counter[str]
 ) -> list[float | None]:
-    """Score of each positive; those that were not retrieved are counted, and scored if that is
-    possible."""
+    """Score of each positive; None for those that were not retrieved, which are counted."""
     known: list[float | None] = []
-    missing: list[int] = []
     for number, example in enumerate(chunk):
         if example.positive_id not in corpus.row_of:
             raise ValueError(
@@ -243,16 +225,7 @@ def _positive_scores(
             )
         places = np.flatnonzero(rows[number] == corpus.row_of[example.positive_id])
         known.append(float(scores[number][places[0]]) if len(places) else None)
-        if not len(places):
-            missing.append(number)
-    counts["positive_not_retrieved"] += len(missing)
-    if missing and score_positives is not None:
-        asked = score_positives(
-            [chunk[number].query for number in missing],
-            [corpus.row_of[chunk[number].positive_id] for number in missing],
-        )
-        for number, score in zip(missing, np.asarray(asked, dtype=np.float64).tolist(), strict=True):
-            known[number] = score
+        counts["positive_not_retrieved"] += not len(places)
     return known
 
 

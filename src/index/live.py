@@ -194,10 +194,6 @@ class LiveStore:
         """Numbers of the checkpoints that the rows can go back to, ascending."""
         return _journals(self.folder)
 
-    def staleness(self, step: int) -> np.ndarray:
-        """Steps since each row was encoded, `[N]` int64; `step + 1` for one that never was."""
-        return step - self.encoded_at
-
     def update(self, rows: ArrayLike, vectors: ArrayLike, step: int | np.ndarray) -> None:
         """Overwrites rows; their old vectors and ages are in the journal first.
 
