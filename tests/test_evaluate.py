@@ -17,6 +17,7 @@ from src.evaluation.benchmark import Settings, evaluate_benchmark
 from src.evaluation.places import PlaceError, collection_path, folder_name
 from src.evaluation.report import print_table, write_chart
 from src.evaluation.trec import encoded_id
+from src.evaluation.validation import validate
 from src.runtime import ConfigSource, compose
 
 TREC = {"ndcg@10": "ndcg_cut_10", "recall@100": "recall_100", "map@100": "map_cut_100"}
@@ -169,6 +170,8 @@ def test_settings_have_the_same_ranges():
     for wrong in ({"top_k": 99}, {"limit": 0}, {"limit": -1}, {"seed": -1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Settings(**{"top_k": 100, "analyzer": "code", "k1": 1.2, "b": 0.75, "seed": 0, **wrong})
+    with pytest.raises(ValueError, match="top_k must be at least 100"):
+        validate(None, None, top_k=99)
 
 
 # ---- what is read
@@ -386,6 +389,14 @@ def test_a_report_finds_the_scores_of_every_row_and_where_its_own_rows_lie(tmp_p
     assert rows[1]["folder"].partition("/")[2] in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"rows": [], "command": "", "commit": "", "seed": 1}'])
+def test_a_report_of_what_is_no_evaluation_is_one_line(tmp_path, content):
+    file = tmp_path / "metrics.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=r"metrics\.json: no (metrics\.json|row of an evaluation)"):
+        report.joined({str(file): json.loads(content)})
+
+
 def test_a_table_and_a_chart_show_names_as_they_are_and_any_number_of_them(tmp_path, capsys):
     row = {
         "mode": "bm25", "model": "bm25", "n_queries": 1, "n_docs": 1, "missing_embed_token": 0,
@@ -395,7 +406,7 @@ def test_a_table_and_a_chart_show_names_as_they_are_and_any_number_of_them(tmp_p
     print_table([row | {"benchmark": "we[b] 1"}])
     assert "we[b] 1" in capsys.readouterr().out
     assert write_chart([row | {"benchmark": "$x$ {"}], tmp_path / "one.png").is_file()
-    many = [row | {"benchmark": f"b{number}"} for number in range(300)]
+    many = [row | {"benchmark": f"b{number}"} for number in range(245)]
     assert write_chart(many, tmp_path / "many.png").is_file()
     with pytest.raises(ValueError, match="no row to draw"):
         write_chart([], tmp_path / "none.png")
