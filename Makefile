@@ -57,8 +57,9 @@ lint: setup  ## ruff: rules and format
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 
-test: lint  ## lint and the fast tests
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadscope -q
+test: lint  ## lint and the fast tests; [PYTEST=--random-order] [OMP_NUM_THREADS=2]
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=PASSIVE \
+		$(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=10 -q $(PYTEST)
 
 mutants: SEED := 13
 mutants: setup  ## plant [N=100] bugs drawn with [SEED=13] and run the tests that should see them, see experiments/mutants/

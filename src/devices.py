@@ -7,6 +7,12 @@ import os
 from pathlib import Path
 
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+_ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""Variables that keep oneDNN, which multiplies for torch, from newer instructions."""
+
+_ISA_WITHOUT_BF16 = frozenset(
+    {"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni"}
+)
 
 
 def visible_gpus() -> int:
@@ -49,8 +55,12 @@ def cpu_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The precision that trains fastest on this CPU, as `Trainer(precision=...)` takes it.
 
     "bf16-mixed" where the processor multiplies bf16 in hardware (it halves the time of a step, see
-    experiments/README.md), "32-true" where it does not or where Linux does not say.
+    experiments/README.md), "32-true" where it does not, where ONEDNN_MAX_CPU_ISA keeps oneDNN from it, and
+    where Linux does not say.
     """
+    limit = next((os.environ[name] for name in _ISA_LIMITS if name in os.environ), "")
+    if limit.lower() in _ISA_WITHOUT_BF16:
+        return "32-true"
     with contextlib.suppress(OSError):
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
             name, _, flags = line.partition(":")

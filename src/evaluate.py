@@ -163,12 +163,12 @@ def run(config: DictConfig) -> None:
     origin = provenance(seed=config.seed)
     folder = Path(config.output_dir)
     target = Path(config.metrics_file) if config.metrics_file else folder / "metrics.json"
-    earlier = _earlier(folder, target)
+    _earlier(folder, target)  # refused before anything is encoded where it is something else
     benchmarks = {name: _benchmark(config, name) for name in listed(config, "benchmarks")}
     model = None if NEED_NO_MODEL.issuperset(config.modes) else _load(config, config.model.path)
     base = None if NEED_BASE.isdisjoint(config.modes) else _load(config, config.base.path)
     new: list[dict] = []
-    rows = earlier
+    rows: list[dict] = []
     for name, benchmark in benchmarks.items():
         analyzer = analyzer_for(config.bm25.analyzer, name)
         settings = Settings(config.top_k, analyzer, config.bm25.k1, config.bm25.b, config.seed, config.limit)
@@ -176,8 +176,9 @@ def run(config: DictConfig) -> None:
             log.info("%s, %s", benchmark.name, mode)
             row = evaluate_benchmark(benchmark, mode, folder, settings, model, base, config.cache_dir, origin)
             new.append({**row, "folder": seen_from(target.parent, folder / row["folder"])})
-            rows = added(earlier, new)
-            # Written after each, so that an interrupted evaluation shows what it has.
+            # Read and written for each, so that an interrupted evaluation shows what it has, and another one
+            # that writes here meanwhile keeps its rows.
+            rows = added(_earlier(folder, target), new)
             write_metrics(target, rows, origin)
     print_table(rows)
     for path in (target, write_chart(rows, target.with_suffix(".png"))):

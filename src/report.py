@@ -34,6 +34,9 @@ def joined(contents: dict[str, dict]) -> tuple[list[dict], dict]:
         ValueError: If two files have different commits or seeds, so that their rows are no one experiment's,
             or no file has a row of an evaluation.
     """
+    for path, content in contents.items():
+        if not isinstance(content, dict) or not {"rows", "command", "commit", "seed"} <= content.keys():
+            raise ValueError(f"{path}: no metrics.json; `python -m src.evaluate` writes one")
     for key in ("commit", "seed"):
         values = {path: content[key] for path, content in contents.items()}
         if len(set(values.values())) > 1:

@@ -48,6 +48,7 @@ from src.command_line import (
 from src.devices import cpu_precision
 from src.last_resort import EXIT_FAILED, EXIT_INTERRUPTED, run_command, told
 from src.model_choice import Given, read_facts, refuse_conflicts
+from src.number_ranges import check_numbers
 from src.run_folder import (
     Failed,
     Interrupted,
@@ -354,7 +355,7 @@ def compose(config_name: str, overrides: Sequence[str], source: ConfigSource) ->
 
     Raises:
         UsageError: For an unknown group option or key (with `+` as well), a group that the choices do not
-            use, or a value that is still missing.
+            use, a value that is still missing, or a number out of its range.
     """
     parsed = source.parse(overrides)
     groups = source.groups()
@@ -501,9 +502,10 @@ def _check_complete(config: DictConfig) -> None:
     if missing:
         raise UsageError(f"{' and '.join(f'{key}=' for key in missing)} must be given")
     try:
-        OmegaConf.to_container(config, resolve=True)
+        plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(str(error).splitlines()[0]) from None
+    check_numbers(plain)
 
 
 def resolved_yaml(config: DictConfig) -> str:
@@ -579,6 +581,7 @@ def _resumed(source: ConfigSource, overrides: Sequence[str], folder: Path) -> Co
             rest.append(_checked_key(override, _plain(stored), groups).lstrip("+"))
     merged = OmegaConf.merge(stored, *(_as_config(override) for override in source.parse(rest)))
     merged.resume = merged.output_dir = literal(str(folder))
+    _check_complete(merged)
     _refuse_changes(folder, stored, merged)
     state = state_of(folder)
     if state == "running" and not os.environ.get(RUN_FOLDER):

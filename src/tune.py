@@ -7,7 +7,7 @@ folder of its own; a study that was interrupted goes on where it stands.
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from src.command_line import UsageError, did_you_mean, flat_keys, literal
+from src.number_ranges import check_numbers
 from src.run_folder import Failed, make_folder, read_json, write_json, write_status
 from src.runtime import Composed, entry_point, execute
 from src.train import check as check_train
@@ -126,11 +127,22 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     if config.resume or config.if_exists != "refuse":
         raise UsageError("a search goes on by itself: run it again with the same study=")
     check_train(config, is_sweep=True)  # trials share one process, as the jobs of a sweep do
-    read_space(Path(config.space), OmegaConf.to_container(config, resolve=False))
+    _check_ends(config, read_space(Path(config.space), OmegaConf.to_container(config, resolve=False)))
     earlier, facts = read_json(study_folder(config) / FACTS), _facts(config)
     if earlier and earlier != facts:
         changed = " and ".join(key for key in facts if earlier.get(key) != facts[key])
         raise UsageError(f"study={config.study} was made with another {changed}; name a new file")
+
+
+def _check_ends(config: DictConfig, dimensions: Sequence[Dimension]) -> None:
+    """Refuses a space that holds a value out of its range."""
+    for dimension in dimensions:
+        for value in dimension.choices or (dimension.low, dimension.high):
+            trial = _with_settings(config, {dimension.key: value})
+            try:
+                check_numbers(OmegaConf.to_container(trial, resolve=True))
+            except UsageError as error:
+                raise UsageError(f"space={config.space}: {error}") from None
 
 
 def _facts(config: DictConfig) -> dict:
@@ -238,10 +250,17 @@ def _trial_config(config: DictConfig, settings: Mapping[str, object]) -> Compose
     """What `python -m src.train` would have composed: tune.yaml is train.yaml and the keys of the search."""
     plain = OmegaConf.to_container(config, resolve=False)
     trial = OmegaConf.create({key: value for key, value in plain.items() if key not in OWN_KEYS})
-    for key, value in settings.items():
-        OmegaConf.update(trial, key, literal(value) if isinstance(value, str) else value)
+    trial = _with_settings(trial, settings)
     choices = read_json(Path(config.output_dir) / "provenance.json").get("choices", {})
     return Composed(trial, choices, [f"{key}={value}" for key, value in settings.items()])
+
+
+def _with_settings(config: DictConfig, settings: Mapping[str, object]) -> DictConfig:
+    """A copy with some keys set; text is taken as it reads."""
+    copy = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+    for key, value in settings.items():
+        OmegaConf.update(copy, key, literal(value) if isinstance(value, str) else value)
+    return copy
 
 
 def _pruning_callback(trial: "optuna.Trial", monitor: str):

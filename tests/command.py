@@ -14,16 +14,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-from tests.tiny_stage import write_configs
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 600
 """How long a process may take: a few seconds on a quiet machine. It ends what hangs and is no expectation."""
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+THREADS = int(os.environ.get("OMP_NUM_THREADS") or 1)
+"""Of torch, here and in every process: more than one only where the environment says so."""
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(THREADS)}
 for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SEARCH_R3_RUN_FOLDER"):
     ENVIRONMENT.pop(name, None)
 
@@ -64,7 +66,7 @@ def become(module: str, arguments: list[str], cwd: Path, environment: dict[str, 
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.path.insert(0, str(cwd))
     sys.argv = [module, *arguments]
@@ -84,14 +86,20 @@ def forked(function: Callable[..., None], *arguments: object, is_merged: bool = 
     """
     with TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("stdout", "stdout" if is_merged else "stderr")]
-        process = FORKED.Process(target=_written_to, args=(files, function, arguments))
-        process.start()
+        process = begun(files, function, *arguments)
         process.join(LIMIT_S)
         if process.is_alive():
             process.kill()
             process.join()
         stdout, stderr = (file.read_text() if file.is_file() else "" for file in files)
         return Done(process.exitcode, stdout, "" if is_merged else stderr)
+
+
+def begun(files: list[Path], function: Callable[..., None], *arguments: object) -> BaseProcess:
+    """A forked process that runs a function and writes its output and its errors to two files, or to one."""
+    process = FORKED.Process(target=_written_to, args=(files, function, arguments))
+    process.start()
+    return process
 
 
 def _written_to(files: list[Path], function: Callable[..., None], arguments: tuple) -> None:
@@ -109,6 +117,8 @@ def run(module: str, *arguments: str, cwd: Path = ROOT, is_merged: bool = False,
 
 
 def _tiny(arguments: tuple[str, ...], cwd: Path) -> list[str]:
+    from tests.tiny_stage import write_configs  # imports torch, and some processes want LIMIT_S alone
+
     configs = write_configs(cwd / "configs")
     tiny = ["stage=tiny", "data=tiny", "model=tiny"] if not any("resume=" in a for a in arguments) else []
     return ["--config-dir", str(configs), *tiny, *arguments]

@@ -10,8 +10,52 @@ from src.models.embedder import ReasoningEmbedder
 from src.models.folder import load_embedder, save_embedder
 from src.models.nano import create_nano
 from src.models.prompts import Lengths, Prompts
+from tests.command import THREADS
 
-torch.set_num_threads(1)
+torch.set_num_threads(THREADS)
+
+LONGEST = (
+    "test_rl_two_ranks_resume",
+    "test_end_to_end",
+    "test_hops",
+    "test_bench_refresh",
+    "test_rl_resume",
+    "test_train_cli",
+    "test_multirun",
+    "test_rl_two_ranks",
+    "test_tune",
+)
+"""Modules that start first, so that no worker is left with one of them at the end."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest modules first, each in its own order; what the machine cannot do is skipped with the reason."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+    lacking = {"gpu": None if torch.cuda.is_available() else "torch finds no CUDA device", "bf16": no_bf16()}
+    for item in items:
+        for name, reason in lacking.items():
+            if reason is not None and item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def no_bf16() -> str | None:
+    """Why torch does not multiply in bf16 on this CPU; None where it does, in hardware or not."""
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.nn.Linear(2, 2)(torch.ones(1, 2)).sum().backward()
+    except RuntimeError as error:
+        return f"torch refuses a bf16 product on this CPU: {error}"
+    return None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """How an order that was drawn is had again; `-q` leaves out the line at the top."""
+    if config.getoption("random_order_enabled", False):
+        seed = config.getoption("random_order_seed")
+        terminalreporter.write_line(f"random order: --random-order --random-order-seed={seed}")
+
 
 TEXTS = [
     "Return the sum of two integers.\ndef add_numbers(first, second):\n    return first + second",

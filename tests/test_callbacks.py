@@ -2,10 +2,7 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -27,6 +24,7 @@ from src.stages.optimization import (
     optimization_step,
 )
 from src.stages.sampling import GroupedBatchSampler
+from tests.command import THREADS, forked
 
 N_STEPS = 8
 SETTINGS = OptimizationSettings(learning_rate=1e-2, warmup=2, schedule="cosine")
@@ -142,14 +140,14 @@ def assert_same(actual: nn.Module, expected: nn.Module) -> None:
         assert torch.equal(ours, theirs), name
 
 
+def fit_until(folder, step):
+    """What a process does that kills itself at a step."""
+    torch.set_num_threads(THREADS)
+    fit(folder, Pairs(kill_at=step))
+
+
 def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path, uninterrupted):
-    killed = subprocess.run(
-        [sys.executable, __file__, str(tmp_path), "5"],
-        cwd=Path(__file__).resolve().parents[1],
-        env={**os.environ, "PYTHONPATH": "."},
-        capture_output=True,
-        text=True,
-    )
+    killed = forked(fit_until, tmp_path, 5)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     resumed = Pairs()
     trainer = fit(tmp_path, resumed, tmp_path / "last.ckpt")  # of step 4
@@ -282,7 +280,3 @@ def test_throughput_books_time_under_the_part_that_took_it(tmp_path, caplog):
     assert trainer.callback_metrics["throughput/pairs_per_s"] > 0
     assert 0 < trainer.callback_metrics["time/backward"] < 1
     assert "backward" in caplog.text
-
-
-if __name__ == "__main__":
-    fit(Path(sys.argv[1]), Pairs(kill_at=int(sys.argv[2])))

@@ -109,8 +109,12 @@ def test_the_needed_band_is_the_smallest_from_which_on_all_give_the_fresh_ranks(
     for query in range(len(numbers)):
         own = limits[query][np.isfinite(limits[query])]
         assert own == pytest.approx(
-            [fresh[row] @ queries.vectors[query] - TIE for row in queries.positives[query] if row >= 0],
-            abs=1e-7,
+            [
+                fresh[row].astype(np.float64) @ queries.vectors[query] - TIE
+                for row in queries.positives[query]
+                if row >= 0
+            ],
+            rel=1e-12,
         )
         wanted = inputs(new[query], own, cap)[0]
         # each positive has a band of its own in the slow definition too: the number is the largest of them

@@ -75,6 +75,20 @@ def test_title_and_text_are_joined_by_one_space(tmp_path, compressed):
     ]
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_line_ends_of_windows_a_byte_order_mark_and_a_missing_header_change_nothing(tmp_path, compressed):
+    plain = load_benchmark(write_collection(tmp_path / "plain"))
+    judged = "q30\td1\t2\nq30\td2\t 1 \nq31\td3\t0"
+    files = {"corpus": lines(CORPUS), "queries": lines(QUERIES), "test": judged}
+    odd = {name: "\ufeff\r\n" + text.replace("\n", "\r\n") for name, text in files.items()}
+    odd["train"] = "\n" + qrels([("q0", "d1", 1)])  # the header is not on the first line
+    folder = write_collection(tmp_path / "odd", compressed, **odd)
+    benchmark = load_benchmark(folder)
+    assert benchmark.corpus.fingerprint == plain.corpus.fingerprint
+    assert (benchmark.queries, benchmark.qrels) == (plain.queries, plain.qrels)
+    assert [row.id for row in load_beir_training(folder, validation_share=0).examples] == ["q0\td1"]
+
+
 def test_all_judged_queries_count_and_no_others(tmp_path):
     benchmark = load_benchmark(write_collection(tmp_path))
     assert benchmark.queries == {"q30": "query number 30", "q31": "query number 31"}
@@ -196,6 +210,9 @@ BAD_ROWS = [
     ({"train": qrels([("q0", "d1", 1), ("q0", "d1", 1)])}, "train.tsv", 3, "judged twice"),
     ({"train": "q0\t0\td1\t1\n"}, "train.tsv", 1, "3 tab-separated columns"),
     ({"train": "query-id corpus-id score\n"}, "train.tsv", 1, "3 tab-separated columns"),
+    ({"train": "q0\t0\td1\t1\n"}, "train.tsv", 1, "TREC's format has 4: take the second column out"),
+    ({"train": "q0 0 d1 1\n"}, "train.tsv", 1, "TREC's format has 4: take the second column out"),
+    ({"train": "query_id\tdoc_id\trelevance\n"}, "train.tsv", 1, "a header line reads query-id, corpus-id"),
     ({"train": "q0\td1\thigh\n"}, "train.tsv", 1, "integer, got 'high'"),
     ({"train": "q0\td1\t1.5\n"}, "train.tsv", 1, "integer, got '1.5'"),
     ({"train": "query-id\tcorpus-id\tscore\n"}, "train.tsv", 0, "no judgements"),
@@ -309,6 +326,10 @@ def test_a_judgement_without_its_document_or_query_is_refused_with_the_option_th
     write_collection(tmp_path, test=qrels([("q30", "d1", 1), ("q99", "gone", 2)]))
     with pytest.raises(DataError, match=r"line 3: query 'q99' is not.*allow_unmatched_judgements=true"):
         load_benchmark(folder)
+    with pytest.raises(DataError, match=r"test.tsv: not one judged document is in the corpus \(.*'7'.*'d1'"):
+        load_benchmark(
+            write_collection(tmp_path, test=qrels([("q30", "7", 1)])), allow_unmatched_judgements=True
+        )
     with pytest.raises(DataError, match=r"test.tsv: no judgement is of a query in the queries file \(1 rows"):
         load_benchmark(
             write_collection(tmp_path, test=qrels([("q99", "d1", 2)])), allow_unmatched_judgements=True

@@ -21,13 +21,38 @@ ROOT = Path(__file__).resolve().parents[1]
         ("", "32-true"),
     ],
 )
-def test_bf16_is_taken_where_the_processor_multiplies_it(tmp_path, flags, precision):
-    file = tmp_path / "cpuinfo"
+def test_bf16_is_taken_where_the_processor_multiplies_it(tmp_path, monkeypatch, flags, precision):
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    assert cpu_precision(cpuinfo(tmp_path, flags)) == precision
+
+
+@pytest.mark.parametrize(
+    ("limit", "precision"),
+    [
+        ("AVX2", "32-true"),
+        ("avx512_core_vnni", "32-true"),
+        ("AVX512_CORE_BF16", "bf16-mixed"),
+        ("AVX10_1_512_AMX", "bf16-mixed"),
+        ("DEFAULT", "bf16-mixed"),
+        ("", "bf16-mixed"),
+    ],
+)
+def test_bf16_is_not_taken_where_onednn_is_kept_from_it(tmp_path, monkeypatch, limit, precision):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert cpu_precision(cpuinfo(tmp_path, "fpu avx512_bf16")) == precision
+
+
+def cpuinfo(folder, flags):
+    """As Linux tells it of two processors."""
+    file = folder / "cpuinfo"
     file.write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t\t: {flags}\n")
-    assert cpu_precision(file) == precision
+    return file
 
 
-def test_fp32_is_taken_where_nothing_says_what_the_processor_can(tmp_path):
+def test_fp32_is_taken_where_nothing_says_what_the_processor_can(tmp_path, monkeypatch):
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
     assert cpu_precision(tmp_path / "absent") == "32-true"
 
 

@@ -181,6 +181,7 @@ def test_memory_is_bounded_by_a_block_and_not_by_the_corpus_or_the_rollouts():
     assert 1024 <= seen.largest <= 1600
 
 
+@pytest.mark.bf16
 def test_ranking_does_not_depend_on_the_precision_that_the_run_chose():
     rows, queries, positives = world()
     expected = exact_ranking(queries, positives, Shard(rows))

@@ -17,9 +17,11 @@ from src.evaluation.benchmark import Settings, evaluate_benchmark
 from src.evaluation.places import PlaceError, collection_path, folder_name
 from src.evaluation.report import print_table, write_chart
 from src.evaluation.trec import encoded_id
+from src.evaluation.validation import validate
 from src.runtime import ConfigSource, compose
 
 TREC = {"ndcg@10": "ndcg_cut_10", "recall@100": "recall_100", "map@100": "map_cut_100"}
+OPENED: list[ConfigSource] = []
 SETTINGS = Settings(top_k=100, analyzer="english", k1=1.2, b=0.75, seed=0)
 
 
@@ -35,14 +37,26 @@ def write_collection(folder: Path, ids=("d0", "d1", "d2", "d3", "d4"), judged=()
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def configs():
+    """Opened once: it takes as long as an evaluation here."""
+    with ConfigSource() as source:
+        OPENED.append(source)
+        yield
+    OPENED.clear()
+
+
+def call(*overrides: str) -> None:
+    """What `python -m src.evaluate modes=[bm25] ...` does, in this process."""
+    config = compose("evaluate", ["modes=[bm25]", *overrides], OPENED[0]).config
+    check(config, False)
+    run(config)
+
+
 def evaluate(tmp_path: Path, *overrides: str) -> list[dict]:
     """Rows of metrics.json after `python -m src.evaluate modes=[bm25] ...` into `tmp_path/out`."""
     out = tmp_path / "out"
-    places = [f"beir_dir={tmp_path / 'beir'}", f"output_dir={out}", "modes=[bm25]"]
-    with ConfigSource() as source:
-        config = compose("evaluate", [*places, *overrides], source).config
-    check(config, False)
-    run(config)
+    call(f"beir_dir={tmp_path / 'beir'}", f"output_dir={out}", *overrides)
     rows = json.loads((out / "metrics.json").read_text())["rows"]
     assert len({row["folder"] for row in rows}) == len(rows)
     assert all((out / row["folder"] / "run.trec").is_file() for row in rows)
@@ -169,6 +183,8 @@ def test_settings_have_the_same_ranges():
     for wrong in ({"top_k": 99}, {"limit": 0}, {"limit": -1}, {"seed": -1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Settings(**{"top_k": 100, "analyzer": "code", "k1": 1.2, "b": 0.75, "seed": 0, **wrong})
+    with pytest.raises(ValueError, match="top_k must be at least 100"):
+        validate(None, None, top_k=99)
 
 
 # ---- what is read
@@ -352,15 +368,8 @@ def test_one_table_for_several_output_folders_says_where_each_row_lies(tmp_path,
     with caplog.at_level("INFO"):
         for name in ("a", "b"):
             out = f"output_dir={tmp_path / 'outs' / name}"
-            with ConfigSource() as source:
-                config = compose(
-                    "evaluate",
-                    [f"beir_dir={tmp_path / 'beir'}", "modes=[bm25]", out, f"metrics_file={table}",
-                     f"benchmarks=[{name}]"],
-                    source,
-                ).config  # fmt: skip
-            check(config, False)
-            run(config)
+            beir = f"beir_dir={tmp_path / 'beir'}"
+            call(beir, out, f"metrics_file={table}", f"benchmarks=[{name}]")
     rows = json.loads(table.read_text())["rows"]
     assert [row["folder"] for row in rows] == ["../outs/a/a/bm25", "../outs/b/b/bm25"]
     assert all((table.parent / row["folder"] / "run.trec").is_file() for row in rows)
@@ -386,6 +395,14 @@ def test_a_report_finds_the_scores_of_every_row_and_where_its_own_rows_lie(tmp_p
     assert rows[1]["folder"].partition("/")[2] in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"rows": [], "command": "", "commit": "", "seed": 1}'])
+def test_a_report_of_what_is_no_evaluation_is_one_line(tmp_path, content):
+    file = tmp_path / "metrics.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=r"metrics\.json: no (metrics\.json|row of an evaluation)"):
+        report.joined({str(file): json.loads(content)})
+
+
 def test_a_table_and_a_chart_show_names_as_they_are_and_any_number_of_them(tmp_path, capsys):
     row = {
         "mode": "bm25", "model": "bm25", "n_queries": 1, "n_docs": 1, "missing_embed_token": 0,
@@ -395,7 +412,8 @@ def test_a_table_and_a_chart_show_names_as_they_are_and_any_number_of_them(tmp_p
     print_table([row | {"benchmark": "we[b] 1"}])
     assert "we[b] 1" in capsys.readouterr().out
     assert write_chart([row | {"benchmark": "$x$ {"}], tmp_path / "one.png").is_file()
-    many = [row | {"benchmark": f"b{number}"} for number in range(300)]
-    assert write_chart(many, tmp_path / "many.png").is_file()
+    many = [row | {"benchmark": f"b{number}"} for number in range(70)]
+    image = write_chart(many, tmp_path / "many.png").read_bytes()
+    assert int.from_bytes(image[16:20]) == 100 * 150  # no wider however many; matplotlib refuses 2^16 pixels
     with pytest.raises(ValueError, match="no row to draw"):
         write_chart([], tmp_path / "none.png")

@@ -16,6 +16,7 @@ LAYERS = [
         "src.devices",
         "src.last_resort",
         "src.model_choice",
+        "src.number_ranges",
         "src.progress",
         "src.run_folder",
         "src.sweep_table",

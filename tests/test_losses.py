@@ -21,7 +21,8 @@ from src.objectives.losses import (
 )
 
 ULP = 2.0**-23
-"""Of fp32, relative: the distance of two neighbours, at most."""
+"""Of fp32, relative: the distance of two neighbours, at most. A cosine is off by one or two of them, and 20
+times as far where it is divided by a temperature of 0.05."""
 
 QUERY = torch.tensor([[1.0, 0.0]])
 DOCUMENTS = torch.tensor([[0.6, 0.8], [0.8, 0.6], [-2.0, 0.0]])  # cosines with QUERY: 0.6, 0.8, -1
@@ -45,13 +46,13 @@ def random_head(n_tokens: int = 11, vocabulary: int = 17, width: int = 6, seed: 
 def test_info_nce_is_the_value_by_hand():
     # cosines / 0.5: 1.2, 1.6, -2.0; loss = log(1 + e^0.4 + e^-3.2)
     loss = info_nce(QUERY, DOCUMENTS, torch.tensor([0]), temperature=0.5)
-    assert loss.item() == pytest.approx(math.log(1 + math.exp(0.4) + math.exp(-3.2)), abs=1e-6)
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(0.4) + math.exp(-3.2)), rel=16 * ULP)
 
 
 def test_info_nce_leaves_out_masked_documents_and_never_the_positive():
     mask = torch.tensor([[False, False, True]])
     loss = info_nce(QUERY, DOCUMENTS, torch.tensor([0]), mask, temperature=0.5)
-    assert loss.item() == pytest.approx(math.log(1 + math.exp(-3.2)), abs=1e-6)
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-3.2)), rel=16 * ULP)
 
 
 def test_info_nce_is_lower_for_the_nearer_positive():
@@ -76,7 +77,7 @@ def test_info_nce_weights_rows():
     first, third = (info_nce(queries[[i]], documents, positive_index[[i]]) for i in (0, 2))
     weights = torch.tensor([3.0, 0.0, 1.0, 0.0])
     loss = info_nce(queries, documents, positive_index, weights=weights)
-    assert loss.item() == pytest.approx((3 * first + third).item() / 4, rel=1e-6)
+    assert loss.item() == pytest.approx((3 * first + third).item() / 4, rel=16 * ULP)
 
 
 def test_parts_with_the_whole_count_add_up_to_the_whole():
@@ -85,7 +86,7 @@ def test_parts_with_the_whole_count_add_up_to_the_whole():
     parts = [
         info_nce(queries[rows], documents, positive_index[rows], denominator=4.0) for rows in ([0], [1, 2, 3])
     ]
-    assert sum(parts).item() == pytest.approx(whole.item(), rel=4 * ULP)
+    assert sum(parts).item() == pytest.approx(whole.item(), rel=16 * ULP)
 
 
 @pytest.mark.parametrize("loss", [info_nce, hardest_negative_margin])
@@ -103,8 +104,8 @@ def test_rows_that_have_nothing_to_compare_do_not_count(loss):
     ]
     assert n_rows == 2
     assert others > 0.1
-    assert loss(queries, documents, positive_index, mask).item() == pytest.approx(others.item(), rel=4 * ULP)
-    assert sum(parts).item() == pytest.approx(others.item(), rel=4 * ULP)
+    assert loss(queries, documents, positive_index, mask).item() == pytest.approx(others.item(), rel=16 * ULP)
+    assert sum(parts).item() == pytest.approx(others.item(), rel=16 * ULP)
 
 
 def test_info_nce_refuses_a_temperature_of_zero():
@@ -163,6 +164,7 @@ def test_rows_that_all_have_weight_zero_give_zero_and_a_finite_gradient():
     assert (queries.grad == 0).all()
 
 
+@pytest.mark.bf16
 def test_similarities_are_fp32_under_autocast():
     queries, documents, _ = random_batch(width=64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -175,10 +177,12 @@ def test_similarities_are_fp32_under_autocast():
 def test_hardest_negative_margin_takes_the_most_similar_allowed_document():
     # the positive is document 2, cosine -1. Hardest is 0.8: 0.1 + 1 + 0.8 = 1.9; with it masked 0.6: 1.7
     index = torch.tensor([2])
-    assert hardest_negative_margin(QUERY, DOCUMENTS, index, margin=0.1).item() == pytest.approx(1.9, abs=1e-6)
+    assert hardest_negative_margin(QUERY, DOCUMENTS, index, margin=0.1).item() == pytest.approx(
+        1.9, rel=16 * ULP
+    )
     mask = torch.tensor([[True, False, True]])
     masked = hardest_negative_margin(QUERY, DOCUMENTS, index, mask, margin=0.1)
-    assert masked.item() == pytest.approx(1.7, abs=1e-6)
+    assert masked.item() == pytest.approx(1.7, rel=16 * ULP)
 
 
 def test_hardest_negative_margin_of_a_fully_masked_row_is_finite():

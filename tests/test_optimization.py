@@ -167,7 +167,10 @@ def test_skipping_everything_changes_nothing_and_ends():
     assert (module.weight.weight == 1.0).all()
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+BF16 = [pytest.param(name, marks=pytest.mark.bf16) for name in ("bf16-mixed", "bf16-true")]
+
+
+@pytest.mark.parametrize("precision", ["32-true", *BF16])
 def test_the_norm_is_reported_before_clipping(precision):
     module = Line(OptimizationSettings(learning_rate=0.1, max_grad_norm=0.5))
     fit(module, precision=precision)

@@ -3,10 +3,7 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -14,7 +11,7 @@ import torch
 from test_rl import likely_folder
 from test_rl_resume import N_STEPS, same, small_run, write_triples
 
-from tests.command import LIMIT_S
+from tests.command import ENVIRONMENT, LIMIT_S, ROOT, become, begun
 
 SHARDS = [f"index/shard-{rank}-of-2/{name}" for rank in range(2) for name in ("rows.f32", "ages.bin")]
 
@@ -25,25 +22,36 @@ def arguments(tmp_path_factory):
     return [*small_run(write_triples(place / "rows.jsonl"), likely_folder(place)), "strategy=ddp_cpu"]
 
 
-def started(arguments, place):
+def train(arguments, gate, held_at):
+    """The process of rank 0: `python -m src.train`, held when the table has the lines of a step."""
+    from src.stages.completions import Completions
+
+    write = Completions.write
+
+    def then_wait(self, by_rank, loggers):
+        write(self, by_rank, loggers)
+        if held_at is not None and f'"step": {held_at},' in self.file.read_text():
+            gate.touch()
+            while gate.exists():
+                time.sleep(0.01)
+
+    Completions.write = then_wait
+    become("src.train", arguments, ROOT, ENVIRONMENT)
+
+
+def started(arguments, place, held_at=None):
     """The command in a process group of its own, so that whatever it starts can be ended with it."""
-    command = [sys.executable, "-m", "src.train", *arguments, "if_exists=resume"]
-    command += [f"output_dir={place / 'run'}", f"stage.datamodule.cache_dir={place / 'cache'}"]
-    with (place / "output.txt").open("w") as log:
-        return subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=Path(__file__).parents[1],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
+    given = [*arguments, "if_exists=resume"]
+    given += [f"output_dir={place / 'run'}", f"stage.datamodule.cache_dir={place / 'cache'}"]
+    log = place / "output.txt"
+    log.unlink(missing_ok=True)
+    return begun([log, log], train, given, place / "held", held_at)
 
 
 def ended(process, place):
     """Exit code and output; nothing that it started is left."""
     try:
-        code = process.wait(LIMIT_S)
+        process.join(LIMIT_S)
         deadline = time.monotonic() + LIMIT_S
         while alive(process.pid) and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -51,7 +59,7 @@ def ended(process, place):
     finally:
         for left in alive(process.pid):
             left.kill()
-    return code, (place / "output.txt").read_text()
+    return process.exitcode, (place / "output.txt").read_text()
 
 
 def alive(group):
@@ -65,14 +73,13 @@ def alive(group):
     return found
 
 
-def wait_for_step(process, place, step):
-    """Until the table has lines of a step: the checkpoint of the step before the last even one is written."""
-    table, deadline = place / "run" / "completions.jsonl", time.monotonic() + LIMIT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        if table.exists() and f'"step": {step},' in table.read_text():
-            return
+def wait_until_held(process, place):
+    """At step 3 the last checkpoint is that of two steps, at step 5 that of four."""
+    deadline = time.monotonic() + LIMIT_S
+    while not (place / "held").exists():
+        assert process.is_alive(), (place / "output.txt").read_text()
+        assert time.monotonic() < deadline
         time.sleep(0.02)
-    raise AssertionError((place / "output.txt").read_text())
 
 
 def ranks(process):
@@ -94,10 +101,11 @@ def ask_to_stop(process):
 
 
 ENDS = {
-    kill_the_first: -signal.SIGKILL,
-    kill_the_second: 1,
-    ask_to_stop: 130,
+    kill_the_first: (3, -signal.SIGKILL),
+    kill_the_second: (3, 1),
+    ask_to_stop: (5, 130),
 }
+"""What happens to one run, one after the other: at which step, and the exit code."""
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +116,15 @@ def undisturbed(arguments, tmp_path_factory):
     return place / "run"
 
 
-@pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
-def test_a_run_on_two_ranks_goes_on_as_if_undisturbed(arguments, undisturbed, tmp_path, end):
-    process = started(arguments, tmp_path)
-    wait_for_step(process, tmp_path, 3)
-    end(process)
-    code, output = ended(process, tmp_path)
-    assert code == ENDS[end], output
+def test_a_run_on_two_ranks_goes_on_as_if_undisturbed_whatever_ends_it(arguments, undisturbed, tmp_path):
+    for number, (end, (step, expected)) in enumerate(ENDS.items()):
+        process = started(arguments, tmp_path, held_at=step)
+        wait_until_held(process, tmp_path)
+        end(process)
+        (tmp_path / "held").unlink()
+        code, output = ended(process, tmp_path)
+        assert code == expected, (end.__name__, output)
+        assert ("resuming from" in output) == (number > 0), output
     code, output = ended(started(arguments, tmp_path), tmp_path)
     assert code == 0, output
     assert "resuming from" in output

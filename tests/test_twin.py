@@ -16,12 +16,11 @@ from src.models.twin import ArchitectureError, check_architecture, fresh_adapter
 
 
 @pytest.fixture(autouse=True)
-def verdicts(tmp_path, monkeypatch):
-    """A folder of verdicts of the test's own."""
-    monkeypatch.setattr(twin, "VERDICTS", tmp_path / "verdicts")
-    twin._known.cache_clear()
-    yield tmp_path / "verdicts"
-    twin._known.cache_clear()
+def passed(tmp_path, monkeypatch):
+    """A folder of the test's own for what has passed."""
+    monkeypatch.setattr(twin, "PASSED", tmp_path / "passed")
+    monkeypatch.setattr(twin, "_passed", set())
+    return tmp_path / "passed"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -74,25 +73,24 @@ def test_an_architecture_without_a_cache_is_refused_by_name():
         check_architecture(ForgetfulLlama(build("llama").config))
 
 
-def test_a_verdict_is_kept_by_the_hash_of_the_configuration(verdicts, monkeypatch):
+def test_what_has_passed_is_kept_by_the_hash_of_the_configuration_and_what_fails_is_not(passed, monkeypatch):
     model = build("llama")
     check_architecture(model)
-    (file,) = verdicts.iterdir()
+    (file,) = passed.iterdir()
     assert json.loads(file.read_text())["architecture"] == "LlamaForCausalLM"
-    check_architecture(model)
-    assert [each.name for each in verdicts.iterdir()] == [file.name]
-    file.write_text(json.dumps({"fault": "it was found wrong"}))
-    twin._known.cache_clear()
-    with pytest.raises(ArchitectureError, match="it was found wrong"):
-        check_architecture(model)  # the kept verdict, not a new check
+    monkeypatch.setattr(twin, "difference", lambda model: "of a test")
+    for known in ({file.stem}, set()):  # by this process, or by one before it
+        monkeypatch.setattr(twin, "_passed", known)
+        check_architecture(model)
     model.config.rms_norm_eps *= 2  # another configuration is another check
-    check_architecture(model)
-    assert len(list(verdicts.iterdir())) == 2
+    with pytest.raises(ArchitectureError, match="of a test"):
+        check_architecture(model)
+    assert list(passed.iterdir()) == [file]
 
 
-def test_where_verdicts_cannot_be_kept_the_check_is_made_all_the_same(tmp_path, monkeypatch):
+def test_where_nothing_can_be_kept_the_check_is_made_all_the_same(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(twin, "VERDICTS", tmp_path / "file" / "below")
+    monkeypatch.setattr(twin, "PASSED", tmp_path / "file" / "below")
     check_architecture(build("llama"))
     with pytest.raises(ArchitectureError, match="SlotGPT2"):
         check_architecture(SlotGPT2(build("gpt2").config))

@@ -13,12 +13,14 @@ from plain_folders import (
     sentencepiece_tokenizer,
     write_plain,
 )
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from src.models.embedder import ReasoningEmbedder
 from src.models.folder import load_embedder, open_embedder, save_embedder
 from src.models.prompts import EMBED_TOKEN
 from src.models.tuning import FullTuning, LoraTuning
-from src.models.vocabulary import add_embed_token, give_pad_token, unused_ids
+from src.models.vocabulary import add_embed_token, give_pad_token
 
 UNUSED = {"name": None, "create": None, "prompts": {}, "lengths": {}}
 TOKENIZERS = {
@@ -177,19 +179,29 @@ def test_a_tokenizer_that_has_the_embed_token_and_a_model_that_lacks_its_row(tmp
     assert embedder.embed_documents(TEXTS).isfinite().all()
 
 
-def test_a_vocabulary_with_holes_bans_the_holes_and_not_the_embed_token(tmp_path):
-    from tokenizers import Tokenizer
-
+@pytest.mark.parametrize("spare_rows", [0, 50])
+def test_a_vocabulary_with_holes_bans_the_holes_and_no_token(tmp_path, spare_rows):
+    """The last token of the vocabulary stands 30 ids further on, so there are fewer tokens than ids."""
     tokenizer = byte_tokenizer()
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state["added_tokens"][-1]["id"] = hole = max(tokenizer.get_vocab().values()) + 5  # <|end|> moves up
-    del state["model"]["vocab"]["<|end|>"]
+    token, last = max(state["model"]["vocab"].items(), key=lambda item: item[1])
+    state["model"]["vocab"][token] = last + 30
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
-    assert len(tokenizer) < hole
 
-    embedder = opened(write_plain(tmp_path / "plain", tokenizer, spare_rows=20))
+    embedder = opened(write_plain(tmp_path / "plain", tokenizer, spare_rows=spare_rows))
 
+    tokens, n_rows = set(embedder.tokenizer.get_vocab().values()), embedder.head.weight.shape[0]
+    assert max(tokens) == last + 30
+    assert n_rows == max(last + 31, last + 1 + spare_rows)
     banned = set(embedder.special_ids.banned)
-    assert embedder.embed_token_id not in banned
-    assert {hole - 1, hole - 2, embedder.embed_token_id + 1} <= banned
-    assert unused_ids(embedder.tokenizer, hole)[:1] == [3]  # the id that the end mark left
+    assert {last + 29, *range(last + 31, n_rows)} <= banned
+    assert banned & tokens <= set(embedder.tokenizer.all_special_ids) - {embedder.embed_token_id}
+    assert embedder.embed_ids([[last + 30, embedder.embed_token_id]]).isfinite().all()
+
+
+def test_an_embedder_made_by_hand_gets_a_pad_token_too(embedder):
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": [EMBED_TOKEN]})
+    made = ReasoningEmbedder(embedder.model, tokenizer, embedder.encoder.prompts, embedder.encoder.lengths)
+
+    assert made.embed_documents([*TEXTS[:3], "a"]).isfinite().all()

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.command import FORKED
+from tests.command import FORKED, THREADS
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 def on_two_ranks(function: Callable[..., T], *arguments: object) -> list[T]:
     """What a function gives on each of two ranks, which run it at the same time.
 
-    Each rank is a new process with one thread, in a gloo group, and with the environment that torchrun sets,
+    Each rank is a new process, in a gloo group, and with the environment that torchrun sets,
     so that a Lightning trainer with `strategy="ddp", devices=2` takes it for one of its processes.
 
     Args:
@@ -40,7 +40,7 @@ def on_two_ranks(function: Callable[..., T], *arguments: object) -> list[T]:
 
 
 def _work(rank: int, port: int, folder: Path, function: Callable, arguments: tuple) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
     os.environ.update({name: str(value) for name, value in facts.items()})
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"})

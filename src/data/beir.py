@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from array import array
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,8 @@ from src.progress import Progress
 # the data sets whose documents may be their own queries, and where mteb ignores equal ids; none of NanoBEIR
 SELF_MATCH_REMOVED = frozenset({"arguana", "fiqa", "fiqa2018", "quora", "fever", "msmarco"})
 
-_COLUMNS_RULE = "a row must have 3 tab-separated columns (query-id, corpus-id, score), got {}"
+_HEADER = ["query-id", "corpus-id", "score"]
+_COLUMNS_RULE = f"a row must have 3 tab-separated columns ({', '.join(_HEADER)}), got {{}}"
 _UNMATCHED_HINT = (
     "; allow_unmatched_judgements=true takes such rows as published scores do (an unknown document counts as "
     "not found, an unknown query is left out)"
@@ -339,22 +341,26 @@ def load_qrels(
 
     Raises:
         DataError: If the file is missing or empty, a row has not three columns or no integer grade, names an
-            unknown query or document, or judges a pair for the second time.
+            unknown query or document, or judges a pair for the second time; and if all rows are of unknown
+            queries, or all of unknown documents, so that it belongs to another collection.
     """
     path = Path(path)
     qrels: dict[str, dict[str, int]] = {}
     unasked: dict[str, dict[str, int]] = {}
-    n_rows = 0
+    n_rows, n_lines = 0, 0
     without_query, without_document = _Count(), _Count()
     for line, text in numbered_lines(path):
+        n_lines += 1
         columns = text.split("\t")
-        if line == 1 and [column.strip() for column in columns] == ["query-id", "corpus-id", "score"]:
+        if n_lines == 1 and [column.strip() for column in columns] == _HEADER:
             continue
         if len(columns) != 3:
-            raise DataError(path, line, _COLUMNS_RULE.format(len(columns)))
+            trec = "; TREC's format has 4: take the second column out" if len(text.split()) == 4 else ""
+            raise DataError(path, line, _COLUMNS_RULE.format(len(columns)) + trec)
         query_id, document_id, grade = columns
         if not grade.strip().removeprefix("-").isdecimal():
-            raise DataError(path, line, f"the score must be an integer, got {grade!r}")
+            header = f"; a header line reads {', '.join(_HEADER)}" if n_lines == 1 else ""
+            raise DataError(path, line, f"the score must be an integer, got {grade!r}{header}")
         is_asked, is_known = query_id in queries, document_id in corpus.row_of
         if not allow_unmatched and not (is_asked and is_known):
             unknown = f"query {query_id!r} is not in the queries file"
@@ -372,6 +378,9 @@ def load_qrels(
         raise DataError(path, 0, "the file holds no judgements")
     if not qrels:
         raise DataError(path, 0, f"no judgement is of a query in the queries file ({n_rows} rows)")
+    if without_document.n == sum(map(len, qrels.values())):
+        first = f"the first is {without_document.first!r}, the corpus begins with {corpus.ids[0]!r}"
+        raise DataError(path, 0, f"not one judged document is in the corpus ({first})")
     without_query.tell(path, n_rows, "judgements are of a query without a text", "they are left out")
     without_document.tell(
         path, n_rows, "judgements are of a document that the corpus lacks", "it counts as not found"
@@ -416,7 +425,7 @@ def _lines_with_offsets(path: Path, show_progress: bool):
     with open_lines(path) as file, bar:
         try:
             for line, raw in enumerate(file, start=1):
-                if raw.strip():
+                if (raw.removeprefix(BOM_UTF8) if line == 1 else raw).strip():
                     yield line, offset, raw
                 offset += len(raw)
                 bar.update(len(raw))

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import peft
@@ -31,7 +30,7 @@ from src.models.tuning import adapter_disabled, base_model, is_fresh
 log = logging.getLogger(__name__)
 
 CHECK_VERSION = 1
-VERDICTS = Path(".cache") / "architectures"
+PASSED = Path(".cache") / "architectures"
 WINDOW, VOCABULARY, MAX_WIDTH = 8, 256, 256
 MAX_SIZE = 500_000_000  # parameters of its two largest layers: 2 GB
 _WINDOWS = ("sliding_window", "window_size", "attention_window", "local_window_size")
@@ -52,8 +51,8 @@ class ArchitectureError(ValueError):
 def check_architecture(model: PreTrainedModel, tune: Tune | None = None, settings: str = "") -> None:
     """Refuses an architecture whose results would depend on batch, prefix sharing, cache or a fresh adapter.
 
-    The verdict is kept under `.cache/architectures`, by the hash of the configuration and the versions of the
-    libraries, so that a model is checked once.
+    That one has passed is kept under `.cache/architectures`, by the hash of its configuration and the
+    versions of the libraries, so that a model is checked once.
 
     Args:
         model: as it was read; it is not run.
@@ -77,12 +76,12 @@ def check_architecture(model: PreTrainedModel, tune: Tune | None = None, setting
         facts["config"].pop(name, None)
     text = json.dumps(facts, sort_keys=True, default=str)
     key = hashlib.sha256(text.encode()).hexdigest()[:24]
-    fault = _known(key)
-    if fault is None:
-        fault = _fault(model, tune)
-        _remember(key, fault, facts)
+    if _has_passed(key):
+        return
+    fault = _fault(model, tune)
     if fault:
         raise ArchitectureError(f"{type(model).__name__} cannot be used here: {fault}")
+    _remember(key, facts)
 
 
 def _attention(config: PreTrainedConfig) -> str:
@@ -121,9 +120,7 @@ def _fault_of_twin(attention: str, model: PreTrainedModel, tune: Tune | None, is
         fault = difference(twin)
         if not fault and tune is not None:
             fault = fresh_adapter_difference(tune(twin, VOCABULARY - 1), _sequences()[-1])
-    except (
-        Exception
-    ) as error:  # whatever the code of a strange architecture raises is the reason to refuse it
+    except Exception as error:  # whatever the code of a strange architecture raises
         log.debug("the twin of %s failed", type(model).__name__, exc_info=True)
         reason = " ".join(str(error).split()) or "no message"
         return f"its two-layer twin fails with {type(error).__name__}: {reason[:300]}"
@@ -280,25 +277,23 @@ def _unit(states: Tensor) -> Tensor:
     return normalize(states.float(), dim=-1)
 
 
-# ---- verdicts
+# ---- what has passed
+
+_passed: set[str] = set()
 
 
-@lru_cache(maxsize=64)
-def _known(key: str) -> str | None:
-    try:
-        return json.loads((VERDICTS / f"{key}.json").read_text(encoding="utf-8"))["fault"]
-    except (OSError, ValueError, KeyError):
-        return None
+def _has_passed(key: str) -> bool:
+    return key in _passed or (PASSED / f"{key}.json").is_file()
 
 
-def _remember(key: str, fault: str, facts: dict) -> None:
-    """Keeps a verdict; a folder that cannot be written only costs the check again."""
-    _known.cache_clear()
-    file = VERDICTS / f"{key}.json"
+def _remember(key: str, facts: dict) -> None:
+    """Keeps that an architecture has passed; a folder that cannot be written only costs the check again."""
+    _passed.add(key)
+    file = PASSED / f"{key}.json"
     partial = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"fault": fault} | facts, indent=2, default=str), encoding="utf-8")
+        partial.write_text(json.dumps(facts, indent=2, default=str), encoding="utf-8")
         partial.replace(file)
     except OSError as error:
-        log.debug("the verdict on the architecture is not kept: %s", error)
+        log.debug("that %s has passed is not kept: %s", facts["architecture"], error)
