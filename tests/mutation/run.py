@@ -13,8 +13,7 @@ The result is `outputs/mutants/seed-<SEED>.jsonl`. A run that was broken off goe
 FILE...` judges the survivors once more, by test files that are new or changed.
 
 A mutant runs in a copy of the tree, in a process forked from one that has imported the libraries. It is
-killed by a failing test, by a failing import, and where its tests take a minute and ten times as long as
-before.
+killed by a failing test or import, and where its tests take a minute and ten times as long as before.
 """
 
 import argparse
