@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.command_line import UsageError
 from src.devices import torch_is_cpu_build, visible_gpus
 from src.model_choice import MADE_HERE, read_facts
-from src.run_folder import read_json, write_json, write_metrics
+from src.run_folder import json_text, keep_earlier, log_written, read_json, write_metrics, write_text
 from src.runtime import entry_point, instantiate
 
 if TYPE_CHECKING:
@@ -151,9 +151,9 @@ def _check_settings(stage: DictConfig) -> None:
 
 def _write_card(folder: Path, data: "TrainingData") -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        write_json(
-            folder / "data_card.json", {"name": data.name, "examples": len(data.examples), **data.card}
-        )
+        content = json_text({"name": data.name, "examples": len(data.examples), **data.card})
+        keep_earlier(folder / "data_card.json", content)
+        write_text(folder / "data_card.json", content)
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
@@ -165,6 +165,19 @@ def _last_checkpoint(folder: Path) -> Path | None:
         return path
     log.info("no checkpoint in %s yet; starting from the first step", folder)
     return None
+
+
+def reached_step(folder: Path) -> int | None:
+    """The optimizer step of a run folder's last checkpoint; None where there is none."""
+    import torch
+
+    from src.stages.callbacks import saved_checkpoint
+
+    path = saved_checkpoint(folder / "checkpoints" / "last.ckpt")
+    if path is None:
+        return None
+    file = path / "meta.pt" if path.is_dir() else path  # where a sharded strategy keeps all but the weights
+    return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
 def _trainer(config: DictConfig, folder: Path, extra_callbacks: Sequence["pl.Callback"]) -> "pl.Trainer":
@@ -248,8 +261,7 @@ def _finish(
     measured_on = getattr(datamodule, "validation", None)  # what is left of data.validation after thinning
     rows = _rows(folder, measured_on, record.at(best_step))
     write_metrics(folder / "metrics.json", rows, origin, {"false_negatives": masked} if masked else None)
-    for path in written:
-        log.info("wrote %s", path)
+    log_written(*written)
 
 
 def _licence(card: Mapping[str, Any]) -> str | None:
@@ -320,4 +332,4 @@ def _rows(folder: Path, measured_on: "Benchmark | None", logged: dict[str, float
 
 
 if __name__ == "__main__":
-    entry_point("train", run, check, is_resumable=True)
+    entry_point("train", run, check, reached=reached_step)
