@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +130,8 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
     checkpoint = _last_checkpoint(folder) if config.resume else None
     record, masked = ValidationRecord(), FalseNegatives()
     trainer = _trainer(config, folder, [record, masked, *extra_callbacks])
+    for line in _unvalidated(trainer, datamodule):
+        log.info("%s", line)
     try:
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
     finally:
@@ -139,6 +141,26 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
             wandb.finish()
     if trainer.is_global_zero:
         _finish(config, data, embedder, datamodule, module, trainer, record, masked.summary())
+
+
+def _unvalidated(trainer: "pl.Trainer", datamodule: "pl.LightningDataModule") -> Iterator[str]:
+    """Why a stage that validates will not in this run; nothing where it will."""
+    if not trainer.is_global_zero or trainer.fast_dev_run or not hasattr(datamodule, "validation"):
+        return
+    result = "so there is no best checkpoint, and the last weights become the model"
+    interval, n_steps = trainer.val_check_interval, trainer.max_steps
+    if datamodule.validation is None:
+        yield (
+            f"no validation: the data set has no validation rows, {result}. Set data.validation_share above "
+            "0, or give a split of its own (data.validation_split, data.sizes.validation_people)"
+        )
+    elif trainer.limit_val_batches == 0:
+        yield f"no validation: stage.trainer.limit_val_batches=0, {result}"
+    elif isinstance(interval, int) and interval > n_steps > 0:
+        yield (
+            f"no validation: stage.trainer.val_check_interval={interval} is beyond the last step, {n_steps}, "
+            f"{result}. Set it to {n_steps} or less"
+        )
 
 
 def _check_settings(stage: DictConfig) -> None:
