@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.command_line import UsageError, did_you_mean, flat_keys, literal
 from src.number_ranges import check_numbers
-from src.run_folder import Failed, make_folder, read_json, write_json, write_status
+from src.run_folder import Failed, log_written, make_folder, read_json, write_json, write_status
 from src.runtime import Composed, entry_point, execute
 from src.train import check as check_train
 from src.train import run as run_training
@@ -306,12 +306,7 @@ def _report(study: "optuna.Study", folder: Path, monitor: str) -> None:
     log.info(
         "run it: python -m src.train ... %s", " ".join(f"{key}={value}" for key, value in best.params.items())
     )
-    log.info(
-        "wrote %s\nwrote %s\nwrote %s",
-        folder / "best.json",
-        folder / "history.png",
-        folder / str(best.number),
-    )
+    log_written(folder / "best.json", folder / "history.png", folder / str(best.number))
 
 
 def _draw_history(study: "optuna.Study", path: Path, monitor: str) -> None:
