@@ -115,6 +115,7 @@ BAD_SETTINGS = {
     "a bound above one": ("stage.module.policy.clip_low=1.5", "policy.clip_low must lie in [0, 1]"),
     "a negative KL": ("stage.module.policy.kl_weight=-1", "policy.kl_weight must not be negative"),
     "no temperature": ("stage.module.policy.contrastive_temperature=0", "must be above 0, got 0"),
+    "a floor below zero": ("stage.module.policy.std_floor=-1", "policy.std_floor must not be negative"),
     "no update": ("stage.module.policy.n_updates=0", "policy.n_updates must be at least 1"),
     "a normalisation": ("stage.module.policy.normalisation=mean", "per_token, per_sequence, dr_grpo"),
     "a negative budget": ("refresh.budget=-1", "budget is a number of documents"),
