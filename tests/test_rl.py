@@ -205,9 +205,10 @@ def fit(module, datamodule, steps, callbacks=(), ckpt_path=None, **arguments):
 
 def test_the_reward_rises_and_the_rollouts_are_told_apart_by_it(folder, tmp_path):
     embedder = opened(folder)
-    _, log = fit(module_of(embedder, tmp_path), data_of(embedder, tmp_path, batch_size=6), 40)
+    _, log = fit(module_of(embedder, tmp_path), data_of(embedder, tmp_path, batch_size=6), 24)
     rewards = log.of("reward")
-    assert np.mean(rewards[-8:]) > np.mean(rewards[:8]) + 0.1
+    # from 0.0 to 0.05 at first to 0.5, by three seeds and two instruction sets; a step is off by 0.05
+    assert np.mean(rewards[-12:]) > np.mean(rewards[:2]) + 0.2
     assert all(best >= mean for best, mean in zip(log.of("reward_best"), rewards, strict=True))
 
 
