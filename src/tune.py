@@ -124,6 +124,11 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         raise UsageError(
             "a search lies beside its study: give study=<folder>/<name>.db instead of output_dir="
         )
+    if not set("{}?%").isdisjoint(str(Path(config.study).absolute())):
+        raise UsageError(
+            f"study={config.study}: a path with {{, }}, ? or % in it cannot hold a study, whose database "
+            "reads it as an address; name another"
+        )
     if config.resume or config.if_exists != "refuse":
         raise UsageError("a search goes on by itself: run it again with the same study=")
     check_train(config, is_sweep=True)  # trials share one process, as the jobs of a sweep do
