@@ -30,13 +30,18 @@ class UsageError(Exception):
     """The command cannot mean anything; the message says why and what would. Ends with exit code 2."""
 
 
+def literal(text: str) -> str:
+    """`text` as a value of an OmegaConf container that reads as exactly `text`: `${` refers to nothing."""
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", text)
+
+
 def quoted(text: str) -> str:
     """`text` as a Hydra value that composes to exactly `text`.
 
     Two readers are kept out: Hydra's grammar, by single quotes (a backslash counts there only before a
     quote), and OmegaConf's interpolation, by a backslash before `${`.
     """
-    text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", text)
+    text = literal(text)
     text = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", text)
     text = re.sub(r"(\\+)$", lambda match: match[1] * 2, text)
     return f"'{text}'"
@@ -56,9 +61,15 @@ def quote_free_text(arguments: Sequence[str], is_sweep: bool = False) -> list[st
 
     Returns:
         As many arguments, in the same order.
+
+    Raises:
+        UsageError: If an argument is not UTF-8, which no file of the run could hold, or a path begins with
+            the `~` that a shell leaves alone behind `=`.
     """
     result = []
     for argument in arguments:
+        if not _is_utf8(argument):
+            raise UsageError(f"{argument!r} is not valid UTF-8; rename what it names")
         match = re.match(r"^(\+{0,2}([A-Za-z_][\w.]*))=(.*)$", argument, re.DOTALL)
         result.append(argument if match is None else f"{match[1]}={_value(match[2], match[3], is_sweep)}")
     return result
@@ -75,11 +86,28 @@ def _value(key: str, value: str, is_sweep: bool) -> str:
             if re.search(r"""^\[\s*["']|["']\s*\]$""", value):
                 return value  # quoted by the user, as names with commas must be
             items = [item.strip() for item in value[1:-1].split(",")]
-            return "[" + ",".join(quoted(item) for item in items if item) + "]"
-        return value if is_choice else f"[{quoted(value)}]"
+            return "[" + ",".join(_quoted_path(key, item) for item in items if item) + "]"
+        return value if is_choice else f"[{_quoted_path(key, value)}]"
     if _is_named(key, PATHS) and not is_choice and value != "null":
-        return quoted(value)
+        return _quoted_path(key, value)
     return value
+
+
+def _quoted_path(key: str, path: str) -> str:
+    if path.startswith("~"):
+        raise UsageError(
+            f"{key}={path}: a shell leaves ~ as it is behind '='; write the folder in full, as "
+            f'"$HOME/<name>", or ./{path} where that is its name'
+        )
+    return quoted(path)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:

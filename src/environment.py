@@ -1,8 +1,8 @@
 """The environment of the RL stage: query embeddings in, ranks and rewards out.
 
 The rank of a positive is counted over the rows of the whole corpus: wrong documents that score above it, and
-those within `TIE` of it, which count against it. Nothing but rows is needed, so every index backend gets the
-same ranks. Rows and queries are read in blocks; no tensor is larger than a block of either side.
+those within `TIE` below it, which count against it. Nothing but rows is needed, so every index backend gets
+the same ranks. Rows and queries are read in blocks; no tensor is larger than a block of either side.
 
 A fp32 matrix product gives scores that differ with the way it is cut into blocks, and so with the number of
 ranks: by 1e-7 as a rule, by 5e-7 among a million pairs of vectors whose cosine is 0.9. Where that could
@@ -19,16 +19,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from src.index.flat import TIE
+from src.index.ledger import SAME_REWARD
 from src.objectives.rewards import Ranking, Reward, Rewards
-
-TIE = 1e-6
-"""A wrong document scoring this much below a positive, or less, counts as above it."""
 
 DOUBT = 1e-7
 """Times the square root of `D`: a fp32 score this near to the limit is computed again. That is six standard
 deviations of the rounding of `D` products that are added one by one up to 1 (2^-24 / sqrt(12) each)."""
-
-SAME_REWARD = 1e-6
 
 
 class EnvironmentDataError(ValueError):

@@ -1,17 +1,22 @@
 """Evaluates a model folder and BM25: `python -m src.evaluate model.path=<folder> benchmarks=[pydocs]`.
 
-Each benchmark and mode is written on its own and taken up again where it is already there. `modes=[bm25]`
-needs no model.
+Each benchmark and mode is written on its own and taken up again where it is already there. A second call with
+the same `output_dir` adds its rows to those of the first. `modes=[bm25]` needs no model.
 """
 
 import logging
+import math
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from src.command_line import UsageError, did_you_mean
+from src.evaluation.metrics import LARGEST_CUTOFF
 from src.evaluation.modes import MODES, NEED_BASE, NEED_NO_MODEL
+from src.evaluation.places import added, collection_path, earlier_rows, rows_on_disk
 from src.run_folder import provenance, write_metrics
 from src.runtime import entry_point, instantiate
 
@@ -30,25 +35,67 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     Raises:
         UsageError: With the choices.
     """
-    for mode in config.modes:
+    for mode in listed(config, "modes"):
         if mode not in MODES:
             raise UsageError(f"modes: {mode} does not exist. Choices: {', '.join(MODES)}")
-    if not config.modes or not config.benchmarks:
-        raise UsageError("modes= and benchmarks= need at least one entry each")
+    benchmarks = listed(config, "benchmarks")
+    _check_numbers(config)
     if not NEED_NO_MODEL.issuperset(config.modes):
         _check_model("model.path", config.model.path)
     if not NEED_BASE.isdisjoint(config.modes):
         _check_model("base.path", config.base.path)
     if config.bm25.analyzer not in ("auto", "english", "code"):
         raise UsageError(f"bm25.analyzer={config.bm25.analyzer} does not exist. Choices: auto, english, code")
-    for name in config.benchmarks:
+    for name in benchmarks:
         if name != embedded(config):
             _check_collection(config, name)
+    _check_output(config)
+
+
+def listed(config: DictConfig, key: str) -> list[str]:
+    """The names of a list, each once; collections by the path that leads to them.
+
+    Raises:
+        UsageError: If it is no list, is empty, or names something twice.
+    """
+    if not isinstance(config[key], ListConfig):
+        raise UsageError(f"{key}={config[key]}: a list is needed, as {key}=[{config[key]}]")
+    names = [str(name) for name in config[key]]
+    if not names:
+        raise UsageError("modes= and benchmarks= need at least one entry each")
+    if key == "benchmarks":
+        try:
+            names = [collection_path(name) for name in names]
+        except ValueError as error:
+            raise UsageError(f"benchmarks: {error}") from None
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{key}: {twice} is named twice; one row is written of it, so name it once")
+    return names
 
 
 def embedded(config: DictConfig) -> str:
     """The name of the collection that `data=` holds out: that of its reader, `load_<name>`."""
-    return str(config.data._target_).rpartition(".load_")[2]
+    return str(config.data._target_).rpartition(".load_")[2].removesuffix("_training")
+
+
+def _check_numbers(config: DictConfig) -> None:
+    """Every number has its range; for integers the second entry is the lowest."""
+    integers = {"top_k": LARGEST_CUTOFF, "limit": 1, "seed": 0, "model.token_budget": 1}
+    may_be_null = ("limit", "model.token_budget")
+    for key, lowest in integers.items():
+        value = OmegaConf.select(config, key)
+        if value is None and key in may_be_null:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+            why = f", the largest cut-off of the metrics (recall@{LARGEST_CUTOFF})" if key == "top_k" else ""
+            null = ", or null" if key in may_be_null else ""
+            raise UsageError(f"{key}={value}: an integer of at least {lowest}{why}{null} is needed")
+    for key, highest in (("bm25.k1", math.inf), ("bm25.b", 1)):
+        value = OmegaConf.select(config, key)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= highest:
+            upper = "" if highest == math.inf else f" to {highest}"
+            raise UsageError(f"{key}={value}: a number from 0{upper} is needed")
 
 
 def _check_model(key: str, path: str | None) -> None:
@@ -67,19 +114,45 @@ def _check_collection(config: DictConfig, name: str) -> None:
     root = Path(config.beir_dir)
     if not root.is_dir():
         raise UsageError(f"beir_dir={root}: no such folder")
-    found = sorted(folder.parent.name for folder in root.glob("*/qrels"))
-    if name not in found:
+    if not (root / name / "qrels").is_dir():
+        found = sorted(folder.parent.relative_to(root).as_posix() for folder in _with_judgements(root))
         known = [embedded(config), *found]
         raise UsageError(
             f"benchmarks: {name} is not in {root}.{did_you_mean(name, known)} Choices: {', '.join(known)}"
         )
+    from src.data.beir import available_splits
+
+    if config.split not in (splits := available_splits(root / name)):
+        raise UsageError(f"split={config.split}: {name} has no such split. Choices: {', '.join(splits)}")
+
+
+def _with_judgements(root: Path) -> list[Path]:
+    """The folders of judgements of the collections in `root`, and of those one level further down."""
+    return [*root.glob("*/qrels"), *root.glob("*/*/qrels")]
+
+
+def _check_output(config: DictConfig) -> None:
+    """Refuses to write over what is no evaluation's."""
+    if config.metrics_file is not None:
+        file = Path(config.metrics_file)
+        if file.suffix != ".json" or file.is_dir():
+            raise UsageError(
+                f"metrics_file={file}: a file that ends in .json is needed; its chart lies beside it"
+            )
+    if config.output_dir is not None:
+        stored = Path(config.output_dir) / "config.yaml"
+        if stored.is_file() and re.search(r"^stage:", stored.read_text(encoding="utf-8"), re.MULTILINE):
+            raise UsageError(
+                f"output_dir={config.output_dir} is the folder of a training run, whose config.yaml and "
+                "metrics.json would be replaced; give a folder of its own"
+            )
 
 
 def analyzer_for(configured: str, benchmark: str) -> str:
     """The configured BM25 analyzer; where that is "auto", the one that fits what the collection holds."""
     if configured != "auto":
         return configured
-    return "code" if benchmark in READS_CODE else "english"
+    return "code" if benchmark.rpartition("/")[2] in READS_CODE else "english"
 
 
 def run(config: DictConfig) -> None:
@@ -88,23 +161,47 @@ def run(config: DictConfig) -> None:
     from src.evaluation.report import print_table, write_chart
 
     origin = provenance(seed=config.seed)
-    benchmarks = [_benchmark(config, name) for name in config.benchmarks]
-    model = None if NEED_NO_MODEL.issuperset(config.modes) else _load(config, config.model.path)
-    base = None if NEED_BASE.isdisjoint(config.modes) else _load(config, config.base.path)
     folder = Path(config.output_dir)
     target = Path(config.metrics_file) if config.metrics_file else folder / "metrics.json"
-    rows = []
-    for name, benchmark in zip(config.benchmarks, benchmarks, strict=True):
+    _earlier(folder, target)  # refused before anything is encoded where it is something else
+    benchmarks = {name: _benchmark(config, name) for name in listed(config, "benchmarks")}
+    model = None if NEED_NO_MODEL.issuperset(config.modes) else _load(config, config.model.path)
+    base = None if NEED_BASE.isdisjoint(config.modes) else _load(config, config.base.path)
+    new: list[dict] = []
+    rows: list[dict] = []
+    for name, benchmark in benchmarks.items():
         analyzer = analyzer_for(config.bm25.analyzer, name)
         settings = Settings(config.top_k, analyzer, config.bm25.k1, config.bm25.b, config.seed, config.limit)
         for mode in config.modes:
             log.info("%s, %s", benchmark.name, mode)
-            rows.append(evaluate_benchmark(benchmark, mode, folder, settings, model, base, config.cache_dir))
-            # Written after each, so that an interrupted evaluation shows what it has.
+            row = evaluate_benchmark(benchmark, mode, folder, settings, model, base, config.cache_dir, origin)
+            new.append({**row, "folder": seen_from(target.parent, folder / row["folder"])})
+            # Read and written for each, so that an interrupted evaluation shows what it has, and another one
+            # that writes here meanwhile keeps its rows.
+            rows = added(_earlier(folder, target), new)
             write_metrics(target, rows, origin)
     print_table(rows)
-    log.info("wrote %s", target)
-    log.info("wrote %s", write_chart(rows, target.with_suffix(".png")))
+    for path in (target, write_chart(rows, target.with_suffix(".png"))):
+        if path.is_file():
+            log.info("wrote %s", path)
+
+
+def _earlier(folder: Path, target: Path) -> list[dict]:
+    """The rows of earlier calls: those of the file, and those in the folder that are missing in the file.
+
+    Raises:
+        PlaceError: If the file is something else.
+    """
+    rows = earlier_rows(target)
+    if target.resolve() != (folder / "metrics.json").resolve():
+        return rows
+    known = {row["folder"] for row in rows}
+    return [*(row for row in rows_on_disk(folder) if row["folder"] not in known), *rows]
+
+
+def seen_from(place: Path, folder: Path) -> str:
+    """The relative path from one folder to another."""
+    return Path(os.path.relpath(folder, place)).as_posix()
 
 
 def _benchmark(config: DictConfig, name: str) -> "Benchmark":
@@ -115,15 +212,22 @@ def _benchmark(config: DictConfig, name: str) -> "Benchmark":
         return data.test
     from src.data.beir import load_benchmark
 
-    return load_benchmark(Path(config.beir_dir) / name, split=config.split)
+    return load_benchmark(
+        Path(config.beir_dir) / name,
+        name=name,
+        split=config.split,
+        remove_self_match=config.remove_self_match,
+        allow_unmatched_judgements=config.allow_unmatched_judgements,
+    )
 
 
 def _load(config: DictConfig, path: str) -> "Model":
     from src.evaluation.benchmark import Model
     from src.models.folder import load_embedder
 
-    settings = config.model
-    return Model(str(path), load_embedder(path, settings.device, settings.dtype, settings.token_budget))
+    model = config.model
+    embedder = load_embedder(path, model.device, model.dtype, model.token_budget, model.attention)
+    return Model(str(path), embedder)
 
 
 if __name__ == "__main__":

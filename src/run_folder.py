@@ -6,11 +6,13 @@
     <run>/<command>.log     everything that was logged, and the traceback of a failure
     <run>/metrics.json      the rows of the results table
 
+What an earlier call left under one of these names and a later one replaces is kept as `<name>_before_<n>`.
 A file is replaced whole or not at all, so that a run killed while writing leaves the earlier version.
 """
 
 import contextlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
@@ -19,10 +21,13 @@ import shlex
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+
+from src.command_line import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +51,11 @@ STATES = ("running", "finished", "failed", "interrupted", "pruned", "skipped")
 
 
 class Interrupted(BaseException):
-    """The user or the scheduler stopped the run; it can be resumed."""
+    """The user or the scheduler stopped the run; it can be resumed. Told and recorded."""
+
+
+class Failed(Exception):
+    """A job failed; its message is that of its cause. Told on the console and recorded in its folder."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -63,7 +72,41 @@ def write_json(path: Path, content: object) -> None:
     Raises:
         ValueError: If the content holds a NaN or an infinity, which JSON cannot say.
     """
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(content))
+
+
+def keep_earlier(path: Path, content: str | None = None) -> Path | None:
+    """Copies a record that will be replaced to `<stem>_before_<n><suffix>` beside it.
+
+    Args:
+        path: of the record.
+        content: what will replace it; None where that is not known yet.
+
+    Returns:
+        Where the earlier one lies now; None where there is none, it is as the new one, or it is kept already.
+    """
+    if not path.is_file():
+        return None
+    earlier = path.read_text(encoding="utf-8")
+    numbered = (path.with_name(f"{path.stem}_before_{number}{path.suffix}") for number in itertools.count(1))
+    kept = list(itertools.takewhile(Path.is_file, numbered))
+    if earlier == content or (kept and kept[-1].read_text(encoding="utf-8") == earlier):
+        return None
+    target = path.with_name(f"{path.stem}_before_{len(kept) + 1}{path.suffix}")
+    write_text(target, earlier)
+    return target
+
+
+def log_written(*paths: Path) -> None:
+    """Says of files and folders that they were written; one that is not there is left out."""
+    for path in paths:
+        if path.exists():
+            log.info("wrote %s", path)
+
+
+def json_text(content: object) -> str:
+    """What `write_json` writes."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> dict:
@@ -173,11 +216,34 @@ def state_of(folder: Path) -> str | None:
     return status.get("state")
 
 
+def make_folder(folder: Path, key: str = "output_dir") -> Path:
+    """Makes a folder, with its parents, that files can be written to.
+
+    Args:
+        folder: may exist.
+        key: that the user gave it by.
+
+    Raises:
+        UsageError: With the reason, where it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # as long as the paths that are written below it
+        with tempfile.NamedTemporaryFile(dir=folder.absolute(), prefix="probe_".ljust(96, "_")):
+            pass
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(
+            f"{key}={folder}: cannot be written to ({reason}); name a folder that can be made"
+        ) from None
+    return folder
+
+
 def new_folder(label: str, root: Path = Path("outputs"), made_at: datetime | None = None) -> Path:
     """Makes `<root>/<date>/<time>_<label>`; runs of one second get `_2`, `_3`, ..."""
     now = made_at or datetime.now()
     base = root / f"{now:%Y-%m-%d}" / (f"{now:%H-%M-%S}_{label}" if label else f"{now:%H-%M-%S}")
-    base.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(base.parent)
     number, folder = 1, base
     while True:
         try:
@@ -226,26 +292,33 @@ def logged(path: Path, is_main: bool = True) -> Iterator[None]:
 def recorded(folder: Path, log_name: str) -> Iterator[None]:
     """Runs a job with its log and its status in `folder`.
 
-    A failure's traceback is written to the log, its last line to status.json and to the console; then it is
-    raised again.
+    A failure's traceback is written to the log, its last line to the console and to status.json.
 
     Raises:
         Interrupted: Where the job was stopped: Ctrl-C, SIGTERM, or Lightning's exit after either.
+        Failed: From whatever else the job raised.
     """
     log_file = folder / log_name
     with logged(log_file):
         write_status(folder, "running")
         try:
             yield
-        except (KeyboardInterrupt, SystemExit) as error:
-            write_status(folder, "interrupted", error=type(error).__name__)
-            log.info("interrupted; %s", folder)
-            raise Interrupted(str(folder)) from error
         except BaseException as error:
+            if _is_interruption(error):
+                log.info("interrupted; %s", folder)
+                write_status(folder, "interrupted", error=type(error).__name__)
+                raise Interrupted(str(folder)) from error
             log.error("%s", traceback.format_exc(), extra={"file_only": True})
             message = f"{type(error).__name__}: {error}"
-            write_status(folder, "failed", error=message)
             log.error("error: %s\ntraceback: %s", message, log_file)
-            raise
+            write_status(folder, "failed", error=message)  # last, as it fails where the disk is full
+            raise Failed(message) from error
         else:
             write_status(folder, "finished")
+
+
+def _is_interruption(error: BaseException) -> bool:
+    """Lightning answers Ctrl-C by an exit with a number; an exit with words is a failure."""
+    if isinstance(error, SystemExit):
+        return error.code is None or isinstance(error.code, int)
+    return isinstance(error, (KeyboardInterrupt, Interrupted))

@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 import yaml
@@ -35,19 +36,32 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.command_line import UsageError, addable_keys, did_you_mean, flat_keys, quote_free_text, quoted
+from src.command_line import (
+    UsageError,
+    addable_keys,
+    did_you_mean,
+    flat_keys,
+    literal,
+    quote_free_text,
+    quoted,
+)
 from src.devices import cpu_precision
+from src.last_resort import EXIT_FAILED, EXIT_INTERRUPTED, run_command, told
 from src.model_choice import Given, read_facts, refuse_conflicts
+from src.number_ranges import check_numbers
 from src.run_folder import (
+    Failed,
     Interrupted,
     command_line,
+    json_text,
+    keep_earlier,
     logged,
+    make_folder,
     new_folder,
     provenance,
     read_json,
     recorded,
     state_of,
-    write_json,
     write_status,
     write_text,
 )
@@ -55,7 +69,8 @@ from src.sweep_table import sweep_table
 
 log = logging.getLogger(__name__)
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
 RUN_FOLDER = "SEARCH_R3_RUN_FOLDER"
 RUN_RESUMES = "SEARCH_R3_RUN_RESUMES"
 HANDED_DOWN = (RUN_FOLDER, RUN_RESUMES)
@@ -69,9 +84,17 @@ MAY_CHANGE = (*WHERE, *(f"stage.trainer.{name}" for name in LIMITS))
 """Keys that may differ between a run and its continuation: where it is, and the trainer's limits."""
 
 RL_GROUPS = ("index", "refresh", "reward")
-EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
+SHIPPED = "${shipped:"
+"""Opens a path in conf/ to what lies beside the package; config.yaml keeps it as it is, for any machine."""
+
+
+def shipped(path: str) -> str:
+    """Where something that is shipped lies: as it is written for who stands in the project, else absolute."""
+    return path if Path.cwd() == ROOT else str(ROOT / path)
+
 
 OmegaConf.register_new_resolver("cpu_precision", cpu_precision, replace=True)
+OmegaConf.register_new_resolver("shipped", shipped, replace=True)
 
 Run = Callable[[DictConfig], object]
 Check = Callable[[DictConfig, bool], None]
@@ -102,18 +125,23 @@ class Entry:
         config_name: file in conf/.
         run: the job; gets the configuration with `output_dir` filled in.
         check: raises UsageError for a combination that makes no sense; told whether this is a sweep.
-        is_resumable: whether the command knows `resume=` and `if_exists=`. Other commands may always be
-            pointed at a folder that exists.
         folder: names the run folder where `output_dir` is not given; None for a new one by date and time.
         module: what `python -m` is given.
+        reached: the step that a run folder's last checkpoint is of, None where there is none. A command
+            without it knows no `resume=` and no `if_exists=`, and may be pointed at any folder that exists.
     """
 
     config_name: str
     run: Run
     check: Check
-    is_resumable: bool
+    reached: Callable[[Path], int | None] | None
     folder: Callable[[DictConfig], Path] | None
     module: str
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether the command knows `resume=` and `if_exists=`."""
+        return self.reached is not None
 
 
 def instantiate(node: DictConfig, **arguments: object) -> object:
@@ -123,7 +151,7 @@ def instantiate(node: DictConfig, **arguments: object) -> object:
     turn a dataclass among them into a dict.
 
     Args:
-        node: with a `_target_`, or a mapping or list of such nodes.
+        node: with a `_target_`, or a mapping or list of such nodes. Text arrives as it reads, `${` included.
         arguments: further arguments of the target.
 
     Raises:
@@ -137,7 +165,11 @@ def instantiate(node: DictConfig, **arguments: object) -> object:
                 stack.enter_context(hydra.utils.target_whitelist(pattern))
         try:
             options = {"_partial_": True} if is_call else {}
-            built = hydra.utils.instantiate(node, _convert_="all", **options)
+            # Hydra puts resolved values back into a container and reads them again, which undoes two escapes.
+            plain = _mapped_text(
+                OmegaConf.to_container(node, resolve=True), lambda text, _: literal(literal(text))
+            )
+            built = hydra.utils.instantiate(OmegaConf.create(plain), _convert_="all", **options)
         except HydraException as error:
             if error.__cause__ is not None and not isinstance(error.__cause__, (HydraException, ImportError)):
                 raise error.__cause__ from None
@@ -147,34 +179,38 @@ def instantiate(node: DictConfig, **arguments: object) -> object:
     return functools.partial(built, **arguments) if is_partial else built(**arguments)
 
 
+def _mapped_text(node: object, change: Callable[[str, str], str], key: str = "") -> object:
+    """A plain container with every text in it changed; `change` is told the text and its dotted key."""
+    if isinstance(node, dict):
+        below = f"{key}." if key else ""
+        return {name: _mapped_text(value, change, f"{below}{name}") for name, value in node.items()}
+    if isinstance(node, list):
+        return [_mapped_text(value, change, f"{key}.{place}") for place, value in enumerate(node)]
+    return change(node, key) if isinstance(node, str) else node
+
+
 def entry_point(
     config_name: str,
     run: Run,
     check: Check | None = None,
-    is_resumable: bool = False,
+    reached: Callable[[Path], int | None] | None = None,
     folder: Callable[[DictConfig], Path] | None = None,
     module: str | None = None,
 ) -> None:
-    """Runs a command and ends the process: 0 done, 1 failed, 2 refused, 130 interrupted.
+    """Runs a command and ends the process: 0 done, 1 failed, 2 refused, 130 interrupted; see `last_resort`.
 
     Args:
         config_name: file in conf/ without its ending.
         run: the job. Imports what is heavy inside.
         check: extra rules on the composed configuration.
-        is_resumable: whether this command has `resume=` and `if_exists=`.
+        reached: the step of a run folder's last checkpoint, for a command with `resume=` and `if_exists=`.
         folder: names the run folder where `output_dir` is not given.
         module: what `python -m` is given; `src.<config_name>` where None.
     """
     check = check or (lambda config, is_sweep: None)
-    entry = Entry(config_name, run, check, is_resumable, folder, module or f"src.{config_name}")
+    entry = Entry(config_name, run, check, reached, folder, module or f"src.{config_name}")
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        sys.exit(_main(entry, sys.argv[1:]))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_REFUSED)
-    except (Interrupted, KeyboardInterrupt):
-        sys.exit(EXIT_INTERRUPTED)
+    run_command(lambda: _main(entry, sys.argv[1:]))
 
 
 def _interrupt(signal_number: int, frame: object) -> None:
@@ -183,7 +219,9 @@ def _interrupt(signal_number: int, frame: object) -> None:
 
 def _main(entry: Entry, argv: Sequence[str]) -> int:
     is_sweep = any(argument in ("--multirun", "-m") for argument in argv)
-    arguments = get_args_parser().parse_intermixed_args(quote_free_text(argv, is_sweep))
+    parser = get_args_parser()
+    parser.error = _refuse_arguments
+    arguments = parser.parse_intermixed_args(quote_free_text(argv, is_sweep))
     if any((arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion)):
         _through_hydra(entry.config_name, lambda config: None, arguments)
         return 0
@@ -194,6 +232,10 @@ def _main(entry: Entry, argv: Sequence[str]) -> int:
         if arguments.multirun:
             return _sweep(entry, source, arguments)
         return _single(entry, source, arguments.overrides)
+
+
+def _refuse_arguments(message: str) -> NoReturn:
+    raise UsageError(message)
 
 
 def _help(entry: Entry, source: "ConfigSource") -> str:
@@ -218,8 +260,17 @@ def _help(entry: Entry, source: "ConfigSource") -> str:
 
 
 def _through_hydra(config_name: str, job: Run, arguments: argparse.Namespace) -> None:
+    """Hands the command to Hydra.
+
+    Raises:
+        Failed: If Hydra ended it, which it does after saying why.
+    """
     GlobalHydra.instance().clear()
-    _run_hydra(arguments, get_args_parser(), job, config_path=str(CONF), config_name=config_name)
+    try:
+        _run_hydra(arguments, get_args_parser(), job, config_path=str(CONF), config_name=config_name)
+    except SystemExit as error:
+        if error.code:
+            raise Failed(f"Hydra ended with {error.code}") from error
 
 
 # Composing
@@ -310,7 +361,7 @@ def compose(config_name: str, overrides: Sequence[str], source: ConfigSource) ->
 
     Raises:
         UsageError: For an unknown group option or key (with `+` as well), a group that the choices do not
-            use, or a value that is still missing.
+            use, a value that is still missing, or a number out of its range.
     """
     parsed = source.parse(overrides)
     groups = source.groups()
@@ -457,35 +508,33 @@ def _check_complete(config: DictConfig) -> None:
     if missing:
         raise UsageError(f"{' and '.join(f'{key}=' for key in missing)} must be given")
     try:
-        OmegaConf.to_container(config, resolve=True)
+        plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(str(error).splitlines()[0]) from None
+    check_numbers(plain)
 
 
 def resolved_yaml(config: DictConfig) -> str:
     """The configuration with references replaced by their values, readable back to the same values.
 
-    References to `output_dir` stay, so that a run folder that was moved resumes where it now is.
+    References to `output_dir` stay, so that a run folder that was moved resumes where it now is, and so do
+    those to what is shipped.
     """
     placeholder = "\0output_dir\0"
     resolved = OmegaConf.to_container(
         OmegaConf.merge(config, {"output_dir": placeholder} if "output_dir" in config else {}), resolve=True
     )
+    raw = flat_keys(OmegaConf.to_container(config, resolve=False))
 
-    def escaped(node: object) -> object:
-        if isinstance(node, dict):
-            return {key: escaped(value) for key, value in node.items()}
-        if isinstance(node, list):
-            return [escaped(value) for value in node]
-        if not isinstance(node, str):
-            return node
-        text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", node)
-        return text.replace(placeholder, "${output_dir}")
+    def escaped(text: str, key: str) -> str:
+        if str(raw.get(key)).startswith(SHIPPED):
+            return raw[key]
+        return literal(text).replace(placeholder, "${output_dir}")
 
-    assert isinstance(resolved, dict)
-    content = {key: escaped(value) for key, value in resolved.items()}
+    content = _mapped_text(resolved, escaped)
+    assert isinstance(content, dict)
     if "output_dir" in config:
-        content["output_dir"] = escaped(config.output_dir)
+        content["output_dir"] = None if config.output_dir is None else literal(config.output_dir)
     return OmegaConf.to_yaml(OmegaConf.create(content))
 
 
@@ -500,14 +549,10 @@ def _single(entry: Entry, source: ConfigSource, overrides: Sequence[str]) -> int
         folder = _chosen_folder(entry, composed.config)
     else:
         folder = Path(resume)
-        composed = _resumed(source, overrides, folder)
+        composed = _resumed(entry, source, overrides, folder)
         entry.check(composed.config, False)
-    if folder is None:
-        return 0
-    try:
+    if folder is not None:
         execute(entry.config_name, entry.run, composed, folder)
-    except Exception:
-        return EXIT_FAILED  # told and recorded
     return 0
 
 
@@ -522,7 +567,7 @@ def _given(overrides: Sequence[Override], key: str) -> str | None:
     return str(values[-1]) if values and values[-1] is not None else None
 
 
-def _resumed(source: ConfigSource, overrides: Sequence[str], folder: Path) -> Composed:
+def _resumed(entry: Entry, source: ConfigSource, overrides: Sequence[str], folder: Path) -> Composed:
     """The configuration of an earlier run with the trainer's limits of this command.
 
     Raises:
@@ -541,7 +586,8 @@ def _resumed(source: ConfigSource, overrides: Sequence[str], folder: Path) -> Co
         elif key != "resume":
             rest.append(_checked_key(override, _plain(stored), groups).lstrip("+"))
     merged = OmegaConf.merge(stored, *(_as_config(override) for override in source.parse(rest)))
-    merged.resume = merged.output_dir = str(folder)
+    merged.resume = merged.output_dir = literal(str(folder))
+    _check_complete(merged)
     _refuse_changes(folder, stored, merged)
     state = state_of(folder)
     if state == "running" and not os.environ.get(RUN_FOLDER):
@@ -552,12 +598,14 @@ def _resumed(source: ConfigSource, overrides: Sequence[str], folder: Path) -> Co
         raise UsageError(
             f"resume={folder}: this run is finished; raise a limit, as stage.trainer.max_steps=<more>"
         )
+    _refuse_fewer_steps(entry, folder, stored, merged)
     return Composed(merged, choices, list(overrides))
 
 
 def _as_config(override: Override) -> DictConfig:
     config = OmegaConf.create({})
-    OmegaConf.update(config, override.key_or_group, _value_of(override), force_add=True)
+    value = _mapped_text(_plain_value(_value_of(override)), lambda text, _: literal(text))
+    OmegaConf.update(config, override.key_or_group, value, force_add=True)
     return config
 
 
@@ -581,6 +629,20 @@ def _refuse_changes(folder: Path, old: DictConfig, new: DictConfig) -> None:
         raise UsageError(_changed(folder, changes))
 
 
+def _refuse_fewer_steps(entry: Entry, folder: Path, old: DictConfig, new: DictConfig) -> None:
+    """Refuses a limit that the run has left behind: there is no way back to an earlier step."""
+    key = "stage.trainer.max_steps"
+    before, wanted = OmegaConf.select(old, key), OmegaConf.select(new, key)
+    if before is None or wanted is None or wanted >= before or entry.reached is None:
+        return
+    step = entry.reached(folder)  # the one check that reads a checkpoint, and so imports torch
+    if step is not None and wanted < step:
+        raise UsageError(
+            f"{key}={wanted}: the run in {folder} is at step {step}, and its records hold {step} steps; give "
+            f"at least {step}, or another output_dir= for a shorter run"
+        )
+
+
 def _changed(folder: Path, changes: Sequence[str]) -> str:
     return (
         f"{folder} was made with another configuration "
@@ -595,7 +657,7 @@ def _chosen_folder(entry: Entry, config: DictConfig) -> Path | None:
     handed_down = os.environ.get(RUN_FOLDER)
     if handed_down:
         if os.environ.get(RUN_RESUMES):
-            config.resume = handed_down
+            config.resume = literal(handed_down)
         return Path(handed_down)
     if config.get("output_dir") is None:
         if entry.folder is not None:
@@ -605,16 +667,16 @@ def _chosen_folder(entry: Entry, config: DictConfig) -> Path | None:
                 "under an external launcher give output_dir=, so that all ranks share one folder"
             )
         return new_folder(str(OmegaConf.select(config, "stage.name") or entry.config_name))
-    folder = Path(config.output_dir)
+    folder = make_folder(Path(config.output_dir))
     if not entry.is_resumable or not (folder / "status.json").is_file():
         return folder
-    return _reused_folder(config, folder)
+    return _reused_folder(entry, config, folder)
 
 
-def _reused_folder(config: DictConfig, folder: Path) -> Path | None:
+def _reused_folder(entry: Entry, config: DictConfig, folder: Path) -> Path | None:
     state = state_of(folder)
     if _rank() != "0":
-        config.resume = str(folder)  # whatever rank 0 found
+        config.resume = literal(str(folder))  # whatever rank 0 found
         return folder
     if state == "running":
         raise UsageError(f"output_dir={folder}: a run is in there and running")
@@ -630,7 +692,8 @@ def _reused_folder(config: DictConfig, folder: Path) -> Path | None:
     if state == "finished" and not _differences(stored, config, ignored=WHERE):
         print(f"{folder} is finished; to retrain: rm -r {shlex.quote(str(folder))}")
         return None
-    config.resume = str(folder)
+    _refuse_fewer_steps(entry, folder, stored, config)
+    config.resume = literal(str(folder))
     return folder
 
 
@@ -644,22 +707,49 @@ def execute(name: str, run: Run, composed: Composed, folder: Path) -> None:
         folder: made where it does not exist.
 
     Raises:
+        UsageError: If the folder cannot be made.
         Interrupted: If the job was stopped.
-        Exception: What the job raised, already recorded and told.
+        Failed: If the job failed, which is recorded and told by then.
     """
     config = composed.config
-    config.output_dir = str(folder)
+    make_folder(folder)
+    config.output_dir = literal(str(folder))
     if _rank() != "0":
         with logged(folder / f"{name}.rank{_rank()}.log", is_main=False):
-            run(config)
+            _run_in_rank(run, config)
         return
     origin = provenance(composed.command, seed=config.get("seed"))
-    write_text(folder / "config.yaml", resolved_yaml(config))
-    write_json(
-        folder / "provenance.json", origin | {"choices": composed.choices, "overrides": composed.overrides}
-    )
+    origin |= {"choices": composed.choices, "overrides": composed.overrides}
+    changes = _changes_since(folder, config)
+    records = {"config.yaml": resolved_yaml(config), "provenance.json": json_text(origin)}
+    kept = [keep_earlier(folder / name, content) for name, content in records.items()]
+    if config.get("resume"):
+        kept.append(keep_earlier(folder / "metrics.json"))  # the results of fewer steps
+    for file, content in records.items():
+        write_text(folder / file, content)
     with _handed_down(folder, bool(config.get("resume"))), recorded(folder, f"{name}.log"):
+        for change in changes:
+            log.info("changed since the earlier call: %s", change)
+        for path in filter(None, kept):
+            log.info("kept %s", path)
         run(config)
+
+
+def _changes_since(folder: Path, config: DictConfig) -> list[str]:
+    """Keys whose values differ from those of an earlier call into the folder, with both."""
+    file = folder / "config.yaml"
+    return _differences(OmegaConf.load(file), config, ignored=WHERE) if file.is_file() else []
+
+
+def _run_in_rank(run: Run, config: DictConfig) -> None:
+    """Runs the job where another rank keeps the record; a failure's traceback goes to this rank's log."""
+    try:
+        run(config)
+    except (KeyboardInterrupt, SystemExit) as error:
+        raise Interrupted(config.output_dir) from error  # told by rank 0
+    except Exception:
+        log.exception("this rank failed")
+        raise
 
 
 @contextlib.contextmanager
@@ -709,8 +799,8 @@ def _sweep(entry: Entry, source: ConfigSource, arguments: argparse.Namespace) ->
     composed = [compose(entry.config_name, job, source) for job in jobs]
     for job in composed:
         entry.check(job.config, True)
-    folder = new_folder("", Path("outputs/multirun")) if chosen is None else Path(chosen)
-    if chosen is not None and folder.exists() and any(folder.iterdir()):
+    folder = new_folder("", Path("outputs/multirun")) if chosen is None else make_folder(Path(chosen))
+    if chosen is not None and any(folder.iterdir()):
         raise UsageError(f"output_dir={folder}: not empty, so a sweep would mix with what is there")
     arguments.overrides = [_marked(override, composed[0].overrides) for override in parsed] + [
         f"hydra.sweep.dir={quoted(str(folder))}",
@@ -754,7 +844,9 @@ def _sweep_job(entry: Entry, sweep: Path, command: str) -> Run:
             return
         config = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
         ours = {name: choice for name, choice in choices.items() if not name.startswith("hydra/")}
-        with contextlib.suppress(Exception):  # told and recorded
+        try:
             execute(entry.config_name, entry.run, Composed(config, ours, overrides, command), folder)
+        except Exception as error:  # the other jobs go on
+            told(error)
 
     return job

@@ -7,7 +7,7 @@ folder of its own; a study that was interrupted goes on where it stands.
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from src.command_line import UsageError, did_you_mean, flat_keys
-from src.run_folder import read_json, write_json, write_status
+from src.command_line import UsageError, did_you_mean, flat_keys, literal
+from src.number_ranges import check_numbers
+from src.run_folder import Failed, log_written, make_folder, read_json, write_json, write_status
 from src.runtime import Composed, entry_point, execute
 from src.train import check as check_train
 from src.train import run as run_training
@@ -123,14 +124,30 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         raise UsageError(
             "a search lies beside its study: give study=<folder>/<name>.db instead of output_dir="
         )
+    if not set("{}?%").isdisjoint(str(Path(config.study).absolute())):
+        raise UsageError(
+            f"study={config.study}: a path with {{, }}, ? or % in it cannot hold a study, whose database "
+            "reads it as an address; name another"
+        )
     if config.resume or config.if_exists != "refuse":
         raise UsageError("a search goes on by itself: run it again with the same study=")
     check_train(config, is_sweep=True)  # trials share one process, as the jobs of a sweep do
-    read_space(Path(config.space), OmegaConf.to_container(config, resolve=False))
+    _check_ends(config, read_space(Path(config.space), OmegaConf.to_container(config, resolve=False)))
     earlier, facts = read_json(study_folder(config) / FACTS), _facts(config)
     if earlier and earlier != facts:
         changed = " and ".join(key for key in facts if earlier.get(key) != facts[key])
         raise UsageError(f"study={config.study} was made with another {changed}; name a new file")
+
+
+def _check_ends(config: DictConfig, dimensions: Sequence[Dimension]) -> None:
+    """Refuses a space that holds a value out of its range."""
+    for dimension in dimensions:
+        for value in dimension.choices or (dimension.low, dimension.high):
+            trial = _with_settings(config, {dimension.key: value})
+            try:
+                check_numbers(OmegaConf.to_container(trial, resolve=True))
+            except UsageError as error:
+                raise UsageError(f"space={config.space}: {error}") from None
 
 
 def _facts(config: DictConfig) -> dict:
@@ -220,8 +237,8 @@ def _run_trial(
 
     try:
         execute("train", job, _trial_config(config, settings), folder)
-    except Exception as error:
-        trial.set_user_attr("error", f"{type(error).__name__}: {error}")
+    except Failed as error:
+        trial.set_user_attr("error", str(error))
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return
     if was_pruned:
@@ -238,10 +255,17 @@ def _trial_config(config: DictConfig, settings: Mapping[str, object]) -> Compose
     """What `python -m src.train` would have composed: tune.yaml is train.yaml and the keys of the search."""
     plain = OmegaConf.to_container(config, resolve=False)
     trial = OmegaConf.create({key: value for key, value in plain.items() if key not in OWN_KEYS})
-    for key, value in settings.items():
-        OmegaConf.update(trial, key, value)
+    trial = _with_settings(trial, settings)
     choices = read_json(Path(config.output_dir) / "provenance.json").get("choices", {})
     return Composed(trial, choices, [f"{key}={value}" for key, value in settings.items()])
+
+
+def _with_settings(config: DictConfig, settings: Mapping[str, object]) -> DictConfig:
+    """A copy with some keys set; text is taken as it reads."""
+    copy = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+    for key, value in settings.items():
+        OmegaConf.update(copy, key, literal(value) if isinstance(value, str) else value)
+    return copy
 
 
 def _pruning_callback(trial: "optuna.Trial", monitor: str):
@@ -287,12 +311,7 @@ def _report(study: "optuna.Study", folder: Path, monitor: str) -> None:
     log.info(
         "run it: python -m src.train ... %s", " ".join(f"{key}={value}" for key, value in best.params.items())
     )
-    log.info(
-        "wrote %s\nwrote %s\nwrote %s",
-        folder / "best.json",
-        folder / "history.png",
-        folder / str(best.number),
-    )
+    log_written(folder / "best.json", folder / "history.png", folder / str(best.number))
 
 
 def _draw_history(study: "optuna.Study", path: Path, monitor: str) -> None:
@@ -319,4 +338,4 @@ def _draw_history(study: "optuna.Study", path: Path, monitor: str) -> None:
 
 
 if __name__ == "__main__":
-    entry_point("tune", run, check, folder=study_folder)
+    entry_point("tune", run, check, folder=lambda config: make_folder(study_folder(config), "study"))

@@ -75,6 +75,11 @@ PROMPTS = Prompts("direct", "reason", "document", lead_in="", closing="")
 LENGTHS = Lengths(query=24, document=48, reasoning=6)
 
 
+def linear_head(weight: torch.Tensor, bias: torch.Tensor | None = None):
+    """From states to logits by one product, in the precision of the weight."""
+    return lambda states: torch.nn.functional.linear(states.to(weight.dtype), weight, bias)
+
+
 def build_embedder(seed: int = 0, **settings) -> ReasoningEmbedder:
     sizes = {
         "vocab_size": 400,

@@ -39,7 +39,9 @@ def finished(tmp_path_factory):
     place = tmp_path_factory.mktemp("bench")
     embedder = build_embedder(seed=4)
     with torch.no_grad():
-        embedder.head.weight[embedder.embed_token_id] *= 20.0  # or no rollout would write it
+        embedder.causal_lm.get_output_embeddings().weight[embedder.embed_token_id] *= (
+            20.0  # or no rollout would write it
+        )
     model = save_embedder(embedder, place / "model", {}, is_trained=True)
     rows = []
     for number in range(40):

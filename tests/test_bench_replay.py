@@ -105,9 +105,14 @@ def slow_rewards(queries, rows, tau=0.05):
         scores = rows.astype(np.float64) @ vector
         own, wrong = scores[positive], np.delete(scores, positive)
         rank = 1 + (wrong >= own - 1e-6).sum()
-        low, high = 1 / np.log2(rank + 2), 1 / np.log2(rank + 1)
-        place = 0 if rank >= len(rows) else 1 / (1 + np.exp(-(own - wrong.max()) / tau))
-        values.append(low + (high - low) * place + 0.1)
+        last = len(rows)
+        worth, after = (
+            0.8 / np.log2(r + 1) + 0.2 * max(0, 1 - (r - 1) / min(last, 1000)) for r in (rank, rank + 1)
+        )
+        margin = own - wrong.max()
+        log = np.sign(margin) * np.log(1 + abs(margin) / tau) / np.log(1 + 2 / tau)
+        room = min(0.005, worth - (after if rank < last else 0))
+        values.append(worth - room * (1 - (0 if rank >= last else (1 + log) / 2)) + 0.1)
     return np.array(values).reshape(-1, G)
 
 

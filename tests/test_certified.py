@@ -109,8 +109,12 @@ def test_the_needed_band_is_the_smallest_from_which_on_all_give_the_fresh_ranks(
     for query in range(len(numbers)):
         own = limits[query][np.isfinite(limits[query])]
         assert own == pytest.approx(
-            [fresh[row] @ queries.vectors[query] - TIE for row in queries.positives[query] if row >= 0],
-            abs=1e-7,
+            [
+                fresh[row].astype(np.float64) @ queries.vectors[query] - TIE
+                for row in queries.positives[query]
+                if row >= 0
+            ],
+            rel=1e-12,
         )
         wanted = inputs(new[query], own, cap)[0]
         # each positive has a band of its own in the slow definition too: the number is the largest of them
@@ -345,6 +349,22 @@ def test_wilsons_interval_by_hand():
     # 81 of 100: (0.81 + 0.019208) / 1.038416 = 0.79853; 1.96 sqrt(0.001539 + 0.000096) / 1.038416 = 0.07632
     assert wilson_interval(81, 100) == pytest.approx((0.7222, 0.8749), abs=1e-4)
     assert wilson_interval(10, 10)[1] == 1
+
+
+def test_the_reward_tells_what_it_reads_and_an_older_config_may_say_no_less():
+    rule = Certified()
+    for best_wrong, cut_off in ((True, 10), (False, None), (True, None)):
+        rule.reward_reads(best_wrong, cut_off)
+        assert (rule.reads_best_wrong, rule.cut_off) == (best_wrong, cut_off)
+    older = Certified(cut_off=10, reads_best_wrong=True)
+    older.reward_reads(best_wrong=False, cut_off=10)  # dcg, under the default of the time
+    assert (older.reads_best_wrong, older.cut_off) == (False, 10)
+    with pytest.raises(ValueError, match="cut_off is 10, and the reward reads ranks to 20"):
+        older.reward_reads(best_wrong=True, cut_off=20)
+    with pytest.raises(ValueError, match="cut_off is 10, and the reward reads all ranks"):
+        older.reward_reads(best_wrong=True, cut_off=None)
+    with pytest.raises(ValueError, match="leave the key out, the rule asks the reward"):
+        Certified(reads_best_wrong=False).reward_reads(best_wrong=True, cut_off=None)
 
 
 @pytest.mark.parametrize(

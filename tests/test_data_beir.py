@@ -9,9 +9,18 @@ import threading
 from pathlib import Path
 
 import pytest
+import pytrec_eval
 
-from src.data.beir import load_beir_training, load_benchmark, load_corpus, removes_self_match
+from src.data.beir import (
+    collection_name,
+    load_beir_training,
+    load_benchmark,
+    load_corpus,
+    removes_self_match,
+)
+from src.data.datamodules import thinned
 from src.data.jsonl import ConcatTexts, DataError, LazyTexts
+from src.evaluation.metrics import per_query_metrics
 
 BEIR = Path(os.environ.get("SEARCH_R3_BEIR", Path(__file__).resolve().parents[2] / "shared" / "beir"))
 needs_scifact = pytest.mark.skipif(not (BEIR / "scifact").is_dir(), reason=f"no SciFact under {BEIR}")
@@ -64,6 +73,20 @@ def test_title_and_text_are_joined_by_one_space(tmp_path, compressed):
         "no title here",
         "Only a title",
     ]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_line_ends_of_windows_a_byte_order_mark_and_a_missing_header_change_nothing(tmp_path, compressed):
+    plain = load_benchmark(write_collection(tmp_path / "plain"))
+    judged = "q30\td1\t2\nq30\td2\t 1 \nq31\td3\t0"
+    files = {"corpus": lines(CORPUS), "queries": lines(QUERIES), "test": judged}
+    odd = {name: "\ufeff\r\n" + text.replace("\n", "\r\n") for name, text in files.items()}
+    odd["train"] = "\n" + qrels([("q0", "d1", 1)])  # the header is not on the first line
+    folder = write_collection(tmp_path / "odd", compressed, **odd)
+    benchmark = load_benchmark(folder)
+    assert benchmark.corpus.fingerprint == plain.corpus.fingerprint
+    assert (benchmark.queries, benchmark.qrels) == (plain.queries, plain.qrels)
+    assert [row.id for row in load_beir_training(folder, validation_share=0).examples] == ["q0\td1"]
 
 
 def test_all_judged_queries_count_and_no_others(tmp_path):
@@ -187,6 +210,9 @@ BAD_ROWS = [
     ({"train": qrels([("q0", "d1", 1), ("q0", "d1", 1)])}, "train.tsv", 3, "judged twice"),
     ({"train": "q0\t0\td1\t1\n"}, "train.tsv", 1, "3 tab-separated columns"),
     ({"train": "query-id corpus-id score\n"}, "train.tsv", 1, "3 tab-separated columns"),
+    ({"train": "q0\t0\td1\t1\n"}, "train.tsv", 1, "TREC's format has 4: take the second column out"),
+    ({"train": "q0 0 d1 1\n"}, "train.tsv", 1, "TREC's format has 4: take the second column out"),
+    ({"train": "query_id\tdoc_id\trelevance\n"}, "train.tsv", 1, "a header line reads query-id, corpus-id"),
     ({"train": "q0\td1\thigh\n"}, "train.tsv", 1, "integer, got 'high'"),
     ({"train": "q0\td1\t1.5\n"}, "train.tsv", 1, "integer, got '1.5'"),
     ({"train": "query-id\tcorpus-id\tscore\n"}, "train.tsv", 0, "no judgements"),
@@ -255,6 +281,128 @@ def test_self_match_removal_follows_mteb_by_name_and_can_be_set(tmp_path):
     assert not load_benchmark(folder, name="arguana", remove_self_match=False).remove_self_match
     assert load_benchmark(folder, remove_self_match=True).remove_self_match
     assert load_beir_training(folder, name="arguana").test.remove_self_match
+
+
+def test_a_collection_is_called_what_the_user_wrote_and_not_what_a_link_points_to(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        write_collection(tmp_path / "store" / name / "v1")
+    (tmp_path / "links").mkdir()
+    links = {"arguana": "../store/one/v1", "other": "../store/two/v1"}
+    for name, target in links.items():
+        (tmp_path / "links" / name).symlink_to(target)
+    loaded = {name: load_benchmark(tmp_path / "links" / name) for name in links}
+    assert [benchmark.name for benchmark in loaded.values()] == ["arguana", "other"]
+    assert [benchmark.remove_self_match for benchmark in loaded.values()] == [True, False]
+    data = load_beir_training(tmp_path / "links" / "arguana")
+    assert (data.name, data.test.name, data.test.remove_self_match) == ("arguana", "arguana-test", True)
+
+    monkeypatch.chdir(tmp_path / "links" / "arguana")
+    monkeypatch.setenv("PWD", str(tmp_path / "links" / "arguana"))  # as a shell leaves it
+    written = [".", "", "./", "../arguana/.", str(tmp_path / "links" / "arguana") + "//", "qrels/.."]
+    assert [collection_name(path) for path in written] == ["arguana"] * 5 + ["v1"]
+    monkeypatch.setenv("PWD", "/")  # a stale value is no name
+    assert collection_name(".") == "v1"
+    assert collection_name("..") == "one"
+    with pytest.raises(DataError, match="no name to call the collection by"):
+        collection_name("/")
+
+
+def test_of_a_name_with_slashes_the_last_part_decides_about_self_matches():
+    assert removes_self_match("beir/ArguAna")
+    assert not removes_self_match("arguana/nfcorpus")
+
+
+UNMATCHED = {
+    "test": qrels(
+        [("q30", "d1", 1), ("q30", "gone", 2), ("q31", "lost", 1), ("q32", "d2", 1), ("q99", "d1", 1)]
+    )
+}
+
+
+def test_a_judgement_without_its_document_or_query_is_refused_with_the_option_that_takes_it(tmp_path):
+    folder = write_collection(tmp_path, **UNMATCHED)
+    with pytest.raises(DataError, match=r"line 3: document 'gone' is not.*allow_unmatched_judgements=true"):
+        load_benchmark(folder)
+    write_collection(tmp_path, test=qrels([("q30", "d1", 1), ("q99", "gone", 2)]))
+    with pytest.raises(DataError, match=r"line 3: query 'q99' is not.*allow_unmatched_judgements=true"):
+        load_benchmark(folder)
+    with pytest.raises(DataError, match=r"test.tsv: not one judged document is in the corpus \(.*'7'.*'d1'"):
+        load_benchmark(
+            write_collection(tmp_path, test=qrels([("q30", "7", 1)])), allow_unmatched_judgements=True
+        )
+    with pytest.raises(DataError, match=r"test.tsv: no judgement is of a query in the queries file \(1 rows"):
+        load_benchmark(
+            write_collection(tmp_path, test=qrels([("q99", "d1", 2)])), allow_unmatched_judgements=True
+        )
+
+
+def test_a_judged_document_that_is_missing_counts_as_not_found_as_in_trec_eval(tmp_path, caplog):
+    benchmark = load_benchmark(write_collection(tmp_path, **UNMATCHED), allow_unmatched_judgements=True)
+    assert benchmark.queries.keys() == {"q30", "q31", "q32"}
+    assert (benchmark.judged_documents_missing, benchmark.judged_queries_missing) == (2, 1)
+    assert "2 of 5 judgements are of a document that the corpus lacks (the first: 'gone')" in caplog.text
+    assert (
+        "1 of 5 judgements are of a query without a text (the first: 'q99'); they are left out" in caplog.text
+    )
+    run = {query: {"d1": 0.9, "d2": 0.5, "d3": 0.1} for query in benchmark.queries}
+    published = {"q30": {"d1": 1, "gone": 2}, "q31": {"lost": 1}, "q32": {"d2": 1}}
+    names = {"ndcg@10": "ndcg_cut_10", "recall@100": "recall_100", "map@100": "map_cut_100"}
+    theirs = pytrec_eval.RelevanceEvaluator(published, set(names.values())).evaluate(run)
+    ours = per_query_metrics(run, benchmark.qrels)
+    assert ours["q30"]["recall@100"] == 0.5
+    assert 0 < ours["q30"]["ndcg@10"] < 0.5  # grade 1 of an ideal that begins with grade 2
+    for query, values in ours.items():
+        for name, trec_name in names.items():
+            assert values[name] == pytest.approx(theirs[query][trec_name], abs=1e-6)
+
+
+def test_training_on_a_collection_with_missing_documents_leaves_out_what_cannot_be_read(tmp_path, caplog):
+    train = [("q0", "d1", 1), ("q0", "gone", 1), ("q1", "gone", 1), ("q1", "d2", 0), ("q2", "d3", 2)]
+    folder = write_collection(
+        tmp_path, train=qrels(train), dev=qrels([("q5", "gone", 1), ("q5", "d2", 1)]), **UNMATCHED
+    )
+    with pytest.raises(DataError, match="'gone' is not in the corpus"):
+        load_beir_training(folder)
+    data = load_beir_training(folder, allow_unmatched_judgements=True)
+    assert [(row.query[-1], row.positive_id, row.relevant_ids) for row in data.examples] == [
+        ("0", "d1", {"d1"}),
+        ("2", "d3", {"d3"}),
+    ]
+    assert "1 of 3 training queries have no positive in the corpus (the first: 'q1')" in caplog.text
+    assert data.validation.qrels == {"q5": {"gone": 1, "d2": 1}}
+    assert thinned(data.validation, 5, 2, seed=0).qrels == data.validation.qrels
+    assert (data.test.judged_documents_missing, data.test.judged_queries_missing) == (2, 1)
+
+
+def test_what_is_odd_and_kept_is_said_in_one_line_each(tmp_path, caplog):
+    corpus = [*CORPUS, {"_id": "n1", "text": "3.14"}, {"_id": "n2", "text": "?!"}, {"_id": "e", "text": " "}]
+    queries = [*QUERIES, {"_id": "blank", "text": " "}, {"_id": "number", "text": "42"}]
+    folder = write_collection(
+        tmp_path,
+        corpus=lines(corpus),
+        queries=lines(queries),
+        test=qrels([("blank", "d1", 1), ("q3", "d2", 0)]),
+    )
+    benchmark = load_benchmark(folder)
+    assert benchmark.queries["blank"] == " "
+    said = [record.getMessage().partition(": ")[2] for record in caplog.records]
+    assert said == [
+        "1 of 7 documents have neither title nor text (the first: 'e'); they are kept",
+        "2 of 7 documents hold no letter (the first: 'n1'); they are kept",
+        "1 of 42 queries are empty (the first: 'blank'); they are kept",
+        "1 of 42 queries hold no letter (the first: 'number'); they are kept",
+        "1 of 2 queries have no document of a grade above 0 and count 0",
+    ]
+
+
+def test_training_without_validation_rows_or_a_test_split_says_so(tmp_path, caplog):
+    folder = write_collection(tmp_path)
+    assert load_beir_training(folder, validation_share=1e-9, test_split="tset").validation is None
+    assert "no validation rows (1e-09 of 30 queries in train)" in caplog.text
+    assert f"no test collection: {folder} has no qrels/tset.tsv" in caplog.text
+    caplog.clear()
+    assert load_beir_training(folder, validation_share=0.2).validation is not None
+    assert caplog.records == []
 
 
 def test_a_corpus_on_disk_equals_the_one_in_memory(tmp_path):

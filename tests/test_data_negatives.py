@@ -43,9 +43,10 @@ def test_the_margin_rule_masks_what_scores_close_to_the_positive(rule, positive,
 
 
 def test_a_share_of_a_negative_score_lies_below_it():
-    scores = [-0.1, -0.2, -0.3]
-    selection = select_hard_negatives(scores, ["a", "b", "c"], -0.1, {"a"}, MarginRule(share=0.5), 3)
-    assert selection.positions == (1, 2)  # the limit is -0.2, not -0.05
+    scores, ids = [-0.1, -0.15, -0.2, -0.3], ["a", "b", "c", "d"]
+    selection = select_hard_negatives(scores, ids, -0.1, {"a"}, MarginRule(share=0.5), 2)
+    assert selection.positions == (2, 3)  # the limit is -0.2, not -0.05, and not -0.1
+    assert selection.masked_by_rule == 1
 
 
 def test_bad_cases_give_nothing_or_an_error():

@@ -204,3 +204,15 @@ def test_wrong_settings_are_refused(options, message):
 def test_an_empty_file_leaves_nothing_to_train_on(tmp_path):
     with pytest.raises(ValueError, match="no training row is left"):
         load_triples(write_rows(tmp_path / "rows.jsonl", ""))
+
+
+def test_what_is_odd_and_kept_is_said_in_one_line_each(tmp_path, caplog):
+    rows = [*ROWS, {"query": "42", "positive": "3.14", "hard_negatives": ["?", "none"]}]
+    data = load_triples(write_rows(tmp_path / "rows.jsonl", rows), validation_share=1e-9)
+    assert len(data.examples) == 4
+    assert data.validation is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "triples: no validation rows (1e-09 of 4 rows); nothing is evaluated while training",
+        f"triples: 1 queries hold no letter (the first: {tmp_path}/rows.jsonl, line 4); they are kept",
+        f"triples: 2 documents hold no letter (the first: {tmp_path}/rows.jsonl, line 4); they are kept",
+    ]

@@ -1,8 +1,15 @@
 """What the machine can do is read, not guessed."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from src.devices import cpu_precision
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
@@ -47,3 +54,14 @@ def test_fp32_is_taken_where_nothing_says_what_the_processor_can(tmp_path, monke
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.delenv(name, raising=False)
     assert cpu_precision(tmp_path / "absent") == "32-true"
+
+
+def test_waiting_threads_sleep_unless_the_user_says_otherwise():
+    program = "import os, src, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    for given, expected in ((None, "PASSIVE False"), ("ACTIVE", "ACTIVE False")):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        environment |= {"PYTHONPATH": str(ROOT)} | ({"OMP_WAIT_POLICY": given} if given else {})
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+        )
+        assert done.stdout.strip() == expected, done.stderr

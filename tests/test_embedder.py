@@ -86,7 +86,7 @@ def decoded(embedder, prompts, group_size=1, temperature=1.5, seed=5, limit=6):
     uniforms = row_uniforms(seed, range(len(prompts) * group_size), limit)
     return decode(
         embedder.decoder,
-        embedder.head,
+        embedder.logits,
         prompts,
         embedder.special_ids,
         Sampling(limit, temperature),
@@ -129,7 +129,7 @@ def test_log_probabilities_of_a_rollout_are_those_of_a_full_forward(embedder):
         assert len(log_probs) == len(actions)  # an appended embed token is no action of the policy
         whole = torch.tensor([[*prompt, *actions]])
         states = embedder.hidden_states(whole, torch.ones_like(whole, dtype=torch.bool))[0]
-        logits = embedder.head(states[len(prompt) - 1 : -1]).index_fill(-1, banned, -torch.inf)
+        logits = embedder.logits(states[len(prompt) - 1 : -1]).index_fill(-1, banned, -torch.inf)
         expected = (logits / temperature).log_softmax(-1)[range(len(actions)), actions]
         torch.testing.assert_close(torch.tensor(log_probs), expected.detach(), atol=1e-4, rtol=0)
 
@@ -185,7 +185,7 @@ def test_a_reasoning_ends_before_the_token_that_would_complete_an_ngram_again(n,
     def decoded(repeat_ngram):
         sampling = Sampling(12, temperature, 1.0, repeat_ngram)
         draws = None if temperature == 0.0 else uniforms
-        return decode(embedder.decoder, embedder.head, prompts, embedder.special_ids, sampling, draws)
+        return decode(embedder.decoder, embedder.logits, prompts, embedder.special_ids, sampling, draws)
 
     free, kept = decoded(0), decoded(n)
     n_cut = 0

@@ -13,12 +13,18 @@ from src.stages.optimization import OptimizationSettings
 from src.stages.sft import SFTLosses, SFTModule
 
 
-def run(folder, steps, false_negative_margin, resume=None):
+def run(folder, steps, false_negative_margin, false_negative_share=1.0, resume=None):
     """Five queries against five documents in every step; four of the queries have a reasoning."""
     data = training_data()
     first, *rest = data.examples
     data = replace(data, examples=[replace(first, relevant_ids=frozenset({"d0", "d1", "d2"})), *rest])
-    losses = SFTLosses(**WEIGHTS, temperature=0.05, margin=0.1, false_negative_margin=false_negative_margin)
+    losses = SFTLosses(
+        **WEIGHTS,
+        temperature=0.05,
+        margin=0.1,
+        false_negative_margin=false_negative_margin,
+        false_negative_share=false_negative_share,
+    )
     settings = OptimizationSettings(1e-3, warmup=0, schedule="constant")
     module = SFTModule(build_embedder(), settings, losses, NEVER, chunk_rows=4, seed=0)
     masked = FalseNegatives()
@@ -30,6 +36,7 @@ def run(folder, steps, false_negative_margin, resume=None):
     fit.fit(
         module, SFTDataModule(data, module.embedder, 5, 0, 0.0, 0, 5, 5), ckpt_path=resume, weights_only=True
     )
+    assert 0 <= fit.callback_metrics["train/share_of_rows_masked_direct"] <= 1
     return masked.summary()
 
 
@@ -47,6 +54,12 @@ def test_totals_are_those_of_all_steps_also_where_a_run_was_resumed(tmp_path, ma
         "masked_by_score_direct": {"count": share * direct, "share": share},
         "masked_by_score_reasoned": {"count": share * reasoned, "share": share},
     }
+
+
+def test_rows_in_which_more_than_a_share_of_documents_score_high_mask_none_by_score(tmp_path):
+    masked = run(tmp_path, 2, false_negative_margin=-3.0, false_negative_share=0.75)
+    assert masked["masked_by_score_direct"]["count"] == masked["masked_by_score_reasoned"]["count"] == 0
+    assert masked["masked_by_id"]["count"] == 2 * 2
 
 
 def test_a_stage_that_reports_nothing_has_no_totals():

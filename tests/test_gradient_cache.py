@@ -1,5 +1,6 @@
 import pytest
 import torch
+from conftest import linear_head
 from torch.nn.functional import normalize
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -47,8 +48,9 @@ def make_forward(model: Qwen2ForCausalLM, reference: Qwen2ForCausalLM, calls: li
         states, targets = hidden[:, :-1].flatten(0, 1), rows[:, 1:].flatten()
         with torch.no_grad():
             ref_states = reference.model(rows).last_hidden_state[:, :-1].flatten(0, 1)
-        tokens = sft_cross_entropy(states, head, targets, chunk=7, denominator=n_targets)
-        kl = kl_to_reference(states, ref_states, head, ref_head, 3, chunk=7, denominator=n_targets)
+        tokens = sft_cross_entropy(states, linear_head(head), targets, chunk=7, denominator=n_targets)
+        heads = linear_head(head), linear_head(ref_head)
+        kl = kl_to_reference(states, ref_states, *heads, 3, chunk=7, denominator=n_targets)
         metrics = {"sft": tokens.detach(), "n_rows": torch.tensor(len(rows))}
         return ChunkOutput(normalize(hidden[:, -1], dim=-1), tokens + 0.5 * kl, metrics)
 
@@ -147,7 +149,7 @@ def test_without_a_loss_over_embeddings_chunks_accumulate_the_token_loss():
     def forward(part):
         hidden = model.model(part).last_hidden_state[:, :-1].flatten(0, 1)
         return ChunkOutput(
-            extra_loss=sft_cross_entropy(hidden, head, part[:, 1:].flatten(), denominator=12 * 4)
+            extra_loss=sft_cross_entropy(hidden, linear_head(head), part[:, 1:].flatten(), denominator=12 * 4)
         )
 
     loss, _ = backward_with_cache(rows.split(5), forward, None, torch.Tensor.backward)

@@ -1,7 +1,11 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import linear_head
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributions import Categorical
 from torch.testing import assert_close
@@ -10,6 +14,7 @@ from two_processes import on_two_ranks
 from src.models.generation import sample
 from src.objectives.grpo import (
     PolicyBatch,
+    _entropy,
     clipped_token_losses,
     dr_grpo,
     group_advantages,
@@ -26,7 +31,9 @@ from src.objectives.grpo import (
     unpacked,
 )
 from src.objectives.losses import share_of_count
+from src.objectives.rewards import Ranking
 
+CONF = Path(__file__).resolve().parents[1] / "conf"
 B, G, L = 3, 4, 5
 NORMALISATIONS = {
     "per_token": per_token,
@@ -67,7 +74,8 @@ def batch_of(data: dict, normalisation, rows=slice(None)) -> tuple[PolicyBatch, 
 def test_advantages_are_the_values_by_hand():
     # mean 2, deviations -1, 0, 1; sample standard deviation 1
     rewards = torch.tensor([[1.0, 2.0, 3.0]])
-    assert_close(group_advantages(rewards, eps=0.25).values, torch.tensor([[-0.8, 0.0, 0.8]]))
+    assert_close(group_advantages(5 * rewards).values, torch.tensor([[-1.0, 0.0, 1.0]]))
+    assert_close(group_advantages(rewards, std_floor=1.25).values, torch.tensor([[-0.8, 0.0, 0.8]]))
     assert_close(group_advantages(rewards, scale_by_std=False).values, torch.tensor([[-1.0, 0.0, 1.0]]))
 
 
@@ -83,11 +91,55 @@ def test_advantages_sum_to_zero_and_keep_the_order_of_rewards(scale_by_std):
 def test_a_scaled_advantage_does_not_depend_on_the_unit_of_the_reward():
     rewards = rollouts()["rewards"]
     assert_close(
-        group_advantages(rewards, eps=0.0).values,
-        group_advantages(5 * rewards - 3, eps=0.0).values,
+        group_advantages(rewards, std_floor=0.0).values,
+        group_advantages(5 * rewards - 3, std_floor=0.0).values,
         atol=1e-4,
         rtol=0,
     )
+
+
+def test_rewards_that_hardly_differ_keep_their_digits():
+    # near 1.1 a mean in fp32 is off by up to 6e-8, and these differ by 1.2e-7 a step
+    rewards = torch.tensor([[1.1] * 4]) + torch.arange(4) * 2.0**-23
+    advantages = group_advantages(rewards, min_spread=0.0, std_floor=1.0).values
+    assert_close(advantages, torch.tensor([[-1.5, -0.5, 0.5, 1.5]]) * 2.0**-23, atol=0, rtol=1e-6)
+
+
+def rewards_of(ranks, margins):
+    """`[1, G]` rewards as `reward=margin_dcg` gives them; the best wrong document has cosine 0.4."""
+    reward = instantiate(OmegaConf.load(CONF / "reward" / "margin_dcg.yaml"))
+    rank, scores = torch.tensor(ranks)[None, :, None], 0.4 + torch.tensor(margins)[None, :, None]
+    best_wrong = torch.full(scores.shape[:2], 0.4)
+    ranking = Ranking(rank, scores, best_wrong, torch.ones(1, 1), torch.tensor([20000]))
+    return reward(ranking, torch.ones_like(best_wrong, dtype=torch.bool)).total
+
+
+def advantages_of(ranks, margins):
+    """As the RL stage takes them, by its config."""
+    policy = OmegaConf.load(CONF / "stage" / "rl.yaml").module.policy
+    return group_advantages(rewards_of(ranks, margins), policy.scale_by_std, policy.std_floor)
+
+
+def test_margins_alone_earn_a_small_part_of_an_advantage():
+    near = advantages_of([1, 1, 1, 1], [0.10, 0.11, 0.12, 0.13])
+    assert near.has_spread.all()
+    assert (near.values.diff() > 0).all()
+    assert near.values.abs().max() < 0.07
+    for margins in ([0.0] * 7 + [0.6], [0.0] + [0.6] * 7, [0.0, 0.6] * 4, [-1.4] + [0.6] * 7):
+        assert advantages_of([1] * 8, margins).values.abs().max() < 1.0
+
+
+@pytest.mark.parametrize("rank", [1, 3, 6])
+@pytest.mark.parametrize("margin", [-0.3, 0.0, 0.3])
+def test_a_better_rank_earns_a_full_advantage(rank, margin):
+    # sqrt(8) * 7 / 8 is that of one of eight that differs from the others
+    advantages = advantages_of([rank] + [rank + 1] * 7, [margin] + [0.0] * 7).values
+    assert advantages[0, 0].item() == pytest.approx(math.sqrt(8) * 7 / 8, rel=1e-5)
+
+
+def test_without_a_floor_margins_alone_earn_a_full_advantage():
+    rewards = rewards_of([1, 1, 1, 1], [0.10, 0.11, 0.12, 0.13])
+    assert group_advantages(rewards, std_floor=0.0).values.abs().max() > 1.0
 
 
 def test_a_group_without_spread_gets_exact_zeros_and_is_reported():
@@ -103,6 +155,11 @@ def test_a_group_without_spread_gets_exact_zeros_and_is_reported():
 def test_rewards_that_cannot_be_compared_are_refused(bad):
     with pytest.raises(ValueError, match="rewards must be"):
         group_advantages(bad)
+
+
+def test_a_floor_below_zero_is_refused():
+    with pytest.raises(ValueError, match="std_floor must not be negative"):
+        group_advantages(torch.rand(1, 2), std_floor=-0.1)
 
 
 # Weights
@@ -180,7 +237,7 @@ def slow_loss(data: dict, leaf: torch.Tensor, name: str, clip_low: float, clip_h
         mean = sum(rewards) / G
         std = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / (G - 1))
         for rollout in range(G):
-            advantage = (rewards[rollout] - mean) / (std + 1e-4)
+            advantage = (rewards[rollout] - mean) / max(std, 0.005)
             tokens = []
             for place in range(L):
                 if not data["completion_mask"][query, rollout, place]:
@@ -394,7 +451,7 @@ BANNED = [0, 3]
 def test_token_log_probs_have_the_value_and_gradient_of_the_plain_ones(chunk):
     hidden, weight, targets = head()
     upstream = torch.linspace(-1, 1, 11)
-    result = token_log_probs(hidden, weight, targets, 0.7, BANNED, chunk)
+    result = token_log_probs(hidden, linear_head(weight), targets, 0.7, BANNED, chunk)
     result.log_probs.mul(upstream).sum().backward()
     fast = [hidden.grad.clone(), weight.grad.clone()]
     hidden.grad = weight.grad = None
@@ -421,7 +478,8 @@ def test_log_probs_are_of_the_distribution_that_sampling_draws_from():
     drawn, recorded = sample(logits.expand(20000, -1), uniforms, temperature=0.6, top_p=1.0)
     shares = drawn.bincount(minlength=8) / 20000
     allowed = [token for token in range(8) if token not in BANNED]
-    log_probs = token_log_probs(hidden.expand(6, -1), weight, torch.tensor(allowed), 0.6, banned).log_probs
+    states, tokens = hidden.expand(6, -1), torch.tensor(allowed)
+    log_probs = token_log_probs(states, linear_head(weight), tokens, 0.6, banned).log_probs
 
     assert (shares[BANNED] == 0).all()
     assert_close(log_probs.exp(), shares[allowed], atol=2e-4, rtol=0)
@@ -439,13 +497,41 @@ def test_logits_of_one_chunk_are_the_largest_tensor_kept_for_backward():
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        token_log_probs(hidden, weight, targets, chunk=4).log_probs.sum().backward()
+        token_log_probs(hidden, linear_head(weight), targets, chunk=4).log_probs.sum().backward()
     assert max(sizes) <= max(weight.numel(), hidden.numel())  # 300 and 384; all logits would be 3200
+
+
+@pytest.mark.parametrize("vocabulary", [2, 17, 150_000])
+@pytest.mark.parametrize("spread", [0.0, 1e-3, 1.0, 5.0, 15.0, 50.0])
+@pytest.mark.parametrize("level", [0.0, 50.0, -50.0])
+def test_the_entropy_is_right_to_the_last_digits(vocabulary, spread, level):
+    generator = torch.Generator().manual_seed(0)
+    logits = level + spread * torch.randn(4, vocabulary, generator=generator)
+    logits[1:, ::3] = -math.inf  # banned
+    before = logits.clone()
+    entropy = _entropy(logits)
+    # log(sum of exp(z - max)), with the 1 of the highest kept apart, for sharp distributions too
+    highest, at = logits.double().max(-1, keepdim=True)
+    below = logits.double() - highest
+    log_probs = below - below.exp().scatter(-1, at, 0.0).sum(-1, keepdim=True).log1p()
+    expected = -(log_probs.exp() * log_probs.clamp(min=-1e300)).sum(-1)
+
+    assert entropy.dtype == torch.float32
+    assert torch.equal(logits, before)
+    assert (entropy >= 0).all()
+    # 8 ulps, and as a share of the one possible token's probability where hardly anything else is possible
+    assert_close(entropy.double(), expected, rtol=8 * 2.0**-23, atol=1e-12)
+
+
+def test_the_entropy_of_one_possible_token_is_zero():
+    logits = torch.full((2, 9), -math.inf)
+    logits[0, 4], logits[1, 0] = 50.0, -50.0
+    assert _entropy(logits).tolist() == [0.0, 0.0]
 
 
 def test_no_token_gives_a_zero_that_is_part_of_the_graph():
     hidden, weight, targets = head()
-    result = token_log_probs(hidden[:0], weight, targets[:0])
+    result = token_log_probs(hidden[:0], linear_head(weight), targets[:0])
     result.log_probs.sum().backward()
     assert result.log_probs.shape == result.entropy.shape == (0,)
     assert (hidden.grad == 0).all()
@@ -455,12 +541,12 @@ def test_no_token_gives_a_zero_that_is_part_of_the_graph():
 def test_token_log_probs_refuse_what_cannot_be():
     hidden, weight, targets = head()
     with pytest.raises(ValueError, match=f"token {targets[0]} is banned"):
-        token_log_probs(hidden, weight, targets, banned_ids=[int(targets[0])])
+        token_log_probs(hidden, linear_head(weight), targets, banned_ids=[int(targets[0])])
     with pytest.raises(ValueError, match="one target per state"):
-        token_log_probs(hidden, weight, targets[1:])
+        token_log_probs(hidden, linear_head(weight), targets[1:])
     for settings in ({"temperature": 0.0}, {"chunk": 0}):
         with pytest.raises(ValueError, match="must be"):
-            token_log_probs(hidden, weight, targets, **settings)
+            token_log_probs(hidden, linear_head(weight), targets, **settings)
 
 
 def test_packed_values_go_to_their_places_and_back_with_gradient():

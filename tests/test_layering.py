@@ -14,7 +14,9 @@ LAYERS = [
         "src.data.texts",
         "src.command_line",
         "src.devices",
+        "src.last_resort",
         "src.model_choice",
+        "src.number_ranges",
         "src.progress",
         "src.run_folder",
         "src.sweep_table",
@@ -46,7 +48,15 @@ LAYERS = [
         "src.benchmarks.report",
     },
     {"src.runtime"},
-    {"src.train", "src.evaluate", "src.tune", "src.report", "src.benchmarks.refresh", "src.benchmarks.scale"},
+    {
+        "src.train",
+        "src.evaluate",
+        "src.tune",
+        "src.report",
+        "src.upgrade",
+        "src.benchmarks.refresh",
+        "src.benchmarks.scale",
+    },
 ]
 """From the bottom up. Within a layer imports are free, but for `STRANGERS`."""
 
@@ -179,3 +189,16 @@ def test_an_upward_edge_a_stranger_and_an_undeclared_module_are_found(tmp_path, 
     (tmp_path / place).write_text(line)
 
     assert problem in violations(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["TIE", "SAME_REWARD"])
+def test_a_tolerance_that_several_modules_share_is_defined_once(name):
+    homes = [
+        module
+        for module, path in modules(ROOT).items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assign) and name in (getattr(target, "id", None) for target in node.targets)
+    ]
+    users = [m for m, path in modules(ROOT).items() if any(i.endswith(f".{name}") for i in imports(path))]
+    assert len(homes) == 1
+    assert len(users) >= 1

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from omegaconf import OmegaConf
 
 from src.command_line import UsageError, quote_free_text
-from src.runtime import ConfigSource, compose
+from src.models.folder import load_embedder
+from src.runtime import ROOT, ConfigSource, _differences, compose, resolved_yaml
 from src.train import check
 from tests.tiny_stage import write_configs
 
@@ -151,3 +153,39 @@ def test_the_lora_smoke_experiment_goes_on_from_a_folder_of_any_size(tmp_path):
 def test_a_path_that_is_no_model_folder_is_refused_before_anything_is_loaded(source, tmp_path):
     with pytest.raises(UsageError, match=r"model\.path=.*no search_r3\.json.*model\.name="):
         check(composed(source, tmp_path / "absent"), False)
+
+
+@pytest.mark.parametrize("choice", ["nano", "nano_lora"])
+def test_the_shipped_base_is_found_from_any_folder_and_the_record_names_no_machine(
+    choice, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with ConfigSource() as source:
+        config = compose("train", ["stage=sft", f"model={choice}"], source).config
+    check(config, False)
+    assert load_embedder(config.model.path).width == 256
+    record = resolved_yaml(config)
+
+    assert str(ROOT) not in record
+    monkeypatch.chdir(ROOT)  # a run goes on from another folder than it was started from
+    resumed = OmegaConf.create(record)
+    assert resumed.model.path == "experiments/nano_base/model"
+    assert _differences(config, resumed, ignored=()) == []
+    check(resumed, False)
+
+
+def test_what_a_user_types_is_looked_up_where_they_stand(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    typed = ["stage=sft", "model.path=experiments/nano_base/model"]
+    with ConfigSource() as source:
+        config = compose("train", quote_free_text(typed), source).config
+
+    assert config.model.path == "experiments/nano_base/model"
+    with pytest.raises(UsageError, match="not a model folder"):
+        check(config, False)
+
+
+def test_a_value_that_the_shipped_base_contradicts_is_refused_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ConfigSource() as source, pytest.raises(UsageError, match=r"query=64, the folder has 40"):
+        compose("train", ["stage=sft", "model.lengths.query=64"], source)

@@ -14,18 +14,19 @@ from pytorch_lightning.loggers import CSVLogger
 
 from src.data.rl import RLDataModule
 from src.data.types import Benchmark, Corpus, Example, TrainingData
-from src.environment import EnvironmentDataError
+from src.environment import EnvironmentDataError, Positives
 from src.index.base import InPlaceIndex
+from src.index.certified import Certified
 from src.index.refresh import Candidates, Frozen, Full, Refresh
 from src.models.folder import open_embedder, save_embedder
 from src.models.tuning import FullTuning, LoraTuning
 from src.objectives.collapse import CollapseLimits
-from src.objectives.grpo import TOKEN_STATISTICS
+from src.objectives.grpo import TOKEN_STATISTICS, Advantages
 from src.objectives.rewards import Reward, dcg, margin_dcg
 from src.stages.callbacks import TrainableCheckpoint
 from src.stages.completions import COLUMNS, Completions
 from src.stages.optimization import OptimizationSettings
-from src.stages.rl import PolicySettings, RLModule, RolloutSettings
+from src.stages.rl import PolicySettings, Pool, RLModule, RolloutSettings
 from src.stages.rollouts import training_forward
 
 ALIVE = CollapseLimits(window=100)
@@ -66,7 +67,7 @@ def likely_folder(place):
     """A model whose embed token is likely enough that rollouts write it."""
     embedder = build_embedder(seed=4)
     with torch.no_grad():
-        embedder.head.weight[embedder.embed_token_id] *= 20.0
+        embedder.causal_lm.get_output_embeddings().weight[embedder.embed_token_id] *= 20.0
     return save_embedder(embedder, place / "model", {}, is_trained=True)
 
 
@@ -104,6 +105,26 @@ def data_of(embedder, run, refresh=None, data=None, batch_size=4, **arguments):
         data or world(), embedder, batch_size, 0, index=InPlaceIndex, refresh=refresh or FULL(),
         store=run / "index", cache_dir=run.parent / "cache", **settings | arguments,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "best_wrong"), [(dcg, False), (margin_dcg, True)])
+def test_the_refresh_rule_is_told_what_the_reward_reads(folder, tmp_path, function, best_wrong):
+    embedder, rule = opened(folder), Certified()
+    module = module_of(embedder, tmp_path, reward=Reward(partial(function, k=7)), every=0)
+    data = data_of(embedder, tmp_path, Refresh(rule, audit_every_n_steps=1))
+    fit(module, data, 1)
+    assert (rule.reads_best_wrong, rule.cut_off) == (best_wrong, 7)
+
+
+def test_advantages_are_divided_by_the_floor_of_the_config_where_rewards_hardly_differ(folder, tmp_path):
+    norms = []
+    for floor in (1.0, 1000.0):  # above any standard deviation of these rewards
+        embedder = opened(folder)
+        module = module_of(embedder, tmp_path, PolicySettings(std_floor=floor), every=0)
+        _, log = fit(module, data_of(embedder, tmp_path / str(floor)), 1)
+        norms += log.of("grad_norm")
+    assert norms[0] > 0
+    assert norms[0] / norms[1] == pytest.approx(1000, rel=1e-3)
 
 
 def test_graded_judgements_reach_the_environment(folder, tmp_path):
@@ -145,7 +166,7 @@ def test_rows_of_other_weights_are_not_used_and_the_run_says_why(folder, tmp_pat
     (old,) = (tmp_path / "cache").iterdir()
     other = opened(folder)
     with torch.no_grad():
-        other.head.weight[0] += 1.0
+        other.causal_lm.get_output_embeddings().weight[0] += 1.0
     tuned = save_embedder(other, tmp_path / "tuned", {})
     (line,) = lines("other", opened(tuned))
     assert line.startswith(
@@ -444,6 +465,16 @@ def test_the_contrastive_term_moves_the_vectors_where_the_policy_gradient_is_lef
     assert losses[1].mean() < losses[0].mean() - 0.03  # 0.09 here; a vector is told to 1e-5, a loss to 1e-3
 
 
+def test_a_group_whose_pool_holds_nothing_but_its_positives_takes_no_part_in_the_contrastive_term(
+    folder, tmp_path
+):
+    module = module_of(opened(folder), tmp_path, PolicySettings(contrastive_weight=1.0))
+    advantages = Advantages(torch.tensor([[0.5, -0.5], [1.0, -1.0]]), torch.tensor([True, True]))
+    positives = Positives(torch.tensor([[3, 5], [3, -1]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
+    pool = Pool(torch.tensor([3, 5]), torch.eye(2))
+    assert module._contrasted(advantages, positives, pool).tolist() == [[0, 0], [1, 1]]
+
+
 @pytest.mark.parametrize("rollouts", ["all", "good"])
 def test_the_contrastive_term_is_the_mean_over_the_rollouts_that_it_names(folder, tmp_path, rollouts):
     embedder, kept = opened(folder), KeepLearnt()
@@ -468,7 +499,7 @@ def test_token_embeddings_that_are_not_trained_stay_what_they_were(folder, tmp_p
     moved = {name for name, value in embedder.named_parameters() if not torch.equal(value, before[name])}
     frozen = before.keys() - moved
     assert [name.rsplit(".", 2)[-2] for name in frozen] == ["embed_tokens"]
-    assert embedder.head.weight is embedder.model.get_input_embeddings().weight
+    assert embedder.causal_lm.get_output_embeddings().weight is embedder.model.get_input_embeddings().weight
 
 
 def test_the_contrastive_term_leaves_stale_rows_out(folder, tmp_path):

@@ -348,7 +348,7 @@ def test_a_run_whose_model_folder_was_replaced_does_not_go_on_with_its_rows(call
     assert code == 0, output
     embedder = load_embedder(folder)
     with torch.no_grad():
-        embedder.head.weight += 0.1
+        embedder.causal_lm.get_output_embeddings().weight += 0.1
     save_embedder(embedder, folder, {}, is_trained=True)
     more = [a for a in command if "max_steps" not in a]
     code, output = call([*more, "stage.trainer.max_steps=3"], tmp_path)

@@ -39,7 +39,7 @@ SETTINGS = {"plain": (1.0, 1.0), "cool nucleus": (0.7, 0.8), "hot": (1.5, 1.0)}
 def willing(embedder, factor: float = 30.0):
     """The embedder with a larger row of the embed token, so that some rollouts write it and some do not."""
     with torch.no_grad():
-        embedder.head.weight[embedder.embed_token_id] *= factor
+        embedder.causal_lm.get_output_embeddings().weight[embedder.embed_token_id] *= factor
     return embedder
 
 
@@ -414,7 +414,7 @@ class HeadProducts(TorchDispatchMode):
 
 
 def test_no_more_logits_than_a_chunk_exist_in_forward_and_backward(policy, rollouts):
-    vocabulary = policy.head.weight.shape[0]
+    vocabulary = policy.vocabulary_size
     assert vocabulary not in (policy.width, 64)
     with HeadProducts(vocabulary) as seen:
         training_forward(policy, rollouts, every_row(rollouts), chunk=5).log_probs.sum().backward()

@@ -1,9 +1,12 @@
 """The SFT stage: its losses reach the weights, gradient caching and LoRA change nothing they should not."""
 
+from dataclasses import replace
+
 import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import PROMPTS, TEXTS, build_embedder
+from torch.nn import functional as F
 
 from src.data.collate import collate_sft
 from src.data.datamodules import PretrainDataModule, SFTDataModule
@@ -199,3 +202,24 @@ def test_pretraining_learns_the_text():
     trainer(60, callbacks=[Keep()]).fit(module, datamodule=PretrainDataModule(data, embedder, 4, 32, None, 0))
     assert losses[0] > 5
     assert losses[-1] < 1.5
+
+
+def test_a_row_whose_documents_are_all_relevant_does_not_count_in_the_contrastive_losses():
+    first, *rest = training_data().examples
+    every = frozenset(example.positive_id for example in (first, *rest))
+    batch = collate_sft([replace(first, relevant_ids=every), *rest], hard_negatives=0)
+    generator = torch.Generator().manual_seed(0)
+    documents, direct, reasoned = (
+        F.normalize(torch.randn(n, 64, generator=generator), dim=-1) for n in (5, 5, 4)
+    )
+    _, metrics = module_of(build_embedder()).contrastive_loss((documents, direct, reasoned), batch, range(4))
+
+    for name, queries in (("direct", direct), ("reasoned", reasoned)):
+        scores = queries[1:] @ documents.T  # all rows but the first, against all documents
+        columns = torch.arange(1, len(queries))
+        expected = F.cross_entropy(scores / 0.05, columns)
+        assert metrics[f"info_nce_{name}"].item() == pytest.approx(expected.item(), rel=1e-5)
+        positive = scores.gather(1, columns[:, None]).squeeze(1)
+        hardest = scores.scatter(1, columns[:, None], -2.0).amax(1)
+        expected = (0.1 - positive + hardest).clamp(min=0).mean()
+        assert metrics[f"triplet_{name}"].item() == pytest.approx(expected.item(), rel=1e-5)

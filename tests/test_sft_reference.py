@@ -44,7 +44,7 @@ def gradients(module):
 def kl_by_definition(module, rows):
     """Sum over one unpadded query after the other of sum_v p (log p - log q), the embed token left out."""
     embed = module.embedder.embed_token_id
-    others = [v for v in range(module.embedder.head.weight.shape[0]) if v != embed]
+    others = [v for v in range(module.embedder.vocabulary_size) if v != embed]
     total, n = torch.zeros(()), 0
     for row in rows:
         ids = torch.tensor([row.ids])

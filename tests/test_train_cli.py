@@ -5,16 +5,20 @@ import json
 import re
 import shutil
 import signal
+import sys
 import time
 
 import pytest
 import torch
-import yaml
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from src.models.folder import load_embedder
 from src.run_folder import state_of
+from src.runtime import entry_point
+from src.train import check, reached_step, run
 from tests.command import LIMIT_S, call, start
+from tests.tiny_stage import write_configs
 
 STEPS = 8
 LIMIT = f"stage.trainer.max_steps={STEPS}"
@@ -131,6 +135,52 @@ def test_resuming_with_a_changed_key_is_refused_and_names_it(finished):
     assert "data: tiny -> pydocs" in output
 
 
+def refusal(arguments, monkeypatch, capsys):
+    """What `python -m src.train` prints and exits with, in this process, which has imported torch already."""
+    monkeypatch.setattr(sys, "argv", ["src.train", *arguments])
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        entry_point("train", run, check, reached=reached_step)
+    signal.signal(signal.SIGTERM, handler)
+    return end.value.code, capsys.readouterr().err
+
+
+def test_fewer_steps_than_were_taken_are_refused_and_leave_all_records(
+    finished, tmp_path, monkeypatch, capsys
+):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    tiny = ["--config-dir", str(write_configs(tmp_path / "configs")), "stage=tiny", "data=tiny", "model=tiny"]
+    for way in ([f"resume={folder}"], [*tiny, f"output_dir={folder}", "if_exists=resume"]):
+        code, output = refusal([*way, "stage.trainer.max_steps=5"], monkeypatch, capsys)
+        assert code == 2
+        assert f"stage.trainer.max_steps=5: the run in {folder} is at step {STEPS}" in output
+        assert f"at least {STEPS}" in output
+
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_longer_run_adds_to_the_records_and_says_what_changed(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    records = {name: (folder / name).read_text() for name in ("config.yaml", "metrics.json", "train.log")}
+
+    code, output = call("train", f"resume={folder}", "stage.trainer.max_steps=10", cwd=tmp_path)
+
+    assert code == 0, output
+    assert f"changed since the earlier call: stage.trainer.max_steps: {STEPS} -> 10" in output
+    assert OmegaConf.load(folder / "config.yaml").stage.trainer.max_steps == 10
+    assert (folder / "config_before_1.yaml").read_text() == records["config.yaml"]
+    assert (folder / "metrics_before_1.json").read_text() == records["metrics.json"]
+    command = json.loads((folder / "provenance_before_1.json").read_text())["command"]
+    assert command == json.loads(records["metrics.json"])["command"]
+    assert (folder / "train.log").read_text().startswith(records["train.log"])
+    assert logged_steps(folder) == list(range(10))
+    for line in output.splitlines():
+        if line.startswith(("wrote ", "kept ")):
+            assert (tmp_path / line.partition(" ")[2]).exists(), line
+
+
 def step_of(path):
     """Of a checkpoint, which is replaced whole; None where there is none yet."""
     return torch.load(path, weights_only=True)["global_step"] if path.is_file() else None
@@ -153,7 +203,7 @@ def opened_to(gate, step):
 
 
 def test_a_run_goes_on_after_a_kill_and_after_ctrl_c_and_ends_as_if_undisturbed(finished, tmp_path):
-    folder = tmp_path / "my runs" / "a=1, [b]"  # a path that Hydra's grammar would take apart
+    folder = tmp_path / "my runs" / "a=1, [b] ${x}"  # Hydra and OmegaConf would take this path apart
     last, gate = folder / "checkpoints" / "last.ckpt", tmp_path / "gate"
     arguments = [LIMIT, f"output_dir={folder}", "if_exists=resume", f"stage.module.gate={gate}"]
     arguments += ["stage.callbacks.checkpoint.save_every_n_steps=1"]
@@ -188,7 +238,23 @@ def test_a_run_goes_on_after_a_kill_and_after_ctrl_c_and_ends_as_if_undisturbed(
     resumed = load_file(folder / "model" / "model.safetensors")
     for name in undisturbed:
         torch.testing.assert_close(resumed[name], undisturbed[name])
-    assert yaml.safe_load((folder / "config.yaml").read_text())["output_dir"] == str(folder)
+    stored = OmegaConf.load(folder / "config.yaml")
+    assert stored.output_dir == str(folder)
+    assert stored.stage.callbacks.checkpoint.folder == f"{folder}/checkpoints"
+    known = ("configs", ".cache", gate.name)
+    assert [path.name for path in tmp_path.iterdir() if path.name not in known] == ["my runs"]
+
+
+def test_a_folder_named_as_the_home_folder_is_written_where_it_lies(tmp_path):
+    home, place = tmp_path / "home", tmp_path / "place"
+    home.mkdir()
+    place.mkdir()
+
+    code, output = call("train", LIMIT, "output_dir=./~", cwd=place, HOME=str(home))
+
+    assert code == 0, output
+    assert (place / "~" / "checkpoints" / "last.ckpt").is_file()
+    assert list(home.rglob("*.ckpt")) == []
 
 
 def test_two_ranks_share_one_run_folder_and_one_record(tmp_path):

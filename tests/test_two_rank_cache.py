@@ -14,7 +14,7 @@ from src.index.store import StoreError, open_store
 def not_finite(embedder, rank):
     """The store of the first rank refuses what all of them encoded."""
     with torch.no_grad():
-        embedder.head.weight.fill_(1.0)
+        embedder.causal_lm.get_output_embeddings().weight.fill_(1.0)
         for parameter in embedder.decoder.parameters():
             parameter.fill_(float("nan"))
 

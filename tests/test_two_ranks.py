@@ -23,6 +23,7 @@ from src.evaluation.validation import validate
 from src.objectives.losses import (
     gather_documents,
     hardest_negative_margin,
+    has_negative,
     info_nce,
     row_counts,
     share_of_count,
@@ -63,25 +64,27 @@ def vectors() -> tuple[torch.Tensor, torch.Tensor]:
     return queries.requires_grad_(), documents.requires_grad_()
 
 
-def contrastive_losses(queries: torch.Tensor, documents: torch.Tensor) -> dict[str, torch.Tensor]:
-    """InfoNCE and a margin loss of this rank's rows over the documents of all ranks."""
+def contrastive_losses(
+    queries: torch.Tensor, documents: torch.Tensor, masked_row: int = -1
+) -> dict[str, torch.Tensor]:
+    """InfoNCE and a margin loss over the documents of all ranks; one row may have nothing to compare."""
     n, rank = len(queries), dist.get_rank() if dist.is_initialized() else 0
     counts = row_counts(n)
     positive_index = torch.arange(n) + sum(counts[:rank])
-    denominator = share_of_count(n)
     gathered = gather_documents(documents, counts)
+    mask = (positive_index != masked_row)[:, None].expand(n, len(gathered))
+    denominator = share_of_count(int(has_negative(mask, positive_index).sum()))
+    arguments = (queries, gathered, positive_index, mask)
     return {
-        "info_nce": info_nce(queries, gathered, positive_index, temperature=0.2, denominator=denominator),
-        "triplet": hardest_negative_margin(
-            queries, gathered, positive_index, margin=2.0, denominator=denominator
-        ),
+        "info_nce": info_nce(*arguments, temperature=0.2, denominator=denominator),
+        "triplet": hardest_negative_margin(*arguments, margin=2.0, denominator=denominator),
     }
 
 
 def loss_and_gradient(rows: slice) -> dict[str, torch.Tensor]:
     """This rank's losses, and its part of the gradient as DDP would average it."""
     queries, documents = vectors()
-    losses = contrastive_losses(queries[rows], documents[rows])
+    losses = contrastive_losses(queries[rows], documents[rows], masked_row=2)
     torch.stack(list(losses.values())).sum().backward()
     return {
         **{name: loss.detach() for name, loss in losses.items()},

@@ -55,6 +55,7 @@ def replayed(task: Task) -> Iterator[dict[str, float]]:
         since the rule began, pages of mapped files included.
     """
     recording = task.replay.recording
+    task.settings.rule.reward_reads(task.reward.reads.best_wrong, task.reward.reads.cut_off)
     _forget_peak()
     index = LiveIndex.create(
         task.folder, {"replay": str(recording.folder.resolve())}, task.base, task.make_index, task.settings,

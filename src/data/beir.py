@@ -7,8 +7,11 @@ repaired.
 
 import json
 import logging
+import os
 from array import array
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from src.data.jsonl import (
@@ -17,6 +20,7 @@ from src.data.jsonl import (
     DataError,
     LazyTexts,
     decode_line,
+    has_letter,
     numbered_lines,
     open_lines,
     parse_object,
@@ -30,6 +34,13 @@ from src.progress import Progress
 # the data sets whose documents may be their own queries, and where mteb ignores equal ids; none of NanoBEIR
 SELF_MATCH_REMOVED = frozenset({"arguana", "fiqa", "fiqa2018", "quora", "fever", "msmarco"})
 
+_HEADER = ["query-id", "corpus-id", "score"]
+_COLUMNS_RULE = f"a row must have 3 tab-separated columns ({', '.join(_HEADER)}), got {{}}"
+_UNMATCHED_HINT = (
+    "; allow_unmatched_judgements=true takes such rows as published scores do (an unknown document counts as "
+    "not found, an unknown query is left out)"
+)
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -39,31 +50,43 @@ def load_benchmark(
     split: str = "test",
     remove_self_match: bool | None = None,
     allow_empty_documents: bool = True,
+    allow_unmatched_judgements: bool = False,
     in_memory_mib: int = 256,
 ) -> Benchmark:
     """A test collection from a folder in BEIR layout.
 
     Args:
         path: the folder.
-        name: of the benchmark; None for the folder's name.
+        name: of the benchmark; None for the folder's name as `path` writes it (`collection_name`).
         split: the file of judgements, `qrels/<split>.tsv`.
         remove_self_match: None for mteb's default by name: true for ArguAna, FiQA, Quora, FEVER and MS MARCO.
         allow_empty_documents: whether a document without title and text is kept. Several public collections
             have such, and their published scores count them; a warning says how many there are.
+        allow_unmatched_judgements: whether `split` may judge a document that the corpus lacks, or a query
+            that the queries file lacks, as ArguAna and others do as published. Such a document is never found
+            and counts among the relevant ones (ideal gain, recall), as it does where trec_eval is given the
+            judgements. Such a query cannot be asked and is left out. A warning counts either.
         in_memory_mib: a larger uncompressed corpus file stays on disk and is read by row.
 
     Returns:
-        All documents, and the queries that have a judgement in `split`, whatever its grade.
+        All documents, and the queries that have a judgement in `split`, whatever its grade. A query or a
+        document may be without a letter; a warning counts them.
 
     Raises:
         DataError: If a file is missing or a row is bad.
     """
     folder = Path(path)
-    name = name or folder.resolve().name
+    name = name or collection_name(folder)
     corpus = load_corpus(_file(folder, "corpus.jsonl"), allow_empty_documents, in_memory_mib)
-    queries = load_queries(_file(folder, "queries.jsonl"))
-    qrels = load_qrels(_qrels_file(folder, split), queries, corpus)
-    return _benchmark(name, corpus, queries, qrels, remove_self_match, name)
+    queries = load_queries(_file(folder, "queries.jsonl"), allow_empty=True)
+    file = _qrels_file(folder, split)
+    judged = load_qrels(file, queries, corpus, allow_unmatched_judgements)
+    if n_without := sum(max(grades.values()) <= 0 for grades in judged.grades.values()):
+        _LOG.warning(
+            "%s: %d of %d queries have no document of a grade above 0 and count 0",
+            file, n_without, len(judged.grades),
+        )  # fmt: skip
+    return _benchmark(name, corpus, queries, judged, remove_self_match, name)
 
 
 def load_beir_training(
@@ -77,13 +100,14 @@ def load_beir_training(
     with_reasoning: bool = False,
     remove_self_match: bool | None = None,
     allow_empty_documents: bool = False,
+    allow_unmatched_judgements: bool = False,
     in_memory_mib: int = 256,
 ) -> TrainingData:
     """Training rows from the judgements of a folder in BEIR layout: one row per (query, relevant document).
 
     Args:
         path: the folder.
-        name: of the data set; None for the folder's name.
+        name: of the data set; None for the folder's name as `path` writes it (`collection_name`).
         train_split: the judgements that become training rows.
         validation_split: the judgements for in-training evaluation; None for `dev` where the folder has it,
             and else for a share of the training queries, which then are no training rows.
@@ -95,6 +119,8 @@ def load_beir_training(
         with_reasoning: whether rows carry `cold_start_reasoning`.
         remove_self_match: as in `load_benchmark`.
         allow_empty_documents: as in `load_benchmark`, but an error by default: such a row teaches nothing.
+        allow_unmatched_judgements: as in `load_benchmark` for the held-out collections. Training leaves out
+            the documents that the corpus lacks, and the queries that have no positive without them.
         in_memory_mib: as in `load_benchmark`.
 
     Returns:
@@ -108,19 +134,25 @@ def load_beir_training(
     if not 0 <= validation_share < 1:
         raise ValueError(f"validation_share must be in [0, 1), got {validation_share}")
     folder = Path(path)
-    name = name or folder.resolve().name
-    validation_split, test_split = _held_out_splits(folder, train_split, validation_split, test_split)
+    name = name or collection_name(folder)
+    validation_split, test_split = _held_out_splits(name, folder, train_split, validation_split, test_split)
     corpus = load_corpus(_file(folder, "corpus.jsonl"), allow_empty_documents, in_memory_mib)
     queries = load_queries(_file(folder, "queries.jsonl"))
     train_file = _qrels_file(folder, train_split)
-    train = load_qrels(train_file, queries, corpus)
+
+    def judgements(split: str) -> Qrels:
+        return load_qrels(_qrels_file(folder, split), queries, corpus, allow_unmatched_judgements)
+
+    train = judgements(train_split).grades
     if validation_split:
-        validation = load_qrels(_qrels_file(folder, validation_split), queries, corpus)
+        validation = judgements(validation_split)
     else:
-        validation = {query: train[query] for query in train if position(query) < validation_share}
-    test = load_qrels(_qrels_file(folder, test_split), queries, corpus) if test_split else {}
-    held_out = validation.keys() | test.keys()
+        validation = Qrels({query: train[query] for query in train if position(query) < validation_share})
+    test = judgements(test_split) if test_split else Qrels({})
+    held_out = validation.grades.keys() | test.grades.keys()
     rows = {query: grades for query, grades in train.items() if query not in held_out}
+    n_held_out = len(train) - len(rows)
+    rows = _with_known_documents(train_file, rows, corpus, min(min_grade, 1))
     examples = _examples(name, rows, queries, corpus, min_grade, with_reasoning)
     if not examples:
         raise ValueError(
@@ -132,14 +164,20 @@ def load_beir_training(
         "documents": len(corpus),
         "examples": len(examples),
         "train_queries": len(rows),
-        "train_queries_held_out": len(train) - len(rows),
-        "validation_queries": len(validation),
+        "train_queries_held_out": n_held_out,
+        "validation_queries": len(validation.grades),
         "validation": validation_split or f"{validation_share:g} of {train_split}",
-        "test_queries": len(test),
+        "test_queries": len(test.grades),
         "licence": "that of the collection",
     }
-    if overlap := len(train.keys() & test.keys()):
+    if overlap := len(train.keys() & test.grades.keys()):
         _LOG.warning("%s: %d training queries are judged in %s and left out", name, overlap, test_split)
+    if not validation.grades:
+        _LOG.log(
+            logging.WARNING if validation_share else logging.INFO,
+            "%s: no validation rows (%g of %d queries in %s); nothing is evaluated while training",
+            name, validation_share, len(train), train_split,
+        )  # fmt: skip
     return TrainingData(
         name=name,
         corpus=corpus,
@@ -152,9 +190,35 @@ def load_beir_training(
     )
 
 
+def collection_name(path: str | Path) -> str:
+    """What a collection is called: the last part of its path as it is written.
+
+    A symbolic link keeps its own name, whatever it points to. Where the path ends in no name, that of the
+    folder is taken: `.` is the working folder, as the shell calls it.
+
+    Raises:
+        DataError: If the folder has no name either, as `/`.
+
+    >>> collection_name("beir/arguana/")
+    'arguana'
+    """
+    name = Path(path).name
+    if name == "" and not Path(path).is_absolute():
+        shell = Path(os.environ.get("PWD", "/"))  # the system knows the working folder by its target only
+        name = (shell if shell.is_dir() and os.path.samefile(shell, ".") else Path.cwd()).name
+    elif name == "..":
+        name = Path(path).resolve().name
+    if not name:
+        raise DataError(path, 0, "this folder has no name to call the collection by; give name=")
+    return name
+
+
 def removes_self_match(name: str) -> bool:
-    """Whether mteb ignores a document whose id equals the query's id on the data set of this name."""
-    plain = name.casefold().replace("-", "").replace("_", "").removesuffix("retrieval")
+    """Whether mteb ignores a document whose id equals the query's id on the data set of this name.
+
+    Of a name with slashes the last part counts.
+    """
+    plain = name.rpartition("/")[2].casefold().replace("-", "").replace("_", "").removesuffix("retrieval")
     return plain in SELF_MATCH_REMOVED
 
 
@@ -183,7 +247,7 @@ def load_corpus(path: str | Path, allow_empty_documents: bool = False, in_memory
     texts: list[str] = []
     offsets = array("Q")
     seen: set[str] = set()
-    n_empty = 0
+    plain, empty = _Count(), _Count()
     stays_on_disk = path.is_file() and path.suffix != ".gz" and path.stat().st_size > in_memory_mib << 20
     for line, offset, raw in _lines_with_offsets(path, show_progress=stays_on_disk):
         row = parse_object(decode_line(raw, path, line), path, line)
@@ -195,7 +259,7 @@ def load_corpus(path: str | Path, allow_empty_documents: bool = False, in_memory
         if not text and not allow_empty_documents:
             rule = "title and text must not both be empty (allow_empty_documents=true keeps such documents)"
             raise DataError(path, line, rule)
-        n_empty += not text
+        (plain if text else empty).add(document_id, not has_letter(text))
         ids.append(document_id)
         if stays_on_disk:
             offsets.append(offset)
@@ -203,61 +267,125 @@ def load_corpus(path: str | Path, allow_empty_documents: bool = False, in_memory
             texts.append(text)
     if not ids:
         raise DataError(path, 0, "the corpus holds no documents")
-    if n_empty:
-        _LOG.warning("%s: %d of %d documents have neither title nor text", path, n_empty, len(ids))
+    empty.tell(path, len(ids), "documents have neither title nor text")
+    plain.tell(path, len(ids), "documents hold no letter")
     return Corpus(ids, LazyTexts(path, offsets, _line_text) if stays_on_disk else texts)
 
 
-def load_queries(path: str | Path) -> dict[str, str]:
+def load_queries(path: str | Path, allow_empty: bool = False) -> dict[str, str]:
     """Text by query id, of a JSONL file with `_id` and `text`.
+
+    Args:
+        path: the file.
+        allow_empty: whether a query without text is kept, as published scores count it; a warning says so.
 
     Raises:
         DataError: If the file is missing, a row is bad, or an id occurs twice.
     """
     path = Path(path)
     queries: dict[str, str] = {}
+    plain, empty = _Count(), _Count()
     for line, text in numbered_lines(path):
         row = parse_object(text, path, line)
         query_id = _new_id(row, queries, path, line)
-        queries[query_id] = text_field(row, "text", path, line)
+        query = text_field(row, "text", path, line, may_be_empty=allow_empty)
+        queries[query_id] = query
+        (plain if query.strip() else empty).add(query_id, not has_letter(query))
+    empty.tell(path, len(queries), "queries are empty")
+    plain.tell(path, len(queries), "queries hold no letter")
     return queries
 
 
-def load_qrels(path: str | Path, queries: Mapping[str, str], corpus: Corpus) -> dict[str, dict[str, int]]:
-    """Grade by query id and document id, of a tab-separated file; its header line may be missing.
+@dataclass(frozen=True)
+class Qrels:
+    """What a file of judgements says.
+
+    Attributes:
+        grades: grade by query id and document id.
+        n_unknown_queries: judgements left out, since their query is not in the queries file.
+    """
+
+    grades: dict[str, dict[str, int]]
+    n_unknown_queries: int = 0
+
+
+class _Count:
+    """How many rows of a file have some property, and the first of them."""
+
+    def __init__(self) -> None:
+        self.n, self.first = 0, ""
+
+    def add(self, name: str, has_it: bool = True) -> None:
+        if has_it:
+            self.n, self.first = self.n + 1, self.first if self.n else name
+
+    def tell(self, path: Path, total: int, what: str, outcome: str = "they are kept") -> None:
+        """One line where there is any such row."""
+        if self.n:
+            _LOG.warning(
+                "%s: %d of %d %s (the first: %r); %s", path, self.n, total, what, self.first, outcome
+            )
+
+
+def load_qrels(
+    path: str | Path, queries: Mapping[str, str], corpus: Corpus, allow_unmatched: bool = False
+) -> Qrels:
+    """Judgements of a tab-separated file; its header line may be missing.
 
     Args:
         path: three columns: query id, document id, integer grade.
         queries: the known queries.
         corpus: the known documents.
+        allow_unmatched: whether a row may name an unknown query, which is then left out, or an unknown
+            document, which is kept. Either is counted in a warning.
 
     Raises:
         DataError: If the file is missing or empty, a row has not three columns or no integer grade, names an
-            unknown query or document, or judges a pair for the second time.
+            unknown query or document, or judges a pair for the second time; and if all rows are of unknown
+            queries, or all of unknown documents, so that it belongs to another collection.
     """
     path = Path(path)
     qrels: dict[str, dict[str, int]] = {}
+    unasked: dict[str, dict[str, int]] = {}
+    n_rows, n_lines = 0, 0
+    without_query, without_document = _Count(), _Count()
     for line, text in numbered_lines(path):
+        n_lines += 1
         columns = text.split("\t")
-        if line == 1 and [column.strip() for column in columns] == ["query-id", "corpus-id", "score"]:
+        if n_lines == 1 and [column.strip() for column in columns] == _HEADER:
             continue
         if len(columns) != 3:
-            rule = f"a row must have 3 tab-separated columns (query-id, corpus-id, score), got {len(columns)}"
-            raise DataError(path, line, rule)
+            trec = "; TREC's format has 4: take the second column out" if len(text.split()) == 4 else ""
+            raise DataError(path, line, _COLUMNS_RULE.format(len(columns)) + trec)
         query_id, document_id, grade = columns
         if not grade.strip().removeprefix("-").isdecimal():
-            raise DataError(path, line, f"the score must be an integer, got {grade!r}")
-        if query_id not in queries:
-            raise DataError(path, line, f"query {query_id!r} is not in the queries file")
-        if document_id not in corpus.row_of:
-            raise DataError(path, line, f"document {document_id!r} is not in the corpus")
-        grades = qrels.setdefault(query_id, {})
+            header = f"; a header line reads {', '.join(_HEADER)}" if n_lines == 1 else ""
+            raise DataError(path, line, f"the score must be an integer, got {grade!r}{header}")
+        is_asked, is_known = query_id in queries, document_id in corpus.row_of
+        if not allow_unmatched and not (is_asked and is_known):
+            unknown = f"query {query_id!r} is not in the queries file"
+            if is_asked:
+                unknown = f"document {document_id!r} is not in the corpus"
+            raise DataError(path, line, unknown + _UNMATCHED_HINT)
+        grades = (qrels if is_asked else unasked).setdefault(query_id, {})
         if document_id in grades:
             raise DataError(path, line, f"query {query_id!r} and document {document_id!r} are judged twice")
         grades[document_id] = int(grade)
-    if not qrels:
+        n_rows += 1
+        without_query.add(query_id, not is_asked)
+        without_document.add(document_id, is_asked and not is_known)
+    if not n_rows:
         raise DataError(path, 0, "the file holds no judgements")
-    return qrels
+    if not qrels:
+        raise DataError(path, 0, f"no judgement is of a query in the queries file ({n_rows} rows)")
+    if without_document.n == sum(map(len, qrels.values())):
+        first = f"the first is {without_document.first!r}, the corpus begins with {corpus.ids[0]!r}"
+        raise DataError(path, 0, f"not one judged document is in the corpus ({first})")
+    without_query.tell(path, n_rows, "judgements are of a query without a text", "they are left out")
+    without_document.tell(
+        path, n_rows, "judgements are of a document that the corpus lacks", "it counts as not found"
+    )
+    return Qrels(qrels, without_query.n)
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -278,12 +406,14 @@ def _qrels_file(folder: Path, split: str) -> Path:
 
 
 def _held_out_splits(
-    folder: Path, train: str, validation: str | None, test: str | None
+    name: str, folder: Path, train: str, validation: str | None, test: str | None
 ) -> tuple[str | None, str | None]:
     """The validation and test splits: `dev` where none is named, no test split that is missing or trains."""
     splits = available_splits(folder)
     if validation is None and "dev" in splits and train != "dev":
         validation = "dev"
+    if test is not None and test not in splits:
+        _LOG.warning("%s: no test collection: %s has no qrels/%s.tsv", name, folder, test)
     return validation, test if test in splits and test != train else None
 
 
@@ -295,7 +425,7 @@ def _lines_with_offsets(path: Path, show_progress: bool):
     with open_lines(path) as file, bar:
         try:
             for line, raw in enumerate(file, start=1):
-                if raw.strip():
+                if (raw.removeprefix(BOM_UTF8) if line == 1 else raw).strip():
                     yield line, offset, raw
                 offset += len(raw)
                 bar.update(len(raw))
@@ -323,14 +453,34 @@ def _benchmark(
     name: str,
     corpus: Corpus,
     queries: Mapping[str, str],
-    qrels: Mapping[str, Mapping[str, int]],
+    qrels: Qrels,
     remove_self_match: bool | None,
     data_set: str,
 ) -> Benchmark | None:
-    if not qrels:
+    if not qrels.grades:
         return None
     flag = removes_self_match(data_set) if remove_self_match is None else remove_self_match
-    return Benchmark(name, corpus, {query: queries[query] for query in qrels}, qrels, flag)
+    asked = {query: queries[query] for query in qrels.grades}
+    return Benchmark(name, corpus, asked, qrels.grades, flag, qrels.n_unknown_queries)
+
+
+def _with_known_documents(
+    file: Path, qrels: Mapping[str, Mapping[str, int]], corpus: Corpus, lowest: int
+) -> dict[str, dict[str, int]]:
+    """Judgements of documents that can be read; without queries whose positives are all missing."""
+    kept, left_out = {}, _Count()
+    for query, grades in qrels.items():
+        known = {document: grade for document, grade in grades.items() if document in corpus.row_of}
+        if max(grades.values()) < lowest:
+            kept[query] = dict(grades)  # without a positive in any case; that has an error of its own
+        elif not any(grade >= lowest for grade in known.values()):
+            left_out.add(query)
+        else:
+            kept[query] = known
+    left_out.tell(
+        file, len(qrels), "training queries have no positive in the corpus", "they are left out of training"
+    )
+    return kept
 
 
 def _refuse_queries_without_positive(

@@ -104,7 +104,8 @@ def text_field(row: dict, key: str, path: Path | str, line: int, *, may_be_empty
 def checked_text(value: object, name: str, path: Path | str, line: int, *, may_be_empty: bool = False) -> str:
     """`value` if it is a usable text, else the error of `text_field` that calls it `name`."""
     if not isinstance(value, str):
-        raise DataError(path, line, f"{name} must be a string, got {type(value).__name__}")
+        hint = "; write it in quotes" if isinstance(value, int | float) else ""
+        raise DataError(path, line, f"{name} must be a string, got {type(value).__name__}{hint}")
     if not may_be_empty and not value.strip():
         raise DataError(path, line, f"{name} must not be empty")
     if not value.isascii():
@@ -113,6 +114,11 @@ def checked_text(value: object, name: str, path: Path | str, line: int, *, may_b
         except UnicodeEncodeError:
             raise DataError(path, line, f"{name} holds half of a surrogate pair, not valid Unicode") from None
     return value
+
+
+def has_letter(text: str) -> bool:
+    """Whether a text holds a letter of any script."""
+    return any(map(str.isalpha, text))
 
 
 class LazyTexts(Texts):

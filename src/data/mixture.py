@@ -109,4 +109,5 @@ def _joined(name: str, benchmarks: Sequence[tuple[str, Benchmark | None]]) -> Be
             queries[prefix + query_id] = benchmark.queries[query_id]
             qrels[prefix + query_id] = {f"{key}/{document}": grade for document, grade in grades.items()}
     corpus = _joined_corpora([(key, benchmark.corpus) for key, benchmark in present])
-    return Benchmark(name, corpus, queries, qrels, any(b.remove_self_match for _, b in present))
+    n_unasked = sum(benchmark.judged_queries_missing for _, benchmark in present)
+    return Benchmark(name, corpus, queries, qrels, any(b.remove_self_match for _, b in present), n_unasked)

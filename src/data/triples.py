@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from src.data.beir import load_benchmark, load_corpus
-from src.data.jsonl import ConcatTexts, DataError, checked_text, numbered_lines, parse_object
+from src.data.jsonl import ConcatTexts, DataError, checked_text, has_letter, numbered_lines, parse_object
 from src.data.reasoning import cold_start_reasoning
 from src.data.splits import position
 from src.data.types import Benchmark, Corpus, Example, TrainingData
@@ -48,6 +48,7 @@ def load_triples(
     columns: Mapping[str, str | Sequence[str] | None] | None = None,
     corpus: str | Path | None = None,
     test: str | Path | None = None,
+    allow_unmatched_judgements: bool = False,
     name: str = "triples",
     validation_share: float = 0.05,
     with_reasoning: bool = False,
@@ -70,6 +71,7 @@ def load_triples(
         corpus: JSONL with `_id`, `text` and perhaps `title`; all documents of the rows must be in it. None
             for the documents of the rows.
         test: folder in BEIR layout whose test split is held out.
+        allow_unmatched_judgements: of that folder, as in `load_benchmark`.
         name: of the data set.
         validation_share: share of the queries held out for in-training evaluation, by a hash of their text.
         with_reasoning: whether rows without reasoning get `cold_start_reasoning`.
@@ -109,17 +111,47 @@ def load_triples(
     if n_dropped:
         _LOG.warning("%s: %d hard negatives left out: another row calls them positive", name, n_dropped)
     held_out = [example for example in examples if position(example.query) < validation_share]
+    if not held_out:
+        _LOG.log(
+            logging.WARNING if validation_share else logging.INFO,
+            "%s: no validation rows (%g of %d rows); nothing is evaluated while training",
+            name, validation_share, len(rows),
+        )  # fmt: skip
+    _tell_letterless(name, rows)
     training_queries = list(dict.fromkeys(example.query for example in training))
     return TrainingData(
         name=name,
         corpus=whole,
         examples=training,
         validation=_validation(f"{name}-validation", held_out, whole),
-        test=load_benchmark(test, in_memory_mib=in_memory_mib) if test else None,
+        test=_test_collection(test, allow_unmatched_judgements, in_memory_mib),
         texts=ConcatTexts([whole.texts, training_queries]),
         card=card,
         weights={name: 1.0},
     )
+
+
+def _test_collection(
+    folder: str | Path | None, allow_unmatched: bool, in_memory_mib: int
+) -> Benchmark | None:
+    if folder is None:
+        return None
+    return load_benchmark(folder, allow_unmatched_judgements=allow_unmatched, in_memory_mib=in_memory_mib)
+
+
+def _tell_letterless(name: str, rows: Sequence[_Row]) -> None:
+    """One line where queries or documents of the rows hold no letter; they are kept."""
+    for what, texts_of in (("queries", lambda row: (row.query,)), ("documents", _documents_of)):
+        places = [(row.file, row.line) for row in rows for text in texts_of(row) if not has_letter(text)]
+        if places:
+            _LOG.warning(
+                "%s: %d %s hold no letter (the first: %s, line %d); they are kept",
+                name, len(places), what, *places[0],
+            )  # fmt: skip
+
+
+def _documents_of(row: _Row) -> tuple[str, ...]:
+    return (*row.positives, *row.hard_negatives)
 
 
 def _checked_columns(columns: Mapping | None) -> dict[str, str | Sequence[str] | None]:

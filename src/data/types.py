@@ -89,6 +89,7 @@ class Benchmark:
         queries: text by query id; only judged queries.
         qrels: grade by query id and document id; a grade above 0 is relevant.
         remove_self_match: whether a document whose id equals the query's id is taken out of the ranking.
+        judged_queries_missing: judgements that were left out, since their query has no text.
     """
 
     name: str
@@ -96,6 +97,13 @@ class Benchmark:
     queries: Mapping[str, str]
     qrels: Mapping[str, Mapping[str, int]]
     remove_self_match: bool = False
+    judged_queries_missing: int = 0
+
+    @property
+    def judged_documents_missing(self) -> int:
+        """Judgements of documents that the corpus lacks: never found, and counted among the relevant."""
+        known = self.corpus.row_of
+        return sum(document not in known for grades in self.qrels.values() for document in grades)
 
 
 @dataclass(frozen=True)

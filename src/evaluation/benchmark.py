@@ -4,26 +4,28 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from src.data.types import Benchmark
-from src.evaluation.metrics import mean_metrics, per_query_metrics, ranked
+from src.evaluation.metrics import LARGEST_CUTOFF, mean_metrics, per_query_metrics
 from src.evaluation.modes import MODES, NEED_BASE, NEED_NO_MODEL
+from src.evaluation.places import PARTIAL, ROW_FILE, place_of
 from src.evaluation.ranking import document_index, id_order, ranking_of, without_self_matches
 from src.evaluation.significance import bootstrap_interval
+from src.evaluation.trec import needs_encoding, with_encoded_ids, write_qrels, write_run
 from src.index.lexical import LexicalIndex
 from src.index.store import stored_embeddings
 from src.models.embedder import Reasoned, ReasoningEmbedder
 from src.run_folder import write_json
 
-_ROW_FILE = "row.json"
-_ROW_VERSION = 2  # higher where the same key gives another row, so that no older one is read back
+_ROW_VERSION = 3  # higher where the same key gives another row, so that no older one is read back
 log = logging.getLogger(__name__)
 
 
@@ -32,12 +34,15 @@ class Settings:
     """What an evaluation depends on, besides benchmark, mode and weights.
 
     Attributes:
-        top_k: documents kept per query.
+        top_k: documents kept per query; no fewer than the metrics look at.
         analyzer: of BM25.
         k1: of BM25.
         b: of BM25.
         seed: of the bootstrap and of shuffling.
         limit: evaluate the first so many queries only; None for all, as every reported number is.
+
+    Raises:
+        ValueError: If a number is out of its range.
     """
 
     top_k: int
@@ -46,6 +51,16 @@ class Settings:
     b: float
     seed: int
     limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_k < LARGEST_CUTOFF:
+            raise ValueError(
+                f"top_k must be at least {LARGEST_CUTOFF}, the metrics' largest cut-off, got {self.top_k}"
+            )
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1 query, or null for all, got {self.limit}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -126,10 +141,10 @@ def _dense(
     embedder: ReasoningEmbedder,
     writer: ReasoningEmbedder,
     settings: Settings,
-    cache_dir: str | Path,
+    embeddings: np.ndarray,
 ) -> Ranked:
     ids = benchmark.corpus.ids
-    index = document_index(document_embeddings(benchmark, embedder, cache_dir), ids)
+    index = document_index(embeddings, ids)
     names, queries = list(benchmark.queries), list(benchmark.queries.values())
     cut = embedder.truncated_share(queries, "query")
     if cut > 0.01:
@@ -157,19 +172,46 @@ def _dense(
 
 
 def _write(
-    folder: Path, benchmark: Benchmark, mode: str, run: Mapping, scores: Mapping, reasonings: tuple
+    folder: Path,
+    asked: Benchmark,
+    named: Benchmark,
+    mode: str,
+    run: Mapping,
+    scores: Mapping,
+    reasonings: tuple,
 ) -> None:
-    with (folder / "run.trec").open("w", encoding="utf-8") as file:
-        for query, found in run.items():
-            for rank, document in enumerate(ranked(found), start=1):
-                # repr of the fp32 value, so that another tool breaks ties as we do
-                file.write(f"{query} Q0 {document} {rank} {np.float32(found[document])!s} {mode}\n")
-    with (folder / "per_query.jsonl").open("w", encoding="utf-8") as file:
-        for query, values in scores.items():
-            file.write(json.dumps({"query_id": query, "query": benchmark.queries[query], **values}) + "\n")
+    """Writes all files but the row.
+
+    Args:
+        folder: is there and empty.
+        asked: the collection under the ids that its user gave, which are those of the JSON lines.
+        named: the same under the ids of the TREC files, which those of `run`, `scores` and `reasonings` are.
+        mode: the tag of the run.
+        run: rankings.
+        scores: metrics by query.
+        reasonings: rows of reasoning.jsonl.
+    """
+    ids = dict(zip(named.queries, asked.queries, strict=True))
+    write_run(folder / "run.trec", run, mode)
+    write_qrels(folder / "qrels.trec", named.qrels)
+    per_query = [
+        {"query_id": ids[query], "query": named.queries[query], **values} for query, values in scores.items()
+    ]
+    _write_lines(folder / "per_query.jsonl", per_query)
     if reasonings:
-        with (folder / "reasoning.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in reasonings)
+        _write_lines(
+            folder / "reasoning.jsonl", [row | {"query_id": ids[row["query_id"]]} for row in reasonings]
+        )
+
+
+def _write_lines(path: Path, rows: list[dict]) -> None:
+    """JSON lines, without the characters that JSON leaves alone and at which some readers end a line."""
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            line = json.dumps(row, ensure_ascii=False)
+            for character in "\x85\u2028\u2029":
+                line = line.replace(character, f"\\u{ord(character):04x}")
+            file.write(line + "\n")
 
 
 def limited(benchmark: Benchmark, n_queries: int | None) -> Benchmark:
@@ -177,12 +219,10 @@ def limited(benchmark: Benchmark, n_queries: int | None) -> Benchmark:
     if n_queries is None:
         return benchmark
     names = list(benchmark.queries)[:n_queries]
-    return Benchmark(
-        benchmark.name,
-        benchmark.corpus,
-        {name: benchmark.queries[name] for name in names},
-        {name: benchmark.qrels[name] for name in names},
-        benchmark.remove_self_match,
+    return replace(
+        benchmark,
+        queries={name: benchmark.queries[name] for name in names},
+        qrels={name: benchmark.qrels[name] for name in names},
     )
 
 
@@ -194,44 +234,75 @@ def evaluate_benchmark(
     model: Model | None = None,
     base: Model | None = None,
     cache_dir: str | Path = ".cache/embeddings",
+    origin: Mapping | None = None,
 ) -> dict:
     """A row of metrics.json; read back where the same evaluation is already written in `output_dir`.
 
     Args:
         benchmark: documents, queries, judgements.
         mode: one of `MODES`, which `src.evaluation.modes` explains.
-        output_dir: `<output_dir>/<benchmark>/<mode>/` is written, whole or not at all.
+        output_dir: `<output_dir>/<benchmark>/<mode>/` is written, whole or not at all; where another
+            evaluation is in there, `<mode>-<hash>` beside it. The row's `folder` says which.
         settings: of the evaluation.
         model: the evaluated one; needed by every mode but bm25 and base-direct.
         base: the untuned one; needed by base-direct and base-reasoning.
         cache_dir: of document embeddings.
+        origin: what `provenance` returned; the row keeps command and commit of the call that measured it.
 
     Raises:
-        ValueError: If the mode is unknown, or lacks its model.
+        ValueError: If the mode is unknown, or lacks its model, or a score is not finite.
+        PlaceError: If the folder holds something that no evaluation wrote.
     """
     _check_models(mode, model, base)
     embeds = base if mode == "base-direct" else model
     benchmark = limited(benchmark, settings.limit)
     key = {
         "version": _ROW_VERSION,
+        "name": benchmark.name,
         "benchmark": fingerprint(benchmark),
+        "judged_queries_missing": benchmark.judged_queries_missing,
         "settings": asdict(settings),
         "weights": None if mode == "bm25" else embeds.embedder.document_key,
         "base": base.embedder.weights_sha256 if mode == "base-reasoning" else None,
     }
-    folder = Path(output_dir) / benchmark.name / mode
-    known = _read_back(folder, key)
+    folder, known = place_of(Path(output_dir), benchmark.name, mode, key)
+    place = {"folder": folder.relative_to(output_dir).as_posix()}
+    if folder.name != mode:
+        log.info(
+            "%s is of other weights, settings or data; this one is in %s", folder.with_name(mode), folder
+        )
     if known is not None:
-        return known
+        log.info("%s is read back", folder)
+        return known | place
+    row = _evaluated(benchmark, mode, folder, settings, model, base, cache_dir, key, origin or {})
+    return row | place
+
+
+def _evaluated(
+    benchmark: Benchmark,
+    mode: str,
+    folder: Path,
+    settings: Settings,
+    model: Model | None,
+    base: Model | None,
+    cache_dir: str | Path,
+    key: Mapping,
+    origin: Mapping,
+) -> dict:
+    """Measures a row and writes its folder."""
+    named = _with_readable_ids(benchmark)
     if mode == "bm25":
-        found = _lexical(benchmark, settings)
+        found = _lexical(named, settings)
         name, weights = f"bm25 ({settings.analyzer}, k1={settings.k1}, b={settings.b})", None
     else:
+        embeds = base if mode == "base-direct" else model
         writes = base if mode == "base-reasoning" else embeds
-        found = _dense(benchmark, mode, embeds.embedder, writes.embedder, settings, cache_dir)
+        embeddings = document_embeddings(benchmark, embeds.embedder, cache_dir)
+        found = _dense(named, mode, embeds.embedder, writes.embedder, settings, embeddings)
         name, weights = embeds.name, embeds.embedder.weights_sha256
-    run, removed = without_self_matches(benchmark, found.run, settings.top_k)
-    scores = per_query_metrics(run, benchmark.qrels)
+    run, removed = without_self_matches(named, found.run, settings.top_k)
+    _check_run(named, run)
+    scores = per_query_metrics(run, named.qrels)
     row = {
         "benchmark": benchmark.name,
         "mode": mode,
@@ -240,12 +311,46 @@ def evaluate_benchmark(
         "n_docs": len(benchmark.corpus),
         **_measured(found, scores, settings.seed),
         "self_match_removed": removed,
+        "judged_documents_missing": benchmark.judged_documents_missing,
+        "judged_queries_missing": benchmark.judged_queries_missing,
+        "ids_encoded": named is not benchmark,
         "weights_sha256": weights,
+        "command": origin.get("command"),
+        "commit": origin.get("commit"),
+        "seed": settings.seed,
     }
     with _replaced(folder) as partial:
-        _write(partial, benchmark, mode, run, scores, found.reasonings)
-        write_json(partial / _ROW_FILE, {"key": key, "row": row})
+        _write(partial, benchmark, named, mode, run, scores, found.reasonings)
+        write_json(partial / ROW_FILE, {"key": key, "row": row})
     return row
+
+
+def _with_readable_ids(benchmark: Benchmark) -> Benchmark:
+    """The collection under ids that can stand in TREC's files; the same object where they can as they are."""
+    if not needs_encoding(benchmark):
+        return benchmark
+    log.warning(
+        "%s: ids hold blanks, which part the fields of run.trec; there, and in qrels.trec beside it, all ids "
+        "are percent-encoded",
+        benchmark.name,
+    )
+    return with_encoded_ids(benchmark)
+
+
+def _check_run(benchmark: Benchmark, run: Mapping[str, Mapping[str, float]]) -> None:
+    """Stops at a score that is no number; says how many queries retrieved nothing."""
+    for query, found in run.items():
+        if not all(map(math.isfinite, found.values())):
+            raise ValueError(
+                f"{benchmark.name}: a score of query {query!r} is not finite; nothing is written"
+            )
+    empty = [query for query in benchmark.qrels if not run.get(query)]
+    if empty:
+        log.warning(
+            "%s: %d of %d queries (the first: %r) retrieved nothing and count 0; run.trec has no line of "
+            "them, so trec_eval counts them with -c only",
+            benchmark.name, len(empty), len(benchmark.qrels), empty[0],
+        )  # fmt: skip
 
 
 def _check_models(mode: str, model: Model | None, base: Model | None) -> None:
@@ -260,12 +365,15 @@ def _check_models(mode: str, model: Model | None, base: Model | None) -> None:
 @contextlib.contextmanager
 def _replaced(folder: Path) -> Iterator[Path]:
     """An empty folder that takes the place of `folder` once it is written."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, old = (folder.with_name(f"{folder.name}{ending}{PARTIAL}") for ending in ("", ".old"))
+    for left_over in (partial, old):
+        shutil.rmtree(left_over, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
     partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _measured(found: Ranked, scores: Mapping[str, Mapping[str, float]], seed: int) -> dict:
@@ -278,15 +386,3 @@ def _measured(found: Ranked, scores: Mapping[str, Mapping[str, float]], seed: in
         "seconds_per_query": found.seconds / len(scores),
         "tokens_per_query": found.tokens / len(scores),
     }
-
-
-def _read_back(folder: Path, key: Mapping) -> dict | None:
-    file = folder / _ROW_FILE
-    if not file.is_file():
-        return None
-    written = json.loads(file.read_text(encoding="utf-8"))
-    if written["key"] != json.loads(json.dumps(key)):
-        log.info("%s was written for another model, collection or setting; it is computed anew", folder)
-        return None
-    log.info("%s is read back", folder)
-    return written["row"]

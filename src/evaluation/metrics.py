@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 
 METRICS = ("ndcg@10", "recall@100", "mrr@10", "map@100")
+LARGEST_CUTOFF = max(int(name.partition("@")[2]) for name in METRICS)
+"""A ranking that is cut earlier has no such metrics."""
 
 Run = Mapping[str, Mapping[str, float]]
 Qrels = Mapping[str, Mapping[str, int]]

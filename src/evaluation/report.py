@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 COLOURS = {
@@ -20,6 +21,8 @@ COLOURS = {
 
 WIDTH = 140  # of a table: the names of models and modes are whole, wherever it is printed
 
+WIDEST = 100  # inches of a chart; matplotlib refuses more than 2^16 pixels
+
 _BY_MODE = {
     "bm25": "grey",
     "base-direct": "purple",
@@ -33,24 +36,29 @@ _BY_MODE = {
 def print_table(rows: Sequence[Mapping]) -> None:
     """One line per benchmark, mode and model, with the interval and the price of a query.
 
-    Models are named where several were evaluated in one mode.
+    Models are named where several were evaluated in one mode. Where a collection lacks documents or queries
+    that its judgements name, a column counts these judgements.
     """
     names = model_names(rows)
+    missing = [_missing(row) for row in rows]
     table = Table(title="nDCG@10 with 95 % bootstrap interval over queries")
     for name in ("benchmark", *(["model"] if names else []), "mode"):
         table.add_column(name)
     for name in ("queries", "documents"):
         table.add_column(name, justify="right")
-    for name in ("nDCG@10", "interval", "recall@100", "no token", "ms/query", "tokens"):
+    for name in (*(["missing"] if any(missing) else []), "nDCG@10", "interval", "recall@100"):
         table.add_column(name, justify="right")
-    for row in rows:
+    for name in ("no token", "ms/query", "tokens"):
+        table.add_column(name, justify="right")
+    for row, its_missing in zip(rows, missing, strict=True):
         low, high = row["ci95"]["ndcg@10"]
         table.add_row(
-            row["benchmark"],
-            *([names.get(row["model"], "")] if names else []),
-            row["mode"],
+            escape(row["benchmark"]),
+            *([escape(names.get(row["model"], ""))] if names else []),
+            mode_label(row),
             str(row["n_queries"]),
             str(row["n_docs"]),
+            *([its_missing] if any(missing) else []),
             f"{row['metrics']['ndcg@10']:.3f}",
             f"{low:.3f}-{high:.3f}",
             f"{row['metrics']['recall@100']:.3f}",
@@ -59,6 +67,19 @@ def print_table(rows: Sequence[Mapping]) -> None:
             f"{row['tokens_per_query']:.1f}",
         )
     Console(width=WIDTH).print(table)
+
+
+def _missing(row: Mapping) -> str:
+    """How many judgements are of documents, and of queries, that the collection lacks; empty for none."""
+    documents, queries = (row.get(f"judged_{what}_missing", 0) for what in ("documents", "queries"))
+    if not queries:
+        return str(documents or "")
+    return f"{documents}, {queries} of queries"
+
+
+def mode_label(row: Mapping) -> str:
+    """The mode; where another evaluation had its folder, with the hash that tells the two apart there."""
+    return Path(row["folder"]).name if row.get("folder") else row["mode"]
 
 
 def print_differences(differences: Sequence[Mapping], names: Mapping[str, str]) -> None:
@@ -71,11 +92,17 @@ def print_differences(differences: Sequence[Mapping], names: Mapping[str, str]) 
     for each in differences:
         low, high = each["ci95"]
         ours, theirs = (
-            " ".join(filter(None, (names.get(one["model"]), one["mode"]))) for one in (each, each["less"])
+            escape(" ".join(filter(None, (names.get(one["model"]), mode_label(one)))))
+            for one in (each, each["less"])
         )
         interval = f"{low:+.3f} to {high:+.3f}"
         table.add_row(
-            each["benchmark"], ours, theirs, f"{each['difference']:+.3f}", interval, f"{each['p']:.4f}"
+            escape(each["benchmark"]),
+            ours,
+            theirs,
+            f"{each['difference']:+.3f}",
+            interval,
+            f"{each['p']:.4f}",
         )
     Console(width=WIDTH).print(table)
 
@@ -106,7 +133,12 @@ def write_chart(rows: Sequence[Mapping], path: Path) -> Path:
 
     Returns:
         The file.
+
+    Raises:
+        ValueError: If there is no row.
     """
+    if not rows:
+        raise ValueError("there is no row to draw")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -114,12 +146,11 @@ def write_chart(rows: Sequence[Mapping], path: Path) -> Path:
 
     benchmarks = list(dict.fromkeys(row["benchmark"] for row in rows))
     names = model_names(rows)
-    labels = [" ".join(filter(None, (names.get(row["model"]), row["mode"]))) for row in rows]
+    labels = [" ".join(filter(None, (names.get(row["model"]), mode_label(row)))) for row in rows]
     series = {label: row["mode"] for label, row in zip(labels, rows, strict=True)}
     width = 0.8 / len(series)
-    figure, axes = plt.subplots(
-        figsize=(2.2 + max(1.8, 0.5 * len(series)) * len(benchmarks), 3.6), layout="constrained"
-    )
+    inches = min(2.2 + max(1.8, 0.5 * len(series)) * len(benchmarks), WIDEST)
+    figure, axes = plt.subplots(figsize=(inches, 3.6), layout="constrained")
     hatches = dict(zip(names.values(), ("//", "", "..", "xx"), strict=False))
     for place, (label, mode) in enumerate(series.items()):
         chosen = [row for row, its in zip(rows, labels, strict=True) if its == label]
@@ -136,7 +167,7 @@ def write_chart(rows: Sequence[Mapping], path: Path) -> Path:
         }
         bars = axes.bar(at, values, width * 0.92, yerr=errors, capsize=3, label=label, **style)
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-    axes.set_xticks(range(len(benchmarks)), benchmarks)
+    axes.set_xticks(range(len(benchmarks)), [name.replace("$", r"\$") for name in benchmarks])
     axes.set_ylabel("nDCG@10")
     axes.set_ylim(0, 1)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,8 +1,11 @@
 """Intervals of a mean over queries, by resampling queries (Sakai 2006), and differences of two rankings."""
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 
 def bootstrap_interval(
@@ -65,10 +68,8 @@ def paired_differences(
 
     Returns:
         A dictionary per difference: `benchmark, metric, model, mode, less: {model, mode}, difference, ci95`
-        (bootstrap over queries) and `p` of the paired randomisation test.
-
-    Raises:
-        ValueError: If two rows of a benchmark were not scored on the same queries.
+        (bootstrap over queries) and `p` of the paired randomisation test. A row on other queries, as with
+        another `limit`, is left out with a warning.
     """
     known = [(row, found) for row, found in zip(rows, scores, strict=True) if found is not None]
     last = {row["benchmark"]: (row, found) for row, found in known if row["mode"] == "reasoning"}
@@ -78,7 +79,11 @@ def paired_differences(
             if row["benchmark"] != benchmark or row is best:
                 continue
             if ours.keys() != theirs.keys():
-                raise ValueError(f"{benchmark}: {best['mode']} and {row['mode']} have other queries")
+                log.warning(
+                    "%s: %s is not compared with %s, which has other queries (%d and %d)",
+                    benchmark, _place(best), _place(row), len(ours), len(theirs),
+                )  # fmt: skip
+                continue
             one, other = ([found[query] for query in sorted(ours)] for found in (ours, theirs))
             apart = np.subtract(one, other)
             differences.append(
@@ -87,10 +92,15 @@ def paired_differences(
                     "metric": metric,
                     "model": best["model"],
                     "mode": best["mode"],
-                    "less": {"model": row["model"], "mode": row["mode"]},
+                    "folder": best.get("folder"),
+                    "less": {key: row.get(key) for key in ("model", "mode", "folder")},
                     "difference": float(apart.mean()),
                     "ci95": list(bootstrap_interval(apart)),
                     "p": paired_p_value(one, other),
                 }
             )
     return differences
+
+
+def _place(row: Mapping) -> str:
+    return row.get("folder") or row["mode"]

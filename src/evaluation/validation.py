@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from src.data.types import Benchmark
-from src.evaluation.metrics import METRICS, per_query_metrics
+from src.evaluation.metrics import LARGEST_CUTOFF, METRICS, per_query_metrics
 from src.evaluation.query_means import QueryMeans
 from src.evaluation.ranking import document_index, ranking_of, without_self_matches
 from src.models.embedder import ReasoningEmbedder
@@ -27,11 +27,16 @@ def validate(embedder: ReasoningEmbedder, benchmark: Benchmark, top_k: int = 100
     Args:
         embedder: the same weights on all ranks.
         benchmark: small enough for every rank to hold the embeddings of all documents.
-        top_k: cut-off of a ranking.
+        top_k: cut-off of a ranking; no fewer than the metrics look at.
 
     Returns:
         `<mode>/<metric>`, `has_embed_token` (share of queries) and `reasoning_tokens` (mean).
+
+    Raises:
+        ValueError: If `top_k` is below the largest cut-off of the metrics.
     """
+    if top_k < LARGEST_CUTOFF:
+        raise ValueError(f"top_k must be at least {LARGEST_CUTOFF}, the metrics' cut-off, got {top_k}")
     rank, n_ranks = _place()
     names = list(benchmark.qrels)
     share = names[rank::n_ranks]

@@ -30,12 +30,10 @@ from pathlib import Path
 import numpy as np
 
 from src.index.base import load_saved, save_whole
+from src.index.flat import TIE
 from src.index.forecast import CommonDrift, Forecast, wrong_scores
 from src.index.ranks import Ranks
 from src.index.refresh import NOTHING, Audit, Moved, Proposal, Rule, View
-
-TIE = 1e-6
-"""As in the environment: a wrong document this much below a positive counts as above it."""
 
 EDGES = np.concatenate([[0.0], np.geomspace(1e-6, 4.0, 255)])
 """Bands that are told apart: a number is rounded up to the next, by 6 % at most."""
@@ -56,9 +54,12 @@ class Certified(Rule):
         miscoverage: share of rollouts that may get another reward than from a fresh corpus.
         window: audited rollouts that the quantile is taken over, the latest.
         rate: of the stretch; 0 turns it off. At 1, an audit that misses a fifth widens the band by 21 %.
-        cut_off: rank beyond which the reward is 0, as `k` of the reward; None for none.
-        reads_best_wrong: whether the reward reads the best wrong score, as `margin_dcg` does.
+        cut_off: rank beyond which the reward is 0, or None for none; in a run the reward tells it.
+        reads_best_wrong: whether the reward reads the best wrong score; in a run the reward tells it.
         is_scaled: whether bands follow the spread of the background's drift; without it they are cosines.
+
+    `cut_off` and `reads_best_wrong` are no keys of conf/refresh/certified.yaml: `reward_reads` replaces them.
+    The config of an older run has them, and it goes on unless they say that less is read than is.
 
     Raises:
         ValueError: If a number is out of range.
@@ -87,11 +88,32 @@ class Certified(Rule):
             )
         self.miscoverage, self.window, self.rate = miscoverage, window, rate
         self.cut_off, self.reads_best_wrong, self.is_scaled = cut_off, reads_best_wrong, is_scaled
+        self._given = cut_off, reads_best_wrong
         self._log_stretch = 0.0
         self._numbers: list[float] = []
         self._n_audited = self._n_exact = 0
         self._band, self._band_step = math.inf, -1
         self._drift = CommonDrift()
+
+    def reward_reads(self, best_wrong: bool, cut_off: int | None) -> None:
+        """Takes over what the reward depends on.
+
+        Raises:
+            ValueError: If the rule was made for a reward that reads less.
+        """
+        given_cut_off, given_best_wrong = self._given
+        if best_wrong and not given_best_wrong:
+            raise ValueError(
+                "refresh.rule.reads_best_wrong is false, and the reward reads the best wrong score: leave "
+                "the key out, the rule asks the reward"
+            )
+        if given_cut_off is not None and (cut_off is None or cut_off > given_cut_off):
+            what = "all ranks" if cut_off is None else f"ranks to {cut_off}"
+            raise ValueError(
+                f"refresh.rule.cut_off is {given_cut_off}, and the reward reads {what}: leave the key out, "
+                "the rule asks the reward"
+            )
+        self.reads_best_wrong, self.cut_off = best_wrong, cut_off
 
     @property
     def is_calibrated(self) -> bool:

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike
 from src.index.checks import checked_queries, first_not_finite
 
 TIE = 1e-6
-"""Scores of unit vectors closer than this are not told apart by a fp32 product."""
+"""Scores of unit vectors closer than this are not told apart by a fp32 product. A search fetches them all; a
+wrong document that scores this much below a positive, or less, counts as above it."""
 
 SLACK = 16
 """Documents fetched beyond the cut-off, so that few ties there need no second pass over the documents."""

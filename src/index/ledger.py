@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-TOLERANCE = 1e-6
+SAME_REWARD = 1e-6
 """Rewards and advantages closer than this are equal: the two come from different matrix products."""
 
 
@@ -96,7 +96,7 @@ def age_record(counts: np.ndarray) -> dict[str, float]:
     }
 
 
-def agreement(served: ArrayLike, fresh: ArrayLike, tolerance: float = TOLERANCE) -> dict[str, float]:
+def agreement(served: ArrayLike, fresh: ArrayLike, tolerance: float = SAME_REWARD) -> dict[str, float]:
     """How well rewards on the served rows agree with those on freshly encoded rows.
 
     Args:

@@ -65,8 +65,9 @@ class Graph(Rule):
 
     def propose(self, view: View) -> Proposal:
         found = view.queries.candidates[:, : self.n_candidates]
-        region, first = np.unique(found.ravel(), return_index=True)
-        places = first % max(found.shape[1], 1)
+        # Column by column, so that a row that several queries found has the best of its places.
+        region, first = np.unique(found.T.ravel(), return_index=True)
+        places = first // max(len(found), 1)
         rows, priorities = [region], [places / max(found.shape[1], 1)]
         positives = np.unique(view.queries.positives)
         seen = frontier = np.union1d(region, positives[positives >= 0])

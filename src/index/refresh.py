@@ -139,6 +139,14 @@ class Rule:
     is_calibrated: bool = True
     wants_audits: bool = False
 
+    def reward_reads(self, best_wrong: bool, cut_off: int | None) -> None:
+        """What the reward depends on, said before the first step; a rule that is not told assumes everything.
+
+        Args:
+            best_wrong: whether on the best wrong score.
+            cut_off: rank beyond which a positive earns 0 whatever its rank and margin are; None for none.
+        """
+
     def start(self, view: View) -> None:
         """Called once, when the rows of a new run are there."""
 

@@ -17,16 +17,12 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
-def ids_around(system, text, n_tokens):
-    """Token ids of the chat prompt; only the text is cut, and nothing in it is read as a special token."""
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": "USERTEXT"}]
-    prompt = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-    )
-    before, after = prompt.split("USERTEXT")
-    parts = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after)]
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"][:n_tokens]
-    return parts[0] + ids + parts[1]
+def ids_around(kind, text):
+    """Token ids of a whole prompt; only the text is cut, and nothing in it is read as a special token."""
+    prompt = settings["rendered"][kind]
+    limit = settings["lengths"]["document" if kind == "document" else "query"]
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"][:limit]
+    return prompt["prefix_ids"] + ids + prompt["suffix_ids"]
 
 
 @torch.no_grad()
@@ -38,25 +34,23 @@ def embed(ids):
 
 def embed_text(kind, text):
     """Embedding of a text; `kind` is "document", or "query" for a query without reasoning."""
-    system = settings["prompts"]["document_system" if kind == "document" else "direct_system"]
-    lead_in = settings["prompts"]["lead_in"]
-    answer = tokenizer(lead_in, add_special_tokens=False)["input_ids"] if lead_in else []
-    return embed(ids_around(system, text, settings["lengths"][kind]) + answer + [settings["embed_token_id"]])
+    return embed(ids_around("document" if kind == "document" else "direct", text))
 
 
 def reason(text):
     """The embedding of a query that the model has reasoned about, and the reasoning."""
-    prompts, lengths, token = settings["prompts"], settings["lengths"], settings["embed_token_id"]
-    ids = ids_around(prompts["reasoning_system"], text, lengths["query"])
+    lengths, token = settings["lengths"], settings["embed_token_id"]
+    ids = ids_around("reasoning", text)
     inputs = torch.tensor([ids])
     configured = model.generation_config.eos_token_id
     stops = configured if isinstance(configured, list) else [configured, tokenizer.eos_token_id]
     ends = {token, *stops} - {None}
-    spare = range(len(tokenizer), model.get_output_embeddings().weight.shape[0])
+    n_rows, tokens = model.get_output_embeddings().weight.shape[0], tokenizer.get_vocab().values()
+    spare = set(range(n_rows)) - set(tokens)
     written = model.generate(
         inputs, attention_mask=torch.ones_like(inputs), do_sample=False, max_new_tokens=lengths["reasoning"],
         eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=sorted(set(tokenizer.all_special_ids) - ends | set(spare)) or None,
+        suppress_tokens=sorted(set(tokenizer.all_special_ids) - ends | spare) or None,
         repetition_penalty=1.0,  # some models configure another
     )[0, len(ids) :].tolist()
     if written and written[-1] in ends:

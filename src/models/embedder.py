@@ -15,8 +15,10 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.models.generation import Sampling, SpecialIds, decode, pad_left, position_ids, row_uniforms
-from src.models.prompts import Lengths, PromptEncoder, Prompts
+from src.models.logits import decoder_path, own_logits
+from src.models.prompts import Lengths, PromptEncoder, Prompts, Rendered
 from src.models.tuning import base_model
+from src.models.vocabulary import give_pad_token, unused_ids
 from src.progress import Progress
 
 
@@ -67,12 +69,13 @@ class ReasoningEmbedder(nn.Module):
 
     Args:
         model: a causal language model, or a PEFT model around one.
-        tokenizer: with the embed token and a chat template.
+        tokenizer: with the embed token; gets a pad token where it has none.
         prompts: the wording around a text.
         lengths: the limits in tokens.
         token_budget: the most tokens, padding included, in one forward at inference.
         weights_sha256: hash of the weights as saved; None where the model is not a saved one.
         is_trained: whether the weights come from training; KL to an untrained base means nothing.
+        rendered: the prompts as a model folder keeps them; None renders them now.
     """
 
     def __init__(
@@ -84,11 +87,13 @@ class ReasoningEmbedder(nn.Module):
         token_budget: int = 16384,
         weights_sha256: str | None = None,
         is_trained: bool = True,
+        rendered: Rendered | None = None,
     ) -> None:
         super().__init__()
+        give_pad_token(tokenizer)
         self.model = model
         self.tokenizer = tokenizer
-        self.encoder = PromptEncoder(tokenizer, prompts, lengths)
+        self.encoder = PromptEncoder(tokenizer, prompts, lengths, rendered)
         self.token_budget = token_budget
         self.is_trained = is_trained
         self._weights_sha256 = weights_sha256
@@ -102,9 +107,21 @@ class ReasoningEmbedder(nn.Module):
         """The transformer without its head; its last hidden state has passed the final norm."""
         return self.causal_lm.get_decoder()
 
+    @cached_property
+    def _decoder_path(self) -> tuple[str, ...]:
+        return decoder_path(self.causal_lm)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """The model's own logits `[n, V]` of states `[n, D]`: scale, cap and bias included.
+
+        Every loss, log-probability and sampled token comes from here.
+        """
+        return own_logits(self.causal_lm, self._decoder_path, states)
+
     @property
-    def head(self) -> nn.Module:
-        return self.causal_lm.get_output_embeddings()
+    def vocabulary_size(self) -> int:
+        """Rows `V` of the head, spare ones included."""
+        return self.causal_lm.get_output_embeddings().weight.shape[0]
 
     @property
     def device(self) -> torch.device:
@@ -122,7 +139,7 @@ class ReasoningEmbedder(nn.Module):
     @property
     def width(self) -> int:
         """Dimension `D` of an embedding."""
-        return self.causal_lm.config.hidden_size
+        return self.causal_lm.config.get_text_config().hidden_size
 
     @property
     def weights_sha256(self) -> str:
@@ -145,13 +162,13 @@ class ReasoningEmbedder(nn.Module):
     def special_ids(self) -> SpecialIds:
         """What ends a reasoning, and what it never contains: special tokens that neither end it nor embed.
 
-        Ids past the tokenizer's end (spare rows of a large vocabulary) cannot be decoded and are banned too.
+        Ids that are no token (spare rows of a large vocabulary, holes) cannot be decoded and are banned too.
         """
         configured = self.causal_lm.generation_config.eos_token_id
         ids = configured if isinstance(configured, list) else [configured, self.tokenizer.eos_token_id]
         stops = frozenset(token for token in ids if token is not None)
         special = set(self.tokenizer.all_special_ids) - {self.embed_token_id} - stops
-        spare = range(len(self.tokenizer), self.head.weight.shape[0])
+        spare = unused_ids(self.tokenizer, self.vocabulary_size)
         banned = tuple(sorted({*special, *spare}))
         return SpecialIds(self.embed_token_id, stops, banned, self.tokenizer.pad_token_id)
 
@@ -235,7 +252,7 @@ class ReasoningEmbedder(nn.Module):
             for rows in length_batches(lengths, _DECODING_BUDGETS * self.token_budget):
                 decoded = decode(
                     self.decoder,
-                    self.head,
+                    self.logits,
                     [prompts[row] for row in rows],
                     self.special_ids,
                     sampling,

@@ -3,26 +3,46 @@
 It is an ordinary Hugging Face folder (weights in safetensors, tokenizer with chat template) plus
 `search_r3.json` with prompts, lengths and provenance, and the model card, README.md. Adapters are merged in
 fp32 and then cast. A LoRA run keeps its adapter beside the merged weights, in `adapter/`.
+
+`search_r3.json` holds the three prompts as they were rendered for training, as text and as token ids, and the
+pad token; whoever opens the folder takes them from there (format 2). Folders of format 1 have the wording
+only and are rendered when they are opened; `python -m src.upgrade <folder>` writes down what that gives.
 """
 
 import copy
 import json
 import logging
+import math
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from src.models.card import model_card
 from src.models.embedder import ReasoningEmbedder, sha256_of_files
-from src.models.prompts import EMBED_TOKEN, Lengths, Prompts
+from src.models.positions import check_lengths
+from src.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder, Prompts, Rendered
+from src.models.templates import render_as_format_1
 from src.models.tuning import FullTuning, LoraTuning, has_adapter
+from src.models.twin import ArchitectureError, check_architecture
+from src.models.vocabulary import add_embed_token, give_pad_token
+from src.run_folder import write_text
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READS_VERSIONS = (1, 2)
 DESCRIPTION_FILE = "search_r3.json"
 CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 2048, 16384
 """Tokens of one forward in inference: what a CPU's cache holds, and what keeps a GPU busy."""
@@ -65,10 +85,14 @@ def read_description(path: str | Path) -> dict:
         raise ModelFolderError(f"{file}: not a JSON object: {error}") from error
     if missing:
         raise ModelFolderError(f"{file}: missing key {sorted(missing)[0]!r}")
-    if description["format_version"] != FORMAT_VERSION:
+    version = description["format_version"]
+    if version not in READS_VERSIONS:
         raise ModelFolderError(
-            f"{file}: format_version is {description['format_version']}, this code reads {FORMAT_VERSION}"
+            f"{file}: format_version is {version}, this code reads {' and '.join(map(str, READS_VERSIONS))}"
         )
+    kept = {"rendered", "prompt_fingerprint"} - description.keys() if version > 1 else set()
+    if kept:
+        raise ModelFolderError(f"{file}: missing key {sorted(kept)[0]!r}")
     if description["embed_token"] != EMBED_TOKEN:
         raise ModelFolderError(
             f"{file}: embed_token is {description['embed_token']!r}, must be {EMBED_TOKEN!r}"
@@ -84,26 +108,12 @@ def weights_hash(path: str | Path) -> str:
     return sha256_of_files(files)
 
 
-def add_embed_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Adds the embed token and gives it a row: a spare one where there is one; the matrix never shrinks.
-
-    The row starts at the mean of the used rows, so that its logit starts like an ordinary token's.
-    """
-    if tokenizer.convert_tokens_to_ids(EMBED_TOKEN) not in (None, tokenizer.unk_token_id):
-        return
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": [EMBED_TOKEN]}, replace_extra_special_tokens=False
-    )
-    token_id = tokenizer.convert_tokens_to_ids(EMBED_TOKEN)
-    if token_id >= model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(token_id + 1, mean_resizing=False)
-    with torch.no_grad():
-        for matrix in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
-            matrix[token_id] = matrix[:token_id].float().mean(0).to(matrix.dtype)
-
-
 def load_embedder(
-    path: str | Path, device: str = "cpu", dtype: str = "float32", token_budget: int | None = None
+    path: str | Path,
+    device: str = "cpu",
+    dtype: str = "float32",
+    token_budget: int | None = None,
+    attention: str | None = None,
 ) -> ReasoningEmbedder:
     """Reads a model folder for inference.
 
@@ -112,29 +122,83 @@ def load_embedder(
         device: where the weights go.
         dtype: of the weights.
         token_budget: tokens of one forward, padding included; None takes what suits the device.
+        attention: attention implementation of transformers; None takes the best that the architecture has.
 
     Raises:
-        ModelFolderError: If the folder is not one that `save_embedder` wrote.
+        ModelFolderError: If the folder is not one that `save_embedder` wrote, its tokenizer or prompts are
+            not those it was trained with, or the attention is not to be had.
+        ValueError: If its lengths do not fit into the model's positions.
     """
     description = read_description(path)
-    model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype_named(dtype), local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(str(path), padding_side="left", local_files_only=True)
+    encoder = _encoder_of(path, description, tokenizer)
+    model = _pretrained(path, dtype, attention, local_files_only=True)
+    _refuse_untrusted(model, str(path))
     embedder = ReasoningEmbedder(
         model.to(device),
         tokenizer,
-        Prompts(**description["prompts"]),
-        Lengths(**description["lengths"]),
+        encoder.prompts,
+        encoder.lengths,
         token_budget or (CPU_TOKEN_BUDGET if device == "cpu" else GPU_TOKEN_BUDGET),
         weights_hash(path),
         is_trained=description.get("is_trained", True),
+        rendered=encoder.rendered,
     )
+    check_lengths(model, encoder)
+    return embedder.eval()
+
+
+def _pretrained(source: str | Path, dtype: str, attention: str | None, **options: object) -> PreTrainedModel:
+    """The causal language model of a folder or a hub name.
+
+    Raises:
+        ModelFolderError: If the architecture does not have this attention, with the one that every one has.
+    """
+    chosen = {} if attention is None else {"attn_implementation": attention}
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            str(source), dtype=dtype_named(dtype), **chosen, **options
+        )
+    except (ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if attention is None or not re.search("attention|attn", reason):
+            raise
+        raise ModelFolderError(
+            f"model.attention={attention} cannot be had for {source}: {reason.split('. ')[0]}. "
+            "Set model.attention=eager"
+        ) from error
+
+
+def _encoder_of(path: str | Path, description: Mapping, tokenizer: PreTrainedTokenizerBase) -> PromptEncoder:
+    """The prompts that a model folder keeps, under its tokenizer, compared with what it was trained with.
+
+    Raises:
+        ModelFolderError: If they differ, or `search_r3.json` does not hold them.
+    """
+    is_format_1 = description["format_version"] == 1
+    give_pad_token(tokenizer, description.get("pad_token"))
+    try:
+        prompts, lengths = Prompts(**description["prompts"]), Lengths(**description["lengths"])
+        if is_format_1:
+            rendered = render_as_format_1(tokenizer, prompts)
+        else:
+            rendered = Rendered.from_dict(description["rendered"])
+    except (TypeError, ValueError) as error:
+        raise ModelFolderError(f"{Path(path) / DESCRIPTION_FILE}: {error}") from error
+    encoder = PromptEncoder(tokenizer, prompts, lengths, rendered)
     expected = description.get("prompt_fingerprint")
-    if expected is not None and expected != embedder.encoder.fingerprint:
+    found = encoder.fingerprint_of_format_1 if is_format_1 else encoder.fingerprint
+    if expected is not None and expected != found:
         raise ModelFolderError(
             f"{path}: the tokenizer or the prompts differ from those the model was trained with "
-            f"({DESCRIPTION_FILE} says {expected[:12]}, found {embedder.encoder.fingerprint[:12]})"
+            f"({DESCRIPTION_FILE} says {expected[:12]}, found {found[:12]})"
         )
-    return embedder.eval()
+    if is_format_1 and "strftime_now" in str(tokenizer.chat_template):
+        log.warning(
+            "%s: the chat template writes the date and format 1 does not keep what it wrote: the folder will "
+            "not open another day. Keep it now: python -m src.upgrade %s", path, path,
+        )  # fmt: skip
+    return encoder
 
 
 def open_embedder(
@@ -150,6 +214,7 @@ def open_embedder(
     gradient_checkpointing: bool = False,
     attention: str = "sdpa",
     texts: Iterable[str] = (),
+    prompts_file: str | Path | None = None,
 ) -> ReasoningEmbedder:
     """The model that a stage trains.
 
@@ -163,29 +228,34 @@ def open_embedder(
         dtype: of the frozen weights under LoRA, and of all weights under full tuning.
         token_budget: tokens in one forward.
         gradient_checkpointing: recompute activations in the backward pass.
-        attention: attention implementation of transformers.
+        attention: attention implementation of transformers; "eager" is what every architecture has.
         texts: text of the training split.
+        prompts_file: of the run, unused with `path`: the rendered prompts are read from it, and written to it
+            where it does not exist, so that a resumed run and other ranks have the same ones.
 
     Raises:
-        ModelFolderError: If nothing says where the model comes from, or the folder cannot be used.
+        ModelFolderError: If nothing says where the model comes from, the folder cannot be used, or its
+            tokenizer or prompts are not those it was trained with.
+        ValueError: If the prompts cannot be rendered, or the lengths do not fit into the model's positions.
     """
-    if path is not None:
-        description = read_description(path)
-        prompts, lengths = description["prompts"], description["lengths"]
-        is_trained = description.get("is_trained", True)
-    else:
-        is_trained = name is not None
+    description = None if path is None else read_description(path)
     source = path if path is not None else name
     if source is not None:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype_named(dtype), attn_implementation=attention
-        )
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+        model = _pretrained(source, dtype, attention)
     elif create is not None:
         model, tokenizer = create(texts)
     else:
         raise ModelFolderError("give model.path=<model folder>, or model.name=<hub name or folder>")
+    _refuse_untrusted(model, source or "the model", tuning)
     add_embed_token(model, tokenizer)
+    if description is not None:
+        encoder = _encoder_of(path, description, tokenizer)
+        is_trained = description.get("is_trained", True)
+    else:
+        encoder = _encoder_of_run(prompts_file, tokenizer, Prompts(**prompts), Lengths(**lengths))
+        is_trained = name is not None
+    check_lengths(model, encoder)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -193,12 +263,101 @@ def open_embedder(
     tuned = tuning.apply(model, token_id)
     read_from = None if path is None else weights_hash(path)
     embedder = ReasoningEmbedder(
-        tuned, tokenizer, Prompts(**prompts), Lengths(**lengths), token_budget, read_from, is_trained
+        tuned,
+        tokenizer,
+        encoder.prompts,
+        encoder.lengths,
+        token_budget,
+        read_from,
+        is_trained,
+        encoder.rendered,
     )
     trained = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
     total = sum(p.numel() for p in tuned.parameters())
     log.info("model: %.2f M parameters, %.2f M of them trained", total / 1e6, trained / 1e6)
     return embedder
+
+
+def _refuse_untrusted(
+    model: PreTrainedModel, source: str, tuning: FullTuning | LoraTuning | None = None
+) -> None:
+    """Refuses an architecture whose results would depend on how they are computed."""
+    is_lora = isinstance(tuning, LoraTuning)
+    try:
+        check_architecture(model, tuning.apply if is_lora else None, repr(tuning) if is_lora else "")
+    except ArchitectureError as error:
+        raise ModelFolderError(f"{source}: {error}") from error
+
+
+def _encoder_of_run(
+    file: str | Path | None, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, lengths: Lengths
+) -> PromptEncoder:
+    """Prompts that are rendered once in a run: whoever comes first writes them down, all others read them.
+
+    Raises:
+        ModelFolderError: If the file was written under another tokenizer, wording or limit.
+    """
+    give_pad_token(tokenizer)
+    if file is None:
+        return PromptEncoder(tokenizer, prompts, lengths)
+    file = Path(file)
+    if not file.is_file():
+        encoder = PromptEncoder(tokenizer, prompts, lengths)
+        content = {"prompt_fingerprint": encoder.fingerprint, "rendered": encoder.rendered.as_dict()}
+        _write_first(file, json.dumps(content, indent=2) + "\n")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        encoder = PromptEncoder(tokenizer, prompts, lengths, Rendered.from_dict(content["rendered"]))
+        expected = content["prompt_fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFolderError(f"{file}: does not hold the prompts of this run: {error!r}") from error
+    if expected != encoder.fingerprint:
+        raise ModelFolderError(
+            f"{file}: the tokenizer or the prompts differ from those this run began with; start a new run"
+        )
+    return encoder
+
+
+def _write_first(file: Path, text: str) -> None:
+    """Writes a file whole, unless another process has done so."""
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    try:
+        os.link(part, file)  # fails where the file is there
+        part.unlink()
+    except FileExistsError:
+        part.unlink()
+    except OSError:  # a file system without links
+        part.replace(file)
+
+
+def upgrade_folder(path: str | Path) -> bool:
+    """Writes down in a folder of format 1 what opening it renders; weights and tokenizer stay as they are.
+
+    Returns:
+        Whether anything was to be done.
+
+    Raises:
+        ModelFolderError: If the folder cannot be used, or today's prompts are not those it was trained with.
+    """
+    folder = Path(path)
+    description = read_description(folder)
+    if description["format_version"] == FORMAT_VERSION:
+        return False
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), padding_side="left", local_files_only=True)
+    encoder = _encoder_of(folder, description, tokenizer)
+    origin, is_trained = description.get("provenance", {}), description.get("is_trained", True)
+    description |= _description(encoder, origin, is_trained)
+    n_parameters = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            names = list(weights.keys())
+            n_parameters += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+    width = AutoConfig.from_pretrained(str(folder), local_files_only=True).get_text_config().hidden_size
+    card = model_card(description, width, n_parameters, (folder / "adapter").is_dir())
+    write_text(folder / "README.md", card)
+    write_text(folder / DESCRIPTION_FILE, json.dumps(description, indent=2) + "\n")
+    return True
 
 
 def merged_model(model: nn.Module) -> PreTrainedModel:
@@ -216,16 +375,18 @@ def _state_dtype(file: Path, dtype: str) -> None:
 
 
 def _description(
-    embedder: ReasoningEmbedder, provenance: Mapping[str, object], is_trained: bool
+    encoder: PromptEncoder, provenance: Mapping[str, object], is_trained: bool
 ) -> dict[str, object]:
     """Content of `search_r3.json`."""
     return {
         "format_version": FORMAT_VERSION,
         "embed_token": EMBED_TOKEN,
-        "embed_token_id": embedder.embed_token_id,
-        "prompts": asdict(embedder.encoder.prompts),
-        "lengths": asdict(embedder.encoder.lengths),
-        "prompt_fingerprint": embedder.encoder.fingerprint,
+        "embed_token_id": encoder.embed_token_id,
+        "pad_token": encoder.tokenizer.pad_token,
+        "prompts": asdict(encoder.prompts),
+        "rendered": encoder.rendered.as_dict(),
+        "lengths": asdict(encoder.lengths),
+        "prompt_fingerprint": encoder.fingerprint,
         "is_trained": is_trained,
         "provenance": dict(provenance),
     }
@@ -278,7 +439,7 @@ def save_embedder(
     embedder.tokenizer.save_pretrained(partial)
     if has_adapter(embedder.model):
         embedder.model.save_pretrained(partial / "adapter")
-    description = _description(embedder, provenance, is_trained)
+    description = _description(embedder.encoder, provenance, is_trained)
     (partial / DESCRIPTION_FILE).write_text(
         json.dumps(description, indent=2, default=str) + "\n", encoding="utf-8"
     )

@@ -6,7 +6,7 @@ the token looks much like it and is wrong, so a test holds the result equal to a
 What all prompts of a batch begin with is run once, and so is a prompt that several rollouts continue.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -171,7 +171,8 @@ def prefill(
 ) -> tuple[DynamicCache, Rows]:
     """Cache and last states of all rollouts, with gradient where it is on.
 
-    What all prompts begin with is run once, and so is each prompt.
+    What all prompts begin with is run once, and so is each prompt. Padding is at the far left, in front of
+    what is shared too, because a sliding window counts slots: padding further in would take a token's place.
 
     Args:
         decoder: the transformer without its head.
@@ -184,18 +185,17 @@ def prefill(
     """
     device = next(decoder.parameters()).device
     cache = DynamicCache()
+    ids, mask = pad_left(prompts, pad_id, device)
+    positions = position_ids(mask)
     n_shared = common_prefix(prompts) if len(prompts) > 1 else 0
     if n_shared:
         prefix = torch.tensor([list(prompts[0][:n_shared])], device=device)
         decoder(input_ids=prefix, past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(len(prompts))
-    ids, mask = pad_left([prompt[n_shared:] for prompt in prompts], pad_id, device)
-    positions = n_shared + position_ids(mask)
-    mask = torch.cat([mask.new_ones(len(prompts), n_shared), mask], dim=1)
+        _spread(cache, (~mask).sum(-1))
     state = decoder(
-        input_ids=ids,
+        input_ids=ids[:, n_shared:],
         attention_mask=mask.long(),
-        position_ids=positions,
+        position_ids=positions[:, n_shared:],
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state[:, -1]
@@ -205,6 +205,21 @@ def prefill(
         rows = rows.keep(rows.alive.repeat_interleave(group_size))
         rows.alive = torch.arange(len(rows.alive), device=device)
     return cache, rows
+
+
+def _spread(cache: DynamicCache, n_padding: Tensor) -> None:
+    """Makes the first slots of a left-padded batch `[B, L]` of one prefix `[1, P]`.
+
+    A row's prefix moves right by its padding `[B]`. What is then beyond slot `P` is run again, in slots that
+    would hold padding otherwise; what stands in slots of padding is masked.
+    """
+    for layer in cache.layers:
+        if not layer.is_initialized:  # layers that share the keys of others hold none
+            continue
+        places = torch.arange(layer.keys.shape[-2], device=layer.keys.device)
+        places = (places - n_padding.to(places.device)[:, None]).clamp(min=0)  # [B, P]
+        layer.keys = layer.keys[0][:, places].transpose(0, 1)  # [B, heads, P, d]
+        layer.values = layer.values[0][:, places].transpose(0, 1)
 
 
 class _Said:
@@ -251,10 +266,15 @@ class _Choice:
     """Chooses the next tokens of all live rows; the arguments are those of `decode`."""
 
     def __init__(
-        self, head: nn.Module, special: SpecialIds, sampling: Sampling, uniforms: Tensor | None, rows: Rows
+        self,
+        logits_of: Callable[[Tensor], Tensor],
+        special: SpecialIds,
+        sampling: Sampling,
+        uniforms: Tensor | None,
+        rows: Rows,
     ) -> None:
         device = rows.state.device
-        self.head, self.embed, self.sampling = head, special.embed, sampling
+        self.logits_of, self.embed, self.sampling = logits_of, special.embed, sampling
         self.uniforms = None if uniforms is None else uniforms.to(device)
         self.said = _Said(len(rows.alive), sampling.repeat_ngram)
         self.banned = torch.as_tensor(special.banned, dtype=torch.long, device=device)
@@ -262,7 +282,7 @@ class _Choice:
 
     def drawn(self, rows: Rows, step: int, written: Sequence[Sequence[int]]) -> _Chosen:
         """A token from the model; the embed token instead of a stop or where the row would repeat itself."""
-        logits = self.head(rows.state).index_fill(-1, self.banned, -torch.inf)
+        logits = self.logits_of(rows.state).index_fill(-1, self.banned, -torch.inf)
         draws = torch.zeros(0) if self.uniforms is None else self.uniforms[rows.alive, step]
         token, log_prob = sample(logits, draws, self.sampling.temperature, self.sampling.top_p)
         is_natural = token == self.embed
@@ -280,7 +300,7 @@ class _Choice:
 @torch.no_grad()
 def decode(
     decoder: nn.Module,
-    head: nn.Module,
+    logits_of: Callable[[Tensor], Tensor],
     prompts: Sequence[Sequence[int]],
     special: SpecialIds,
     sampling: Sampling,
@@ -294,7 +314,7 @@ def decode(
 
     Args:
         decoder: the transformer without its head; returns `last_hidden_state` after the final norm.
-        head: hidden states to logits.
+        logits_of: from states `[n, D]` to the model's own logits `[n, V]`.
         prompts: `B` lists of token ids.
         special: tokens treated apart.
         sampling: limit, temperature, nucleus.
@@ -307,11 +327,11 @@ def decode(
     log_probs: list[list[float]] = [[] for _ in range(n)]
     wrote_embed = [False] * n
     hidden = torch.empty(n, rows.state.shape[-1], dtype=rows.state.dtype, device=rows.state.device)
-    choice = _Choice(head, special, sampling, uniforms, rows)
+    choice = _Choice(logits_of, special, sampling, uniforms, rows)
     for step in range(sampling.max_new_tokens + 1):
         is_last = step == sampling.max_new_tokens
         chosen = choice.appended(rows) if is_last else choice.drawn(rows, step, written)
-        rows = _step(decoder, cache, rows, chosen.token)
+        rows = continued(decoder, cache, rows, chosen.token)
         done = chosen.token == special.embed
         hidden[rows.alive[done]] = rows.state[done]
         facts = (rows.alive, chosen.token, chosen.log_prob, done, chosen.is_natural, chosen.is_counted)
@@ -330,7 +350,7 @@ def decode(
     return Decoded(written, log_probs, hidden, wrote_embed)
 
 
-def _step(decoder: nn.Module, cache: DynamicCache, rows: Rows, token: Tensor) -> Rows:
+def continued(decoder: nn.Module, cache: DynamicCache, rows: Rows, token: Tensor) -> Rows:
     """One token `[n]` further."""
     mask = torch.cat([rows.mask, rows.mask.new_ones(len(token), 1)], dim=1)
     state = decoder(

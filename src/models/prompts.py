@@ -1,8 +1,9 @@
 """Prompts, and how a text becomes token ids.
 
-A prompt is a constant prefix, the user's text and a constant suffix. The three parts are tokenized apart, so
-that a path that shares the prefix and a path that writes the whole string give the same ids. Only the user's
-text is ever cut, at its end; a text never yields a special token, whatever it contains.
+A prompt is a constant prefix, the user's text and a constant suffix; `templates` renders them. The three
+parts are tokenized apart, so that a path that shares the prefix and a path that writes the whole string give
+the same ids. Only the user's text is ever cut, at its end; a text never yields a special token, whatever it
+contains.
 """
 
 import hashlib
@@ -12,28 +13,9 @@ from dataclasses import asdict, dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-EMBED_TOKEN = "<|embed_token|>"
-# Stands for the user's text while the chat template is rendered. It must survive the template unchanged.
-_PLACEHOLDER = "SEARCHR3USERTEXT"
+from src.models.templates import EMBED_TOKEN, Prompts, Rendered, Template, plain_ids, render
 
-
-@dataclass(frozen=True)
-class Prompts:
-    """The three system prompts and the words around the embed token.
-
-    Attributes:
-        direct_system: asks for a representation of the query, without reasoning.
-        reasoning_system: asks for a short enrichment of the query that ends with the embed token.
-        document_system: asks for a representation of a document.
-        lead_in: what the assistant says before the embed token where it does not reason.
-        closing: what it says after the token; supervised in SFT, never run at inference.
-    """
-
-    direct_system: str
-    reasoning_system: str
-    document_system: str
-    lead_in: str = "The embedding is"
-    closing: str = "."
+__all__ = ["EMBED_TOKEN", "Lengths", "PromptEncoder", "Prompts", "Rendered", "Template"]
 
 
 @dataclass(frozen=True)
@@ -61,59 +43,53 @@ class Lengths:
             raise ValueError(f"lengths.repeat_ngram must be 0 (off) or more, got {self.repeat_ngram}")
 
 
-@dataclass(frozen=True)
-class Template:
-    """Token ids around a text: `prefix + text + suffix`."""
-
-    prefix: tuple[int, ...]
-    suffix: tuple[int, ...]
-
-    def wrap(self, text_ids: Sequence[int]) -> list[int]:
-        return [*self.prefix, *text_ids, *self.suffix]
-
-
 class PromptEncoder:
     """Turns queries, documents and reasonings into token ids under one tokenizer and one set of prompts.
 
     Args:
-        tokenizer: with a chat template and the embed token.
+        tokenizer: with the embed token.
         prompts: the wording.
         lengths: the limits.
+        rendered: the prompts as a model folder keeps them; None renders them now.
 
     Raises:
-        ValueError: If the tokenizer has no chat template, or its template drops or repeats the user's text.
+        ValueError: If the tokenizer is not one of the `tokenizers` library, or as `templates.render`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, lengths: Lengths) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Prompts,
+        lengths: Lengths,
+        rendered: Rendered | None = None,
+    ) -> None:
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"{type(tokenizer).__name__} has no tokenizer.json, which a model folder keeps; "
+                "choose a model that comes with one"
+            )
         self.tokenizer = tokenizer
         self.prompts = prompts
         self.lengths = lengths
+        self.rendered = rendered or render(tokenizer, prompts)
         self.embed_token_id: int = tokenizer.convert_tokens_to_ids(EMBED_TOKEN)
-        lead_in = self.plain_ids(prompts.lead_in) if prompts.lead_in else []
         self.closing = tuple(self.plain_ids(prompts.closing)) if prompts.closing else ()
-        self.n_lead_in = len(lead_in)
-        answer = (*lead_in, self.embed_token_id)
-        document = self._template(prompts.document_system)
-        direct = self._template(prompts.direct_system)
-        self.document = Template(document.prefix, (*document.suffix, *answer))
-        self.direct = Template(direct.prefix, (*direct.suffix, *answer))
-        self.reasoning = self._template(prompts.reasoning_system)
+        self.n_lead_in = len(self.plain_ids(prompts.lead_in)) if prompts.lead_in else 0
 
-    def _template(self, system: str) -> Template:
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": _PLACEHOLDER}]
-        if self.tokenizer.chat_template is None:
-            raise ValueError("the tokenizer has no chat template; choose a model that has one")
-        # Qwen3 opens a think block unless told not to; other templates ignore the argument.
-        rendered = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        parts = rendered.split(_PLACEHOLDER)
-        if len(parts) != 2:
-            raise ValueError(
-                f"the chat template must contain the user's text once, it contains it {len(parts) - 1} times"
-            )
-        prefix, suffix = (self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts)
-        return Template(tuple(prefix), tuple(suffix))
+    @property
+    def document(self) -> Template:
+        """Around a document; ends with the embed token."""
+        return self.rendered.document
+
+    @property
+    def direct(self) -> Template:
+        """Around a directly embedded query; ends with the embed token."""
+        return self.rendered.direct
+
+    @property
+    def reasoning(self) -> Template:
+        """Around a query; the model writes on after it."""
+        return self.rendered.reasoning
 
     def plain_ids(self, text: str) -> list[int]:
         """Token ids of one text in which nothing is read as a special token."""
@@ -121,10 +97,7 @@ class PromptEncoder:
 
     def text_ids(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Token ids of user texts, cut at `max_length`; nothing in them is read as a special token."""
-        if not texts:
-            return []
-        ids = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [row[:max_length] for row in ids]
+        return plain_ids(self.tokenizer, texts, max_length)
 
     def documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Whole sequences of documents; the last id is the embed token."""
@@ -149,11 +122,23 @@ class PromptEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over wording, limits, rendered ids and the tokenizer itself."""
+        """SHA-256 over wording, limits, the ids of all three prompts and the tokenizer itself."""
+        templates = (self.document, self.direct, self.reasoning)
+        ids = [[each.prefix, each.suffix] for each in templates]
         tokenizer = self.tokenizer.backend_tokenizer.to_str()
-        ids = [self.document.prefix, self.document.suffix, self.direct.prefix, self.direct.suffix]
+        return _sha256([asdict(self.prompts), asdict(self.lengths), ids, tokenizer])
+
+    @property
+    def fingerprint_of_format_1(self) -> str:
+        """As folders of format 1 state it: the reasoning prompt is not in it."""
+        tokenizer = self.tokenizer.backend_tokenizer.to_str()
+        templates = (self.document, self.direct)
+        ids = [ids for each in templates for ids in (each.prefix, each.suffix)]
         lengths = asdict(self.lengths)
         if self.lengths.repeat_ngram == 0:
             del lengths["repeat_ngram"]  # which folders that do not have it mean
-        facts = [asdict(self.prompts), lengths, ids, tokenizer]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return _sha256([asdict(self.prompts), lengths, ids, tokenizer])
+
+
+def _sha256(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

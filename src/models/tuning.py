@@ -3,8 +3,10 @@
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
@@ -44,7 +46,7 @@ class LoraTuning:
     def apply(self, model: PreTrainedModel, embed_token_id: int) -> nn.Module:
         input_name = _name_of(model, model.get_input_embeddings())
         rows = {input_name: [embed_token_id]}
-        if not model.config.tie_word_embeddings:
+        if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
             rows[_name_of(model, model.get_output_embeddings())] = [embed_token_id]
         targets = self.target_modules
         config = LoraConfig(
@@ -56,7 +58,46 @@ class LoraTuning:
             trainable_token_indices=rows,
         )
         # AdamW's small steps vanish in bf16 (8 bits), so what is trained is fp32 whatever the base is.
-        return get_peft_model(model, config, autocast_adapter_dtype=True)
+        tuned = get_peft_model(model, config, autocast_adapter_dtype=True)
+        for module in tuned.modules():
+            if isinstance(module, TrainableTokensLayer):
+                module.__class__ = TokenRows
+        return tuned
+
+
+class TokenRows(TrainableTokensLayer):
+    """Trained rows of an embedding or a head, put into the result and not into the matrix.
+
+    PEFT's own layer copies the whole matrix at every call, and leaves out the bias of a head
+    (https://github.com/huggingface/peft/issues/3649). A row that has not moved changes no bit.
+    """
+
+    def forward_adapters(
+        self, x: Tensor, active_adapters: list[str], *args: object, **kwargs: object
+    ) -> Tensor:
+        if self.disable_adapters or not active_adapters or self.merged:
+            return super().forward_adapters(x, active_adapters, *args, **kwargs)
+        self._check_overlapping_tokens(active_adapters)
+        result = self.base_layer(x, *args, **kwargs)
+        place = self._embedded if isinstance(self.base_layer, nn.Embedding) else self._predicted
+        for name in active_adapters:
+            result = place(x, result, name)
+        return result
+
+    def _embedded(self, ids: Tensor, result: Tensor, adapter: str) -> Tensor:
+        """Embeddings `[..., D]` of ids `[...]` with the adapter's rows in place."""
+        rows, scale = self.trainable_tokens_delta[adapter].to(result.dtype), self._get_embed_scale()
+        rows = rows if scale is None else rows * scale.to(result.dtype)
+        for token, row in zip(self.token_indices[adapter], rows, strict=True):
+            result = torch.where((ids == token)[..., None], row, result)
+        return result
+
+    def _predicted(self, states: Tensor, result: Tensor, adapter: str) -> Tensor:
+        """Logits `[..., V]` of states `[..., D]`, moved by as much as the adapter's rows have moved."""
+        columns = torch.tensor(self.token_indices[adapter], device=result.device)
+        moved = self.trainable_tokens_delta[adapter] - self.trainable_tokens_original[adapter]  # [n, D]
+        logits = nn.functional.linear(states, moved.to(states.dtype))
+        return result.index_add(-1, columns, logits.to(result.dtype))
 
 
 def _name_of(model: nn.Module, wanted: nn.Module) -> str:
@@ -66,6 +107,12 @@ def _name_of(model: nn.Module, wanted: nn.Module) -> str:
 
 def has_adapter(model: nn.Module) -> bool:
     return isinstance(model, PeftModel)
+
+
+def is_fresh(model: nn.Module) -> bool:
+    """Whether the model has an adapter that has learnt nothing: its second factors are still 0."""
+    factors = [weight for name, weight in model.named_parameters() if ".lora_B." in name]
+    return has_adapter(model) and not any(bool(weight.any()) for weight in factors)
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:

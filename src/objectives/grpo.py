@@ -13,8 +13,8 @@ memory asks: the parts' losses add up to the batch's, and the mean over ranks, o
 that DDP averages, is that of one rank with all groups. A group without spread is treated as if it were not in
 the batch: it adds nothing to the loss, KL included, and does not count in a denominator.
 
-What is ours: the sample standard deviation (the paper does not say which), the limit of 20 on log-ratios, and
-leaving groups without spread out of the denominators.
+What is ours: the sample standard deviation (the paper does not say which) and its floor, the limit of 20 on
+log-ratios, and leaving groups without spread out of the denominators.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from src.objectives.losses import share_of_count
+from src.objectives.losses import LogitsOf, share_of_count
+
+STD_FLOOR = 0.005
+"""What advantages are divided by at least; the arithmetic is in `group_advantages`."""
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to +-20 before `exp`: e^20 is 5e8, and fp32 overflows at e^88."""
@@ -44,21 +47,32 @@ class Advantages:
 
 
 def group_advantages(
-    rewards: Tensor, scale_by_std: bool = True, eps: float = 1e-4, min_spread: float = 1e-6
+    rewards: Tensor, scale_by_std: bool = True, std_floor: float = STD_FLOOR, min_spread: float = 1e-6
 ) -> Advantages:
     """Rewards centred, and on request scaled, within each query's group (section 4.1.2 of the paper).
 
+        advantage = (reward - mean) / max(std, std_floor)
+
     A group without spread gets zeros and is reported.
+
+    The floor is what keeps a group whose rewards hardly differ from earning advantages as large as one in
+    which a rank was gained: no advantage exceeds `(best - worst) / std_floor`. It is to be chosen by the
+    reward. With `margin_dcg` rollouts of the same ranks differ by `margin_weight = 0.005` at most, so that
+    at a floor of 0.005 their advantages stay below 1 whatever the margins, and below 0.07 where margins
+    differ by 0.03. One rollout of eight that is a rank better than the others has a standard deviation of
+    `gain / sqrt(8)` and an advantage of `sqrt(8) * 7 / 8 = 2.5` where that reaches the floor, which is to
+    gain 0.014: at ranks 1 to 7; it is 1.5 at rank 10 and 0.5 at rank 20.
 
     Args:
         rewards: `[B, G]`, any scale; higher is better.
-        scale_by_std: divide by the group's sample standard deviation (correction 1) plus `eps`; Dr. GRPO
-            (arXiv:2503.20783) does not, since it favours groups that are nearly all right or all wrong.
-        eps: added to the standard deviation.
+        scale_by_std: divide by the group's sample standard deviation (correction 1), or by the floor where
+            that is larger; Dr. GRPO (arXiv:2503.20783) does not, since it favours groups that are nearly all
+            right or all wrong.
+        std_floor: in units of the reward, 0 or more; 0 is the paper's.
         min_spread: a group has spread if its best reward exceeds its worst by more than this.
 
     Raises:
-        ValueError: If a group has fewer than two rollouts, or a reward is not finite.
+        ValueError: If a group has fewer than two rollouts, a reward is not finite, or the floor is negative.
 
     >>> group_advantages(torch.tensor([[1.0, 0.0], [0.3, 0.3]]), scale_by_std=False).values
     tensor([[ 0.5000, -0.5000],
@@ -71,13 +85,15 @@ def group_advantages(
     if not torch.isfinite(rewards).all():
         row = int((~torch.isfinite(rewards).all(1)).nonzero()[0])
         raise ValueError(f"rewards must be finite: group {row} has {rewards[row].tolist()}")
-    rewards = rewards.float()
+    if not std_floor >= 0.0:
+        raise ValueError(f"std_floor must not be negative, got {std_floor}")
+    rewards = rewards.double()  # near 1, the mean rounded to fp32 is as far off as margins differ
     has_spread = rewards.amax(1) - rewards.amin(1) > min_spread  # [B]
     values = rewards - rewards.mean(1, keepdim=True)
     if scale_by_std:
         variance = values.square().sum(1, keepdim=True) / (rewards.shape[1] - 1)
-        values = values / (variance.sqrt() + eps)
-    return Advantages(values.masked_fill(~has_spread[:, None], 0.0), has_spread)
+        values = values / variance.sqrt().clamp(min=std_floor)
+    return Advantages(values.masked_fill(~has_spread[:, None], 0.0).float(), has_spread)
 
 
 # Which tokens count, and how much
@@ -358,12 +374,11 @@ class TokenLogProbs:
 
 def token_log_probs(
     hidden: Tensor,
-    head_weight: Tensor,
+    logits_of: LogitsOf,
     targets: Tensor,
     temperature: float = 1.0,
     banned_ids: Sequence[int] | Tensor = (),
     chunk: int = 1024,
-    head_bias: Tensor | None = None,
 ) -> TokenLogProbs:
     """Log-probability of each target, and the entropy, under the distribution that sampling draws from.
 
@@ -372,12 +387,11 @@ def token_log_probs(
 
     Args:
         hidden: `[T, D]` states that predict the targets, of completion positions only.
-        head_weight: `[V, D]`.
+        logits_of: from states to logits, as the model itself makes them.
         targets: `[T]` long.
         temperature: of sampling, above 0.
         banned_ids: `[n]` tokens that sampling never writes.
         chunk: positions per product with the head.
-        head_bias: `[V]`.
 
     Raises:
         ValueError: If lengths differ, the temperature is not positive, `chunk` is below 1, or a target is
@@ -392,12 +406,12 @@ def token_log_probs(
     if is_banned.any():
         raise ValueError(f"token {int(targets[is_banned][0])} is banned and cannot have been sampled")
     if len(hidden) == 0:
-        nothing = F.linear(hidden.to(head_weight.dtype), head_weight, head_bias).float().sum(-1)
+        nothing = logits_of(hidden).float().sum(-1)
         # [0], and part of the graph: DDP waits for a gradient of every weight, the head's included
         return TokenLogProbs(nothing, nothing.detach())
 
     def part(states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        logits = F.linear(states.to(head_weight.dtype), head_weight, head_bias).float()
+        logits = logits_of(states).float()
         logits = logits.index_fill(-1, banned, float("-inf")) / temperature  # [chunk, V]
         return -F.cross_entropy(logits, wanted, reduction="none"), _entropy(logits)
 
@@ -426,10 +440,17 @@ def unpacked(values: Tensor, completion_mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _entropy(logits: Tensor) -> Tensor:
-    """`[chunk]` from `[chunk, V]`: `logsumexp(z) - sum(p * z)`, with 0 for what has no probability."""
-    log_normaliser = logits.logsumexp(-1)
-    weighted = (logits - log_normaliser[:, None]).exp() * logits.clamp(min=torch.finfo(torch.float32).min)
-    return log_normaliser - weighted.sum(-1)
+    """`[chunk]` from `[chunk, V]`: `-sum(p log p)`, to a few roundings, with 0 for what has no probability.
+
+    With `d = z - max(z)`, at most 0, and `e = exp(d)` it is `log(sum(e)) + sum(e * -d) / sum(e)`, two terms
+    that are never negative: `logsumexp(z) - sum(p z)` would lose what two numbers of the size of `z` lose.
+    """
+    highest, at = logits.max(-1, keepdim=True)
+    below = logits - highest  # [chunk, V]
+    weights = below.exp()
+    others = weights.scatter_(-1, at, 0.0).sum(-1)  # of the highest it is 1, in which a small sum would drown
+    spent = weights.mul_(below.clamp_(min=torch.finfo(torch.float32).min)).sum(-1)
+    return others.log1p() - spent / (1.0 + others)
 
 
 def _limited(log_ratios: Tensor) -> Tensor:

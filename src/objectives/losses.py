@@ -1,14 +1,16 @@
 """The losses of the SFT stage (Search-R3, arXiv:2510.07048): contrastive, margin, token and KL.
 
 The paper names the four and shows them without weights. Ours are: cosine similarity throughout, the mean over
-rows that have something to compare, and every mask.
+rows that have something to compare, and every mask. A row whose documents but the positive are all masked has
+nothing to compare: it adds 0 to a contrastive loss and does not count, in no rank's denominator either.
 
 Similarities and probabilities are fp32 whatever the precision of the run; only the product with the head runs
 in the model's own precision. A loss is a sum divided by a count. The count is that of its own rows unless
 `denominator` says otherwise, which is how the parts of a batch that is split into chunks or over ranks add up
 to the loss of the whole batch:
 
-    denominator = share_of_count(n_rows)           # rows on all ranks / number of ranks
+    n_rows = int(has_negative(mask, positive_index).sum())
+    denominator = share_of_count(n_rows)           # rows that count on all ranks / number of ranks
     loss = info_nce(queries, gather_documents(documents), positive_index, mask, denominator=denominator)
 
 The ranks' losses and, under DDP, their gradients are averaged; the average is then exactly that of one rank
@@ -50,7 +52,7 @@ def info_nce(
 ) -> Tensor:
     """Cross-entropy of the positive among all documents by cosine / temperature (InfoNCE, arXiv:1807.03748).
 
-    A row whose negatives are all masked has loss 0 and gradient 0.
+    A row whose negatives are all masked has loss 0 and gradient 0, and does not count.
 
     Args:
         queries: `[B, D]`.
@@ -59,7 +61,8 @@ def info_nce(
         mask: `[B, M]` bool, True where a document takes part; the positive does whatever its entry says.
         temperature: above 0.
         weights: `[B]`, not negative; equal weights where None.
-        denominator: what the weighted sum over rows is divided by; the sum of the weights where None.
+        denominator: what the weighted sum over rows is divided by; the sum of the weights of the rows that
+            have a negative where None.
 
     Returns:
         A scalar, fp32.
@@ -70,11 +73,21 @@ def info_nce(
     if not temperature > 0.0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     logits = cosine_scores(queries, documents) / temperature  # [B, M]
-    if mask is not None:
-        kept = mask.scatter(1, positive_index[:, None], True)
-        logits = logits.masked_fill(~kept, float("-inf"))
+    mask = torch.ones_like(logits, dtype=torch.bool) if mask is None else mask
+    kept = mask.scatter(1, positive_index[:, None], True)
+    logits = logits.masked_fill(~kept, float("-inf"))
     rows = F.cross_entropy(logits, positive_index, reduction="none")  # [B]
-    return _mean(rows, weights, denominator)
+    return _mean(rows, _only(has_negative(mask, positive_index), weights), denominator)
+
+
+def has_negative(mask: Tensor, positive_index: Tensor) -> Tensor:
+    """`[B]` bool, True for rows that have something to compare: a document that is not the positive.
+
+    Args:
+        mask: `[B, M]` bool, True where a document takes part.
+        positive_index: `[B]` long.
+    """
+    return mask.scatter(1, positive_index[:, None], False).any(1)
 
 
 def hardest_negative_margin(
@@ -105,22 +118,25 @@ def hardest_negative_margin(
         A scalar, fp32.
     """
     scores = cosine_scores(queries, documents)  # [B, M]
-    allowed = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
-    allowed = allowed.scatter(1, positive_index[:, None], False)
+    mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
+    allowed = mask.scatter(1, positive_index[:, None], False)
     positive = scores.gather(1, positive_index[:, None]).squeeze(1)
     if scores.shape[1] == 0:  # `max` of nothing is an error
         return _mean(positive, weights, denominator)
     hardest = scores.masked_fill(~allowed, -2.0).max(dim=1).values  # -2 is below every cosine
     rows = F.relu(margin - positive + hardest)
-    return _mean(rows, _only(allowed.any(1), weights), denominator)
+    return _mean(rows, _only(has_negative(mask, positive_index), weights), denominator)
+
+
+LogitsOf = Callable[[Tensor], Tensor]
+"""From states `[n, D]` to logits `[n, V]`, as the model itself makes them; `n` may be 0."""
 
 
 def sft_cross_entropy(
     hidden: Tensor,
-    head_weight: Tensor,
+    logits_of: LogitsOf,
     targets: Tensor,
     chunk: int = 1024,
-    head_bias: Tensor | None = None,
     denominator: float | None = None,
 ) -> Tensor:
     """Mean cross-entropy of the next token at the supervised positions.
@@ -130,10 +146,9 @@ def sft_cross_entropy(
 
     Args:
         hidden: `[T, D]`, states that predict the targets, of supervised positions only.
-        head_weight: `[V, D]`.
+        logits_of: from states to logits.
         targets: `[T]` long.
         chunk: positions per product with the head.
-        head_bias: `[V]`.
         denominator: what the sum over positions is divided by; `T` where None.
 
     Returns:
@@ -146,8 +161,7 @@ def sft_cross_entropy(
         raise ValueError(f"one target per state: got {len(hidden)} states and {len(targets)} targets")
 
     def part(states: Tensor, wanted: Tensor) -> Tensor:
-        logits = _logits(states, head_weight, head_bias)
-        return F.cross_entropy(logits, wanted, reduction="sum")
+        return F.cross_entropy(logits_of(states).float(), wanted, reduction="sum")
 
     return _sum_over_chunks(part, chunk, hidden, targets) / _count(len(hidden), denominator)
 
@@ -155,12 +169,10 @@ def sft_cross_entropy(
 def kl_to_reference(
     hidden: Tensor,
     ref_hidden: Tensor,
-    head_weight: Tensor,
-    ref_head_weight: Tensor,
+    logits_of: LogitsOf,
+    ref_logits_of: LogitsOf,
     excluded_token: int | None = None,
     chunk: int = 1024,
-    head_bias: Tensor | None = None,
-    ref_head_bias: Tensor | None = None,
     denominator: float | None = None,
 ) -> Tensor:
     """Mean KL(policy || reference) of the next-token distributions, exact over the vocabulary.
@@ -171,12 +183,10 @@ def kl_to_reference(
     Args:
         hidden: `[T, D]` states of the policy at the supervised positions whose target is another token.
         ref_hidden: `[T, D']` states of the reference at the same positions.
-        head_weight: `[V, D]`.
-        ref_head_weight: `[V, D']`.
+        logits_of: from states to logits of the policy.
+        ref_logits_of: the same of the reference, over the same vocabulary.
         excluded_token: id left out on both sides, or None.
         chunk: positions per product with the head.
-        head_bias: `[V]`.
-        ref_head_bias: `[V]`.
         denominator: what the sum over positions is divided by; `T` where None.
 
     Returns:
@@ -188,8 +198,8 @@ def kl_to_reference(
     if len(hidden) != len(ref_hidden):
         raise ValueError(f"one reference state per state: got {len(hidden)} and {len(ref_hidden)}")
 
-    def log_probs(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        logits = _logits(states, weight, bias)
+    def log_probs(logits: Tensor) -> Tensor:
+        logits = logits.float()
         if excluded_token is None:
             return logits.log_softmax(-1)
         # 0 in both after the softmax: the token's term is then exp(0) * (0 - 0), in value and in gradient.
@@ -198,8 +208,8 @@ def kl_to_reference(
 
     def part(states: Tensor, ref_states: Tensor) -> Tensor:
         with torch.no_grad():
-            reference = log_probs(ref_states, ref_head_weight, ref_head_bias)
-        policy = log_probs(states, head_weight, head_bias)
+            reference = log_probs(ref_logits_of(ref_states))
+        policy = log_probs(logits_of(states))
         return (policy.exp() * (policy - reference)).sum()
 
     total = _sum_over_chunks(part, chunk, hidden, ref_hidden.detach())
@@ -244,21 +254,36 @@ def negatives_mask(
     return mask, int((~mask).sum())
 
 
-def false_negative_mask(scores: Tensor, positive_index: Tensor, margin: float) -> tuple[Tensor, int]:
+def false_negative_mask(
+    scores: Tensor, positive_index: Tensor, margin: float, max_share: float = 1.0
+) -> tuple[Tensor, int]:
     """Masks documents that score so high that they are probably relevant and only not judged.
+
+    It is the model itself that says so, and where it is wrong about the query it would mask what it has to
+    learn from: all documents above a positive that stands low. So a row in which more documents score above
+    the limit than there can be false negatives is taken for a hard one and masks none.
 
     Args:
         scores: `[B, M]` of documents for queries; no gradient is taken.
         positive_index: `[B]` long.
         margin: a document that scores above the positive plus this is masked; it may be negative.
+        max_share: of the `M - 1` other documents, 0 to 1: a row with more above the limit masks none. A row
+            of fewer than `1 / max_share` others never masks any.
 
     Returns:
         `[B, M]` bool, True where a document may be a negative or is the positive; and how many documents
         were masked, all queries together.
+
+    Raises:
+        ValueError: If `max_share` is out of range.
     """
+    if not 0.0 <= max_share <= 1.0:
+        raise ValueError(f"max_share must lie in [0, 1], got {max_share}")
     scores = scores.detach()
     limit = scores.gather(1, positive_index[:, None]) + margin
-    mask = (scores <= limit).scatter(1, positive_index[:, None], True)
+    is_high = (scores > limit).scatter(1, positive_index[:, None], False)
+    is_hard = is_high.sum(1, keepdim=True) > max_share * (scores.shape[1] - 1)  # [B, 1]
+    mask = ~is_high | is_hard
     return mask, int((~mask).sum())
 
 
@@ -347,11 +372,6 @@ def _mean(rows: Tensor, weights: Tensor | None, denominator: float | None) -> Te
 
 def _count(n_rows: int, denominator: float | None) -> float:
     return max(n_rows, 1) if denominator is None else denominator
-
-
-def _logits(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`[chunk, V]` fp32; the product itself runs in the head's precision or in autocast's."""
-    return F.linear(states.to(weight.dtype), weight, bias).float()
 
 
 def _sum_over_chunks(part: Callable[..., Tensor], chunk: int, *tensors: Tensor) -> Tensor:

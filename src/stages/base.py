@@ -9,6 +9,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from src.data.types import Benchmark
 from src.evaluation.validation import validate
 from src.models.embedder import ReasoningEmbedder
+from src.models.twin import ArchitectureError, fresh_adapter_difference
 from src.stages.optimization import OptimizationSettings, build_optimizer, build_scheduler
 
 
@@ -29,6 +30,7 @@ class StageModule(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.embedder, self.optimization = embedder, optimization
+        self.has_checked_adapter = False
 
     def configure_optimizers(self) -> tuple[list, list]:
         optimizer = build_optimizer(self.embedder.named_parameters(), self.optimization)
@@ -45,6 +47,23 @@ class StageModule(pl.LightningModule):
         loop = self.trainer.fit_loop.epoch_loop
         if loop._batches_that_stepped % self.trainer.log_every_n_steps == 0:
             loop._results.clear()
+
+    def check_fresh_adapter(self) -> None:
+        """Before the first step: an adapter that has learnt nothing must change nothing, on real tokens.
+
+        Called within `training_step`, where sharded weights can be used.
+
+        Raises:
+            ArchitectureError: If it does.
+        """
+        if self.trainer.global_step == 0 and not self.has_checked_adapter:
+            self.has_checked_adapter = True
+            (row,) = self.embedder.encoder.documents(["a fresh adapter changes nothing"])
+            fault = fresh_adapter_difference(self.embedder.model, row)
+            if fault:
+                raise ArchitectureError(
+                    f"{type(self.embedder.causal_lm).__name__} cannot be trained: {fault}"
+                )
 
     def n_missing(self, n: int) -> int:
         """By how many `n` is below the largest of all ranks where weights are sharded; 0 where they are not.

@@ -56,7 +56,8 @@ class TrainableCheckpoint(Checkpoint):
             raise ValueError(f'checkpoint mode must be "max" or "min", got {mode!r}')
         if save_every_n_steps is not None and save_every_n_steps < 1:
             raise ValueError(f"save_every_n_steps must be at least 1 or null, got {save_every_n_steps}")
-        self.folder, self.monitor, self.mode = Path(folder), monitor, mode
+        # absolute, because Lightning reads a ~ or an http at the start of a relative path
+        self.folder, self.monitor, self.mode = Path(folder).absolute(), monitor, mode
         self.save_every_n_steps = save_every_n_steps
         self.best_score: float | None = None
         self.best_step: int | None = None

@@ -38,10 +38,11 @@ class PretrainModule(StageModule):
         """Summed cross-entropy of blocks `[n, L]` over `denominator` targets."""
         states = self.embedder.hidden_states(blocks, torch.ones_like(blocks, dtype=torch.bool))
         states, targets = states[:, :-1].flatten(0, 1), blocks[:, 1:].flatten()
-        loss = sft_cross_entropy(states, self.embedder.head.weight, targets, denominator=denominator)
+        loss = sft_cross_entropy(states, self.embedder.logits, targets, denominator=denominator)
         return ChunkOutput(extra_loss=loss)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, int]:
+        self.check_fresh_adapter()
         denominator = share_of_count(batch[:, 1:].numel(), self.device)
 
         def run_backward() -> Tensor:

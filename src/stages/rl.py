@@ -23,9 +23,11 @@ from src.evaluation.validation import equal_forwards
 from src.index.refresh import StepQueries
 from src.models.embedder import ReasoningEmbedder
 from src.models.generation import Sampling
+from src.models.positions import check_reasoning
 from src.models.reference import FrozenReference
 from src.objectives.collapse import CollapseLimits, Vitals, collapse
 from src.objectives.grpo import (
+    STD_FLOOR,
     TOKEN_STATISTICS,
     Advantages,
     PolicyBatch,
@@ -110,6 +112,7 @@ class PolicySettings:
         clip_high: how far it may rise.
         normalisation: `per_token` over the batch, `per_sequence`, or `dr_grpo`.
         scale_by_std: whether advantages are divided by the group's standard deviation.
+        std_floor: what they are divided by at least, in units of the reward; see `group_advantages`.
         kl: `k1`, `k2` or `k3`.
         kl_weight: of KL to the model that the stage started from; 0 makes no reference pass.
         n_updates: optimizer steps per batch of rollouts.
@@ -126,6 +129,7 @@ class PolicySettings:
     clip_high: float = 0.28
     normalisation: str = "per_token"
     scale_by_std: bool = True
+    std_floor: float = STD_FLOOR
     kl: str = "k3"
     kl_weight: float = 0.0
     n_updates: int = 1
@@ -143,6 +147,8 @@ class PolicySettings:
             raise ValueError(
                 f"policy.normalisation must be one of {', '.join(NORMALISATIONS)}, got {self.normalisation!r}"
             )
+        if not self.std_floor >= 0:
+            raise ValueError(f"policy.std_floor must not be negative, got {self.std_floor}")
         if self.kl not in ESTIMATORS:
             raise ValueError(f"policy.kl must be one of {', '.join(ESTIMATORS)}, got {self.kl!r}")
         if not self.kl_weight >= 0:
@@ -173,6 +179,13 @@ class Pool:
 
     rows: Tensor
     vectors: Tensor
+
+    def negatives_of(self, relevant: Tensor) -> Tensor:
+        """`[n, M]` bool, False at the rows that are relevant; `relevant` is `[n, P]`, -1 for none."""
+        mask = torch.ones(len(relevant), len(self.rows), dtype=torch.bool, device=self.rows.device)
+        for column in relevant.unbind(1):
+            mask &= self.rows != column[:, None]
+        return mask
 
 
 @dataclass
@@ -245,6 +258,7 @@ class RLModule(ValidatedModule):
         self.token_budget = token_budget or embedder.token_budget
         self.completions = completions
         limit = rollouts.max_new_tokens or embedder.encoder.lengths.reasoning
+        check_reasoning(embedder.causal_lm, embedder.encoder, "stage.module.rollouts.max_new_tokens", limit)
         ngram = embedder.encoder.lengths.repeat_ngram
         self.sampling = Sampling(limit, rollouts.temperature, rollouts.top_p, ngram)
         self.normalisation = NORMALISATIONS[policy.normalisation]
@@ -255,6 +269,8 @@ class RLModule(ValidatedModule):
         self.stopped_because: str | None = None
 
     def on_fit_start(self) -> None:
+        reads = self.reward.reads
+        self.trainer.datamodule.refresh.rule.reward_reads(reads.best_wrong, reads.cut_off)
         self.environment = Environment(
             self.trainer.datamodule.judgements, self.reward, self.rank, self.rank_agreement_every_n_steps
         )
@@ -277,6 +293,7 @@ class RLModule(ValidatedModule):
         return self.trainer.global_step // self.policy.n_updates
 
     def training_step(self, batch: Sequence[Example], batch_idx: int) -> dict[str, int]:
+        self.check_fresh_adapter()
         step, seconds = self._step, Seconds(self.device)
         with seconds.part("sampling"):
             rollouts = self._sample(batch, step)
@@ -369,11 +386,12 @@ class RLModule(ValidatedModule):
     # ---- the loss
 
     def _learnt(self, rollouts: Rollouts, outcome: Outcome, retrieved: Retrieved | None, step: int) -> Learnt:
-        advantages = group_advantages(outcome.rewards.total, self.policy.scale_by_std)
+        advantages = group_advantages(outcome.rewards.total, self.policy.scale_by_std, self.policy.std_floor)
         mask = trained_tokens(rollouts.completion_mask, advantages.has_spread)
         positives = self.environment.judgements.of(rollouts.query_ids, self.device)
         has_contrast = self.policy.contrastive_weight > 0
-        contrasted = self._contrasted(advantages)
+        pool = self._pool(positives, retrieved, step) if has_contrast else None
+        contrasted = self._contrasted(advantages, positives, pool)
         batches = self._batches(rollouts, advantages.has_spread | contrasted.any(1))
         return Learnt(
             rollouts=rollouts,
@@ -383,18 +401,21 @@ class RLModule(ValidatedModule):
             old=torch.zeros_like(rollouts.log_probs),
             reference=self._reference_log_probs(rollouts, batches),
             positives=positives,
-            pool=self._pool(positives, retrieved, step) if has_contrast else None,
+            pool=pool,
             contrasted=contrasted,
             batches=batches,
         )
 
-    def _contrasted(self, advantages: Advantages) -> Tensor:
-        """`[B, G]` fp32, the weight of each rollout in the contrastive term: 1 or 0."""
-        if self.policy.contrastive_weight == 0:
+    def _contrasted(self, advantages: Advantages, positives: Positives, pool: Pool | None) -> Tensor:
+        """`[B, G]` fp32, the weight of each rollout in the contrastive term: 1 or 0.
+
+        0 too where the pool holds nothing but the query's positives.
+        """
+        if pool is None:
             return torch.zeros_like(advantages.values)
-        if self.policy.contrastive_rollouts == "good":
-            return (advantages.values >= 0).float()
-        return torch.ones_like(advantages.values)
+        is_good = advantages.values >= 0
+        is_taken = is_good if self.policy.contrastive_rollouts == "good" else torch.ones_like(is_good)
+        return (is_taken & pool.negatives_of(positives.rows).any(1, keepdim=True)).float()
 
     def _batches(self, rollouts: Rollouts, teaches: Tensor) -> list[Sequence[int]]:
         """The groups `[B]` that have something to teach, a forward each; at least one, which may be empty."""
@@ -489,14 +510,11 @@ class RLModule(ValidatedModule):
         group = torch.as_tensor(rows, dtype=torch.long, device=self.device) // self.rollouts.group_size
         relevant = learnt.positives.rows[group]  # [n, P]
         positive = torch.searchsorted(learnt.pool.rows, relevant[:, 0].contiguous())
-        mask = torch.ones(len(group), len(learnt.pool.rows), dtype=torch.bool, device=self.device)
-        for column in relevant.unbind(1):
-            mask &= learnt.pool.rows != column[:, None]
         return info_nce(
             embeddings,
             learnt.pool.vectors,
             positive,
-            mask,
+            learnt.pool.negatives_of(relevant),
             self.policy.contrastive_temperature,
             weights=of_rows(learnt.contrasted, rows),
             denominator=n_contrasted,

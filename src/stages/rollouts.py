@@ -130,7 +130,7 @@ def sample_rollouts(
             row_keys = [keys[number * group_size + g] for number in numbers for g in range(group_size)]
             decoded = decode(
                 embedder.decoder,
-                embedder.head,
+                embedder.logits,
                 [prompts[number] for number in numbers],
                 embedder.special_ids,
                 sampling,
@@ -293,12 +293,11 @@ def training_forward(
         predicting, last = states_of(embedder, rollouts, rows)
     packed = token_log_probs(
         predicting[mask],
-        embedder.head.weight,
+        embedder.logits,
         of_rows(rollouts.token_ids, rows)[mask],
         rollouts.sampling.temperature,
         embedder.special_ids.banned,
         chunk,
-        getattr(embedder.head, "bias", None),
     )
     return TrainingForward(
         unpacked(packed.log_probs, mask), unpacked(packed.entropy, mask), normalize(last.float(), dim=-1)

@@ -25,6 +25,7 @@ from src.objectives.losses import (
     false_negative_mask,
     gather_documents,
     hardest_negative_margin,
+    has_negative,
     id_numbers,
     info_nce,
     kl_to_reference,
@@ -58,6 +59,8 @@ class SFTLosses:
         temperature: of InfoNCE, in cosine.
         margin: of the margin loss, in cosine.
         false_negative_margin: a document that scores above the positive by more than this is masked.
+        false_negative_share: of the other documents, 0 to 1: a row in which more of them score that high is
+            hard, and none of it is masked.
     """
 
     sft: float
@@ -68,6 +71,7 @@ class SFTLosses:
     temperature: float
     margin: float
     false_negative_margin: float
+    false_negative_share: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("sft", "kl", "info_nce", "triplet", "reasoned"):
@@ -75,6 +79,10 @@ class SFTLosses:
                 raise ValueError(
                     f"losses.{name} is a weight and must not be negative, got {getattr(self, name)}"
                 )
+        if not 0 <= self.false_negative_share <= 1:
+            raise ValueError(
+                f"losses.false_negative_share must lie in [0, 1], got {self.false_negative_share}"
+            )
         if not self.temperature > 0:
             raise ValueError(f"losses.temperature must be above 0, got {self.temperature}")
 
@@ -174,6 +182,7 @@ class SFTModule(ValidatedModule):
         self.reference = FrozenReference(embedder) if self.has_kl else None
 
     def training_step(self, batch: SFTBatch, batch_idx: int) -> dict[str, int]:
+        self.check_fresh_adapter()
         chunks, n_reasoned, metrics = self.prepare(batch)
         counts = self._token_counts(chunks)
 
@@ -330,29 +339,29 @@ class SFTModule(ValidatedModule):
         rows, columns = torch.tensor(where, dtype=torch.long, device=self.device).view(-1, 2).T
         targets = ids[rows, columns]
         hidden = states[rows, columns - 1]  # the state before a token predicts it
-        head = self.embedder.head.weight
-        sft = sft_cross_entropy(hidden, head, targets, denominator=counts.supervised)
+        sft = sft_cross_entropy(hidden, self.embedder.logits, targets, denominator=counts.supervised)
         kl = torch.zeros_like(sft)
         kept = targets != self.embedder.embed_token_id
         # Documents, and queries of which only the embed token is supervised, need no second forward.
         compared, places = rows[kept].unique(return_inverse=True)
         if self.has_kl and (len(compared) or self.shards_weights):
             asked = compared if len(compared) else slice(1)  # another rank may have something to compare
-            reference, reference_head = self._reference_states(ids[asked], mask[asked])
+            with self.reference.active() as base:
+                reference = base.hidden_states(ids[asked], mask[asked])  # [n, L, D]
             kl = kl_to_reference(
                 hidden[kept],
                 reference[places, columns[kept] - 1],
-                head,
-                reference_head,
+                self.embedder.logits,
+                self._reference_logits,
                 excluded_token=self.embedder.embed_token_id,
                 denominator=counts.compared,
             )
         return self.losses.sft * sft + self.losses.kl * kl, {"sft": sft, "kl": kl}
 
-    def _reference_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """States `[n, L, D]` and head `[V, D]` of the frozen base."""
+    def _reference_logits(self, states: Tensor) -> Tensor:
+        """Logits `[n, V]` of the frozen base for its states `[n, D]`."""
         with self.reference.active() as base:
-            return base.hidden_states(ids, mask), base.head.weight.detach()
+            return base.logits(states)
 
     # ---- the loss over all embeddings
 
@@ -388,14 +397,18 @@ class SFTModule(ValidatedModule):
             views.append(("reasoned", self.losses.reasoned, reasoned, positive[rows], by_id[rows]))
         for name, weight, queries, index, mask in views:
             keep, n_high = false_negative_mask(
-                cosine_scores(queries, documents), index, self.losses.false_negative_margin
+                cosine_scores(queries, documents),
+                index,
+                self.losses.false_negative_margin,
+                self.losses.false_negative_share,
             )
-            denominator = share_of_count(len(queries), own.device)
-            settings = {"mask": mask & keep, "denominator": denominator}
+            n_compared = int(has_negative(mask & keep, index).sum())
+            settings = {"mask": mask & keep, "denominator": share_of_count(n_compared, own.device)}
             nce = info_nce(queries, documents, index, temperature=self.losses.temperature, **settings)
             hinge = hardest_negative_margin(queries, documents, index, margin=self.losses.margin, **settings)
             losses.append(weight * (self.losses.info_nce * nce + self.losses.triplet * hinge))
             metrics |= {f"info_nce_{name}": nce.detach(), f"triplet_{name}": hinge.detach()}
             metrics[f"masked_by_score_{name}"] = torch.tensor(float(n_high))
+            metrics[f"share_of_rows_masked_{name}"] = (~keep).any(1).float().sum() / max(len(queries), 1)
             metrics[f"candidates_{name}"] = torch.tensor(float(len(queries) * (len(documents) - 1)))
         return torch.stack(losses).sum(), metrics

@@ -1,0 +1,123 @@
+"""Batch, prefix sharing and cache never change a result, for every architecture; logits are the model's own.
+
+The expectation is plain transformers: one row, no padding, no mask, no cache.
+"""
+
+import pytest
+import torch
+from architectures import CONFIGS, EAGER_ONLY, build
+from conftest import LENGTHS, PROMPTS, QUERIES, TEXTS
+from torch.nn.functional import normalize
+
+from src.models.embedder import ReasoningEmbedder
+from src.models.generation import Sampling
+from src.models.nano import train_tokenizer
+from src.stages.rollouts import sample_rollouts, training_forward
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+NEAR_TIE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TEXTS, 400)
+
+
+@pytest.fixture(
+    scope="module", params=[*((name, "sdpa") for name in CONFIGS), ("mistral", "eager")], ids="-".join
+)
+def embedder(request, tokenizer):
+    """Read only."""
+    name, attention = request.param
+    attention = "eager" if name in EAGER_ONLY else attention
+    model = build(name, len(tokenizer), attention)
+    return ReasoningEmbedder(model, tokenizer, PROMPTS, LENGTHS, is_trained=False)
+
+
+def plain_logits(embedder, ids):
+    """`[L, V]` of one row, by the model's own forward."""
+    with torch.no_grad():
+        return embedder.causal_lm(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+
+
+def plain_vector(embedder, ids):
+    with torch.no_grad():
+        states = embedder.causal_lm(input_ids=torch.tensor([ids]), use_cache=False, output_hidden_states=True)
+    return normalize(states.hidden_states[-1][0, -1], dim=-1)
+
+
+def plain_reasoning(embedder, prompt, limit):
+    """Greedy ids without the embed token, and the least distance of the two best logits on the way."""
+    special, written, gap = embedder.special_ids, [], float("inf")
+    for _ in range(limit):
+        logits = plain_logits(embedder, [*prompt, *written])[-1]
+        logits[list(special.banned)] = -torch.inf
+        best = logits.topk(2)
+        gap = min(gap, float(best.values[0] - best.values[1]))
+        token = int(best.indices[0])
+        if token == special.embed or token in special.stops:
+            break
+        written.append(token)
+    return written, gap
+
+
+def test_a_vector_is_that_of_the_text_alone_in_plain_transformers(embedder):
+    sequences = embedder.encoder.documents(TEXTS[:5] + QUERIES)
+    assert len({len(sequence) for sequence in sequences}) > 3  # there is padding
+    expected = torch.stack([plain_vector(embedder, sequence) for sequence in sequences])
+    torch.testing.assert_close(embedder.embed_ids(sequences), expected, **CLOSE)
+
+
+def test_a_reasoning_and_its_vector_are_those_of_the_query_alone_in_plain_transformers(embedder):
+    queries = [*QUERIES, TEXTS[0], "x"]  # beyond a window of 8, and far apart in length
+    together = embedder.reason(queries)
+    prompts = embedder.encoder.reasoning_prompts(queries)
+    n_compared = 0
+    for prompt, ids, vector in zip(prompts, together.token_ids, together.embeddings, strict=True):
+        expected, gap = plain_reasoning(embedder, prompt, LENGTHS.reasoning)
+        if gap > NEAR_TIE:
+            assert ids == expected
+            n_compared += 1
+        whole = [*prompt, *ids, embedder.embed_token_id]
+        torch.testing.assert_close(vector, plain_vector(embedder, whole), **CLOSE)
+    assert n_compared > len(queries) // 2
+
+
+def test_logits_are_the_models_own_also_for_no_states_and_in_gradient(embedder):
+    ids = torch.tensor([embedder.encoder.documents(TEXTS[:1])[0]])
+    states = embedder.decoder(input_ids=ids).last_hidden_state[0]
+    own = embedder.causal_lm(input_ids=ids).logits[0]
+    torch.testing.assert_close(embedder.logits(states), own, **CLOSE)
+    assert embedder.logits(states[:0]).shape == (0, own.shape[1])
+    head = list(embedder.causal_lm.get_output_embeddings().parameters())
+    expected = torch.autograd.grad(own.log_softmax(-1)[:, 7].sum(), head)
+    found = torch.autograd.grad(embedder.logits(states.detach()).log_softmax(-1)[:, 7].sum(), head)
+    tied = embedder.causal_lm.get_input_embeddings().weight is head[0]
+    for ours, theirs in list(zip(found, expected, strict=True))[tied:]:  # a tied matrix has another share
+        scale = float(theirs.abs().max())
+        assert scale > 0
+        torch.testing.assert_close(ours, theirs, atol=1e-5 * scale, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shares_prompts", [False, True])
+def test_log_probabilities_of_sampling_and_training_are_those_of_plain_transformers(embedder, shares_prompts):
+    temperature = 1.3
+    queries = [QUERIES[0], TEXTS[0], "x"]
+    rollouts = sample_rollouts(embedder, ["a", "b", "c"], queries, Sampling(6, temperature), 3, 0, 0)
+    rows = list(range(9))
+    with torch.no_grad():
+        again = training_forward(embedder, rollouts, rows, shares_prompts=shares_prompts)
+    banned = list(embedder.special_ids.banned)
+    for row, sequence in zip(rows, rollouts.sequences(rows), strict=True):
+        prompt = rollouts.prompts[row // 3]
+        logits = plain_logits(embedder, sequence)
+        logits[:, banned] = -torch.inf
+        expected = (logits / temperature).log_softmax(-1)
+        mask = rollouts.completion_mask.flatten(0, 1)[row]
+        n = int(mask.sum())
+        places = torch.arange(len(prompt) - 1, len(prompt) - 1 + n)
+        expected = expected[places, torch.tensor(sequence)[places + 1]]
+        sampled, trained = rollouts.log_probs.flatten(0, 1)[row][mask], again.log_probs[row][mask]
+        torch.testing.assert_close(sampled, expected, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(trained, expected, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(again.embeddings[row], plain_vector(embedder, sequence), **CLOSE)

@@ -1,0 +1,199 @@
+"""However a command ends, one line on standard error says why, and the exit code is not 0."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.command_line import UsageError
+from src.last_resort import run_command
+from src.run_folder import Failed, Interrupted, make_folder, recorded
+from tests.tiny_stage import write_configs
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = (
+    "src.train",
+    "src.evaluate",
+    "src.tune",
+    "src.report",
+    "src.benchmarks.refresh",
+    "src.benchmarks.scale",
+)
+
+
+def test_every_module_that_can_be_run_ends_in_the_last_resort():
+    found = {}
+    for path in (ROOT / "src").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if '__name__ == "__main__"' in text:
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name] = text.partition('__name__ == "__main__"')[2]
+
+    assert sorted(found) == sorted(COMMANDS)
+    for name, block in found.items():
+        assert "entry_point(" in block or "run_command(" in block, name
+
+
+def arguments(command, place, tmp_path, nano_folder):
+    """A command line that is right but for the place that it writes to."""
+    tiny = ["--config-dir", str(write_configs(tmp_path / "configs"))]
+    tiny += ["stage=tiny", "data=tiny", "model=tiny"]
+    if command == "src.train":
+        return [*tiny, f"output_dir={place}"]
+    if command == "src.evaluate":
+        return ["modes=[bm25]", f"output_dir={place}"]
+    if command == "src.tune":
+        space = tmp_path / "space.yaml"
+        space.write_text("stage.module.learning_rate: {low: 0.1, high: 1.0}\n")
+        return [*tiny, f"space={space}", f"study={place}.db"]
+    if command == "src.report":
+        file = tmp_path / "metrics.json"
+        content = {"command": "c", "commit": "1", "seed": 1, "rows": []}
+        file.write_text(json.dumps(content))
+        return [str(file), f"--output={place}/metrics.json"]
+    if command == "src.benchmarks.refresh":
+        return [f"model.path={nano_folder}", f"output_dir={place}"]
+    drift = tmp_path / "drift"
+    drift.mkdir(exist_ok=True)
+    (drift / "facts.json").write_text("{}")
+    return [f"drift_dir={drift}", f"output_dir={place}"]
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs a module as `python -m` does; exit code and what is on standard error."""
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(tmp_path)
+
+    def run_module(command, argv):
+        monkeypatch.setattr(sys, "argv", [command, *argv])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module(command, run_name="__main__")
+        return end.value.code, capsys.readouterr().err
+
+    yield run_module
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.mark.parametrize("place", ["below a file", "a name too long", "a link to nowhere"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_folder_that_cannot_be_made_is_one_line(run, tmp_path, nano_folder, command, place):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "deeper")
+    path = {"below a file": "file/x", "a name too long": "n" * 300, "a link to nowhere": "link"}[place]
+    path += "/below" if place == "a link to nowhere" else ""
+
+    code, told = run(command, arguments(command, path, tmp_path, nano_folder))
+
+    assert code in (1, 2)
+    (line,) = told.strip().splitlines()
+    assert line.startswith("error: ")
+    assert path[:20] in line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_argument_that_no_command_has_is_one_line(run, command):
+    code, told = run(command, ["--no-such-flag"])
+
+    assert code == 2
+    assert told.startswith("error: ")
+    assert len(told.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (UsageError("seed=x: no"), 2, "error: seed=x: no"),
+        (ValueError("two\nlines"), 1, "error: ValueError: two lines (tests/test_last_resort.py:"),
+        (MemoryError(), 1, "error: MemoryError (tests/"),
+        (OSError(30, "Read-only file system", "x/y"), 1, "error: x/y: Read-only file system"),
+        (BrokenPipeError(32, "Broken pipe"), 1, "error: standard output was closed"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+        (SystemExit("bad words"), 1, "error: bad words"),
+        (SystemExit(3), 3, "error: ended with exit code 3"),
+        (GeneratorExit(), 1, "error: GeneratorExit"),
+        (SystemExit(), 0, ""),
+        (SystemExit(0), 0, ""),
+        (Failed("told by then"), 1, ""),
+        (Interrupted("told by then"), 130, ""),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_whatever_is_raised_ends_in_a_line_and_a_code(capsys, raised, code, line):
+    def main():
+        raise raised
+
+    with pytest.raises(SystemExit) as end:
+        run_command(main)
+
+    told = capsys.readouterr().err
+    assert end.value.code == code
+    assert told.startswith(line)
+    assert len(told.splitlines()) == (1 if line else 0)
+
+
+def test_the_code_of_a_command_that_ran_is_its_own(capsys):
+    with pytest.raises(SystemExit) as end:
+        run_command(lambda: 5)
+
+    assert end.value.code == 5
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("raised", [ValueError("no row"), SystemExit("no row"), MemoryError("no row")])
+def test_a_failed_job_is_told_and_recorded(tmp_path, capsys, raised):
+    with pytest.raises(Failed, match="no row"), recorded(tmp_path, "job.log"):
+        raise raised
+
+    assert f"error: {type(raised).__name__}: no row" in capsys.readouterr().err
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
+
+
+def test_a_job_whose_failure_cannot_be_recorded_is_told_all_the_same(tmp_path, capsys):
+    def job():
+        (tmp_path / "status.json").unlink()
+        (tmp_path / "status.json").mkdir()  # no file can take its place
+        raise ValueError("no row")
+
+    with pytest.raises(OSError), recorded(tmp_path, "job.log"):
+        job()
+
+    assert "error: ValueError: no row" in capsys.readouterr().err
+
+
+def test_a_closed_pipe_and_a_full_disk_are_told():
+    program = "from src.last_resort import run_command\nrun_command(lambda: print('x' * 10**6) or 0)"
+    command = [sys.executable, "-c", program]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    told = process.stderr.read()
+    process.stderr.close()
+
+    assert process.wait() == 1
+    assert told == "error: standard output was closed before everything was written\n"
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+
+
+def test_a_folder_is_made_with_its_parents_and_nothing_is_left_in_it(tmp_path):
+    folder = tmp_path / "a" / "b"
+
+    assert make_folder(folder) == folder
+    assert list(folder.iterdir()) == []
+    assert make_folder(folder) == folder
+    (folder / "file").touch()
+    with pytest.raises(UsageError, match=r"^store=.*file: cannot be written to \(File exists\)"):
+        make_folder(folder / "file", "store")

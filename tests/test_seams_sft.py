@@ -1,0 +1,195 @@
+"""The SFT stage with its real data module: a step by its definition, and where a run goes on."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import TEXTS, build_embedder
+from test_rl import fit
+from test_sft import NEVER, SETTINGS, WEIGHTS, trainer, training_data
+
+from src.data.datamodules import PretrainDataModule, SFTDataModule
+from src.data.types import Corpus, Example, TrainingData
+from src.stages.callbacks import TrainableCheckpoint
+from src.stages.optimization import OptimizationSettings
+from src.stages.pretrain import PretrainModule
+from src.stages.sft import SFTLosses, SFTModule
+
+DOCUMENTS = [text.split("\n", 1)[1] for text in TEXTS[:5]] + [f"def nothing_{n}(x): pass" for n in range(3)]
+QUERIES = [text.split("\n")[0] for text in TEXTS[:5]]
+RELEVANT = [{0, 1}, {1}, {2, 0, 3}, {3}, {4, 6}]  # documents by query; the positive has the query's number
+HARD = [(5, 6, 7), (6, 5, 7), (5, 6, 7), (6,), (5,)]
+WITH_REASONING = (0, 2, 3)  # not the first rows of the batch, so that taking the first ones is seen
+N_HARD = 2
+IN_BATCH = range(7)  # document 7 is the third hard negative of some rows, and two are asked for
+
+
+def rows_with_everything() -> TrainingData:
+    """Five rows with hard negatives, several relevant documents, and reasoning on some."""
+    examples = [
+        Example(
+            id=f"e{n}", query=QUERIES[n], positive=DOCUMENTS[n], positive_id=f"d{n}",
+            hard_negatives=tuple(DOCUMENTS[i] for i in HARD[n]),
+            hard_negative_ids=tuple(f"d{i}" for i in HARD[n]),
+            relevant_ids=frozenset(f"d{i}" for i in RELEVANT[n]),
+            reasoning=DOCUMENTS[n].split("(")[0] if n in WITH_REASONING else None,
+        )
+        for n in range(5)
+    ]  # fmt: skip
+    return TrainingData("t", Corpus([f"d{n}" for n in range(8)], DOCUMENTS), examples, texts=TEXTS)
+
+
+def data_of(data, embedder, hard_negatives=0, batch_size=5, **settings):
+    arguments = {"cluster_share": 0.0, "seed": 0, "validation_queries": 5, "validation_documents": 5}
+    return SFTDataModule(data, embedder, batch_size, hard_negatives, **arguments | settings)
+
+
+def module_of(embedder, chunk_rows=None, **losses):
+    settings = SFTLosses(**{**WEIGHTS, **SETTINGS, **losses})
+    optimization = OptimizationSettings(3e-3, warmup=0, schedule="constant")
+    return SFTModule(embedder, optimization, settings, NEVER, chunk_rows, seed=0)
+
+
+def contrast_by_definition(queries, documents, numbers, losses):
+    """InfoNCE and margin of some queries `[n, D]`, of the numbers given, one similarity after the other.
+
+    Returns:
+        (InfoNCE, margin, how many documents the score masks).
+    """
+    nce, hinge, n_masked = [], [], 0
+    for vector, number in zip(queries.double(), numbers, strict=True):
+        cosines = [float(vector @ documents[column].double()) for column in IN_BATCH]
+        positive = cosines[number]
+        negatives = []
+        for column in IN_BATCH:
+            if column == number:
+                continue
+            is_high = cosines[column] > positive + losses["false_negative_margin"]
+            n_masked += is_high
+            if not is_high and column not in RELEVANT[number]:
+                negatives.append(cosines[column])
+        assert negatives  # or nothing is compared
+        logits = np.array([positive, *negatives]) / losses["temperature"]
+        nce.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[0])
+        hinge.append(max(0.0, losses["margin"] - positive + max(negatives)))
+    return np.mean(nce), np.mean(hinge), n_masked
+
+
+def cross_entropy_by_definition(embedder):
+    """Mean over the embed token of every query, and the reasoning and embed token of those that have one."""
+    encoder, losses = embedder.encoder, []
+
+    def add(prompt, answer):
+        logits = embedder.model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].double()
+        for place, token in enumerate(answer, start=len(prompt)):
+            losses.append(-float(logits[place - 1].log_softmax(-1)[token]))
+
+    with torch.no_grad():
+        for ids in encoder.queries(QUERIES):
+            add(ids[:-1], ids[-1:])
+        for number in WITH_REASONING:
+            (prompt,) = encoder.reasoning_prompts([QUERIES[number]])
+            (given,) = encoder.reasonings([DOCUMENTS[number].split("(")[0]])
+            add(prompt, [*given, embedder.embed_token_id])
+    return np.mean(losses)
+
+
+@pytest.mark.parametrize("chunk_rows", [None, 2])
+def test_a_step_of_the_stage_is_the_weighted_sum_of_its_losses_by_definition(chunk_rows):
+    weights = {"sft": 0.7, "kl": 0.0, "info_nce": 1.5, "triplet": 0.6, "reasoned": 0.25}
+    settings = {"temperature": 0.07, "margin": 0.15, "false_negative_margin": 0.02}
+    embedder, same = build_embedder(), build_embedder()
+    run = trainer(1, limit_val_batches=0)
+    run.fit(
+        module_of(embedder, chunk_rows, **weights, **settings),
+        data_of(rows_with_everything(), embedder, N_HARD),
+    )
+    found = {name.removeprefix("train/"): float(value) for name, value in run.callback_metrics.items()}
+
+    documents = same.embed_documents(DOCUMENTS)
+    reasonings = [DOCUMENTS[number].split("(")[0] for number in WITH_REASONING]
+    views = {
+        "direct": (same.embed_queries(QUERIES), range(5)),
+        "reasoned": (same.embed_reasoned([QUERIES[n] for n in WITH_REASONING], reasonings), WITH_REASONING),
+    }
+    total = weights["sft"] * cross_entropy_by_definition(same)
+    assert found["sft"] == pytest.approx(cross_entropy_by_definition(same), rel=1e-5)
+    for name, (queries, numbers) in views.items():
+        nce, hinge, n_masked = contrast_by_definition(queries, documents, numbers, settings)
+        assert found[f"info_nce_{name}"] == pytest.approx(nce, rel=1e-4)
+        assert found[f"triplet_{name}"] == pytest.approx(hinge, rel=1e-4)
+        assert found[f"masked_by_score_{name}"] == n_masked > 0
+        assert found[f"candidates_{name}"] == len(numbers) * (len(IN_BATCH) - 1)
+        weight = weights["reasoned"] if name == "reasoned" else 1.0
+        total += weight * (weights["info_nce"] * nce + weights["triplet"] * hinge)
+    assert found["masked_by_id"] == 1 + 2 + 1  # d1 of e0; d0 and d3 of e2; d6 of e4
+    assert found["loss"] == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize("hard_negatives", [0, 1, 2, 3])
+def test_the_batch_holds_the_positives_and_as_many_hard_negatives_of_a_row_as_were_asked_for(hard_negatives):
+    embedder, seen = build_embedder(), []
+
+    class Keep(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(batch)
+
+    data = data_of(rows_with_everything(), embedder, hard_negatives)
+    trainer(1, limit_val_batches=0, callbacks=[Keep()]).fit(module_of(embedder), data)
+    (batch,) = seen
+    wanted = {f"d{n}" for n in range(5)} | {f"d{i}" for row in HARD for i in row[:hard_negatives]}
+    assert len(wanted) == [5, 7, 7, 8][hard_negatives]
+    assert sorted(batch.document_ids) == sorted(wanted)
+    assert [batch.document_ids[column] for column in batch.positive_index] == [
+        example.positive_id for example in batch.examples
+    ]
+    texts = dict(zip(batch.document_ids, batch.documents, strict=True))
+    assert all(text == DOCUMENTS[int(document[1:])] for document, text in texts.items())
+
+
+def many_rows() -> TrainingData:
+    data = training_data()
+    examples = [
+        replace(
+            data.examples[n % 5], id=f"e{n}", query=f"{data.examples[n % 5].query} {n}", positive_id=f"d{n}"
+        )
+        for n in range(24)
+    ]
+    return replace(data, examples=examples)
+
+
+def pretraining(embedder):
+    module = PretrainModule(
+        embedder, OptimizationSettings(1e-3, warmup=0, schedule="constant"), micro_batch=2
+    )
+    return module, PretrainDataModule(many_rows(), embedder, 2, 16, None, 0)
+
+
+def supervised(embedder):
+    return module_of(embedder), data_of(many_rows(), embedder, batch_size=4)
+
+
+@pytest.mark.parametrize("stage", [supervised, pretraining])
+def test_a_resumed_run_takes_the_batches_that_the_interrupted_one_had_not_trained_on(stage, tmp_path):
+    """The loader has fetched more than that when a checkpoint is written."""
+
+    def run(name, steps, ckpt_path=None):
+        seen = []
+
+        class Keep(pl.Callback):
+            def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+                ids = batch.tolist() if torch.is_tensor(batch) else [example.id for example in batch.examples]
+                seen.append(ids)
+
+        module, data = stage(build_embedder())
+        saving = TrainableCheckpoint(tmp_path / name, save_every_n_steps=1)
+        fit(module, data, steps, [saving, Keep()], ckpt_path)
+        return seen
+
+    whole = run("whole", 6)
+    assert len(whole) == 6
+    assert len({str(sorted(batch)) for batch in whole}) == 6
+    assert run("cut", 3) == whole[:3]
+    assert run("cut", 6, tmp_path / "cut" / "last.ckpt") == whole[3:]
