@@ -6,11 +6,13 @@
     <run>/<command>.log     everything that was logged, and the traceback of a failure
     <run>/metrics.json      the rows of the results table
 
+What an earlier call left under one of these names and a later one replaces is kept as `<name>_before_<n>`.
 A file is replaced whole or not at all, so that a run killed while writing leaves the earlier version.
 """
 
 import contextlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
@@ -70,7 +72,41 @@ def write_json(path: Path, content: object) -> None:
     Raises:
         ValueError: If the content holds a NaN or an infinity, which JSON cannot say.
     """
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(content))
+
+
+def keep_earlier(path: Path, content: str | None = None) -> Path | None:
+    """Copies a record that will be replaced to `<stem>_before_<n><suffix>` beside it.
+
+    Args:
+        path: of the record.
+        content: what will replace it; None where that is not known yet.
+
+    Returns:
+        Where the earlier one lies now; None where there is none, it is as the new one, or it is kept already.
+    """
+    if not path.is_file():
+        return None
+    earlier = path.read_text(encoding="utf-8")
+    numbered = (path.with_name(f"{path.stem}_before_{number}{path.suffix}") for number in itertools.count(1))
+    kept = list(itertools.takewhile(Path.is_file, numbered))
+    if earlier == content or (kept and kept[-1].read_text(encoding="utf-8") == earlier):
+        return None
+    target = path.with_name(f"{path.stem}_before_{len(kept) + 1}{path.suffix}")
+    write_text(target, earlier)
+    return target
+
+
+def log_written(*paths: Path) -> None:
+    """Says of files and folders that they were written; one that is not there is left out."""
+    for path in paths:
+        if path.exists():
+            log.info("wrote %s", path)
+
+
+def json_text(content: object) -> str:
+    """What `write_json` writes."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> dict:

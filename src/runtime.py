@@ -53,6 +53,8 @@ from src.run_folder import (
     Failed,
     Interrupted,
     command_line,
+    json_text,
+    keep_earlier,
     logged,
     make_folder,
     new_folder,
@@ -60,7 +62,6 @@ from src.run_folder import (
     read_json,
     recorded,
     state_of,
-    write_json,
     write_status,
     write_text,
 )
@@ -124,18 +125,23 @@ class Entry:
         config_name: file in conf/.
         run: the job; gets the configuration with `output_dir` filled in.
         check: raises UsageError for a combination that makes no sense; told whether this is a sweep.
-        is_resumable: whether the command knows `resume=` and `if_exists=`. Other commands may always be
-            pointed at a folder that exists.
         folder: names the run folder where `output_dir` is not given; None for a new one by date and time.
         module: what `python -m` is given.
+        reached: the step that a run folder's last checkpoint is of, None where there is none. A command
+            without it knows no `resume=` and no `if_exists=`, and may be pointed at any folder that exists.
     """
 
     config_name: str
     run: Run
     check: Check
-    is_resumable: bool
+    reached: Callable[[Path], int | None] | None
     folder: Callable[[DictConfig], Path] | None
     module: str
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether the command knows `resume=` and `if_exists=`."""
+        return self.reached is not None
 
 
 def instantiate(node: DictConfig, **arguments: object) -> object:
@@ -187,7 +193,7 @@ def entry_point(
     config_name: str,
     run: Run,
     check: Check | None = None,
-    is_resumable: bool = False,
+    reached: Callable[[Path], int | None] | None = None,
     folder: Callable[[DictConfig], Path] | None = None,
     module: str | None = None,
 ) -> None:
@@ -197,12 +203,12 @@ def entry_point(
         config_name: file in conf/ without its ending.
         run: the job. Imports what is heavy inside.
         check: extra rules on the composed configuration.
-        is_resumable: whether this command has `resume=` and `if_exists=`.
+        reached: the step of a run folder's last checkpoint, for a command with `resume=` and `if_exists=`.
         folder: names the run folder where `output_dir` is not given.
         module: what `python -m` is given; `src.<config_name>` where None.
     """
     check = check or (lambda config, is_sweep: None)
-    entry = Entry(config_name, run, check, is_resumable, folder, module or f"src.{config_name}")
+    entry = Entry(config_name, run, check, reached, folder, module or f"src.{config_name}")
     signal.signal(signal.SIGTERM, _interrupt)
     run_command(lambda: _main(entry, sys.argv[1:]))
 
@@ -543,7 +549,7 @@ def _single(entry: Entry, source: ConfigSource, overrides: Sequence[str]) -> int
         folder = _chosen_folder(entry, composed.config)
     else:
         folder = Path(resume)
-        composed = _resumed(source, overrides, folder)
+        composed = _resumed(entry, source, overrides, folder)
         entry.check(composed.config, False)
     if folder is not None:
         execute(entry.config_name, entry.run, composed, folder)
@@ -561,7 +567,7 @@ def _given(overrides: Sequence[Override], key: str) -> str | None:
     return str(values[-1]) if values and values[-1] is not None else None
 
 
-def _resumed(source: ConfigSource, overrides: Sequence[str], folder: Path) -> Composed:
+def _resumed(entry: Entry, source: ConfigSource, overrides: Sequence[str], folder: Path) -> Composed:
     """The configuration of an earlier run with the trainer's limits of this command.
 
     Raises:
@@ -592,6 +598,7 @@ def _resumed(source: ConfigSource, overrides: Sequence[str], folder: Path) -> Co
         raise UsageError(
             f"resume={folder}: this run is finished; raise a limit, as stage.trainer.max_steps=<more>"
         )
+    _refuse_fewer_steps(entry, folder, stored, merged)
     return Composed(merged, choices, list(overrides))
 
 
@@ -622,6 +629,20 @@ def _refuse_changes(folder: Path, old: DictConfig, new: DictConfig) -> None:
         raise UsageError(_changed(folder, changes))
 
 
+def _refuse_fewer_steps(entry: Entry, folder: Path, old: DictConfig, new: DictConfig) -> None:
+    """Refuses a limit that the run has left behind: there is no way back to an earlier step."""
+    key = "stage.trainer.max_steps"
+    before, wanted = OmegaConf.select(old, key), OmegaConf.select(new, key)
+    if before is None or wanted is None or wanted >= before or entry.reached is None:
+        return
+    step = entry.reached(folder)  # the one check that reads a checkpoint, and so imports torch
+    if step is not None and wanted < step:
+        raise UsageError(
+            f"{key}={wanted}: the run in {folder} is at step {step}, and its records hold {step} steps; give "
+            f"at least {step}, or another output_dir= for a shorter run"
+        )
+
+
 def _changed(folder: Path, changes: Sequence[str]) -> str:
     return (
         f"{folder} was made with another configuration "
@@ -649,10 +670,10 @@ def _chosen_folder(entry: Entry, config: DictConfig) -> Path | None:
     folder = make_folder(Path(config.output_dir))
     if not entry.is_resumable or not (folder / "status.json").is_file():
         return folder
-    return _reused_folder(config, folder)
+    return _reused_folder(entry, config, folder)
 
 
-def _reused_folder(config: DictConfig, folder: Path) -> Path | None:
+def _reused_folder(entry: Entry, config: DictConfig, folder: Path) -> Path | None:
     state = state_of(folder)
     if _rank() != "0":
         config.resume = literal(str(folder))  # whatever rank 0 found
@@ -671,6 +692,7 @@ def _reused_folder(config: DictConfig, folder: Path) -> Path | None:
     if state == "finished" and not _differences(stored, config, ignored=WHERE):
         print(f"{folder} is finished; to retrain: rm -r {shlex.quote(str(folder))}")
         return None
+    _refuse_fewer_steps(entry, folder, stored, config)
     config.resume = literal(str(folder))
     return folder
 
@@ -697,12 +719,26 @@ def execute(name: str, run: Run, composed: Composed, folder: Path) -> None:
             _run_in_rank(run, config)
         return
     origin = provenance(composed.command, seed=config.get("seed"))
-    write_text(folder / "config.yaml", resolved_yaml(config))
-    write_json(
-        folder / "provenance.json", origin | {"choices": composed.choices, "overrides": composed.overrides}
-    )
+    origin |= {"choices": composed.choices, "overrides": composed.overrides}
+    changes = _changes_since(folder, config)
+    records = {"config.yaml": resolved_yaml(config), "provenance.json": json_text(origin)}
+    kept = [keep_earlier(folder / name, content) for name, content in records.items()]
+    if config.get("resume"):
+        kept.append(keep_earlier(folder / "metrics.json"))  # the results of fewer steps
+    for file, content in records.items():
+        write_text(folder / file, content)
     with _handed_down(folder, bool(config.get("resume"))), recorded(folder, f"{name}.log"):
+        for change in changes:
+            log.info("changed since the earlier call: %s", change)
+        for path in filter(None, kept):
+            log.info("kept %s", path)
         run(config)
+
+
+def _changes_since(folder: Path, config: DictConfig) -> list[str]:
+    """Keys whose values differ from those of an earlier call into the folder, with both."""
+    file = folder / "config.yaml"
+    return _differences(OmegaConf.load(file), config, ignored=WHERE) if file.is_file() else []
 
 
 def _run_in_rank(run: Run, config: DictConfig) -> None:

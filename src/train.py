@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.command_line import UsageError
 from src.devices import torch_is_cpu_build, visible_gpus
 from src.model_choice import MADE_HERE, read_facts
-from src.run_folder import read_json, write_json, write_metrics
+from src.run_folder import json_text, keep_earlier, log_written, read_json, write_metrics, write_text
 from src.runtime import entry_point, instantiate
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
     checkpoint = _last_checkpoint(folder) if config.resume else None
     record, masked = ValidationRecord(), FalseNegatives()
     trainer = _trainer(config, folder, [record, masked, *extra_callbacks])
+    for line in _unvalidated(trainer, datamodule):
+        log.info("%s", line)
     try:
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
     finally:
@@ -139,6 +141,26 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
             wandb.finish()
     if trainer.is_global_zero:
         _finish(config, data, embedder, datamodule, module, trainer, record, masked.summary())
+
+
+def _unvalidated(trainer: "pl.Trainer", datamodule: "pl.LightningDataModule") -> Iterator[str]:
+    """Why a stage that validates will not in this run; nothing where it will."""
+    if not trainer.is_global_zero or trainer.fast_dev_run or not hasattr(datamodule, "validation"):
+        return
+    result = "so there is no best checkpoint, and the last weights become the model"
+    interval, n_steps = trainer.val_check_interval, trainer.max_steps
+    if datamodule.validation is None:
+        yield (
+            f"no validation: the data set has no validation rows, {result}. Set data.validation_share above "
+            "0, or give a split of its own (data.validation_split, data.sizes.validation_people)"
+        )
+    elif trainer.limit_val_batches == 0:
+        yield f"no validation: stage.trainer.limit_val_batches=0, {result}"
+    elif isinstance(interval, int) and interval > n_steps > 0:
+        yield (
+            f"no validation: stage.trainer.val_check_interval={interval} is beyond the last step, {n_steps}, "
+            f"{result}. Set it to {n_steps} or less"
+        )
 
 
 def _check_settings(stage: DictConfig) -> None:
@@ -151,9 +173,9 @@ def _check_settings(stage: DictConfig) -> None:
 
 def _write_card(folder: Path, data: "TrainingData") -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        write_json(
-            folder / "data_card.json", {"name": data.name, "examples": len(data.examples), **data.card}
-        )
+        content = json_text({"name": data.name, "examples": len(data.examples), **data.card})
+        keep_earlier(folder / "data_card.json", content)
+        write_text(folder / "data_card.json", content)
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
@@ -165,6 +187,19 @@ def _last_checkpoint(folder: Path) -> Path | None:
         return path
     log.info("no checkpoint in %s yet; starting from the first step", folder)
     return None
+
+
+def reached_step(folder: Path) -> int | None:
+    """The optimizer step of a run folder's last checkpoint; None where there is none."""
+    import torch
+
+    from src.stages.callbacks import saved_checkpoint
+
+    path = saved_checkpoint(folder / "checkpoints" / "last.ckpt")
+    if path is None:
+        return None
+    file = path / "meta.pt" if path.is_dir() else path  # where a sharded strategy keeps all but the weights
+    return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
 def _trainer(config: DictConfig, folder: Path, extra_callbacks: Sequence["pl.Callback"]) -> "pl.Trainer":
@@ -248,8 +283,7 @@ def _finish(
     measured_on = getattr(datamodule, "validation", None)  # what is left of data.validation after thinning
     rows = _rows(folder, measured_on, record.at(best_step))
     write_metrics(folder / "metrics.json", rows, origin, {"false_negatives": masked} if masked else None)
-    for path in written:
-        log.info("wrote %s", path)
+    log_written(*written)
 
 
 def _licence(card: Mapping[str, Any]) -> str | None:
@@ -320,4 +354,4 @@ def _rows(folder: Path, measured_on: "Benchmark | None", logged: dict[str, float
 
 
 if __name__ == "__main__":
-    entry_point("train", run, check, is_resumable=True)
+    entry_point("train", run, check, reached=reached_step)

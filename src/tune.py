@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.command_line import UsageError, did_you_mean, flat_keys, literal
 from src.number_ranges import check_numbers
-from src.run_folder import Failed, make_folder, read_json, write_json, write_status
+from src.run_folder import Failed, log_written, make_folder, read_json, write_json, write_status
 from src.runtime import Composed, entry_point, execute
 from src.train import check as check_train
 from src.train import run as run_training
@@ -123,6 +123,11 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     if config.output_dir:
         raise UsageError(
             "a search lies beside its study: give study=<folder>/<name>.db instead of output_dir="
+        )
+    if not set("{}?%").isdisjoint(str(Path(config.study).absolute())):
+        raise UsageError(
+            f"study={config.study}: a path with {{, }}, ? or % in it cannot hold a study, whose database "
+            "reads it as an address; name another"
         )
     if config.resume or config.if_exists != "refuse":
         raise UsageError("a search goes on by itself: run it again with the same study=")
@@ -306,12 +311,7 @@ def _report(study: "optuna.Study", folder: Path, monitor: str) -> None:
     log.info(
         "run it: python -m src.train ... %s", " ".join(f"{key}={value}" for key, value in best.params.items())
     )
-    log.info(
-        "wrote %s\nwrote %s\nwrote %s",
-        folder / "best.json",
-        folder / "history.png",
-        folder / str(best.number),
-    )
+    log_written(folder / "best.json", folder / "history.png", folder / str(best.number))
 
 
 def _draw_history(study: "optuna.Study", path: Path, monitor: str) -> None:

@@ -21,8 +21,8 @@ from src.objectives.losses import (
 )
 
 ULP = 2.0**-23
-"""Of fp32, relative: the distance of two neighbours, at most. A cosine is off by one or two of them, and 20
-times as far where it is divided by a temperature of 0.05."""
+"""Of fp32, relative: the distance of two neighbours, at most. A cosine is off by one or two of them, and by
+20 times as much where it is divided by a temperature of 0.05."""
 
 QUERY = torch.tensor([[1.0, 0.0]])
 DOCUMENTS = torch.tensor([[0.6, 0.8], [0.8, 0.6], [-2.0, 0.0]])  # cosines with QUERY: 0.6, 0.8, -1

@@ -1,3 +1,4 @@
+import logging
 import math
 
 import pytest
@@ -55,8 +56,8 @@ class Line(pl.LightningModule):
         return [optimizer], [build_scheduler(optimizer, self.settings, self.trainer.max_steps)]
 
 
-def fit(module, n_steps=4, **settings):
-    data = torch.tensor([[3.0, 4.0, 0.0]]).repeat(64, 1)
+def fit(module, n_steps=4, checkpoint=None, **settings):
+    data = torch.tensor([[3.0, 4.0, 0.0]]).repeat(1000, 1)
     trainer = pl.Trainer(
         max_steps=n_steps,
         accelerator="cpu",
@@ -66,7 +67,7 @@ def fit(module, n_steps=4, **settings):
         enable_model_summary=False,
         **settings,
     )
-    trainer.fit(module, DataLoader(data, batch_size=2))
+    trainer.fit(module, DataLoader(data, batch_size=2), ckpt_path=checkpoint, weights_only=True)
     return trainer
 
 
@@ -126,6 +127,28 @@ def test_the_learning_rate_warms_up_and_follows_the_schedule(schedule, expected,
         optimizer.step()
         scheduler.step()
     assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize(("first", "second"), [(6, 12), (4, 12), (6, 6), (8, 200)])
+def test_a_resumed_run_follows_the_schedule_of_its_new_length(tmp_path, caplog, schedule, first, second):
+    """What ended at `first` steps and goes on to `second` has the rates of an undisturbed run from there."""
+    settings = OptimizationSettings(learning_rate=0.1, warmup=0.25, schedule=schedule)
+    stopped, resumed, whole = Line(settings), Line(settings), Line(settings)
+
+    fit(stopped, first).save_checkpoint(tmp_path / "end.ckpt")
+    with caplog.at_level(logging.INFO, "src"):
+        fit(resumed, second, checkpoint=tmp_path / "end.ckpt")
+    fit(whole, second)
+
+    assert stopped.rates[-1] > 0
+    assert resumed.rates == pytest.approx(whole.rates[first:], rel=1e-12)
+    assert len(resumed.rates) == second - first
+    assert all(rate > 0 for rate in resumed.rates)
+    said = [record.getMessage() for record in caplog.records if "another length" in record.getMessage()]
+    assert len(said) == (second != first)
+    if said:
+        assert f"step {first} is {whole.rates[first]:.3g}" in said[0]
 
 
 def test_a_schedule_without_an_end_is_refused():

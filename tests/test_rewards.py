@@ -90,6 +90,13 @@ def test_margin_dcg_is_the_value_by_hand():
     assert_close(rewards, torch.tensor([[1 - 0.0038617, 0.5996 - 0.0061383]]), atol=0, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("k", "last_rank"), [(2, 1000), (None, 2), (5, 2)])
+def test_the_even_part_of_margin_dcg_ends_with_the_ranks_that_count(k, last_rank):
+    # rank 2 of 2: 0.8 * 0.63093 + 0.2 / 2, less the room of 0.005 where it is the last and has no place
+    reward = margin_dcg(ranking_of([2], scores=[1.0], best_wrong=-1.0, last_rank=last_rank), k).item()
+    assert reward == pytest.approx(0.8 / math.log2(3) + 0.1 - (0.005 if last_rank == 2 else 0), rel=4 * ULP)
+
+
 @pytest.mark.parametrize("rank", [2, 9, 400])
 def test_margins_move_a_reward_up_to_that_of_the_next_better_rank(rank):
     # where a step is smaller than the weight of margins, they fill it
@@ -403,14 +410,23 @@ def test_what_a_reward_declares_not_to_read_does_not_move_it(name, seed):
     scores, best_wrong = random_scores(before.rank.shape, generator)
     is_beyond = before.rank > (k or 10**6)
     rank = torch.where(is_beyond, before.rank + 3, before.rank)
-    if reward.reads.best_wrong:  # not even the margins where no positive is within the cut-off
+    if reward.reads.best_wrong:  # nor the margins of positives beyond the cut-off
         has_none = (is_beyond | ~before.has_positive).all(-1)
-        scores = torch.where(has_none[..., None], scores, before.scores)
+        scores = torch.where(is_beyond, scores, before.scores)
         best_wrong = torch.where(has_none, best_wrong, before.best_wrong)
     after = Ranking(rank, scores, best_wrong, before.grades, before.last_rank)
     token = torch.ones(rank.shape[:2], dtype=torch.bool)
     assert torch.equal(reward(after, token).total, reward(before, token).total)
     assert k is None or is_beyond.any()
+
+
+@pytest.mark.parametrize("function", [dcg, scaled_dcg, margin_dcg])
+def test_the_rank_at_the_cut_off_is_shown_and_earns_as_the_function_says(function):
+    ranking = ranking_of([9, 10, 11])
+    reward = Reward(partial(function, k=10), format_weight=0.0)
+    total = reward(ranking, torch.ones(1, 3, dtype=torch.bool)).total
+    assert torch.equal(total, function(ranking, k=10))
+    assert total[0, 0] > total[0, 1] > total[0, 2] == 0
 
 
 def test_a_wrong_declaration_stops_the_run():

@@ -14,19 +14,19 @@ from pytorch_lightning.loggers import CSVLogger
 
 from src.data.rl import RLDataModule
 from src.data.types import Benchmark, Corpus, Example, TrainingData
-from src.environment import EnvironmentDataError
+from src.environment import EnvironmentDataError, Positives
 from src.index.base import InPlaceIndex
 from src.index.certified import Certified
 from src.index.refresh import Candidates, Frozen, Full, Refresh
 from src.models.folder import open_embedder, save_embedder
 from src.models.tuning import FullTuning, LoraTuning
 from src.objectives.collapse import CollapseLimits
-from src.objectives.grpo import TOKEN_STATISTICS
+from src.objectives.grpo import TOKEN_STATISTICS, Advantages
 from src.objectives.rewards import Reward, dcg, margin_dcg
 from src.stages.callbacks import TrainableCheckpoint
 from src.stages.completions import COLUMNS, Completions
 from src.stages.optimization import OptimizationSettings
-from src.stages.rl import PolicySettings, RLModule, RolloutSettings
+from src.stages.rl import PolicySettings, Pool, RLModule, RolloutSettings
 from src.stages.rollouts import training_forward
 
 ALIVE = CollapseLimits(window=100)
@@ -116,6 +116,17 @@ def test_the_refresh_rule_is_told_what_the_reward_reads(folder, tmp_path, functi
     assert (rule.reads_best_wrong, rule.cut_off) == (best_wrong, 7)
 
 
+def test_advantages_are_divided_by_the_floor_of_the_config_where_rewards_hardly_differ(folder, tmp_path):
+    norms = []
+    for floor in (1.0, 1000.0):  # above any standard deviation of these rewards
+        embedder = opened(folder)
+        module = module_of(embedder, tmp_path, PolicySettings(std_floor=floor), every=0)
+        _, log = fit(module, data_of(embedder, tmp_path / str(floor)), 1)
+        norms += log.of("grad_norm")
+    assert norms[0] > 0
+    assert norms[0] / norms[1] == pytest.approx(1000, rel=1e-3)
+
+
 def test_graded_judgements_reach_the_environment(folder, tmp_path):
     plain = world()
     first = replace(plain.examples[0], relevant_ids=frozenset({"d0", "d3"}), grades=(("d3", 2.0),))
@@ -194,9 +205,10 @@ def fit(module, datamodule, steps, callbacks=(), ckpt_path=None, **arguments):
 
 def test_the_reward_rises_and_the_rollouts_are_told_apart_by_it(folder, tmp_path):
     embedder = opened(folder)
-    _, log = fit(module_of(embedder, tmp_path), data_of(embedder, tmp_path, batch_size=6), 40)
+    _, log = fit(module_of(embedder, tmp_path), data_of(embedder, tmp_path, batch_size=6), 24)
     rewards = log.of("reward")
-    assert np.mean(rewards[-8:]) > np.mean(rewards[:8]) + 0.1
+    # from 0.0 to 0.05 at first to 0.5, by three seeds and two instruction sets; a step is off by 0.05
+    assert np.mean(rewards[-12:]) > np.mean(rewards[:2]) + 0.2
     assert all(best >= mean for best, mean in zip(log.of("reward_best"), rewards, strict=True))
 
 
@@ -451,6 +463,16 @@ def test_the_contrastive_term_moves_the_vectors_where_the_policy_gradient_is_lef
         for vectors in (rollouts.embeddings, after.unflatten(0, rollouts.n_tokens.shape))
     ]
     assert losses[1].mean() < losses[0].mean() - 0.03  # 0.09 here; a vector is told to 1e-5, a loss to 1e-3
+
+
+def test_a_group_whose_pool_holds_nothing_but_its_positives_takes_no_part_in_the_contrastive_term(
+    folder, tmp_path
+):
+    module = module_of(opened(folder), tmp_path, PolicySettings(contrastive_weight=1.0))
+    advantages = Advantages(torch.tensor([[0.5, -0.5], [1.0, -1.0]]), torch.tensor([True, True]))
+    positives = Positives(torch.tensor([[3, 5], [3, -1]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
+    pool = Pool(torch.tensor([3, 5]), torch.eye(2))
+    assert module._contrasted(advantages, positives, pool).tolist() == [[0, 0], [1, 1]]
 
 
 @pytest.mark.parametrize("rollouts", ["all", "good"])

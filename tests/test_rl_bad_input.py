@@ -111,6 +111,7 @@ OUT_OF_RANGE = [
     "stage.module.rollouts.top_p=0",
     "stage.module.policy.clip_low=1.5",
     "stage.module.policy.kl_weight=-1",
+    "stage.module.policy.std_floor=-1",
     "stage.module.policy.contrastive_temperature=0",
     "stage.module.policy.n_updates=0",
     "stage.datamodule.max_documents=1",

@@ -15,10 +15,14 @@ from src.index.refresh import Candidates, Full, Refresh
 from src.models.folder import open_embedder
 from src.models.tuning import FullTuning, LoraTuning
 from src.objectives.rewards import Reward, dcg, margin_dcg
+from src.stages.optimization import OptimizationSettings
 from src.stages.rl import PolicySettings, RolloutSettings
 
 N_STEPS = 3
 RATE = 1e-3
+# An eps far above the rounding of a gradient, by whose size Adam would divide: a gradient of rounding errors
+# alone would move a weight as far as any other.
+OPTIMIZATION = OptimizationSettings(RATE, warmup=0, schedule="constant", eps=1e-3)
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def run(case, model_folder, folder, **settings):
     torch.manual_seed(0)  # of an adapter's first weights
     opened = {"tuning": FullTuning(), **case.opened}
     embedder = open_embedder(path=str(model_folder), name=None, create=None, prompts={}, lengths={}, **opened)
-    module = module_of(embedder, folder, rate=RATE, **case.module)
+    module = module_of(embedder, folder, optimization=OPTIMIZATION, **case.module)
     refresh = Refresh(case.rule, budget=4, background=0.1, audit_every_n_steps=1, seed=1)
     data = data_of(embedder, folder, refresh, updates_per_batch=case.n_updates, **case.data)
     watch = Watch(case.shards_weights)
@@ -172,8 +176,7 @@ def test_two_ranks_log_what_one_logs(two_ranks, one_rank, name):
             logged = rank[name]["logged"][step]
             assert logged.keys() == expected.keys()
             kept = {key for key in expected if "seconds" not in key}
-            # Adam divides by the root of the second moment, so a gradient of rounding errors moves a weight
-            # as far as a real one; from the second step on all that depends on weights differs by about 1e-4
+            # log-probabilities and scores agree to 1e-5, ratios and margins over tau 0.05 multiply that by 20
             assert {key: logged[key] for key in kept} == pytest.approx(
                 {key: expected[key] for key in kept}, abs=2e-4, rel=2e-3
             )
@@ -183,15 +186,13 @@ def test_two_ranks_log_what_one_logs(two_ranks, one_rank, name):
 def test_two_ranks_end_with_the_weights_and_the_index_of_one(two_ranks, one_rank, name):
     one = one_rank[name]
     for rank in two_ranks:
-        # a tenth of one step of Adam: sums in another order differ by 1e-7 of a gradient, and Adam divides by
-        # its size, so that only where a gradient is nearly 0 a weight may differ by more than rounding
-        for key, value in one["weights"].items():
-            torch.testing.assert_close(rank[name]["weights"][key], value, rtol=0, atol=RATE / 10)
+        for key, value in one["weights"].items():  # to a hundredth of a step of Adam
+            torch.testing.assert_close(rank[name]["weights"][key], value, rtol=0, atol=RATE / 100)
     encoded_at = np.concatenate([rank[name]["encoded_at"] for rank in two_ranks])
     rows = np.concatenate([rank[name]["rows"] for rank in two_ranks])
     assert (encoded_at == one["encoded_at"]).all()
     assert len(set(encoded_at.tolist())) > 1
-    assert rows == pytest.approx(one["rows"], abs=1e-3)
+    assert rows == pytest.approx(one["rows"], abs=1e-4)
     assert torch.equal(*(torch.cat([v.flatten() for v in r[name]["weights"].values()]) for r in two_ranks))
 
 

@@ -13,7 +13,16 @@ from omegaconf import OmegaConf
 
 from src.command_line import UsageError, argument_names, nearest, quote_free_text
 from src.devices import _listed
-from src.run_folder import commit, new_folder, provenance, state_of, write_metrics, write_status
+from src.run_folder import (
+    commit,
+    keep_earlier,
+    log_written,
+    new_folder,
+    provenance,
+    state_of,
+    write_metrics,
+    write_status,
+)
 from src.runtime import ConfigSource, compose, instantiate, resolved_yaml
 from src.sweep_table import aligned
 from src.train import check
@@ -342,6 +351,30 @@ def test_metrics_json_has_the_documented_keys_and_no_nan(tmp_path):
     with pytest.raises(ValueError):
         write_metrics(path, [row | {"metrics": {"ndcg@10": float("nan")}}], provenance())
     assert json.loads(path.read_text()) == written  # a refused write leaves the earlier file
+
+
+def test_a_record_is_kept_before_it_is_replaced_and_once_only(tmp_path):
+    record = tmp_path / "config.yaml"
+    assert keep_earlier(record, "new") is None
+    for number, (earlier, later) in enumerate([("a", "b"), ("b", "c"), ("c", "a")], start=1):
+        record.write_text(earlier)
+        assert keep_earlier(record, earlier) is None  # it stays as it is
+        kept = keep_earlier(record, later)
+        assert kept == tmp_path / f"config_before_{number}.yaml"
+        assert kept.read_text() == earlier
+        assert keep_earlier(record, later) is None  # kept already, as after a kill
+
+
+def test_only_what_is_there_is_said_to_be_written(tmp_path, caplog):
+    (tmp_path / "a").touch()
+
+    with caplog.at_level("INFO", "src"):
+        log_written(tmp_path / "a", tmp_path / "b", tmp_path)
+
+    assert [record.getMessage() for record in caplog.records] == [
+        f"wrote {tmp_path / 'a'}",
+        f"wrote {tmp_path}",
+    ]
 
 
 def test_the_commit_is_that_of_the_checkout():

@@ -1,3 +1,4 @@
+import logging
 from collections import Counter
 from itertools import islice
 
@@ -159,3 +160,53 @@ def test_a_batch_with_fewer_distinct_keys_than_ranks_is_refused():
     sampler = GroupedBatchSampler(4, batch_size=4, keys=[[0, 0, 0, 0]], world_size=2)
     with pytest.raises(ValueError, match="too few rows with different keys"):
         take(sampler, 1)
+
+
+def lines_of(caplog, n_batches=6, **settings) -> list[str]:
+    """What is logged while batches are drawn."""
+    with caplog.at_level(logging.INFO, "src"):
+        take(GroupedBatchSampler(**settings), n_batches)
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"n_rows": 45, "batch_size": 128}, ["at most 45 of stage.datamodule.batch_size=128", "45 rows."]),
+        (
+            {"n_rows": 45, "batch_size": 8, "keys": [["same"] * 45]},
+            ["at most 1 of", "45 rows with 1 different positives", "no other document to be told from"],
+        ),
+        (
+            {"n_rows": 40, "batch_size": 8, "keys": [[row % 5 for row in range(40)]]},
+            ["at most 5 of", "batch_size=5 to say so"],
+        ),
+        (
+            {"n_rows": 40, "batch_size": 8, "keys": [[0] * 32 + list(range(1, 9))]},  # 9 keys, mostly one
+            ["a batch of the training rows holds", "have a positive or a query that it holds already"],
+        ),
+        (
+            {"n_rows": 60, "sources": ["large"] * 50 + ["small"] * 10, "batch_size": 16},
+            ["batches of source 'small' hold at most 10"],
+        ),
+    ],
+)
+def test_a_batch_that_cannot_be_filled_is_told_once(caplog, settings, words):
+    (line,) = lines_of(caplog, **settings)
+
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"n_rows": 45, "batch_size": 8},
+        {"n_rows": 45, "batch_size": 45},
+        {"n_rows": 400, "batch_size": 8, "keys": [[row // 2 for row in range(400)]]},
+        {"n_rows": 45, "batch_size": 128, "rank": 1, "world_size": 2},  # the first rank tells
+        {"n_rows": 60, "sources": ["a"] * 50 + ["b"] * 10, "batch_size": 16, "weights": {"a": 1, "b": 0}},
+    ],
+)
+def test_batches_that_can_be_filled_are_not_told_of(caplog, settings):
+    assert lines_of(caplog, **settings) == []

@@ -1,6 +1,5 @@
-"""Evaluation of more documents than are kept: rankings by a product and a sort, in every mode and in training."""
+"""Evaluation of more documents than are kept: rankings by a product and a sort, in every mode."""
 
-import numpy as np
 import pytest
 from conftest import TEXTS, build_embedder
 

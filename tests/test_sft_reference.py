@@ -12,6 +12,7 @@ from src.models.folder import save_embedder
 from src.models.tuning import FullTuning, LoraTuning, adapter_disabled
 from src.stages.optimization import OptimizationSettings
 from src.stages.sft import SFTLosses, SFTModule
+from tests.closeness import assert_close_in_ulps
 
 ONLY_KL = WEIGHTS | {"sft": 0.0, "kl": 1.0}
 
@@ -78,7 +79,8 @@ def test_kl_is_that_of_its_definition_in_value_and_gradient(folder, tuning):
     torch.testing.assert_close(output.metrics["kl"], expected.detach(), atol=1e-6, rtol=1e-4)
     assert max(value.abs().max() for value in slow.values()) > 1e-4
     for name, value in slow.items():
-        torch.testing.assert_close(fast[name], value, atol=1e-6, rtol=1e-3)
+        # log p - log q cancels: of two numbers near 6 a difference of 0.1 is left
+        assert_close_in_ulps(fast[name], value, 4096, name)
 
 
 def test_the_base_reads_only_sequences_with_a_position_to_compare(folder):

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import signal
+import sys
 import time
 
 import pytest
@@ -14,7 +15,10 @@ from safetensors.torch import load_file
 
 from src.models.folder import load_embedder
 from src.run_folder import state_of
+from src.runtime import entry_point
+from src.train import check, reached_step, run
 from tests.command import LIMIT_S, call, start
+from tests.tiny_stage import write_configs
 
 STEPS = 8
 LIMIT = f"stage.trainer.max_steps={STEPS}"
@@ -129,6 +133,52 @@ def test_resuming_with_a_changed_key_is_refused_and_names_it(finished):
     code, output = call("train", f"resume={folder}", "data=pydocs", cwd=folder.parent)
     assert code == 2
     assert "data: tiny -> pydocs" in output
+
+
+def refusal(arguments, monkeypatch, capsys):
+    """What `python -m src.train` prints and exits with, in this process, which has imported torch already."""
+    monkeypatch.setattr(sys, "argv", ["src.train", *arguments])
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        entry_point("train", run, check, reached=reached_step)
+    signal.signal(signal.SIGTERM, handler)
+    return end.value.code, capsys.readouterr().err
+
+
+def test_fewer_steps_than_were_taken_are_refused_and_leave_all_records(
+    finished, tmp_path, monkeypatch, capsys
+):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    tiny = ["--config-dir", str(write_configs(tmp_path / "configs")), "stage=tiny", "data=tiny", "model=tiny"]
+    for way in ([f"resume={folder}"], [*tiny, f"output_dir={folder}", "if_exists=resume"]):
+        code, output = refusal([*way, "stage.trainer.max_steps=5"], monkeypatch, capsys)
+        assert code == 2
+        assert f"stage.trainer.max_steps=5: the run in {folder} is at step {STEPS}" in output
+        assert f"at least {STEPS}" in output
+
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_longer_run_adds_to_the_records_and_says_what_changed(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    records = {name: (folder / name).read_text() for name in ("config.yaml", "metrics.json", "train.log")}
+
+    code, output = call("train", f"resume={folder}", "stage.trainer.max_steps=10", cwd=tmp_path)
+
+    assert code == 0, output
+    assert f"changed since the earlier call: stage.trainer.max_steps: {STEPS} -> 10" in output
+    assert OmegaConf.load(folder / "config.yaml").stage.trainer.max_steps == 10
+    assert (folder / "config_before_1.yaml").read_text() == records["config.yaml"]
+    assert (folder / "metrics_before_1.json").read_text() == records["metrics.json"]
+    command = json.loads((folder / "provenance_before_1.json").read_text())["command"]
+    assert command == json.loads(records["metrics.json"])["command"]
+    assert (folder / "train.log").read_text().startswith(records["train.log"])
+    assert logged_steps(folder) == list(range(10))
+    for line in output.splitlines():
+        if line.startswith(("wrote ", "kept ")):
+            assert (tmp_path / line.partition(" ")[2]).exists(), line
 
 
 def step_of(path):

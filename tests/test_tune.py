@@ -5,8 +5,9 @@ import json
 import optuna
 import pytest
 
-from src.command_line import UsageError
-from src.tune import Dimension, read_space
+from src.command_line import UsageError, quote_free_text
+from src.runtime import ConfigSource, compose
+from src.tune import Dimension, check, read_space
 from tests.command import call
 
 CONFIG = {"seed": 1, "study": "s.db", "stage": {"module": {"learning_rate": 0.1, "layers": 2}}}
@@ -39,6 +40,15 @@ def test_a_bad_search_space_is_refused_with_its_file_and_rule(tmp_path, text, wo
 
     assert words in str(refusal.value)
     assert "space.yaml" in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["a?b.db", "{x}/s.db", "100%.db"])
+def test_a_study_that_its_database_could_not_open_is_refused(tmp_path, name):
+    space = tmp_path / "space.yaml"
+    space.write_text("stage.module.losses.temperature: {low: 0.1, high: 1.0}\n")
+    arguments = quote_free_text(["stage=sft", f"space={space}", f"study={tmp_path}/{name}"])
+    with ConfigSource() as source, pytest.raises(UsageError, match="cannot hold a study"):
+        check(compose("tune", arguments, source).config, False)
 
 
 def test_whole_ends_search_whole_numbers():

@@ -41,9 +41,12 @@ from src.stages.optimization import (
 )
 from src.stages.sampling import GroupedBatchSampler
 from src.stages.sft import SelfWritten
+from tests.closeness import ULP, assert_close_in_ulps
 
 N_ROWS, WIDTH, N_STEPS = 8, 6, 3
-SETTINGS = OptimizationSettings(learning_rate=1e-2, warmup=0, max_grad_norm=0.1)
+# An eps far above the rounding of a gradient, by whose size Adam would divide: a gradient of rounding errors
+# alone would move a weight as far as any other.
+SETTINGS = OptimizationSettings(learning_rate=1e-2, warmup=0, max_grad_norm=0.1, eps=1e-3)
 SPLITS = {
     "even": [slice(0, 4), slice(4, 8)],
     "ragged": [slice(0, 3), slice(3, 8)],
@@ -282,7 +285,7 @@ def test_the_mean_over_ranks_is_the_loss_of_one_rank(two_ranks, split):
     for name in ("info_nce", "triplet"):
         values = [rank[split][name].item() for rank in two_ranks]
         assert whole[name] > 0.1
-        assert sum(values) / 2 == pytest.approx(whole[name].item(), abs=1e-6)
+        assert sum(values) / 2 == pytest.approx(whole[name].item(), rel=16 * ULP)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -290,7 +293,8 @@ def test_the_mean_over_ranks_is_the_loss_of_one_rank(two_ranks, split):
 def test_the_mean_over_ranks_is_the_gradient_of_one_rank(two_ranks, split, name):
     whole = loss_and_gradient(slice(0, N_ROWS))[name]
     assert whole.abs().max() > 1e-2
-    assert torch.allclose((two_ranks[0][split][name] + two_ranks[1][split][name]) / 2, whole, atol=1e-6)
+    mean = (two_ranks[0][split][name] + two_ranks[1][split][name]) / 2
+    assert_close_in_ulps(mean, whole, 64)  # a temperature of 0.2 multiplies by 5
 
 
 def test_a_rank_alone_has_another_gradient(two_ranks):
@@ -308,7 +312,7 @@ def test_gradient_caching_under_ddp_gives_the_plain_gradient_of_one_rank(two_ran
     for name, gradient in plain.items():
         assert gradient.abs().max() > 1e-4, name
         for rank in two_ranks:
-            assert torch.allclose(rank["ddp"][name], gradient, atol=1e-5), name
+            assert_close_in_ulps(rank["ddp"][name], gradient, 1024, name)
 
 
 def test_training_on_two_ranks_gives_the_weights_of_one(two_ranks, tmp_path):
@@ -318,7 +322,7 @@ def test_training_on_two_ranks_gives_the_weights_of_one(two_ranks, tmp_path):
         for norm, expected in zip(rank["fit"]["norms"], one["norms"], strict=True):
             assert norm.item() == pytest.approx(expected.item(), rel=1e-3)
         for name, weight in rank["fit"]["weights"].items():
-            assert torch.allclose(weight, one["weights"][name], atol=1e-4), name
+            assert_close_in_ulps(weight, one["weights"][name], 256, name)
     mean = sum(rank["fit"]["losses"][-1] for rank in two_ranks) / 2
     assert mean.item() == pytest.approx(one["losses"][-1].item(), rel=1e-3)
     assert one["losses"][-1] < one["losses"][0]

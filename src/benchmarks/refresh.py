@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from src.command_line import UsageError
 from src.progress import Progress
-from src.run_folder import provenance, write_json
+from src.run_folder import log_written, provenance, write_json
 from src.runtime import HANDED_DOWN, entry_point
 from src.train import check as check_train
 
@@ -86,10 +86,10 @@ def run(config: DictConfig) -> None:
     origin = provenance(seed=config.seed)
     write_json(folder / "metrics.json", origin | {"setting": setting, "rows": rows, "detail": detail})
     print_tables(runs, n_documents)
-    log.info("wrote %s", folder / "metrics.json")
+    log_written(folder / "metrics.json")
     seconds = {rule: each.seconds for rule, each in zip(rules, runs, strict=True)}
     title = f"{n_documents:,} documents, {runs[0].n_steps} steps of {setting['rollouts_per_step']} rollouts"
-    log.info("wrote %s", write_picture(rows, seconds, folder / "metrics.png", title))
+    log_written(write_picture(rows, seconds, folder / "metrics.png", title))
 
 
 def _key(argument: str) -> str:

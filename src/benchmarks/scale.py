@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.command_line import UsageError, did_you_mean
 from src.progress import Progress
-from src.run_folder import provenance, read_json, write_json
+from src.run_folder import log_written, provenance, read_json, write_json
 from src.runtime import entry_point, instantiate
 
 log = logging.getLogger(__name__)
@@ -74,9 +74,9 @@ def run(config: DictConfig) -> None:
     write_json(folder / "metrics.json", origin | {"setting": setting, "rows": rows, "detail": detail})
     print_agreement(rows, replay.n_documents)
     print_seconds(seconds, {rule: _memory(done[rule]["memory"]) for rule in config.rules})
-    log.info("wrote %s", folder / "metrics.json")
+    log_written(folder / "metrics.json")
     title = f"{replay.n_documents:,} rows of width {recording.width}, drift of {recording.n_rows:,} documents"
-    log.info("wrote %s", write_picture(rows, seconds, folder / "metrics.png", title))
+    log_written(write_picture(rows, seconds, folder / "metrics.png", title))
 
 
 def _made_with(config: DictConfig, rule: str) -> dict:

@@ -1,5 +1,6 @@
 """Data modules: they batch what a `data=` choice read."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -15,6 +16,8 @@ from src.models.embedder import ReasoningEmbedder
 from src.models.positions import check_length
 from src.progress import Progress
 from src.stages.sampling import GroupedBatchSampler
+
+log = logging.getLogger(__name__)
 
 
 class Rows(Dataset):
@@ -147,6 +150,34 @@ class SFTDataModule(ExamplesDataModule):
     def setup(self, stage: str) -> None:
         if self.miner is not None and self.examples is self.data.examples:
             self.examples = self.miner(self.data.examples, self.data.corpus)
+        if self.trainer is None or self.trainer.is_global_zero:
+            for line in self._unused_settings():
+                log.info("%s", line)
+
+    def _unused_settings(self) -> Iterator[str]:
+        """What is asked for and the rows do not have, or the other way round: a line each."""
+        n_rows = len(self.examples)
+        n_mined = sum(bool(example.hard_negatives) for example in self.examples)
+        if self.hard_negatives > 0 and n_mined == 0:
+            yield (
+                f"no hard negatives: stage.datamodule.hard_negatives={self.hard_negatives}, and no row has "
+                "any. Set stage.datamodule.miner, as conf/experiment/sft_hard_negatives.yaml does"
+            )
+        if self.hard_negatives == 0 and n_mined > 0:
+            yield (
+                f"hard negatives are left out: {n_mined} of {n_rows} rows have some. Set "
+                "stage.datamodule.hard_negatives to use them"
+            )
+        if not any(example.reasoning for example in self.examples):
+            yield (
+                "no row has a reasoning, so the embedding after a reasoning is not trained. "
+                "data.with_reasoning=true gives each row one, where the data set has that key"
+            )
+        if self.cluster_share > 0 and not any(example.cluster for example in self.examples):
+            yield (
+                f"no row names a cluster, so stage.datamodule.cluster_share={self.cluster_share} does "
+                "nothing; set it to 0"
+            )
 
     def train_dataloader(self) -> DataLoader:
         rows = self.examples
@@ -192,6 +223,9 @@ class PretrainDataModule(StreamingDataModule):
         sequence_length: tokens per block.
         text_length: tokens that are taken of a text, from its start; None takes all.
         seed: of the order.
+
+    Raises:
+        ValueError: If the text is shorter than one block.
     """
 
     def __init__(
@@ -216,7 +250,13 @@ class PretrainDataModule(StreamingDataModule):
 
     def setup(self, stage: str) -> None:
         if self.blocks is None:
-            self.blocks = _Blocks(np.concatenate(list(self._token_ids())), self.sequence_length)
+            tokens = np.concatenate([np.empty(0, np.int32), *self._token_ids()])
+            if len(tokens) < self.sequence_length:
+                raise ValueError(
+                    f"the text of data set {self.data.name!r} has {len(tokens)} tokens, fewer than "
+                    f"stage.datamodule.sequence_length={self.sequence_length}, so it gives no block; lower it"
+                )
+            self.blocks = _Blocks(tokens, self.sequence_length)
 
     def _token_ids(self) -> Iterator[np.ndarray]:
         end = self.embedder.tokenizer.eos_token_id

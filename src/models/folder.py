@@ -164,7 +164,8 @@ def _pretrained(source: str | Path, dtype: str, attention: str | None, **options
         if attention is None or not re.search("attention|attn", reason):
             raise
         raise ModelFolderError(
-            f"model.attention={attention} cannot be had for {source}: {reason} Set model.attention=eager"
+            f"model.attention={attention} cannot be had for {source}: {reason.split('. ')[0]}. "
+            "Set model.attention=eager"
         ) from error
 
 

@@ -239,11 +239,9 @@ def margin_dcg(
             f"margin_weight and linear_share must lie in [0, 1], got {margin_weight} and {linear_share}"
         )
     is_counted = _is_counted(ranking, k) & ranking.has_positive  # [B, G, P]
-    next_rank = ranking.rank + 1
     end = ranking.last_rank.clamp(max=min(k or LINEAR_RANKS, LINEAR_RANKS))[:, None, None]
     worth = _worth(ranking.rank, end, linear_share).masked_fill(~is_counted, 0.0)
-    next_worth = _worth(next_rank, end, linear_share).masked_fill(~_is_counted(ranking, k, next_rank), 0.0)
-    steps = ranking.shares[:, None] * (worth - next_worth)
+    steps = ranking.shares[:, None] * (worth - _worth(ranking.rank + 1, end, linear_share))
     room = steps.masked_fill(~is_counted, margin_weight).amin(-1).clamp(max=margin_weight)  # [B, G]
     room = room.masked_fill(~is_counted.any(-1), 0.0)
 
@@ -388,13 +386,10 @@ def _worth(rank: Tensor, end: Tensor, linear_share: float) -> Tensor:
     return (1.0 - linear_share) * _discount(rank) + linear_share * linear
 
 
-def _is_counted(ranking: Ranking, k: int | None, rank: Tensor | None = None) -> Tensor:
-    """`[B, G, P]` bool, False at ranks beyond the cut-off and where the rank is not known.
-
-    `rank` `[B, G, P]` is asked about in place of the ranking's own.
-    """
-    if k is not None and k < 1:
+def _is_counted(ranking: Ranking, k: int | None) -> Tensor:
+    """`[B, G, P]` bool, False at ranks beyond the cut-off and where the rank is not known."""
+    if k is None:
+        return ranking.rank <= ranking.last_rank[:, None, None]
+    if k < 1:
         raise ValueError(f"k must be at least 1 or null, got {k}")
-    rank = ranking.rank if rank is None else rank
-    last = ranking.last_rank if k is None else ranking.last_rank.clamp(max=k)
-    return rank <= last[:, None, None]
+    return ranking.rank <= ranking.last_rank.clamp(max=k)[:, None, None]

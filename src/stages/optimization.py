@@ -9,10 +9,12 @@ from the first pass, so `n` chunks cost `2n - 1` forwards and one chunk is the p
 is not the same both times (dropout) stops the run.
 """
 
+import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +22,8 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+log = logging.getLogger(__name__)
 
 Chunk = TypeVar("Chunk")
 
@@ -130,7 +134,31 @@ def build_optimizer(
     )
 
 
-def build_scheduler(optimizer: Optimizer, settings: OptimizationSettings, total_steps: int) -> LambdaLR:
+class Schedule(LambdaLR):
+    """A schedule that goes on after a resumption as if the run had been of its new length from the start.
+
+    A checkpoint holds the rate that the old schedule came to, which is 0 at its end. So the rate of the next
+    step is computed anew from its number: decay and a warm-up that is a share of all steps are those of the
+    new length, and with the same length nothing changes.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes to the step of a checkpoint; the optimizer's own state is restored by then."""
+        super().load_state_dict(state_dict)
+        before = [group["lr"] for group in self.optimizer.param_groups]
+        self._last_lr = [
+            base * share(self.last_epoch) for base, share in zip(self.base_lrs, self.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+        if before and not math.isclose(before[0], self._last_lr[0], rel_tol=1e-9):
+            log.info(
+                "the schedule has another length than before: the rate of step %d is %.3g and not %.3g",
+                self.last_epoch, self._last_lr[0], before[0],
+            )  # fmt: skip
+
+
+def build_scheduler(optimizer: Optimizer, settings: OptimizationSettings, total_steps: int) -> Schedule:
     """Linear warm-up from the first step on, then the schedule down to `final_lr_share` at the last.
 
     Raises:
@@ -149,7 +177,7 @@ def build_scheduler(optimizer: Optimizer, settings: OptimizationSettings, total_
         left = (1 - done if settings.schedule == "linear" else 0.5 * (1 + torch.cos(torch.pi * done))).item()
         return settings.final_lr_share + (1 - settings.final_lr_share) * left
 
-    return LambdaLR(optimizer, share)
+    return Schedule(optimizer, share)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,13 @@ position, and any number of ranks sees the same global batches.
 """
 
 import hashlib
+import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
+
+log = logging.getLogger(__name__)
 
 _BLOCK = 4096  # sources are drawn this many batches at a time
 
@@ -24,7 +27,8 @@ class GroupedBatchSampler(Sampler[list[int]]):
         n_rows: rows of the data set, `n`.
         sources: `[n]`, the data set that a row comes from; one source where None.
         clusters: `[n]`, rows of one cluster are similar; no clusters where None.
-        batch_size: rows of a global batch, all ranks together; a smaller source gives batches of all it has.
+        batch_size: rows of a global batch, all ranks together; a smaller source gives batches of all it has,
+            which the log says once.
         seed: of everything here.
         weights: how often a batch comes from a source, by name; by number of rows where None.
         same_cluster_share: share of a source's batches that are drawn within clusters. A cluster smaller than
@@ -80,6 +84,9 @@ class GroupedBatchSampler(Sampler[list[int]]):
                 raise ValueError(f"source {name!r} has {len(rows)} rows, fewer than the {world_size} ranks")
         self.batch_size, self.seed, self.same_cluster_share = batch_size, seed, same_cluster_share
         self.rank, self.world_size = rank, world_size
+        self._told_short: set[int] = set()
+        for code in np.flatnonzero(self._shares):
+            self._tell_small_source(int(code))
         self.load_state_dict({"position": 0})
 
     @property
@@ -159,7 +166,42 @@ class GroupedBatchSampler(Sampler[list[int]]):
             )
         self._taken[code] += 1
         self._position += 1
+        self._tell_short_batch(code, len(batch))
         return batch
+
+    def _tell_small_source(self, code: int) -> None:
+        """Says of a source that can never fill a batch how large its batches are, and why."""
+        rows = self._rows[code]
+        n_keys = min((len(np.unique(key[rows])) for key in self._keys), default=len(rows))
+        if n_keys >= self.batch_size:
+            return
+        self._told_short.add(code)
+        why = f"{len(rows)} rows" if n_keys == len(rows) else (
+            f"{len(rows)} rows with {n_keys} different positives or queries, which meet once in a batch"
+        )  # fmt: skip
+        self._log(
+            f"batches of {self._named(code)} hold at most {n_keys} of stage.datamodule.batch_size="
+            f"{self.batch_size} rows, for there are {why}"
+            + ("; a batch of one has no other document to be told from" if n_keys == 1 else "")
+            + f". Give more data, or set stage.datamodule.batch_size={n_keys} to say so"
+        )
+
+    def _tell_short_batch(self, code: int, n_rows: int) -> None:
+        """Says once per source that a batch is short although the source has rows enough."""
+        if n_rows < self.batch_size and code not in self._told_short:
+            self._told_short.add(code)
+            self._log(
+                f"a batch of {self._named(code)} holds {n_rows} of stage.datamodule.batch_size="
+                f"{self.batch_size} rows, and later ones may too: the others have a positive or a query that "
+                "it holds already. Set stage.datamodule.batch_size lower for equal batches"
+            )
+
+    def _named(self, code: int) -> str:
+        return f"source {self._names[code]!r}" if self._names[code] else "the training rows"
+
+    def _log(self, line: str) -> None:
+        if self.rank == 0:
+            log.info("%s", line)
 
     def _batches_per_epoch(self, code: int) -> int:
         n_rows = len(self._rows[code])

@@ -1,0 +1,94 @@
+"""What the data cannot give is one line each: what happens instead, and what to set."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import pytorch_lightning as pl
+
+from src.data.datamodules import PretrainDataModule, SFTDataModule
+from src.data.mining import mine_by_bm25
+from src.data.negatives import RankRule
+from src.data.types import Benchmark, Corpus, Example, TrainingData
+from src.train import _unvalidated
+from tests.conftest import TEXTS
+
+FULL = {"reasoning": "sum", "cluster": "c"}
+
+
+def data_of(has_validation=True, **fields):
+    corpus = Corpus([f"d{row}" for row in range(5)], TEXTS[:5])
+    rows = [
+        Example(id=f"q{row}", query=text.splitlines()[0], positive=text, positive_id=f"d{row}", **fields)
+        for row, text in enumerate(TEXTS[:5])
+    ]
+    held_out = Benchmark("v", corpus, {"q": "sum of integers"}, {"q": {"d0": 1}}) if has_validation else None
+    return TrainingData("small", corpus, rows, validation=held_out, texts=TEXTS[:5], card={})
+
+
+def told(caplog, data, **settings):
+    settings = {"batch_size": 5, "hard_negatives": 0, "cluster_share": 0.0, "seed": 0, **settings}
+    module = SFTDataModule(data, None, validation_queries=5, validation_documents=5, **settings)
+    with caplog.at_level(logging.INFO, "src.data.datamodules"):
+        module.setup("fit")
+    return [record.getMessage() for record in caplog.records if record.name == "src.data.datamodules"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "settings", "words"),
+    [
+        (FULL, {"hard_negatives": 2}, "hard_negatives=2, and no row has any. Set stage.datamodule.miner"),
+        (
+            FULL | {"hard_negatives": ("x",), "hard_negative_ids": ("d4",)},
+            {},
+            "hard negatives are left out: 5 of 5 rows have some",
+        ),
+        ({"cluster": "c"}, {}, "no row has a reasoning"),
+        ({"reasoning": "sum"}, {"cluster_share": 0.3}, "cluster_share=0.3 does nothing; set it to 0"),
+    ],
+)
+def test_a_setting_that_the_rows_do_not_serve_is_told(caplog, fields, settings, words):
+    (line,) = told(caplog, data_of(**fields), **settings)
+
+    assert words in line
+
+
+def test_rows_that_serve_all_settings_are_not_told_of(caplog):
+    assert told(caplog, data_of(**FULL), cluster_share=0.5) == []
+    mined = data_of(**FULL)
+    miner = lambda rows, corpus: mine_by_bm25(rows, corpus, RankRule(1, 5), 1, k=5)  # noqa: E731
+    assert told(caplog, mined, hard_negatives=1, miner=miner) == []
+
+
+def test_a_text_shorter_than_a_block_is_refused_with_both_lengths(embedder):
+    data = replace(data_of(), texts=TEXTS[:1])
+    module = PretrainDataModule(data, embedder, 2, sequence_length=1000, text_length=None, seed=0)
+    module.trainer = pl.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
+    n_tokens = len(embedder.encoder.text_ids(TEXTS[:1], None)[0]) + 1  # the end token
+
+    with pytest.raises(ValueError, match=f"has {n_tokens} tokens, fewer than .*sequence_length=1000"):
+        module.setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("has_validation", "settings", "words"),
+    [
+        (False, {}, "the data set has no validation rows"),
+        (True, {"limit_val_batches": 0}, "limit_val_batches=0"),
+        (True, {"val_check_interval": 11}, "val_check_interval=11 is beyond the last step, 10"),
+        (True, {"val_check_interval": 10}, None),
+        (False, {"fast_dev_run": True}, None),
+    ],
+)
+def test_a_run_that_does_not_validate_says_so_before_its_first_step(has_validation, settings, words):
+    data = data_of(has_validation, **FULL)
+    module = SFTDataModule(data, None, 5, 0, 0.0, 0, validation_queries=5, validation_documents=5)
+    settings = {"max_steps": 10, "check_val_every_n_epoch": None, "val_check_interval": 5, **settings}
+    trainer = pl.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False, **settings)
+
+    lines = list(_unvalidated(trainer, module))
+
+    assert len(lines) == (words is not None)
+    if lines:
+        assert words in lines[0]
+        assert "the last weights become the model" in lines[0]
