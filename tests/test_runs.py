@@ -71,7 +71,7 @@ def test_runs_without_anything_in_common_and_runs_without_queries_are_refused():
 
 
 def written_run(folder, seed, gain):
-    """A metrics.json with two rows, and the scores of their queries beside it, as an evaluation leaves them."""
+    """A metrics.json with two rows, and the scores of their queries beside it, as an evaluation has them."""
     rows = []
     for mode, scores in {
         "bm25": {"a": 0.2, "b": 0.4},
