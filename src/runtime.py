@@ -98,6 +98,7 @@ OmegaConf.register_new_resolver("shipped", shipped, replace=True)
 
 Run = Callable[[DictConfig], object]
 Check = Callable[[DictConfig, bool], None]
+Reached = Callable[[Path], int | None]
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class Entry:
     config_name: str
     run: Run
     check: Check
-    reached: Callable[[Path], int | None] | None
+    reached: Reached | None
     folder: Callable[[DictConfig], Path] | None
     module: str
 
@@ -193,7 +194,7 @@ def entry_point(
     config_name: str,
     run: Run,
     check: Check | None = None,
-    reached: Callable[[Path], int | None] | None = None,
+    reached: Reached | None = None,
     folder: Callable[[DictConfig], Path] | None = None,
     module: str | None = None,
 ) -> None:
@@ -549,7 +550,7 @@ def _single(entry: Entry, source: ConfigSource, overrides: Sequence[str]) -> int
         folder = _chosen_folder(entry, composed.config)
     else:
         folder = Path(resume)
-        composed = _resumed(entry, source, overrides, folder)
+        composed = _resumed(source, overrides, folder, entry.reached)
         entry.check(composed.config, False)
     if folder is not None:
         execute(entry.config_name, entry.run, composed, folder)
@@ -567,7 +568,9 @@ def _given(overrides: Sequence[Override], key: str) -> str | None:
     return str(values[-1]) if values and values[-1] is not None else None
 
 
-def _resumed(entry: Entry, source: ConfigSource, overrides: Sequence[str], folder: Path) -> Composed:
+def _resumed(
+    source: ConfigSource, overrides: Sequence[str], folder: Path, reached: Reached | None = None
+) -> Composed:
     """The configuration of an earlier run with the trainer's limits of this command.
 
     Raises:
@@ -598,7 +601,7 @@ def _resumed(entry: Entry, source: ConfigSource, overrides: Sequence[str], folde
         raise UsageError(
             f"resume={folder}: this run is finished; raise a limit, as stage.trainer.max_steps=<more>"
         )
-    _refuse_fewer_steps(entry, folder, stored, merged)
+    _refuse_fewer_steps(folder, stored, merged, reached)
     return Composed(merged, choices, list(overrides))
 
 
@@ -629,13 +632,13 @@ def _refuse_changes(folder: Path, old: DictConfig, new: DictConfig) -> None:
         raise UsageError(_changed(folder, changes))
 
 
-def _refuse_fewer_steps(entry: Entry, folder: Path, old: DictConfig, new: DictConfig) -> None:
+def _refuse_fewer_steps(folder: Path, old: DictConfig, new: DictConfig, reached: Reached | None) -> None:
     """Refuses a limit that the run has left behind: there is no way back to an earlier step."""
     key = "stage.trainer.max_steps"
     before, wanted = OmegaConf.select(old, key), OmegaConf.select(new, key)
-    if before is None or wanted is None or wanted >= before or entry.reached is None:
+    if before is None or wanted is None or wanted >= before or reached is None:
         return
-    step = entry.reached(folder)  # the one check that reads a checkpoint, and so imports torch
+    step = reached(folder)  # the one check that reads a checkpoint, and so imports torch
     if step is not None and wanted < step:
         raise UsageError(
             f"{key}={wanted}: the run in {folder} is at step {step}, and its records hold {step} steps; give "
@@ -692,7 +695,7 @@ def _reused_folder(entry: Entry, config: DictConfig, folder: Path) -> Path | Non
     if state == "finished" and not _differences(stored, config, ignored=WHERE):
         print(f"{folder} is finished; to retrain: rm -r {shlex.quote(str(folder))}")
         return None
-    _refuse_fewer_steps(entry, folder, stored, config)
+    _refuse_fewer_steps(folder, stored, config, entry.reached)
     config.resume = literal(str(folder))
     return folder
 

@@ -21,6 +21,7 @@ COMMANDS = (
     "src.evaluate",
     "src.tune",
     "src.report",
+    "src.upgrade",
     "src.benchmarks.refresh",
     "src.benchmarks.scale",
 )
@@ -53,9 +54,13 @@ def arguments(command, place, tmp_path, nano_folder):
         return [*tiny, f"space={space}", f"study={place}.db"]
     if command == "src.report":
         file = tmp_path / "metrics.json"
-        content = {"command": "c", "commit": "1", "seed": 1, "rows": []}
+        row = {"benchmark": "b", "mode": "bm25", "model": "bm25", "n_queries": 2, "n_docs": 3}
+        row |= {"metrics": {"ndcg@10": 0.5}, "ci95": {"ndcg@10": [0.4, 0.6]}}
+        content = {"command": "c", "commit": "1", "seed": 1, "rows": [row]}
         file.write_text(json.dumps(content))
         return [str(file), f"--output={place}/metrics.json"]
+    if command == "src.upgrade":
+        return [str(place)]
     if command == "src.benchmarks.refresh":
         return [f"model.path={nano_folder}", f"output_dir={place}"]
     drift = tmp_path / "drift"

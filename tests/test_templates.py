@@ -24,6 +24,7 @@ from plain_folders import (
     write_plain,
 )
 
+from src.last_resort import run_command
 from src.models.embedder import ReasoningEmbedder
 from src.models.folder import ModelFolderError, _write_first, load_embedder, open_embedder, save_embedder
 from src.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder
@@ -351,7 +352,9 @@ def test_the_command_upgrades_folders_and_names_one_that_is_none(format_1, tmp_p
 
     monkeypatch.setattr("sys.argv", ["upgrade", str(format_1), str(tmp_path / "absent")])
 
-    assert main() == 2
+    with pytest.raises(SystemExit) as end:
+        run_command(main)
+    assert end.value.code == 2
     told = capsys.readouterr()
     assert f"{format_1}: upgraded" in told.out
     assert f"error: {tmp_path / 'absent'}: no such model folder" in told.err
