@@ -2,7 +2,8 @@
 
 Where the scores of every query lie beside a file, the last model's reasoning is compared with all else, by a
 paired randomisation test. With `--output` the rows of all files and these differences are written as one
-file, which says where each part came from.
+file, which says where each part came from. With `--runs` every file is a run of the same experiment (another
+seed, number of threads or processor): printed are mean, range and intervals over runs and queries.
 """
 
 import json
@@ -12,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from src.command_line import UsageError
-from src.evaluation.report import model_names, print_differences, print_table, write_chart
+from src.evaluation.report import model_names, print_differences, print_runs, print_table, write_chart
+from src.evaluation.runs import Scores, rows_over_runs
 from src.evaluation.significance import paired_differences
 from src.last_resort import Parser, run_command
-from src.run_folder import make_folder, provenance, write_metrics
+from src.run_folder import make_folder, provenance, write_json, write_metrics
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,45 @@ def scores_by_query(file: Path, row: dict, metric: str = "ndcg@10") -> dict[str,
         return {line["query_id"]: line[metric] for line in map(json.loads, lines)}
 
 
+def run_scores(file: Path, rows: Sequence[Mapping]) -> dict[tuple[str, str], Scores]:
+    """Scores by query id of each row of a run, by benchmark and label: the mode, behind the model's name.
+
+    Raises:
+        ValueError: If the scores of a row are not there.
+    """
+    names, found = model_names(rows), {}
+    for row in rows:
+        scores = scores_by_query(file, row)
+        if scores is None:
+            raise ValueError(f"{file}: the scores of every query of {row['mode']} are not beside it any more")
+        label = " ".join(filter(None, (names.get(row["model"]), row["mode"])))
+        found[row["benchmark"], label] = scores
+    return found
+
+
+def report_runs(contents: Mapping[str, Mapping], output: Path | None) -> None:
+    """Prints, and on request writes, what the runs say together.
+
+    Raises:
+        ValueError: If the runs have nothing in common, or the scores of a row are not there.
+    """
+    runs = [
+        run_scores(Path(path), [row for row in content["rows"] if "ci95" in row])
+        for path, content in contents.items()
+    ]
+    rows = rows_over_runs(runs)
+    print_runs(rows)
+    sources = [
+        {"file": path} | {key: content[key] for key in ("command", "commit", "seed")}
+        for path, content in contents.items()
+    ]
+    for source in sources:
+        print(f"{source['command']}  (commit {source['commit']}, seed {source['seed']}, {source['file']})")
+    if output is not None:
+        make_folder(output.parent, "--output")
+        write_json(output, {"metric": "ndcg@10", "rows": rows, "runs": sources})
+
+
 def main() -> int:
     """Reads metrics.json files or folders.
 
@@ -83,12 +124,19 @@ def main() -> int:
     parser = Parser(prog="python -m src.report", description=__doc__)
     parser.add_argument("paths", type=Path, nargs="+", help="a metrics.json, or the folder that holds it")
     parser.add_argument("--output", type=Path, help="write the rows of all files to this metrics.json")
+    parser.add_argument("--runs", action="store_true", help="every file is a run of one experiment")
     arguments = parser.parse_args()
     files = [path / "metrics.json" if path.is_dir() else path for path in arguments.paths]
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise UsageError(f"{missing[0]} does not exist; `python -m src.evaluate` writes it")
     contents = {str(file): json.loads(file.read_text(encoding="utf-8")) for file in files}
+    if arguments.runs:
+        try:
+            report_runs(contents, arguments.output)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(str(error)) from None
+        return 0
     try:
         rows, sources = joined(contents)
         scores = [scores_by_query(Path(file), row) for file in contents for row in contents[file]["rows"]]

@@ -1,5 +1,6 @@
 """The recorded drift and its replay on more rows, against slow definitions."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,7 @@ from src.index.base import InPlaceIndex
 from src.index.certified import Certified
 from src.index.live_index import LiveIndex
 from src.index.refresh import Candidates, Drift, Frozen, Full, Refresh
-from src.objectives.rewards import Reward, margin_dcg
+from src.objectives.rewards import Reward, dcg, margin_dcg
 
 G, STEPS = 4, 5
 
@@ -190,3 +191,11 @@ def test_a_replay_tells_seconds_and_bytes_by_part_and_leaves_no_store(tmp_path, 
     assert ("seconds/audit" in lines[0]) == isinstance(rule, Certified)  # it calibrates first
     assert "seconds/audit" in lines[1]
     assert "seconds/audit" in lines[3]
+
+
+def test_the_rule_of_a_replay_is_told_what_the_reward_reads(tmp_path):
+    rule = Certified()
+    recording, _ = recorded(tmp_path)
+    task = replace(task_of(tmp_path, rule, recording), reward=Reward(partial(dcg, k=3)), n_steps=1)
+    assert len(list(replayed(task))) == 1
+    assert (rule.reads_best_wrong, rule.cut_off) == (False, 3)

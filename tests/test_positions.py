@@ -9,7 +9,14 @@ from conftest import QUERIES, TEXTS
 from omegaconf import OmegaConf
 from plain_folders import LENGTHS, byte_tokenizer, opened, write_plain
 from test_rl import module_of
-from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig, OPTConfig, Phi3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPTJConfig,
+    LlamaConfig,
+    OPTConfig,
+    Phi3Config,
+)
 
 from src.data.datamodules import PretrainDataModule
 from src.data.types import Corpus, TrainingData
@@ -154,6 +161,18 @@ def test_rotary_frequencies_that_change_with_the_longest_row_are_a_limit(tmp_pat
     short, long = embedder.encoder.documents(texts[1:])[0], [*embedder.encoder.documents(texts[:1])[0], 7]
     assert len(long) == 97
     assert (embedder.embed_ids([short, long])[:1] - embedder.embed_ids([short])).abs().max() > 1e-3
+
+
+def test_frequencies_of_one_type_of_layer_are_a_limit_too():
+    ropes = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        "full_attention": {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 4.0},
+    }
+    config = Gemma3TextConfig(
+        **SMALL, vocab_size=40, head_dim=8, num_key_value_heads=2, max_position_embeddings=96,
+        rope_parameters=ropes, layer_types=["full_attention"],
+    )  # fmt: skip
+    assert reach(AutoModelForCausalLM.from_config(config)).most == 96
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "phi", "mistral"])

@@ -417,6 +417,7 @@ def test_what_a_reward_declares_not_to_read_does_not_move_it(name, seed):
     after = Ranking(rank, scores, best_wrong, before.grades, before.last_rank)
     token = torch.ones(rank.shape[:2], dtype=torch.bool)
     assert torch.equal(reward(after, token).total, reward(before, token).total)
+    assert torch.equal(reward.ranking(after), reward.ranking(before))  # where it is shown all, too
     assert k is None or is_beyond.any()
 
 

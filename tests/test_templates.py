@@ -25,7 +25,7 @@ from plain_folders import (
 )
 
 from src.models.embedder import ReasoningEmbedder
-from src.models.folder import ModelFolderError, load_embedder, open_embedder, save_embedder
+from src.models.folder import ModelFolderError, _write_first, load_embedder, open_embedder, save_embedder
 from src.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder
 from src.models.templates import Prompts, render
 from src.models.tuning import FullTuning
@@ -260,6 +260,16 @@ def test_a_resumed_run_has_the_prompts_that_it_began_with(dated, tmp_path, monke
 
     assert later_step > step
     assert later == first
+
+
+def test_whoever_comes_second_takes_what_the_first_wrote(tmp_path):
+    file = tmp_path / "prompts.json"
+
+    _write_first(file, "first")
+    _write_first(file, "second")
+
+    assert file.read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.json"]
 
 
 def test_the_date_is_told(dated, caplog):

@@ -107,6 +107,31 @@ def print_differences(differences: Sequence[Mapping], names: Mapping[str, str]) 
     Console(width=WIDTH).print(table)
 
 
+def print_runs(rows: Sequence[Mapping]) -> None:
+    """What `rows_over_runs` found, a line each."""
+    table = Table(title=f"nDCG@10, mean of {rows[0]['n_runs']} runs, 95 % interval over runs and queries")
+    for column in ("benchmark", "mode"):
+        table.add_column(column)
+    for column in ("mean", "range of runs", "interval", "best less this"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        apart = row.get("difference")
+        less = "" if apart is None else f"{apart['mean']:+.3f} ({_span(apart['ci95'], '+.3f')})"
+        table.add_row(
+            escape(row["benchmark"]),
+            escape(row["label"]),
+            f"{row['mean']:.3f}",
+            _span((row["lowest"], row["highest"])),
+            _span(row["ci95"]),
+            less,
+        )
+    Console(width=WIDTH).print(table)
+
+
+def _span(bounds: Sequence[float], form: str = ".3f") -> str:
+    return f"{bounds[0]:{form}} to {bounds[1]:{form}}"
+
+
 def model_names(rows: Sequence[Mapping]) -> dict[str, str]:
     """Short names of the models by their folder: what is left without the path's common beginning and end.
 
