@@ -318,17 +318,15 @@ def main() -> None:
     drawn = sample(ROOT, FOLDERS, arguments.n, arguments.seed)
     results = {tuple(row[name] for name in Mutant.__annotations__): row for row in _read(file)}
     key = {mutant: tuple(asdict(mutant).values()) for mutant in drawn}
+    measured = None
     if arguments.again is None:
-        left = [mutant for mutant in drawn if key[mutant] not in results]
         measured = Measured(sorted(path.parent for path in measurements.glob("*/measured.json")))
-    else:
-        left = [mutant for mutant in drawn if results[key[mutant]]["verdict"] in ("survived", "uncovered")]
-        measured = None
-    for library_name in LIBRARIES:  # before the forks
-        __import__(library_name)
+    for name in LIBRARIES:  # before the forks
+        __import__(name)
     known = set() if measured is None else _collected()
-    for number, mutant in enumerate(left):
-        if number % arguments.jobs != arguments.job:
+    for mutant in drawn[arguments.job :: arguments.jobs]:
+        verdict = results.get(key[mutant], {"verdict": None})["verdict"]
+        if verdict not in ((None,) if measured else ("survived", "uncovered", "error")):
             continue
         if measured is None:
             tests = list(arguments.again)
