@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,9 @@ def source():
         yield source
 
 
+@cache
 def composed(source, group, option):
-    """train.yaml with one option chosen and every value that must be given filled in."""
+    """train.yaml with one option chosen and every value that must be given filled in; read only."""
     stages = source.groups().get("stage", [])
     if not stages:
         pytest.skip("there is no stage yet")
