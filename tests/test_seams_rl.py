@@ -4,9 +4,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
+import test_sft
 import torch
 from test_rl import data_of, fit, likely_folder, module_of, opened, world
 
+from src.data.datamodules import PretrainDataModule, SFTDataModule
+from src.models.tuning import LoraTuning
+from src.models.twin import ArchitectureError
+from src.stages.optimization import OptimizationSettings
+from src.stages.pretrain import PretrainModule
 from src.stages.rl import PolicySettings
 from src.stages.rollouts import sample_rollouts
 
@@ -71,3 +78,60 @@ def test_a_step_earns_what_the_ranks_in_the_whole_corpus_earn_by_count(folder, t
         n_first += int((wrong.amax(1) < scores[:, relevant].amax(1) - 1e-6).sum())
     assert 0 < n_first < 36
     assert log.of("rank_first") == [pytest.approx(n_first / 36)]
+
+
+class KeepScored(pl.Callback):
+    """The rollouts, outcome and advantages of every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_start(self, trainer, pl_module):
+        summary = pl_module._summary
+        pl_module._summary = lambda *arguments: self.seen.append(arguments) or summary(*arguments)
+
+
+def test_what_a_step_logs_of_its_rewards_is_told_group_by_group(folder, tmp_path):
+    kept = KeepScored()
+    module = module_of(opened(folder), tmp_path, every=0)
+    _, log = fit(module, data_of(opened(folder), tmp_path / "run", batch_size=4), 2, [kept])
+    for step, (rollouts, outcome, learnt) in enumerate(kept.seen):
+        groups = outcome.rewards.total.tolist()
+        ranks = outcome.ranking.rank[..., 0].tolist()  # one positive each
+        assert (len(groups), len(groups[0])) == (4, 6)
+        wanted = {
+            "reward": np.mean([np.mean(group) for group in groups]),
+            "reward_best": np.mean([max(group) for group in groups]),
+            "reward_spread": np.mean([np.std(group, ddof=1) for group in groups]),
+            "reward_ranking": np.mean(outcome.rewards.ranking.tolist()),
+            "rank_first": np.mean([[rank == 1 for rank in group] for group in ranks]),
+            "n_tokens": np.mean(rollouts.n_tokens.tolist()),
+            "missing_embed_token": np.mean(
+                [[not has for has in g] for g in rollouts.has_embed_token.tolist()]
+            ),
+            "groups_without_spread": np.mean([max(group) == min(group) for group in groups]),
+        }
+        found = {name: log.of(name)[step] for name in wanted}
+        assert found == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+        assert learnt.has_spread.any()
+        assert found["reward_best"] > found["reward"]
+
+
+@pytest.mark.parametrize("stage", ["sft", "pretrain", "rl"])
+def test_every_stage_refuses_a_fresh_adapter_that_changes_the_model(folder, tmp_path, stage):
+    embedder = opened(folder, LoraTuning(r=4, alpha=8))
+    rows = next(each for name, each in embedder.model.named_parameters() if "trainable_tokens_delta" in name)
+    with torch.no_grad():
+        rows += 1.0
+    optimization = OptimizationSettings(1e-3, warmup=0, schedule="constant")
+    module, data = {
+        "rl": lambda: (module_of(embedder, tmp_path), data_of(embedder, tmp_path / "run")),
+        "sft": lambda: (
+            test_sft.module_of(embedder), SFTDataModule(world(), embedder, 4, 0, 0.0, 0, 5, 5)
+        ),
+        "pretrain": lambda: (
+            PretrainModule(embedder, optimization, 2), PretrainDataModule(world(), embedder, 2, 16, None, 0)
+        ),
+    }[stage]()  # fmt: skip
+    with pytest.raises(ArchitectureError, match="a fresh LoRA adapter, which must change nothing"):
+        fit(module, data, 1)

@@ -8,10 +8,12 @@ import pytorch_lightning as pl
 import torch
 from conftest import TEXTS, build_embedder
 from test_rl import fit
-from test_sft import NEVER, SETTINGS, WEIGHTS, trainer, training_data
+from test_sft import NEVER, SETTINGS, WEIGHTS, opened, trainer, training_data
 
 from src.data.datamodules import PretrainDataModule, SFTDataModule
 from src.data.types import Corpus, Example, TrainingData
+from src.models.folder import save_embedder
+from src.models.tuning import FullTuning
 from src.stages.callbacks import TrainableCheckpoint
 from src.stages.optimization import OptimizationSettings
 from src.stages.pretrain import PretrainModule
@@ -193,3 +195,33 @@ def test_a_resumed_run_takes_the_batches_that_the_interrupted_one_had_not_traine
     assert len({str(sorted(batch)) for batch in whole}) == 6
     assert run("cut", 3) == whole[:3]
     assert run("cut", 6, tmp_path / "cut" / "last.ckpt") == whole[3:]
+
+
+@pytest.mark.parametrize(
+    ("is_trained", "weight", "has_kl"), [(True, 0.5, True), (True, 0.0, False), (False, 0.5, False)]
+)
+def test_a_stage_keeps_a_reference_only_where_there_is_kl_to_it(tmp_path, is_trained, weight, has_kl):
+    folder = save_embedder(build_embedder(), tmp_path / "model", {}, is_trained=is_trained)
+    module = module_of(opened(folder, FullTuning()), kl=weight)
+    assert module.has_kl == has_kl
+    assert (module.reference is not None) == has_kl
+
+
+@pytest.mark.parametrize(("text_length", "seed"), [(None, 0), (7, 0), (7, 5)])
+def test_pretraining_reads_every_text_once_joined_by_the_end_token_and_cut_into_blocks(text_length, seed):
+    embedder, data, seen = build_embedder(), many_rows(), []
+
+    class Keep(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.extend(batch.tolist())
+
+    module = PretrainDataModule(data, embedder, 1, 16, text_length, seed)
+    learner = PretrainModule(embedder, OptimizationSettings(1e-9, warmup=0, schedule="constant"), 2)
+    tokenizer, stream = embedder.tokenizer, []
+    for row in np.random.default_rng(seed).permutation(len(data.texts)):
+        ids = tokenizer(data.texts[row], add_special_tokens=False)["input_ids"]
+        stream += [*ids[:text_length], tokenizer.eos_token_id]
+    blocks = [stream[start : start + 16] for start in range(0, len(stream) - 15, 16)]
+    fit(learner, module, len(blocks), [Keep()])
+    assert len(blocks) > 5
+    assert sorted(seen) == sorted(blocks)
