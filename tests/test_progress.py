@@ -121,3 +121,15 @@ def test_training_writes_sparse_lines_with_its_loss(capsys, embedder):
     assert line.startswith("training: 3/3 steps, ")
     assert "train/loss " in line
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
+
+
+@pytest.mark.parametrize(("asked", "shown"), [(("train/loss", "nothing"), ["loss"]), (("nothing",), [])])
+def test_values_that_a_step_does_not_log_are_left_out(capsys, embedder, asked, shown):
+    trainer = pl.Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, callbacks=[StepProgress(asked)],
+    )  # fmt: skip
+    trainer.fit(TinyModule(embedder), TinyDataModule(load_tiny(), embedder))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training")]
+    assert lines
+    assert [name for name in ("loss", "nothing") if name in lines[-1]] == shown

@@ -15,6 +15,7 @@ from src.data.negatives import MarginRule, RankRule
 from src.data.types import Corpus, Example, TrainingData
 from src.index.certified import TIE
 from src.index.forecast import CommonDrift
+from src.index.ivf import IVFIndex
 from src.index.neighbours import Graph
 from src.index.refresh import Candidates
 from src.models.folder import load_embedder
@@ -193,3 +194,10 @@ def test_bm25_mines_what_it_ranks_behind_the_positive_and_setup_mines_once():
     for example in module.examples:
         assert example.positive_id not in example.hard_negative_ids
         assert "d11" not in example.hard_negative_ids
+
+
+@pytest.mark.parametrize(("n", "wanted"), [(2, 1), (39, 1), (78, 2), (3900, 100), (27_225, 660)])
+def test_ivf_has_four_lists_per_root_of_the_rows_and_at_most_one_per_39(n, wanted):
+    rows = np.random.default_rng(0).standard_normal((n, 2)).astype(np.float32)
+    index = IVFIndex(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    assert (index.n_lists, index.n_probe) == (wanted, min(wanted, 32))

@@ -152,17 +152,19 @@ class Measured:
 
     @staticmethod
     def _labels(part: Mapping, mutant: Mutant, source: str) -> set[str]:
-        """Of the line; where it is new or only runs at import, of its function; else of the file."""
+        """Of a line in a function; of the function where that is new or a part of its signature; else of the
+        file, since what runs at import is run by no test alone."""
         lines = {int(line): labels for line, labels in part["lines"].get(mutant.path, {}).items()}
         if not lines:
             return set()
-        old = part["sources"][mutant.path]
-        before = _carried_over(source, old)
-        own = lines.get(before.get(mutant.line, -1), [])
+        before, body = (
+            _carried_over(source, part["sources"][mutant.path]),
+            _function_around(source, mutant.line),
+        )
+        own = lines.get(before.get(mutant.line, -1), []) if mutant.line in body else []
         if own:
             return set(own)
-        inside = {before.get(line) for line in _function_around(source, mutant.line)}
-        found = {label for line in inside for label in lines.get(line, [])}
+        found = {label for line in body for label in lines.get(before.get(line, -1), [])}
         return found or {label for labels in lines.values() for label in labels}
 
 
@@ -177,7 +179,7 @@ def _carried_over(new: str, old: str) -> dict[int, int]:
 
 
 def _function_around(source: str, line: int) -> range:
-    """Lines of the body of the innermost function that a line is in; none outside."""
+    """Lines of the body of the innermost function that a line is in, its signature included; none outside."""
     spans = [
         range(node.body[0].lineno, node.end_lineno + 1)
         for node in ast.walk(ast.parse(source))
