@@ -174,7 +174,7 @@ def write_chart(rows: Sequence[Mapping], path: Path) -> Path:
     labels = [" ".join(filter(None, (names.get(row["model"]), mode_label(row)))) for row in rows]
     series = {label: row["mode"] for label, row in zip(labels, rows, strict=True)}
     width = 0.8 / len(series)
-    inches = min(2.2 + max(1.8, 0.5 * len(series)) * len(benchmarks), WIDEST)
+    inches = min(4.2 + max(1.8, 0.5 * len(series)) * len(benchmarks), WIDEST)
     figure, axes = plt.subplots(figsize=(inches, 3.6), layout="constrained")
     hatches = dict(zip(names.values(), ("//", "", "..", "xx"), strict=False))
     for place, (label, mode) in enumerate(series.items()):
@@ -196,7 +196,7 @@ def write_chart(rows: Sequence[Mapping], path: Path) -> Path:
     axes.set_ylabel("nDCG@10")
     axes.set_ylim(0, 1)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return path
