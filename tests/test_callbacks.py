@@ -279,4 +279,12 @@ def test_throughput_books_time_under_the_part_that_took_it(tmp_path, caplog):
     assert facts["tokens_per_s"] == pytest.approx(48 * 7 / seconds)
     assert trainer.callback_metrics["throughput/pairs_per_s"] > 0
     assert 0 < trainer.callback_metrics["time/backward"] < 1
-    assert "backward" in caplog.text
+    heading, *parts, rates = throughput.table().splitlines()
+    assert heading.split() == ["part", "seconds", "share"]
+    assert [line.split()[0] for line in parts] == list(Throughput.PARTS)
+    for line in parts:
+        part, taken, share = line.split()
+        assert float(taken) == pytest.approx(shares[part] * facts["seconds"], abs=0.051)
+        assert float(share.rstrip("%")) == pytest.approx(100 * shares[part], abs=0.051)
+    assert rates.startswith(f"{N_STEPS - 1} steps: ")
+    assert throughput.table() in caplog.text

@@ -143,6 +143,11 @@ def work(rank, folder):
                 "rows": index.rows.copy(),
                 "encoded": corpus.encoded,
             }
+    corpus = DriftingCorpus(n=N)
+    with created(folder / "built", corpus, Full(), source=(corpus.n, corpus.width)) as index:
+        index.build(corpus.encoder(2), step=2)
+        results["built"] = {"rows": index.rows.copy(), "ages": set(index.encoded_at.tolist())}
+        results["built"]["encoded"] = [row for _, row in corpus.encoded]
     results["full disk"] = full_disk(folder / "disk", rank)
     results["full disk while moving"] = full_disk_while_rows_are_moved(folder / "moving", rank)
     results["no file"] = no_file_for_an_audit(folder / "files", rank)
@@ -178,6 +183,13 @@ def test_rows_to_encode_are_dealt_evenly_and_none_is_encoded_by_both(two_ranks):
         counts = [sum(1 for at, _ in encoded if at == step) for encoded in (first, second)]
         assert max(counts) - min(counts) <= 3  # one for each of positives, background and rule
         assert min(counts) > 5
+
+
+def test_two_ranks_build_the_whole_corpus_each_row_once(two_ranks):
+    built = [results["built"] for results in two_ranks]
+    assert (np.concatenate([part["rows"] for part in built]) == DriftingCorpus(n=N).vectors(2)).all()
+    assert [part["ages"] for part in built] == [{2}, {2}]
+    assert sorted(built[0]["encoded"] + built[1]["encoded"]) == list(range(N))
 
 
 def test_a_full_disk_on_one_rank_stops_both_with_its_message(two_ranks):
