@@ -98,7 +98,7 @@ def rows_over_runs(
 
     Args:
         runs: of each run, scores by query id, by (benchmark, label); a label is a mode, with the model's name
-            in front where a run has several. The last label that ends with `best` is what others are compared
+            in front where a run has several. The last label whose mode is `best` is what others are compared
             with.
         baseline: the label that tells collections apart.
         best: a mode.
@@ -117,7 +117,7 @@ def rows_over_runs(
     for benchmark, label in common:
         keyed = [_keyed(run, benchmark, label, baseline) for run in runs]
         row = {"benchmark": benchmark, "label": label, **vars(over_runs(keyed))}
-        others = [other for place, other in common if place == benchmark and other.endswith(best)]
+        others = [other for place, other in common if place == benchmark and other.split(" ")[-1] == best]
         if others and others[-1] != label:
             ours = [_keyed(run, benchmark, others[-1], baseline) for run in runs]
             apart = [
