@@ -415,5 +415,7 @@ def test_a_table_and_a_chart_show_names_as_they_are_and_any_number_of_them(tmp_p
     many = [row | {"benchmark": f"b{number}"} for number in range(70)]
     image = write_chart(many, tmp_path / "many.png").read_bytes()
     assert int.from_bytes(image[16:20]) == 100 * 150  # no wider however many; matplotlib refuses 2^16 pixels
+    one, three = (write_chart(many[:n], tmp_path / f"{n}.png").read_bytes()[16:20] for n in (1, 3))
+    assert [int.from_bytes(width) for width in (one, three)] == [600, 1140]  # 2.2 + 1.8 inches each, 150 dots
     with pytest.raises(ValueError, match="no row to draw"):
         write_chart([], tmp_path / "none.png")

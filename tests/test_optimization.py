@@ -85,6 +85,8 @@ def test_norms_biases_and_embeddings_are_not_decayed(embedder):
         is_matrix = name.endswith(("proj.weight", "extra.weight"))
         assert group["weight_decay"] == (0.01 if is_matrix else 0.0), name
         assert group["lr"] == pytest.approx(3e-3 if "embed_tokens" in name else 1e-3), name
+    unscaled = groups_by_name(model, OptimizationSettings(learning_rate=1e-3))
+    assert {group["lr"] for group in unscaled.values()} == {1e-3}
 
 
 def test_frozen_parameters_are_left_out_and_lora_rows_are_in(embedder):

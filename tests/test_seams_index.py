@@ -201,3 +201,20 @@ def test_ivf_has_four_lists_per_root_of_the_rows_and_at_most_one_per_39(n, wante
     rows = np.random.default_rng(0).standard_normal((n, 2)).astype(np.float32)
     index = IVFIndex(rows / np.linalg.norm(rows, axis=1, keepdims=True))
     assert (index.n_lists, index.n_probe) == (wanted, min(wanted, 32))
+
+
+def test_ivf_warns_once_until_it_is_trained_again(caplog):
+    rows, random = DriftingCorpus(n=400).vectors(0), np.random.default_rng(0)
+    index = IVFIndex(rows, n_lists=20, retrain_above=0.2, when_drifted="warn")
+
+    def warnings_after_a_change():
+        caplog.clear()
+        rows[:] = random.permutation(rows)  # nearly all are in another list now
+        index.update(np.arange(len(rows)))
+        assert index.moved_share > 0.5
+        return sum("recall may be low" in record.getMessage() for record in caplog.records)
+
+    assert [warnings_after_a_change(), warnings_after_a_change()] == [1, 0]
+    index.retrain()
+    assert index.moved_share == 0
+    assert [warnings_after_a_change(), warnings_after_a_change()] == [1, 0]

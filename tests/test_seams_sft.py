@@ -12,11 +12,13 @@ from test_sft import NEVER, SETTINGS, WEIGHTS, opened, trainer, training_data
 
 from src.data.datamodules import PretrainDataModule, SFTDataModule
 from src.data.types import Corpus, Example, TrainingData
+from src.evaluation.metrics import METRICS
 from src.models.folder import save_embedder
 from src.models.tuning import FullTuning
 from src.stages.callbacks import TrainableCheckpoint
 from src.stages.optimization import OptimizationSettings
 from src.stages.pretrain import PretrainModule
+from src.stages.record import ValidationRecord
 from src.stages.sft import SFTLosses, SFTModule
 
 DOCUMENTS = [text.split("\n", 1)[1] for text in TEXTS[:5]] + [f"def nothing_{n}(x): pass" for n in range(3)]
@@ -225,3 +227,28 @@ def test_pretraining_reads_every_text_once_joined_by_the_end_token_and_cut_into_
     fit(learner, module, len(blocks), [Keep()])
     assert len(blocks) > 5
     assert sorted(seen) == sorted(blocks)
+
+
+def test_the_record_of_a_validation_holds_its_finite_numbers_and_nothing_of_training():
+    record = ValidationRecord()
+
+    class AlsoNothing(SFTModule):
+        def validation_step(self, benchmark, batch_idx):
+            super().validation_step(benchmark, batch_idx)
+            self.log("val/nothing", float("nan"), batch_size=1)
+
+    embedder = build_embedder()
+    losses = SFTLosses(**WEIGHTS, **SETTINGS)
+    optimization = OptimizationSettings(1e-3, warmup=0, schedule="constant")
+    module = AlsoNothing(embedder, optimization, losses, NEVER, None, seed=0)
+    data = data_of(training_data(), embedder)
+    run = trainer(4, val_check_interval=2, callbacks=[record], num_sanity_val_steps=0)
+    run.fit(module, data)
+    assert "train/loss" in run.callback_metrics
+    assert "val/nothing" in run.callback_metrics
+    assert list(record.by_step) == [2, 4]
+    modes = [f"val/{mode}/{metric}" for mode in ("direct", "reasoning") for metric in METRICS]
+    for found in record.by_step.values():
+        assert sorted(found) == sorted([*modes, "val/has_embed_token", "val/reasoning_tokens"])
+    assert record.at(None) == record.at(4)
+    assert record.at(2) != record.at(4)
