@@ -220,10 +220,10 @@ def test_pitfall_25_kl_is_zero_at_first_and_the_reference_leaves_requires_grad_a
     before = {name: parameter.requires_grad for name, parameter in embedder.named_parameters()}
     _, log = fit(module_of(embedder, tmp_path, rate=1e-2), data_of(embedder, tmp_path), 3)
     assert log.of("kl")[0] == 0.0
-    assert log.of("kl")[2] > 1e-6
+    assert log.of("kl")[-1] > 1e-6
     assert {name: parameter.requires_grad for name, parameter in embedder.named_parameters()} == before
     assert log.of("log_prob_gap")[0] < 1e-4
-    assert log.of("ratio") == pytest.approx([1.0] * 3, abs=1e-6)
+    assert {round(ratio, 6) for ratio in log.of("ratio")} == {1.0}
 
 
 @pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.bf16)])
@@ -268,8 +268,10 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one_bit_for_bit(fol
     second, later = run("cut again", 6, tmp_path / "cut" / "checkpoints" / "last.ckpt")
 
     assert len(later.steps) == 3
-    for name in ("reward", "kl", "n_tokens", "loss", "index/documents_encoded"):
-        assert later.of(name) == log.of(name)[3:], name
+    for ours, theirs in zip(later.steps, log.steps[3:], strict=True):
+        told = {name: value for name, value in ours.items() if "seconds" not in name}
+        assert told.keys() >= {"train/reward", "train/n_tokens", "train/index/documents_encoded"}
+        assert told.items() <= theirs.items()  # Lightning repeats what a step did not log, such as KL
     assert all(torch.equal(value, weights_of(second)[name]) for name, value in weights_of(whole).items())
     assert np.array_equal(rows["whole"], rows["cut again"])
     assert np.array_equal(ages["whole"], ages["cut again"])

@@ -273,7 +273,7 @@ def test_a_run_that_is_not_disturbed_moves_weights_and_rows(undisturbed):
     assert len(set(ages)) > 2
     lines = [json.loads(line) for line in (undisturbed / "completions.jsonl").open()]
     assert sorted({line["step"] for line in lines}) == list(range(N_STEPS))
-    assert len({line["reward"] for line in lines}) > 10
+    assert len({line["reward"] for line in lines}) > 2
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

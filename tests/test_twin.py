@@ -34,6 +34,13 @@ def test_every_listed_architecture_passes_with_lora_and_its_twin_has_two_layers_
         assert small.config.sliding_window == 8
 
 
+def test_a_check_leaves_the_random_numbers_that_a_new_adapter_is_made_of():
+    model = build("llama")
+    before = torch.get_rng_state()
+    check_architecture(model, LoraTuning(r=4).apply, "lora")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 class SlotGPT2Model(GPT2Model):
     """Its learned positions count slots, whatever it is told: padding moves a text."""
 
