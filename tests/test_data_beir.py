@@ -114,6 +114,15 @@ def test_training_rows_are_the_relevant_pairs_of_the_train_split(tmp_path):
     assert not set(data.validation.queries.values()) & set(running)
 
 
+def test_rows_have_reasoning_only_where_it_is_asked_for(tmp_path):
+    folder = write_collection(tmp_path)
+    assert {example.reasoning for example in load_beir_training(folder, validation_share=0.2).examples} == {
+        None
+    }
+    asked = load_beir_training(folder, validation_share=0.2, with_reasoning=True).examples
+    assert all(isinstance(example.reasoning, str) for example in asked)
+
+
 def test_every_relevant_document_of_a_query_is_known_and_grade_zero_is_none(tmp_path):
     data = load_beir_training(write_collection(tmp_path), validation_share=0.0)
     rows = [row for row in data.examples if row.query == "query number 0"]

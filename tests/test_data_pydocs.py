@@ -284,6 +284,13 @@ def test_boilerplate_and_held_out_sentences_are_no_training_queries(tmp_path, mo
     assert not [text for text in data.texts if any(sentence in text for sentence in shared)]
 
 
+def test_the_folder_of_the_cache_is_made_with_those_above_it(tmp_path, monkeypatch):
+    files = module_files("smallpack", 30)
+    data = load_small(tmp_path, monkeypatch, files, cache_dir=tmp_path / "not" / "there" / "yet")
+    assert data.examples
+    assert any((tmp_path / "not" / "there" / "yet").iterdir())
+
+
 def test_two_builds_are_equal_and_the_second_call_reads_the_cache(tmp_path, monkeypatch):
     files = module_files("smallpack")
     first = load_small(tmp_path, monkeypatch, files)

@@ -12,6 +12,7 @@ from test_sft import module_of, opened, training_data
 from two_processes import on_two_ranks
 
 from src.data.datamodules import SFTDataModule
+from src.evaluation.validation import equal_forwards
 from src.models.folder import save_embedder
 from src.models.tuning import LoraTuning
 from src.stages.base import StageModule
@@ -54,13 +55,21 @@ def counted_step(folder, chunk_rows, is_sharded, **settings):
     return {**counts, "weights": {name: value.detach() for name, value in embedder.named_parameters()}}
 
 
+def order_of_hooks(embedder):
+    """What runs before a forward: a hook that was there already, as one that fetches sharded weights is."""
+    earlier = embedder.decoder.register_forward_pre_hook(lambda *_: None)
+    with equal_forwards(embedder):
+        hooks = list(embedder.decoder._forward_pre_hooks)
+    return [number == earlier.id for number in hooks]
+
+
 def both_ways(rank, folder):
     """On one rank: a step that is told of sharding, and one that is not, by chunk size."""
     return {
         (chunk_rows, is_sharded): counted_step(folder, chunk_rows, is_sharded, strategy="ddp", devices=2)
         for chunk_rows in CHUNKS
         for is_sharded in (True, False)
-    }
+    } | {"hooks": order_of_hooks(build_embedder())}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +93,10 @@ def test_forwards_that_fill_up_teach_nothing(two_ranks, chunk_rows):
     for rank in two_ranks:
         for name, weight in rank[chunk_rows, False]["weights"].items():
             torch.testing.assert_close(rank[chunk_rows, True]["weights"][name], weight, atol=1e-5, rtol=0)
+
+
+def test_ranks_tell_each_other_that_they_go_on_before_sharded_weights_are_fetched(two_ranks):
+    assert [rank["hooks"] for rank in two_ranks] == [[False, True]] * 2
 
 
 def test_on_one_rank_nothing_is_filled_up():

@@ -160,13 +160,13 @@ def test_a_name_that_leads_out_of_the_folder_of_collections_is_refused(name):
         (["top_k=5"], r"top_k=5: an integer of at least 100, the largest cut-off of the metrics"),
         (["top_k=99"], "top_k=99"),
         (["top_k=1e3"], "top_k=1000.0"),
-        (["limit=-1"], "limit=-1: an integer of at least 1, or null is needed"),
+        (["limit=-1"], "limit=-1: must be a whole number at least 1, or null"),
         (["limit=0"], "limit=0"),
-        (["limit=true"], "limit=True"),
+        (["limit=true"], "limit=true: must be a whole number"),
         (["seed=-1"], "seed=-1"),
         (["model.token_budget=0"], "model.token_budget=0"),
         (["bm25.k1=-1"], "bm25.k1=-1"),
-        (["bm25.b=1.5"], "bm25.b=1.5: a number from 0 to 1"),
+        (["bm25.b=1.5"], "bm25.b=1.5: must be a number at least 0 and at most 1"),
         (["bm25.b=nan"], "bm25.b=nan"),
         (["metrics_file=out.png"], "a file that ends in .json"),
     ],
@@ -416,6 +416,6 @@ def test_a_table_and_a_chart_show_names_as_they_are_and_any_number_of_them(tmp_p
     image = write_chart(many, tmp_path / "many.png").read_bytes()
     assert int.from_bytes(image[16:20]) == 100 * 150  # no wider however many; matplotlib refuses 2^16 pixels
     one, three = (write_chart(many[:n], tmp_path / f"{n}.png").read_bytes()[16:20] for n in (1, 3))
-    assert [int.from_bytes(width) for width in (one, three)] == [600, 1140]  # 2.2 + 1.8 inches each, 150 dots
+    assert [int.from_bytes(width) for width in (one, three)] == [900, 1440]  # 4.2 + 1.8 inches each, 150 dots
     with pytest.raises(ValueError, match="no row to draw"):
         write_chart([], tmp_path / "none.png")

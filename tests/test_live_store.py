@@ -108,6 +108,22 @@ def test_a_bad_update_is_refused_before_anything_is_written(tmp_path, rows, vect
         store.update([1], vectors(1, 3), 1)
 
 
+def test_a_store_goes_back_once_more_though_a_kill_had_cut_its_journal(tmp_path):
+    with created(tmp_path) as store:
+        store.update(np.arange(10), vectors(10, 1), 1)
+        state, expected = store.state_dict(), held(store)
+        store.commit(state)
+        store.update([3, 4], vectors(2, 2), 2)
+    journal = sorted((tmp_path / "live").glob("journal-*"))[-1]
+    with journal.open("ab") as file:
+        file.write(b"the begin of an entry")
+    with LiveStore.open(tmp_path / "live", KEY, state) as store:
+        assert same(store, expected)
+        store.update([3, 20], vectors(2, 3), 2)
+    with LiveStore.open(tmp_path / "live", KEY, state) as store:
+        assert same(store, expected)
+
+
 def test_a_store_goes_back_to_the_last_checkpoint_and_to_the_one_before(tmp_path):
     for number in (1, 2):
         folder = tmp_path / str(number)

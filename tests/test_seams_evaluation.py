@@ -102,3 +102,10 @@ def test_validation_in_training_ranks_as_many_documents_once_a_querys_own_is_tak
 
     assert [values[f"{mode}/recall@100"] for values in found] == [1.0, 0.0]
     assert found[0][f"{mode}/map@100"] == pytest.approx(1 / TOP_K)
+
+
+def test_a_ranking_that_is_cut_before_the_last_cut_off_of_a_metric_is_refused(loaded_embedder):
+    with pytest.raises(ValueError, match="top_k must be at least 100"):
+        Settings(top_k=99, analyzer="code", k1=1.2, b=0.75, seed=0)
+    with pytest.raises(ValueError, match="top_k must be at least 100"):
+        validate(loaded_embedder, collection(False), 99)

@@ -190,7 +190,7 @@ def test_a_vocabulary_with_holes_bans_the_holes_and_no_token(tmp_path, spare_row
 
     embedder = opened(write_plain(tmp_path / "plain", tokenizer, spare_rows=spare_rows))
 
-    tokens, n_rows = set(embedder.tokenizer.get_vocab().values()), embedder.head.weight.shape[0]
+    tokens, n_rows = set(embedder.tokenizer.get_vocab().values()), embedder.vocabulary_size
     assert max(tokens) == last + 30
     assert n_rows == max(last + 31, last + 1 + spare_rows)
     banned = set(embedder.special_ids.banned)

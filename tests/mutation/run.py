@@ -13,7 +13,7 @@ The result is `outputs/mutants/seed-<SEED>.jsonl`. A run that was broken off goe
 FILE...` judges the survivors once more, by test files that are new or changed.
 
 A mutant runs in a copy of the tree, in a process forked from one that has imported the libraries. It is
-killed by a failing test or import, and where its tests take a minute and four times as long as before.
+killed by a failing test or import, and where tests take five minutes and four times as long as before.
 """
 
 import argparse
@@ -278,10 +278,10 @@ def judged(mutant: Mutant, tests: Sequence[str], measured: Measured | None, plac
     verdict, by, n_run = ("survived", "", 0) if tests else ("uncovered", "", 0)
     for part in _parts(tests, measured):
         expected = 20.0 * len(part) if measured is None else sum(map(measured.seconds, part))
-        verdict, by = run_tests(tree, module, part, 60 + 4 * expected, place / "note")
+        verdict, by = run_tests(tree, module, part, 300 + 4 * expected, place / "note")
         if verdict == "error":  # a test has other parameters than when it was measured
             part = sorted({name.partition("[")[0] for name in part})
-            verdict, by = run_tests(tree, module, part, 120 + 8 * expected, place / "note")
+            verdict, by = run_tests(tree, module, part, 300 + 8 * expected, place / "note")
         n_run += len(part)
         if verdict != "survived":
             break
