@@ -15,7 +15,7 @@ from src.data.types import Benchmark, Corpus
 from src.evaluate import check, run
 from src.evaluation.benchmark import Settings, evaluate_benchmark
 from src.evaluation.places import PlaceError, collection_path, folder_name
-from src.evaluation.report import print_table, write_chart
+from src.evaluation.report import print_differences, print_table, write_chart
 from src.evaluation.trec import encoded_id
 from src.evaluation.validation import validate
 from src.runtime import ConfigSource, compose
@@ -419,3 +419,13 @@ def test_a_table_and_a_chart_show_names_as_they_are_and_any_number_of_them(tmp_p
     assert [int.from_bytes(width) for width in (one, three)] == [900, 1440]  # 4.2 + 1.8 inches each, 150 dots
     with pytest.raises(ValueError, match="no row to draw"):
         write_chart([], tmp_path / "none.png")
+
+
+def test_the_table_of_differences_has_a_heading_for_every_column(capsys):
+    one = {"benchmark": "a", "mode": "direct", "model": "m"}
+    print_differences([one | {"less": one, "difference": 0.1, "ci95": [0.0, 0.2], "p": 0.01}], {})
+    shown = capsys.readouterr().out
+    headings = next(line for line in shown.splitlines() if "benchmark" in line)
+    cells = [cell.strip() for cell in headings.strip("┃").split("┃")]
+    assert cells == ["benchmark", "this", "less", "difference", "95 % interval", "p"]
+    assert "+0.000 to +0.200" in shown
