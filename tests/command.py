@@ -12,8 +12,10 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -102,7 +104,22 @@ def begun(files: list[Path], function: Callable[..., None], *arguments: object) 
     return process
 
 
+def end_with_the_tests() -> None:
+    """Ends this forked process, and its group if that is its own, when the process of the tests is gone.
+
+    The server outlives the tests for as long as one of its children does, and a rank that waits for another
+    one waits for half an hour.
+    """
+
+    def watch() -> None:
+        wait([multiprocessing.parent_process().sentinel])
+        os.kill(0 if os.getpgrp() == os.getpid() else os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _written_to(files: list[Path], function: Callable[..., None], arguments: tuple) -> None:
+    end_with_the_tests()
     for number, path in enumerate(files, 1):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)

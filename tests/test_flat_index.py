@@ -113,20 +113,21 @@ def test_a_memory_map_is_searched_where_it_is(tmp_path):
     assert index.search(documents[:9], 5)[1][:, 0].tolist() == list(range(9))
 
 
-@pytest.mark.parametrize(("platform", "is_one"), [("darwin", True), ("linux", False)])
-def test_pitfall_24_faiss_keeps_to_one_thread_beside_torch_on_macos(platform, is_one):
-    code = f"""
+def test_pitfall_24_faiss_keeps_to_one_thread_beside_torch_on_macos():
+    code = """
 import sys
 import src.index.library as library
 assert list(sys.modules).index("torch") < list(sys.modules).index("faiss")
-library.settle({platform!r})
-print(library.faiss.omp_get_max_threads())
+for platform in ("linux", "darwin"):
+    library.settle(platform)
+    print(library.faiss.omp_get_max_threads())
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
-    assert (int(run.stdout) == 1) == is_one
+    on_linux, on_macos = map(int, run.stdout.split())
+    assert on_linux > on_macos == 1
 
 
 def test_no_queries_give_no_rows():

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,7 @@ def modules(root: Path) -> dict[str, Path]:
     return {module_name(path, root): path for path in sorted((root / "src").rglob("*.py"))}
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Modules named by any import of a file, those inside functions and TYPE_CHECKING included."""
     names = set()

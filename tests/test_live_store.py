@@ -17,7 +17,7 @@ import pytest
 
 from src.index.live import NEVER, LiveStore
 from src.index.store import StoreError
-from tests.command import LIMIT_S
+from tests.command import LIMIT_S, begun
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = {"weights": "w", "corpus": "c"}
@@ -349,22 +349,16 @@ def train(folder, n_rows, last_step, every=3):
 def test_after_kills_at_random_moments_the_rows_are_those_of_the_checkpoint(tmp_path):
     rng = random.Random(7)
     n_rows, n_kills, steps_seen = 600, 10, set()
-    script = """
-        from pathlib import Path
-        from test_live_store import train
-        print("ready", flush=True)
-        train(Path(sys.argv[1]), int(sys.argv[2]), 10**6)
-        """
-    file, content = tmp_path / "last.json", ""
+    file, log, content = tmp_path / "last.json", tmp_path / "output.txt", ""
     for _ in range(n_kills):
-        process = run(script, tmp_path, n_rows)
-        assert process.stdout.readline() == "ready\n", process.stderr.read()
+        process = begun([log, log], train, tmp_path, n_rows, 10**6)
         while not file.is_file() or file.read_text() == content:  # a busy machine may take long to get there
-            assert process.poll() is None, process.stderr.read()
+            assert process.is_alive(), log.read_text()
             time.sleep(0.001)
         time.sleep(rng.uniform(0.0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, process.stderr.read()
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, log.read_text()
         content = file.read_text()
         saved = json.loads(content)
         with LiveStore.open(tmp_path / "live", KEY, saved["store"]) as store:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.command import FORKED, THREADS
+from tests.command import FORKED, THREADS, end_with_the_tests
 
 T = TypeVar("T")
 
@@ -40,6 +40,7 @@ def on_two_ranks(function: Callable[..., T], *arguments: object) -> list[T]:
 
 
 def _work(rank: int, port: int, folder: Path, function: Callable, arguments: tuple) -> None:
+    end_with_the_tests()
     torch.set_num_threads(THREADS)
     facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
     os.environ.update({name: str(value) for name, value in facts.items()})
