@@ -5,16 +5,14 @@ the same `output_dir` adds its rows to those of the first. `modes=[bm25]` needs 
 """
 
 import logging
-import math
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
 from src.command_line import UsageError, did_you_mean
-from src.evaluation.metrics import LARGEST_CUTOFF
 from src.evaluation.modes import MODES, NEED_BASE, NEED_NO_MODEL
 from src.evaluation.places import added, collection_path, earlier_rows, rows_on_disk
 from src.run_folder import provenance, write_metrics
@@ -39,7 +37,6 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         if mode not in MODES:
             raise UsageError(f"modes: {mode} does not exist. Choices: {', '.join(MODES)}")
     benchmarks = listed(config, "benchmarks")
-    _check_numbers(config)
     if not NEED_NO_MODEL.issuperset(config.modes):
         _check_model("model.path", config.model.path)
     if not NEED_BASE.isdisjoint(config.modes):
@@ -77,25 +74,6 @@ def listed(config: DictConfig, key: str) -> list[str]:
 def embedded(config: DictConfig) -> str:
     """The name of the collection that `data=` holds out: that of its reader, `load_<name>`."""
     return str(config.data._target_).rpartition(".load_")[2].removesuffix("_training")
-
-
-def _check_numbers(config: DictConfig) -> None:
-    """Every number has its range; for integers the second entry is the lowest."""
-    integers = {"top_k": LARGEST_CUTOFF, "limit": 1, "seed": 0, "model.token_budget": 1}
-    may_be_null = ("limit", "model.token_budget")
-    for key, lowest in integers.items():
-        value = OmegaConf.select(config, key)
-        if value is None and key in may_be_null:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-            why = f", the largest cut-off of the metrics (recall@{LARGEST_CUTOFF})" if key == "top_k" else ""
-            null = ", or null" if key in may_be_null else ""
-            raise UsageError(f"{key}={value}: an integer of at least {lowest}{why}{null} is needed")
-    for key, highest in (("bm25.k1", math.inf), ("bm25.b", 1)):
-        value = OmegaConf.select(config, key)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= highest:
-            upper = "" if highest == math.inf else f" to {highest}"
-            raise UsageError(f"{key}={value}: a number from 0{upper} is needed")
 
 
 def _check_model(key: str, path: str | None) -> None:

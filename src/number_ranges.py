@@ -320,7 +320,7 @@ COMMANDS: Mapping[str, Range] = {
     "n_trials": COUNT,
     "pruner_warmup": FROM_0,
     "startup_trials": FROM_0,
-    "top_k": COUNT,
+    "top_k": Range(100, is_whole=True),  # the largest cut-off of the metrics, recall@100
     "limit": or_null(COUNT),
     "model.token_budget": or_null(COUNT),
     "bm25.k1": NOT_NEGATIVE,

@@ -2,18 +2,21 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from torch import nn
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from src.objectives.losses import info_nce
-from src.stages.callbacks import Throughput, TrainableCheckpoint, frozen_sha256
+from src.stages.callbacks import HeedSigterm, Throughput, TrainableCheckpoint, frozen_sha256
 from src.stages.optimization import (
     ChunkOutput,
     OptimizationSettings,
@@ -288,3 +291,27 @@ def test_throughput_books_time_under_the_part_that_took_it(tmp_path, caplog):
         assert float(share.rstrip("%")) == pytest.approx(100 * shares[part], abs=0.051)
     assert rates.startswith(f"{N_STEPS - 1} steps: ")
     assert throughput.table() in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "is_ended"), [(KeyboardInterrupt(), False), (RuntimeError("a rank died"), True)]
+)
+def test_a_rank_that_is_ended_with_an_interrupted_run_does_not_count_as_a_crash(error, is_ended):
+    """Two real processes stand for the first rank, which the observer would end, and the second."""
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    first, second = subprocess.Popen(sleep), subprocess.Popen(sleep)
+    observer = _ChildProcessObserver(first.pid, [second], sleep_period=0.2)
+    try:
+        observer.start()
+        HeedSigterm().on_exception(None, None, error)
+        second.kill()
+        observer.join(60)
+        assert not observer.is_alive()
+        if is_ended:
+            first.wait(60)
+        assert first.poll() == (-signal.SIGKILL if is_ended else None)
+    finally:
+        first.kill()
+        second.kill()
+        first.wait()
+        second.wait()

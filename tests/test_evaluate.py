@@ -157,7 +157,7 @@ def test_a_name_that_leads_out_of_the_folder_of_collections_is_refused(name):
         (["benchmarks=[../a]"], "no folder inside beir_dir"),
         (["benchmarks=[b]"], r"b is not in .*Choices: pydocs, a, nested/c"),
         (["benchmarks=[a]", "split=dev"], "split=dev: a has no such split. Choices: test"),
-        (["top_k=5"], r"top_k=5: an integer of at least 100, the largest cut-off of the metrics"),
+        (["top_k=5"], r"top_k=5: must be a whole number at least 100"),
         (["top_k=99"], "top_k=99"),
         (["top_k=1e3"], "top_k=1000.0"),
         (["limit=-1"], "limit=-1: must be a whole number at least 1, or null"),

@@ -5,11 +5,13 @@ import logging
 import os
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities.types import STEP_OUTPUT
@@ -219,6 +221,16 @@ class HeedSigterm(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         signal.signal(signal.SIGTERM, self._handler)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, error: BaseException) -> None:
+        """Lightning now ends the ranks that it has started; its observer must not take that for a crash.
+
+        The observer looks every five seconds, and would kill this process before its end is recorded.
+        """
+        if isinstance(error, KeyboardInterrupt):
+            for thread in threading.enumerate():
+                if isinstance(thread, _ChildProcessObserver):
+                    thread._child_processes = []
 
 
 class FalseNegatives(Callback):
