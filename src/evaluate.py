@@ -5,7 +5,6 @@ the same `output_dir` adds its rows to those of the first. `modes=[bm25]` needs 
 """
 
 import logging
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +13,8 @@ from omegaconf import DictConfig, ListConfig
 
 from src.command_line import UsageError, did_you_mean
 from src.evaluation.modes import MODES, NEED_BASE, NEED_NO_MODEL
-from src.evaluation.places import added, collection_path, earlier_rows, rows_on_disk
-from src.run_folder import provenance, write_metrics
+from src.evaluation.places import added, collection_path, earlier_rows, rows_on_disk, seen_from
+from src.run_folder import log_written, provenance, write_metrics
 from src.runtime import entry_point, instantiate
 
 if TYPE_CHECKING:
@@ -159,9 +158,7 @@ def run(config: DictConfig) -> None:
             rows = added(_earlier(folder, target), new)
             write_metrics(target, rows, origin)
     print_table(rows)
-    for path in (target, write_chart(rows, target.with_suffix(".png"))):
-        if path.is_file():
-            log.info("wrote %s", path)
+    log_written(target, write_chart(rows, target.with_suffix(".png")))
 
 
 def _earlier(folder: Path, target: Path) -> list[dict]:
@@ -175,11 +172,6 @@ def _earlier(folder: Path, target: Path) -> list[dict]:
         return rows
     known = {row["folder"] for row in rows}
     return [*(row for row in rows_on_disk(folder) if row["folder"] not in known), *rows]
-
-
-def seen_from(place: Path, folder: Path) -> str:
-    """The relative path from one folder to another."""
-    return Path(os.path.relpath(folder, place)).as_posix()
 
 
 def _benchmark(config: DictConfig, name: str) -> "Benchmark":

@@ -8,11 +8,11 @@ seed, number of threads or processor): printed are mean, range and intervals ove
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from src.command_line import UsageError
+from src.evaluation.places import seen_from
 from src.evaluation.report import model_names, print_differences, print_runs, print_table, write_chart
 from src.evaluation.runs import Scores, rows_over_runs
 from src.evaluation.significance import paired_differences
@@ -64,7 +64,7 @@ def joined(contents: dict[str, dict]) -> tuple[list[dict], dict]:
 
 def relocated(rows: Sequence[Mapping], place: Path) -> list[dict]:
     """Rows whose `folder` is seen from a place, instead of from the working folder."""
-    return [{**row, "folder": Path(os.path.relpath(row["folder"], place)).as_posix()} for row in rows]
+    return [{**row, "folder": seen_from(place, row["folder"])} for row in rows]
 
 
 def scores_by_query(file: Path, row: dict, metric: str = "ndcg@10") -> dict[str, float] | None:

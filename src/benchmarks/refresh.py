@@ -17,6 +17,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from src.command_line import UsageError
+from src.last_resort import EXIT_INTERRUPTED
 from src.progress import Progress
 from src.run_folder import log_written, provenance, write_json
 from src.runtime import HANDED_DOWN, entry_point
@@ -26,7 +27,6 @@ log = logging.getLogger(__name__)
 
 OWN_KEYS = ("rules", "settings", "output_dir")
 GIVEN_BY_RULE = ("refresh", "stage", "experiment", "resume", "if_exists")
-EXIT_INTERRUPTED = 130
 
 
 def check(config: DictConfig, is_sweep: bool) -> None:

@@ -151,6 +151,11 @@ def _is_place_of(place: str, row: Mapping) -> bool:
     )
 
 
+def seen_from(place: Path, folder: Path | str) -> str:
+    """The relative path from one folder to another, with slashes."""
+    return Path(os.path.relpath(folder, place)).as_posix()
+
+
 def earlier_rows(metrics_file: Path) -> list[dict]:
     """Rows that a metrics.json of evaluations holds; none where there is no file.
 

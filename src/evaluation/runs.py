@@ -6,6 +6,7 @@ have been, and the interval is that of such means over new runs and new queries 
 run has queries of its own it is a little too wide, never too narrow.
 """
 
+import hashlib
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def query_keys(scores: Scores, baseline: Scores | None) -> dict[Hashable, tuple]
     """
     ids = sorted(map(str, scores))
     found = None if baseline is None else [round(baseline[key], 9) for key in sorted(baseline, key=str)]
-    collection = json.dumps([ids, found])
+    collection = hashlib.sha256(json.dumps([ids, found]).encode()).hexdigest()
     return {key: (collection, key) for key in scores}
 
 
