@@ -134,6 +134,7 @@ def load_embedder(
     encoder = _encoder_of(path, description, tokenizer)
     model = _pretrained(path, dtype, attention, local_files_only=True)
     _refuse_untrusted(model, str(path))
+    check_lengths(model, encoder)
     embedder = ReasoningEmbedder(
         model.to(device),
         tokenizer,
@@ -144,7 +145,6 @@ def load_embedder(
         is_trained=description.get("is_trained", True),
         rendered=encoder.rendered,
     )
-    check_lengths(model, encoder)
     return embedder.eval()
 
 
