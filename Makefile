@@ -6,8 +6,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(firstword $(shell cksum requirements.lock))
-QUICKSTART := outputs/quickstart
 SEED ?= 1
+QUICKSTART := outputs/quickstart$(if $(filter-out 1,$(SEED)),-seed$(SEED))
 REFRESH ?= candidates
 HOPS := outputs/hops$(if $(filter-out 1,$(SEED)),-seed$(SEED))
 HOPS_RL := $(if $(filter-out candidates,$(REFRESH)),-$(REFRESH))
@@ -27,13 +27,14 @@ $(STAMP): requirements.lock
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
-train: setup  ## SFT, RL and evaluation on the embedded default, with a table; resumes after an interruption
-	@$(RUN) -m src.train experiment=quickstart output_dir=$(QUICKSTART)/sft if_exists=resume
-	@$(RUN) -m src.train experiment=quickstart_rl model.path=$(QUICKSTART)/sft/model output_dir=$(QUICKSTART)/rl if_exists=resume
+train: setup  ## SFT, RL and evaluation on the embedded default, with a table; resumes if interrupted; [SEED=2]
+	@$(RUN) -m src.train experiment=quickstart seed=$(SEED) output_dir=$(QUICKSTART)/sft if_exists=resume
+	@$(RUN) -m src.train experiment=quickstart_rl model.path=$(QUICKSTART)/sft/model seed=$(SEED) \
+		output_dir=$(QUICKSTART)/rl if_exists=resume
 	@$(RUN) -m src.evaluate model.path=$(QUICKSTART)/sft/model base.path=experiments/nano_base/model benchmarks=[pydocs] \
-		modes=[bm25,base-direct,direct,reasoning,base-reasoning,shuffled-reasoning] output_dir=$(QUICKSTART)/eval/sft
+		seed=$(SEED) modes=[bm25,base-direct,direct,reasoning,base-reasoning,shuffled-reasoning] output_dir=$(QUICKSTART)/eval/sft
 	@$(RUN) -m src.evaluate model.path=$(QUICKSTART)/rl/model base.path=$(QUICKSTART)/sft/model benchmarks=[pydocs] \
-		modes=[direct,reasoning,base-reasoning,shuffled-reasoning] output_dir=$(QUICKSTART)/eval/rl
+		seed=$(SEED) modes=[direct,reasoning,base-reasoning,shuffled-reasoning] output_dir=$(QUICKSTART)/eval/rl
 	@$(RUN) -m src.report $(QUICKSTART)/eval/sft $(QUICKSTART)/eval/rl --output $(QUICKSTART)/metrics.json
 	@echo; printf '%s\n' "metrics   $(QUICKSTART)/metrics.json" "models    $(QUICKSTART)/sft/model  $(QUICKSTART)/rl/model" \
 		"retrain   rm -r $(QUICKSTART) && make train"
