@@ -435,6 +435,23 @@ def test_a_failed_build_leaves_no_cache_behind(tmp_path, monkeypatch):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_what_a_killed_build_left_is_gone_after_the_next_one(tmp_path, monkeypatch):
+    load_small(tmp_path, monkeypatch, module_files("smallpack", 20))
+    (folder,) = (tmp_path / "cache").iterdir()
+    left = [folder.with_name(f".{folder.name}-{end}") for end in ("building", "8x1kq0")]
+    for each in left:
+        each.mkdir()
+        (each / "train.jsonl").write_text("{")
+    other = tmp_path / "cache" / ".other-building"
+    other.mkdir()
+    folder.rename(tmp_path / "aside")
+
+    options = {"include_stdlib": False, "test_share": 0.3, "validation_share": 0.2, "min_test": 1}
+    load_pydocs(["smallpack==1.2"], tmp_path / "cache", workers=1, **options)
+
+    assert sorted((tmp_path / "cache").iterdir()) == sorted([folder, other])
+
+
 def test_near_duplicates_are_what_comparing_all_pairs_finds():
     rng = random.Random(5)
     documents = []

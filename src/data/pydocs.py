@@ -19,7 +19,6 @@ import platform
 import shutil
 import sys
 import sysconfig
-import tempfile
 import time
 from array import array
 from collections import Counter
@@ -441,7 +440,10 @@ def _build(
     settings: Settings,
     workers: int,
 ) -> None:
-    """Mines and writes a cache folder; it appears under its name only when it is complete."""
+    """Mines and writes a cache folder; it appears under its name only when it is complete.
+
+    Called while the lock of the folder around it is held, so what another mining left unfinished is dead.
+    """
     started = time.perf_counter()
     packages = ([STDLIB] if settings.include_stdlib else []) + list(settings.packages)
     files = [file for package in packages for file in source_files(package)]
@@ -456,7 +458,10 @@ def _build(
         "near_duplicates_removed": duplicates,
         "pairs_dropped": dropped,
     }
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    for left in folder.parent.glob(f".{folder.name}-*"):
+        shutil.rmtree(left)
+    building = folder.with_name(f".{folder.name}-building")
+    building.mkdir()
     try:
         for split in SPLITS:
             _write_lines(building / f"{split}.jsonl", (_row(record) for record in pairs[split]))
@@ -469,7 +474,6 @@ def _build(
         card = _card(name, settings, pairs, n_texts) | facts | {"seconds": seconds}
         (building / "card.md").write_text(card_text(card))
         (building / "card.json").write_text(json.dumps(card, indent=1))
-        building.chmod(0o755)
         os.rename(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
