@@ -37,7 +37,7 @@ train: setup  ## SFT, RL and evaluation on the embedded default, with a table; r
 		seed=$(SEED) modes=[direct,reasoning,base-reasoning,shuffled-reasoning] output_dir=$(QUICKSTART)/eval/rl
 	@$(RUN) -m src.report $(QUICKSTART)/eval/sft $(QUICKSTART)/eval/rl --output $(QUICKSTART)/metrics.json
 	@echo; printf '%s\n' "metrics   $(QUICKSTART)/metrics.json" "models    $(QUICKSTART)/sft/model  $(QUICKSTART)/rl/model" \
-		"retrain   rm -r $(QUICKSTART) && make train"
+		"retrain   rm -r $(QUICKSTART) && make train$(if $(filter-out 1,$(SEED)), SEED=$(SEED))"
 
 hops: setup  ## the generated world: pretraining, SFT, RL, table; [SEED=2] [REFRESH=full], see experiments/hops/
 	@$(RUN) -m src.train experiment=hops_pretrain seed=$(SEED) data.seed=$(SEED) output_dir=$(HOPS)/base if_exists=resume
@@ -52,7 +52,7 @@ hops: setup  ## the generated world: pretraining, SFT, RL, table; [SEED=2] [REFR
 		model.path=$(HOPS)/rl$(HOPS_RL)/model output_dir=$(HOPS)/eval/rl$(HOPS_RL)
 	@$(RUN) -m src.report $(HOPS)/eval/sft $(HOPS)/eval/rl$(HOPS_RL) --output $(HOPS)/metrics$(HOPS_RL).json
 	@echo; printf '%s\n' "metrics   $(HOPS)/metrics$(HOPS_RL).json" "model     $(HOPS)/rl$(HOPS_RL)/model" \
-		"rerun     rm -r $(HOPS) && make hops"
+		"rerun     rm -r $(HOPS) && make hops$(if $(filter-out 1,$(SEED)), SEED=$(SEED))"
 
 lint: setup  ## ruff: rules and format
 	@$(RUN) -m ruff check .
