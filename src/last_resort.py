@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from src.command_line import UsageError
-from src.run_folder import Failed, Interrupted
+from src.run_folder import Failed, Interrupted, os_error_text
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -66,8 +66,7 @@ def described(error: BaseException) -> str:
     if isinstance(error, BrokenPipeError):
         return "standard output was closed before everything was written"
     if isinstance(error, OSError) and error.strerror:
-        names = [os.fspath(name) for name in (error.filename, error.filename2) if name is not None]
-        return ": ".join([*map(str, names), error.strerror])
+        return os_error_text(error)
     frames = traceback.extract_tb(error.__traceback__)
     place = next((frame for frame in reversed(frames) if Path(frame.filename).is_relative_to(_ROOT)), None)
     where = f" ({Path(place.filename).relative_to(_ROOT)}:{place.lineno})" if place else ""

@@ -2,7 +2,8 @@
 
     <run>/config.yaml       the resolved configuration; `resume=<run>` reads it back
     <run>/provenance.json   command, commit, seed, Python and packages
-    <run>/status.json       state, error, started, finished
+    <run>/status.json       state, error, started, finished, host
+    <run>/lock              held by the process that works in the folder
     <run>/<command>.log     everything that was logged, and the traceback of a failure
     <run>/metrics.json      the rows of the results table
 
@@ -11,6 +12,7 @@ A file is replaced whole or not at all, so that a run killed while writing leave
 """
 
 import contextlib
+import errno
 import importlib.metadata
 import itertools
 import json
@@ -28,6 +30,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from src.command_line import UsageError
+from src.run_lock import LOCK, held, is_held
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +61,65 @@ class Failed(Exception):
     """A job failed; its message is that of its cause. Told on the console and recorded in its folder."""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+REMEDIES = {
+    errno.ENOSPC: "make room on that disk, then the same command again",
+    errno.EDQUOT: "make room within your quota, then the same command again",
+    errno.EROFS: "the disk can only be read; choose a folder on another one",
+    errno.EACCES: "give yourself the right to it, or choose another place",
+    errno.EPERM: "give yourself the right to it, or choose another place",
+    errno.EMFILE: "allow more open files (ulimit -n), then the same command again",
+}
+"""What to do about an error of the system, by its number."""
+
+
+def os_error_text(error: OSError, folder: Path | None = None) -> str:
+    """Which file or folder, what the system says, and what to do, in a line.
+
+    Args:
+        error: an error of writing or reading an open file does not know its name.
+        folder: named then.
+    """
+    names = [os.fspath(name) for name in (error.filename or folder, error.filename2) if name is not None]
+    remedy = REMEDIES.get(error.errno)
+    said = ": ".join([*map(str, names), error.strerror or str(error)])
+    return f"{said}; {remedy}" if remedy else said
+
+
+def write_text(path: Path, text: str, is_durable: bool = False) -> None:
+    """Writes a file whole or not at all.
+
+    Args:
+        path: of the file; its folder is made.
+        text: its content.
+        is_durable: whether it must be on the disk, and not only with the system, when this returns.
+
+    Raises:
+        OSError: With the name of the file, if it cannot be written; what was there is left as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            if is_durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        error.filename, error.filename2 = str(path), None  # errors of `write` have none
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk, where the system knows how."""
+    with contextlib.suppress(OSError):
+        file = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def write_json(path: Path, content: object) -> None:
@@ -190,30 +246,60 @@ def write_status(folder: Path, state: str, error: str | None = None) -> None:
     Raises:
         ValueError: If the state is none of `STATES`.
     """
+    write_json(folder / "status.json", _status(folder, state, error))
+
+
+def _status(folder: Path, state: str, error: str | None) -> dict[str, object]:
     if state not in STATES:
         raise ValueError(f"state must be one of {', '.join(STATES)}, got {state!r}")
     is_running = state == "running"
-    started = _now() if is_running else read_json(folder / "status.json").get("started")
+    started = _now() if is_running else _started(folder)
     status = {"state": state, "error": error, "started": started, "finished": None if is_running else _now()}
-    write_json(folder / "status.json", status | {"host": socket.gethostname(), "pid": os.getpid()})
+    return status | {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def _started(folder: Path) -> str | None:
+    with contextlib.suppress(OSError, ValueError, AttributeError, UsageError):
+        return read_json(folder / "status.json").get("started")
+    return None
 
 
 def state_of(folder: Path) -> str | None:
     """State of the run in a folder; None where there is none.
 
-    A run that says `running` and whose process is gone from this machine was killed: `interrupted`.
+    A run that says `running` and whose lock is free was killed: `interrupted`. Where it ran on another
+    machine and its lock file is there, its lock may not be seen from here: `running`.
     """
     status = read_json(folder / "status.json")
-    if status.get("state") == "running" and status.get("host") == socket.gethostname():
-        try:
-            os.kill(status["pid"], 0)
-        except ProcessLookupError:
-            return "interrupted"
-        except PermissionError:
-            pass
-        if status["pid"] == os.getpid():
-            return "interrupted"
-    return status.get("state")
+    if status.get("state") != "running" or is_held(folder) or _may_run_elsewhere(folder, status):
+        return status.get("state")
+    return "interrupted"
+
+
+def _may_run_elsewhere(folder: Path, status: Mapping) -> bool:
+    return status.get("host") != socket.gethostname() and (folder / LOCK).exists()
+
+
+@contextlib.contextmanager
+def taken(folder: Path) -> Iterator[None]:
+    """Keeps every other process out of a run folder; within it, this process may ask again.
+
+    Args:
+        folder: exists and can be written to.
+
+    Raises:
+        UsageError: If another process works in it, or one of another machine may.
+    """
+    status = read_json(folder / "status.json")
+    if status.get("state") == "running" and not is_held(folder) and _may_run_elsewhere(folder, status):
+        lock = shlex.quote(str(folder / LOCK))
+        raise UsageError(
+            f"{folder}: a run on {str(status.get('host'))[:80]} works in it or was killed there, and from "
+            f"{socket.gethostname()} the lock of a shared disk may not be seen. If nothing runs there any "
+            f"more: rm {lock}, then the same command again"
+        )
+    with held(folder):
+        yield
 
 
 def make_folder(folder: Path, key: str = "output_dir") -> Path:
@@ -261,12 +347,38 @@ def _is_for_console(record: logging.LogRecord) -> bool:
     return record.name.partition(".")[0] in ("src", "__main__") or record.levelno >= logging.WARNING
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that says once that it cannot be written, and lets the job go on."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", delay=True)
+        self.is_failing = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        if not self.is_failing:
+            self.is_failing = True
+            reason = error.strerror or error
+            with contextlib.suppress(OSError, ValueError):
+                print(f"{self.baseFilename}: the log cannot be written ({reason})", file=sys.stderr)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError:  # what was not written yet has no room either
+            self.stream = None
+            super().close()
+
+
 @contextlib.contextmanager
 def logged(path: Path, is_main: bool = True) -> Iterator[None]:
     """Sends the log to a file in full and to the console in short; warnings go to the file only."""
     root, level = logging.getLogger(), logging.getLogger().level
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(path, encoding="utf-8")
+    file = _LogFile(path)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     console = logging.StreamHandler()
     console.setFormatter(logging.Formatter("%(message)s"))
@@ -300,21 +412,70 @@ def recorded(folder: Path, log_name: str) -> Iterator[None]:
     """
     log_file = folder / log_name
     with logged(log_file):
+        end = _LastWord(folder)
         write_status(folder, "running")
         try:
             yield
         except BaseException as error:
             if _is_interruption(error):
                 log.info("interrupted; %s", folder)
-                write_status(folder, "interrupted", error=type(error).__name__)
+                end.write("interrupted", type(error).__name__)
                 raise Interrupted(str(folder)) from error
             log.error("%s", traceback.format_exc(), extra={"file_only": True})
-            message = f"{type(error).__name__}: {error}"
+            message = failure_text(error, folder)
             log.error("error: %s\ntraceback: %s", message, log_file)
-            write_status(folder, "failed", error=message)  # last, as it fails where the disk is full
+            end.write("failed", message)
             raise Failed(message) from error
         else:
-            write_status(folder, "finished")
+            end.write("finished")
+
+
+def failure_text(error: BaseException, folder: Path) -> str:
+    """What a job failed of, in a line: the kind where it is not said by the words."""
+    if isinstance(error, OSError) and error.strerror:
+        return os_error_text(error, folder)
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words}" if words else f"{type(error).__name__}, without a word"
+
+
+class _LastWord:
+    """How a job ended, on a disk that may be full by then: its place is taken when the job begins."""
+
+    SIZE = 4096
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._reserve = folder, folder / "status.json.reserve"
+        try:
+            self._reserve.write_bytes(b" " * self.SIZE)
+        except OSError as error:
+            error.filename = str(self._reserve)  # errors of `write` have none
+            raise
+
+    def write(self, state: str, error: str | None = None) -> None:
+        """Writes status.json.
+
+        Raises:
+            OSError: If not even that is possible, and the job did not fail.
+        """
+        try:
+            write_status(self._folder, state, error)
+        except OSError as failed:
+            if failed.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if state == "finished":
+                    raise
+                return  # why the job failed has been told
+            self._write_in_place(state, error)
+        with contextlib.suppress(OSError):
+            self._reserve.unlink(missing_ok=True)
+
+    def _write_in_place(self, state: str, error: str | None) -> None:
+        """Over the bytes that were taken, which needs no room; blanks fill them up."""
+        while len(text := json_text(_status(self._folder, state, error)).encode()) > self.SIZE:
+            error = (error or "")[: len(error or "") // 2]
+        with contextlib.suppress(OSError):
+            with self._reserve.open("r+b") as file:
+                file.write(text.ljust(self.SIZE))
+            os.replace(self._reserve, self._folder / "status.json")
 
 
 def _is_interruption(error: BaseException) -> bool:

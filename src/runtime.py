@@ -62,6 +62,7 @@ from src.run_folder import (
     read_json,
     recorded,
     state_of,
+    taken,
     write_status,
     write_text,
 )
@@ -544,17 +545,25 @@ def resolved_yaml(config: DictConfig) -> str:
 
 def _single(entry: Entry, source: ConfigSource, overrides: Sequence[str]) -> int:
     resume = _given(source.parse(overrides), "resume") if entry.is_resumable else None
-    if resume is None:
-        composed = compose(entry.config_name, overrides, source)
-        entry.check(composed.config, False)
-        folder = _chosen_folder(entry, composed.config)
-    else:
-        folder = Path(resume)
-        composed = _resumed(source, overrides, folder, entry.reached)
-        entry.check(composed.config, False)
-    if folder is not None:
-        execute(entry.config_name, entry.run, composed, folder)
+    with contextlib.ExitStack() as stack:
+        if resume is None:
+            composed = compose(entry.config_name, overrides, source)
+            entry.check(composed.config, False)
+            folder = _chosen_folder(entry, composed.config, stack)
+        else:
+            folder = Path(resume)
+            _take(folder, stack, "config.yaml")
+            composed = _resumed(source, overrides, folder, entry.reached)
+            entry.check(composed.config, False)
+        if folder is not None:
+            execute(entry.config_name, entry.run, composed, folder)
     return 0
+
+
+def _take(folder: Path, stack: contextlib.ExitStack, where: str = ".") -> None:
+    """Keeps other processes out of a folder that holds `where` until the stack ends; the first rank does."""
+    if _rank() == "0" and (folder / where).exists():
+        stack.enter_context(taken(folder))
 
 
 def _value_of(override: Override) -> object:
@@ -593,10 +602,6 @@ def _resumed(
     _check_complete(merged)
     _refuse_changes(folder, stored, merged)
     state = state_of(folder)
-    if state == "running" and not os.environ.get(RUN_FOLDER):
-        raise UsageError(
-            f"resume={folder}: this run is running (process {read_json(folder / 'status.json')['pid']})"
-        )
     if state == "finished" and not _differences(stored, merged, ignored=WHERE):
         raise UsageError(
             f"resume={folder}: this run is finished; raise a limit, as stage.trainer.max_steps=<more>"
@@ -655,8 +660,11 @@ def _changed(folder: Path, changes: Sequence[str]) -> str:
     )
 
 
-def _chosen_folder(entry: Entry, config: DictConfig) -> Path | None:
-    """The run folder, made or checked; None where the run in it is finished and nothing is left to do."""
+def _chosen_folder(entry: Entry, config: DictConfig, stack: contextlib.ExitStack) -> Path | None:
+    """The run folder, made or checked; None where the run in it is finished and nothing is left to do.
+
+    One that the user named is taken until the stack ends, before anything of it is believed.
+    """
     handed_down = os.environ.get(RUN_FOLDER)
     if handed_down:
         if os.environ.get(RUN_RESUMES):
@@ -671,6 +679,7 @@ def _chosen_folder(entry: Entry, config: DictConfig) -> Path | None:
             )
         return new_folder(str(OmegaConf.select(config, "stage.name") or entry.config_name))
     folder = make_folder(Path(config.output_dir))
+    _take(folder, stack)
     if not entry.is_resumable or not (folder / "status.json").is_file():
         return folder
     return _reused_folder(entry, config, folder)
@@ -681,8 +690,6 @@ def _reused_folder(entry: Entry, config: DictConfig, folder: Path) -> Path | Non
     if _rank() != "0":
         config.resume = literal(str(folder))  # whatever rank 0 found
         return folder
-    if state == "running":
-        raise UsageError(f"output_dir={folder}: a run is in there and running")
     if config.if_exists == "refuse":
         raise UsageError(f"output_dir={folder}: a run is in there ({state}). Go on with it: if_exists=resume")
     if not (folder / "config.yaml").is_file():
@@ -710,7 +717,7 @@ def execute(name: str, run: Run, composed: Composed, folder: Path) -> None:
         folder: made where it does not exist.
 
     Raises:
-        UsageError: If the folder cannot be made.
+        UsageError: If the folder cannot be made, or another process works in it.
         Interrupted: If the job was stopped.
         Failed: If the job failed, which is recorded and told by then.
     """
@@ -721,6 +728,12 @@ def execute(name: str, run: Run, composed: Composed, folder: Path) -> None:
         with logged(folder / f"{name}.rank{_rank()}.log", is_main=False):
             _run_in_rank(run, config)
         return
+    with taken(folder):
+        _execute_first_rank(name, run, composed, folder)
+
+
+def _execute_first_rank(name: str, run: Run, composed: Composed, folder: Path) -> None:
+    config = composed.config
     origin = provenance(composed.command, seed=config.get("seed"))
     origin |= {"choices": composed.choices, "overrides": composed.overrides}
     changes = _changes_since(folder, config)

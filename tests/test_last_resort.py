@@ -1,5 +1,6 @@
 """However a command ends, one line on standard error says why, and the exit code is not 0."""
 
+import errno
 import json
 import os
 import runpy
@@ -12,7 +13,7 @@ import pytest
 
 from src.command_line import UsageError
 from src.last_resort import run_command
-from src.run_folder import Failed, Interrupted, make_folder, recorded
+from src.run_folder import REMEDIES, Failed, Interrupted, make_folder, recorded
 from tests.tiny_stage import write_configs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,7 +169,7 @@ def test_a_job_whose_failure_cannot_be_recorded_is_told_all_the_same(tmp_path, c
         (tmp_path / "status.json").mkdir()  # no file can take its place
         raise ValueError("no row")
 
-    with pytest.raises(OSError), recorded(tmp_path, "job.log"):
+    with pytest.raises(Failed), recorded(tmp_path, "job.log"):
         job()
 
     assert "error: ValueError: no row" in capsys.readouterr().err
@@ -190,7 +191,10 @@ def test_a_closed_pipe_and_a_full_disk_are_told():
     if Path("/dev/full").exists():
         with open("/dev/full", "w") as full:
             done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
-        assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+        assert (done.returncode, done.stderr) == (
+            1,
+            f"error: No space left on device; {REMEDIES[errno.ENOSPC]}\n",
+        )
 
 
 def test_a_folder_is_made_with_its_parents_and_nothing_is_left_in_it(tmp_path):

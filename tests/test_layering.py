@@ -20,6 +20,7 @@ LAYERS = [
         "src.number_ranges",
         "src.progress",
         "src.run_folder",
+        "src.run_lock",
         "src.sweep_table",
     },
     {

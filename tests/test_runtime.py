@@ -19,9 +19,7 @@ from src.run_folder import (
     log_written,
     new_folder,
     provenance,
-    state_of,
     write_metrics,
-    write_status,
 )
 from src.runtime import ConfigSource, compose, instantiate, resolved_yaml
 from src.sweep_table import aligned
@@ -315,18 +313,6 @@ def test_runs_of_one_second_get_folders_of_their_own(tmp_path):
         "2026-01-02/03-04-05_sft_2",
         "2026-01-02/03-04-05_sft_3",
     ]
-
-
-def test_a_run_whose_process_is_gone_counts_as_interrupted(tmp_path):
-    write_status(tmp_path, "running")
-    status = json.loads((tmp_path / "status.json").read_text())
-    gone = subprocess.Popen([sys.executable, "-c", "pass"])
-    gone.wait()
-
-    (tmp_path / "status.json").write_text(json.dumps(status | {"pid": gone.pid}))
-    assert state_of(tmp_path) == "interrupted"
-    (tmp_path / "status.json").write_text(json.dumps(status | {"pid": os.getppid()}))
-    assert state_of(tmp_path) == "running"
 
 
 def test_metrics_json_has_the_documented_keys_and_no_nan(tmp_path):

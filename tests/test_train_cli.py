@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import sys
 import time
 
@@ -120,7 +121,7 @@ def test_a_run_folder_that_lost_its_configuration_is_refused_and_left_alone(fini
 
     assert code == 2
     assert f"output_dir={folder}: the config.yaml of the run in there is missing" in output
-    assert [path.name for path in folder.iterdir()] == ["status.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["lock", "status.json"]
 
 
 def test_resuming_with_a_changed_key_is_refused_and_names_it(finished):
@@ -215,7 +216,7 @@ def test_a_run_goes_on_after_a_kill_and_after_ctrl_c_and_ends_as_if_undisturbed(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert busy == 2
-    assert "running" in why
+    assert f"process {process.pid} on {socket.gethostname()} works in it" in why
     assert state_of(folder) == "interrupted"
 
     opened_to(gate, 4)

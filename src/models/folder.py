@@ -321,7 +321,11 @@ def _encoder_of_run(
 def _write_first(file: Path, text: str) -> None:
     """Writes a file whole, unless another process has done so."""
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
+    try:
+        part.write_text(text, encoding="utf-8")
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     try:
         os.link(part, file)  # fails where the file is there
         part.unlink()
