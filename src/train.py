@@ -115,6 +115,7 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
     import pytorch_lightning as pl
     from transformers.utils import logging as transformers_logging
 
+    from src.stages.appended import Records
     from src.stages.callbacks import FalseNegatives
     from src.stages.record import ValidationRecord
 
@@ -129,7 +130,7 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
     module = instantiate(config.stage.module, embedder=embedder)
     checkpoint = _last_checkpoint(folder) if config.resume else None
     record, masked = ValidationRecord(), FalseNegatives()
-    trainer = _trainer(config, folder, [record, masked, *extra_callbacks])
+    trainer = _trainer(config, folder, [record, masked, Records(), *extra_callbacks])
     for line in _unvalidated(trainer, datamodule):
         log.info("%s", line)
     try:
@@ -179,27 +180,28 @@ def _write_card(folder: Path, data: "TrainingData") -> None:
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
-    from src.stages.callbacks import saved_checkpoint
+    from src.stages.checkpoint_files import LAST, latest
 
-    path = saved_checkpoint(folder / "checkpoints" / "last.ckpt")
-    if path is not None:
+    path = latest(folder / "checkpoints")
+    if path is None:
+        log.info("no checkpoint in %s yet; starting from the first step", folder)
+    elif path.name == LAST:
         log.info("resuming from %s", path)
-        return path
-    log.info("no checkpoint in %s yet; starting from the first step", folder)
-    return None
+    else:
+        log.warning("resuming from %s: there is no %s", path, LAST)
+    return path
 
 
 def reached_step(folder: Path) -> int | None:
-    """The optimizer step of a run folder's last checkpoint; None where there is none."""
-    import torch
+    """The optimizer step of a run folder's last checkpoint; None where there is none.
 
-    from src.stages.callbacks import saved_checkpoint
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    from src.stages.checkpoint_files import latest, step_of
 
-    path = saved_checkpoint(folder / "checkpoints" / "last.ckpt")
-    if path is None:
-        return None
-    file = path / "meta.pt" if path.is_dir() else path  # where a sharded strategy keeps all but the weights
-    return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    path = latest(folder / "checkpoints")
+    return None if path is None else step_of(path)
 
 
 def _trainer(config: DictConfig, folder: Path, extra_callbacks: Sequence["pl.Callback"]) -> "pl.Trainer":
@@ -229,13 +231,9 @@ def _uses_wandb(config: DictConfig) -> bool:
 
 
 def _loggers(config: DictConfig, folder: Path) -> list["pl.loggers.Logger"]:
-    from pytorch_lightning.loggers import CSVLogger
+    from src.stages.appended import MetricsTable
 
-    table = folder / "csv" / "metrics.csv"
-    if table.is_file() and os.environ.get("LOCAL_RANK", "0") == "0":  # CSVLogger deletes what it finds there
-        earlier = len(list(table.parent.glob("metrics_before_resume_*.csv")))
-        table.rename(table.with_name(f"metrics_before_resume_{earlier + 1}.csv"))
-    loggers = [CSVLogger(folder.absolute(), name="", version="csv")]
+    loggers = [MetricsTable(folder / "csv")]
     if _uses_wandb(config):
         os.environ.setdefault("WANDB_SILENT", "true")
         is_sweep = (folder.parent / "multirun.yaml").is_file()
@@ -316,19 +314,19 @@ def _load_best(folder: Path, module: "pl.LightningModule") -> int | None:
     """Puts the weights of the best checkpoint back and returns its step; None where there is none.
 
     Raises:
+        CheckpointError: If it is damaged.
         ValueError: If the file holds weights that the module does not have.
     """
-    import torch
+    from src.stages.checkpoint_files import BEST, check, read
 
-    from src.stages.callbacks import saved_checkpoint
-
-    best = saved_checkpoint(folder / "checkpoints" / "best.ckpt")
-    if best is None:
+    best = folder / "checkpoints" / BEST
+    if not best.exists():
         return None
     if best.is_dir():
         log.warning("%s is sharded; the model is the last one, not the best", best)
         return None
-    checkpoint = torch.load(best, map_location="cpu", weights_only=True)
+    check(best)
+    checkpoint = read(best, map_location="cpu")
     unexpected = module.load_state_dict(checkpoint["state_dict"], strict=False).unexpected_keys
     if unexpected:
         raise ValueError(f"{best} holds weights that the module does not have: {', '.join(unexpected[:3])}")

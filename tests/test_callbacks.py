@@ -1,6 +1,7 @@
 """A real fit of a real small model: saved, killed, resumed; timed; shown."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from torch.utils.data import DataLoader
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from src.objectives.losses import info_nce
+from src.stages.appended import MetricsTable, Records
 from src.stages.callbacks import HeedSigterm, Throughput, TrainableCheckpoint, frozen_sha256
+from src.stages.checkpoint_files import CheckpointError, HashedCheckpointIO, latest
 from src.stages.optimization import (
     ChunkOutput,
     OptimizationSettings,
@@ -26,6 +29,7 @@ from src.stages.optimization import (
     build_scheduler,
     optimization_step,
 )
+from src.stages.record import ValidationRecord
 from src.stages.sampling import GroupedBatchSampler
 from tests.command import THREADS, forked
 
@@ -195,6 +199,128 @@ def test_pitfall_17_a_checkpoint_loads_with_weights_only_and_holds_no_frozen_wei
     assert "model.model.layers.0.mlp.up_proj.weight" not in trained
     assert state["Rows"]["sampler"]["position"] == N_STEPS
     assert not list(tmp_path.glob("*.partial"))
+
+
+class Validated(Pairs):
+    """Scores are of the weights; a process may kill itself at a moment of a step."""
+
+    def __init__(self, kill_at=None, moment=None):
+        super().__init__()
+        self.end = kill_at, moment
+
+    def _end_at(self, moment):
+        if self.end == (self.trainer.global_step, moment):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_validation_start(self):
+        self._end_at("validation starts")
+
+    def validation_step(self, batch, batch_idx):
+        weight = self.model.model.layers[1].self_attn.q_proj.weight
+        self.log("val/score", (weight * torch.arange(16)).sin().sum())  # goes up and down
+
+    def on_validation_end(self):
+        self._end_at("validation ends")  # after the callbacks
+
+
+def fit_with_records(folder, module, resume=None):
+    record = ValidationRecord()
+    fit(
+        folder, module, resume, callbacks=[record, Records()], monitor="val/score", every=3,
+        logger=MetricsTable(folder / "csv"),
+    )  # fmt: skip
+    return record.by_step
+
+
+def end_in(folder, step, moment):
+    """What a process does that kills itself at a moment of a step."""
+    torch.set_num_threads(THREADS)
+    fit_with_records(folder, Validated(step, moment))
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory):
+    folder, module = tmp_path_factory.mktemp("validated"), Validated()
+    return folder, module, fit_with_records(folder, module)
+
+
+@pytest.mark.parametrize("moment", ["validation starts", "validation ends"])
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_kill_in_a_validation_that_falls_on_a_saved_step_loses_nothing(tmp_path, validated, step, moment):
+    whole, module, by_step = validated
+    done = forked(end_in, tmp_path, step, moment)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+    resumed = Validated()
+    found = fit_with_records(tmp_path, resumed, latest(tmp_path))
+
+    assert_same(resumed, module)
+    assert found == by_step
+    assert [list(metrics) for metrics in found.values()] == [["val/score"], ["val/score"]]
+    assert (tmp_path / "csv/metrics.csv").read_bytes() == (whole / "csv/metrics.csv").read_bytes()
+    for name in ("last.ckpt", "previous.ckpt", "best.ckpt"):
+        steps = [torch.load(each / name, weights_only=True)["global_step"] for each in (tmp_path, whole)]
+        assert steps[0] == steps[1], name
+
+
+DAMAGES = {
+    "flipped": lambda content: (
+        content[: len(content) // 2]
+        + bytes([content[len(content) // 2] ^ 1])
+        + content[len(content) // 2 + 1 :]
+    ),
+    "cut": lambda content: content[: len(content) // 2],
+    "emptied": lambda content: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_last_checkpoint_names_the_one_before_it_and_how_to_go_on(tmp_path, uninterrupted, damage):
+    fit(tmp_path, Pairs(), n_steps=6)
+    last = tmp_path / "last.ckpt"
+    last.write_bytes(DAMAGES[damage](last.read_bytes()))
+
+    with pytest.raises(
+        CheckpointError, match=r"last\.ckpt: is damaged.*previous\.ckpt, of step 4"
+    ) as refused:
+        fit(tmp_path, Pairs(), last)
+    subprocess.run(str(refused.value).partition("to go on from it: ")[2], shell=True, check=True)
+
+    resumed = Pairs()
+    fit(tmp_path, resumed, last)
+    assert_same(resumed, uninterrupted)
+
+
+def test_a_damaged_or_missing_best_checkpoint_is_told_when_a_run_goes_on(tmp_path):
+    fit(tmp_path, Pairs(scores=[0.5, 0.4]), monitor="score", n_steps=6)
+    best, last = tmp_path / "best.ckpt", tmp_path / "last.ckpt"
+    best.write_bytes(DAMAGES["flipped"](best.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"best\.ckpt: is damaged"):
+        fit(tmp_path, Pairs(), last, monitor="score")
+    best.unlink()
+    with pytest.raises(CheckpointError, match=r"best\.ckpt: is missing.*of step 3") as refused:
+        fit(tmp_path, Pairs(), last, monitor="score")
+
+    subprocess.run(str(refused.value).partition("for the best: ")[2], shell=True, check=True)
+    fit(tmp_path, Pairs(scores=[0.1]), last, monitor="score", n_steps=9)
+    assert torch.load(best, weights_only=True)["global_step"] == 9  # the best of what followed
+
+
+def test_a_checkpoint_is_streamed_to_the_disk(tmp_path):
+    done = forked(save_large, tmp_path)
+    assert done.returncode == 0, done.stderr
+    grown, size = map(int, (tmp_path / "grown").read_text().split())
+    assert size > 256 << 20
+    assert grown < size / 4
+
+
+def save_large(folder):
+    """Saves 256 MiB and writes by how much the process grew, and how long the file is, in bytes."""
+    content = {"weights": torch.ones(64 << 20)}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    HashedCheckpointIO().save_checkpoint(content, folder / "large.ckpt")
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    (folder / "grown").write_text(f"{grown} {(folder / 'large.ckpt').stat().st_size}")
 
 
 def test_the_last_checkpoint_is_written_at_every_validation(tmp_path):

@@ -12,7 +12,7 @@ from test_callbacks import Pairs, assert_same, fit
 from test_rl import likely_folder
 from test_rl_bad_input import composed, write_beir
 
-from src.stages.callbacks import saved_checkpoint
+from src.stages.checkpoint_files import latest
 from src.train import run
 
 
@@ -55,7 +55,7 @@ def killed_before(number, monkeypatch):
 
     def watch(action):
         def watched(source, *target, **keywords):
-            if Path(source).name.startswith("last."):
+            if Path(source).name.startswith(("last.", "previous.")):
                 seen.append(Path(source).name)
                 if len(seen) == number:
                     raise Killed
@@ -67,7 +67,7 @@ def killed_before(number, monkeypatch):
     monkeypatch.setattr(shutil, "rmtree", watch(shutil.rmtree))
 
 
-# the first save is one move; the second and the third are two moves and a removal each
+# the first save is one move, the second two, each later one a removal and two moves
 MOMENTS = {2: 2, 3: 2, 4: 3, 5: 3, 6: 3, 7: 4}
 """By the number of moves and removals, the step of the checkpoint that a kill before it leaves."""
 
@@ -81,18 +81,18 @@ def test_a_run_killed_while_it_replaces_a_folder_resumes_as_if_never_stopped(
         killed_before(number, patched)
         with pytest.raises(Killed):
             fit(tmp_path, Pairs(), **io)
-    found = saved_checkpoint(tmp_path / "last.ckpt")
+    found = latest(tmp_path)
     assert step_of(found) == MOMENTS[number]
     resumed = Pairs()
     fit(tmp_path, resumed, found, **io)
     assert_same(resumed, whole)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt"]
-    assert saved_checkpoint(tmp_path / "last.ckpt") == tmp_path / "last.ckpt"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["SHA256SUMS", "last.ckpt", "previous.ckpt"]
+    assert latest(tmp_path) == tmp_path / "last.ckpt"
 
 
 def test_nothing_is_found_where_nothing_was_saved(tmp_path):
     (tmp_path / "last.partial").mkdir()
-    assert saved_checkpoint(tmp_path / "last.ckpt") is None
+    assert latest(tmp_path) is None
 
 
 def logged_steps(folder):
@@ -107,12 +107,14 @@ def test_the_rl_stage_goes_on_from_a_folder_and_keeps_its_rows(tmp_path, caplog)
     folder = tmp_path / "run"
     assert step_of(folder / "checkpoints" / "last.ckpt") == 2
     assert logged_steps(folder) == {0, 1}
-    # as a kill between the two moves of a later save leaves it
+    # as a kill between the two moves of a later save left it before there were sums
+    shutil.rmtree(folder / "checkpoints" / "previous.ckpt", ignore_errors=True)
+    (folder / "checkpoints" / "SHA256SUMS").unlink()
     (folder / "checkpoints" / "last.ckpt").rename(folder / "checkpoints" / "last.old")
     config = composed(*given, *more, "stage.trainer.max_steps=3")
     config.resume = str(folder)
     with caplog.at_level("INFO"):
         run(config)
     assert f"resuming from {folder / 'checkpoints' / 'last.old'}" in caplog.text
-    assert logged_steps(folder) == {2}
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["last.ckpt"]
+    assert logged_steps(folder) == {0, 1, 2}
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["SHA256SUMS", "last.ckpt"]

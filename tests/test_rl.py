@@ -394,8 +394,8 @@ def test_schedules_and_ages_count_batches_however_many_updates_a_batch_has(folde
 
     class Saved(pl.Callback):
         def on_train_batch_start(self, *rest):
-            if saving.last_path.is_file():
-                saved.add(torch.load(saving.last_path, weights_only=True)["global_step"])
+            if (saving.folder / "last.ckpt").is_file():
+                saved.add(torch.load((saving.folder / "last.ckpt"), weights_only=True)["global_step"])
 
     embedder = opened(folder)
     module = module_of(embedder, tmp_path, PolicySettings(n_updates=2), every=3)

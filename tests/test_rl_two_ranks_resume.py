@@ -7,9 +7,8 @@ import time
 
 import psutil
 import pytest
-import torch
 from test_rl import likely_folder
-from test_rl_resume import N_STEPS, same, small_run, write_triples
+from test_rl_resume import N_STEPS, checkpoint, same, small_run, write_triples
 
 from tests.command import ENVIRONMENT, LIMIT_S, ROOT, become, begun
 
@@ -30,7 +29,7 @@ def train(arguments, gate, held_at):
 
     def then_wait(self, by_rank, loggers):
         write(self, by_rank, loggers)
-        if held_at is not None and f'"step": {held_at},' in self.file.read_text():
+        if held_at is not None and f'"step": {held_at},' in self.record.file.read_text():
             gate.touch()
             while gate.exists():
                 time.sleep(0.01)
@@ -131,6 +130,6 @@ def test_a_run_on_two_ranks_goes_on_as_if_undisturbed_whatever_ends_it(arguments
     run = tmp_path / "run"
     for name in ("model/model.safetensors", "completions.jsonl", *SHARDS):
         assert (run / name).read_bytes() == (undisturbed / name).read_bytes(), name
-    same(*(torch.load(each / "checkpoints" / "last.ckpt", weights_only=True) for each in (run, undisturbed)))
+    same(*(checkpoint(each) for each in (run, undisturbed)))
     steps = [json.loads(line)["step"] for line in (run / "completions.jsonl").open()]
     assert sorted(set(steps)) == list(range(N_STEPS))

@@ -67,7 +67,7 @@ def logged_steps(run: Path) -> tuple[list[dict[str, float]], float | None]:
     """
     by_step: dict[int, dict[str, float]] = {}
     ndcg = None
-    parts = sorted((run / "csv").glob("metrics_before_resume_*.csv"), key=lambda path: path.stat().st_mtime)
+    parts = sorted((run / "csv").glob("metrics_before_*.csv"), key=lambda path: path.stat().st_mtime)
     for path in [*parts, run / "csv" / "metrics.csv"]:
         with path.open(encoding="utf-8", newline="") as file:
             for line in csv.DictReader(file):

@@ -2,8 +2,6 @@
 
 import hashlib
 import logging
-import os
-import shutil
 import signal
 import threading
 import time
@@ -14,37 +12,39 @@ import torch
 from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.types import STEP_OUTPUT
+
+from src.stages.checkpoint_files import (
+    BEST,
+    CheckpointError,
+    HashedCheckpointIO,
+    adopt,
+    check,
+    keep_as_best,
+    step_of,
+)
 
 log = logging.getLogger(__name__)
 
 
-def saved_checkpoint(path: Path) -> Path | None:
-    """Where a checkpoint that was saved as `path` is: a file, or the folder that a sharded strategy writes.
-
-    A folder cannot be replaced in one move. Where a kill came between the two that it takes, it is the one
-    that was set aside; None where nothing was saved.
-    """
-    return next((found for found in (path, _set_aside(path)) if found.exists()), None)
-
-
-def _set_aside(path: Path) -> Path:
-    return path.with_suffix(".old")
-
-
 class TrainableCheckpoint(Checkpoint):
-    """Keeps `last.ckpt` and `best.ckpt`, each with trainable weights and all it takes to resume.
+    """Keeps the last checkpoint, the one before it and the best, each with all it takes to resume.
 
-    Where they are, `saved_checkpoint` says. A file holds the optimizer, scheduler, loop, data module and
-    callback states, and no frozen weight: those come from the model folder that the run started from. A hash
-    of them is kept, and resuming on other ones is refused. The files load with `weights_only=True`. Global
-    random states are not kept: what is random in a step must be seeded by the step.
+    How they lie on the disk is said in `checkpoint_files`. A file holds the trainable weights and the states
+    of optimizer, scheduler, loop, data module and callbacks, and no frozen weight: those come from the model
+    folder that the run started from. A hash of them is kept, and resuming on other ones is refused. The files
+    load with `weights_only=True`. Global random states are not kept: what is random in a step must be seeded
+    by the step.
+
+    What a checkpoint says is done is done: where a validation is due after a step, the step is saved after
+    it, with what it found. A run that is killed meanwhile takes the steps since the save before once more.
 
     Args:
         folder: where the files go.
         monitor: name of a logged validation metric; None keeps no best file.
         mode: "max" where more is better.
-        save_every_n_steps: for the last file, besides after every validation; None saves only then.
+        save_every_n_steps: besides after every validation; None saves only then.
     """
 
     def __init__(
@@ -65,26 +65,45 @@ class TrainableCheckpoint(Checkpoint):
         self.best_step: int | None = None
         self.seconds_saving = 0.0
         self._last_saved_step = -1
-
-    @property
-    def last_path(self) -> Path:
-        return self.folder / "last.ckpt"
-
-    @property
-    def best_path(self) -> Path:
-        return self.folder / "best.ckpt"
+        self._resumed_at: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # No frozen weight is in the file. What is missing or too much is found by on_load_checkpoint.
         pl_module.strict_loading = False
         self._last_saved_step = -1
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = HashedCheckpointIO()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._resumed_at is not None and self.best_step is not None and trainer.is_global_zero:
+            self._find_best(Path(trainer.ckpt_path))
+
+    def _find_best(self, resumed_from: Path) -> None:
+        """Has the best checkpoint beside the one that was resumed from.
+
+        Raises:
+            CheckpointError: If it is missing or damaged.
+        """
+        if self.best_step == self._resumed_at:  # a kill may have come before it had both names
+            keep_as_best(resumed_from)
+            return
+        best = self.folder / BEST
+        if not best.exists():
+            raise CheckpointError(
+                f"{best}: is missing; it held the best validation so far, of step {self.best_step}. Put it "
+                f"back, or take the last one for the best: cp -r '{resumed_from}' '{best}'"
+            )
+        check(best)
+        step = step_of(best)
+        if step != self.best_step:
+            log.warning("%s: is of step %d; the best so far was of step %d", best, step, self.best_step)
+            self.best_score, self.best_step = None, step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        if self.monitor is not None and self._is_best(trainer):
-            self._save(trainer, self.best_path)
-        self._save_last(trainer, again=True)
+        is_best = self.monitor is not None and self._is_best(trainer)
+        self._save(trainer, is_best)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -95,11 +114,14 @@ class TrainableCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         every, step = self.save_every_n_steps, trainer.global_step  # a batch may be several steps
-        if every is not None and step // every > self._step_before // every:
-            self._save_last(trainer)
+        is_due = every is not None and step // every > self._step_before // every
+        if is_due and not _is_validated_now(trainer):
+            _log_step(trainer)
+            self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save_last(trainer)
+        if trainer.global_step != self._last_saved_step:
+            self._save(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score, "best_step": self.best_step, "monitor": self.monitor}
@@ -125,6 +147,7 @@ class TrainableCheckpoint(Checkpoint):
         Raises:
             ValueError: If the file trains other weights than the model, or was made on another frozen base.
         """
+        self._resumed_at = checkpoint["global_step"]
         wanted = set(pl_module.state_dict()) - frozen_names(pl_module)
         found = set(checkpoint["state_dict"])
         if wanted != found:
@@ -155,34 +178,36 @@ class TrainableCheckpoint(Checkpoint):
         self.best_score, self.best_step = score, trainer.global_step
         return True
 
-    def _save_last(self, trainer: Trainer, again: bool = False) -> None:
-        """Saves once per step; `again` where the step has a newer state than the one saved (a validation)."""
-        if again or trainer.global_step != self._last_saved_step:
-            self._save(trainer, self.last_path)
-            self._last_saved_step = trainer.global_step
-
-    def _save(self, trainer: Trainer, path: Path) -> None:
+    def _save(self, trainer: Trainer, is_best: bool = False) -> None:
         start = time.perf_counter()
-        partial = path.with_suffix(".partial")
+        partial = self.folder / "last.partial"
         trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
-            _replace(partial, path)
+            written = getattr(trainer.strategy.checkpoint_io, "written", None)
+            adopt(partial, written[1] if written and written[0] == partial else None, is_best)
         trainer.strategy.barrier("TrainableCheckpoint")
-        if path == self.last_path and hasattr(trainer.datamodule, "checkpoint_is_saved"):
+        if hasattr(trainer.datamodule, "checkpoint_is_saved"):
             trainer.datamodule.checkpoint_is_saved()  # it may drop what only older checkpoints need
+        self._last_saved_step = trainer.global_step
         self.seconds_saving += time.perf_counter() - start
 
 
-def _replace(partial: Path, path: Path) -> None:
-    """Moves a checkpoint to its place; a run that is killed meanwhile has it, or the one before."""
-    aside = _set_aside(path)
-    if path.is_dir():  # nothing takes the place of a folder that is not empty
-        if aside.exists():
-            shutil.rmtree(aside)
-        os.replace(path, aside)
-    os.replace(partial, path)
-    if aside.exists():
-        shutil.rmtree(aside)
+def _is_validated_now(trainer: Trainer) -> bool:
+    """Whether a validation follows the step that has just ended."""
+    loop = trainer.fit_loop
+    if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+        return False
+    loop.epoch_loop.val_loop.setup_data()
+    return not loop.epoch_loop.val_loop.skip
+
+
+def _log_step(trainer: Trainer) -> None:
+    """Hands the step's line to the loggers before the step is saved; Lightning would do it right after."""
+    connector = trainer._logger_connector
+    if connector.should_update_logs:
+        _ = trainer.callback_metrics, trainer.progress_bar_metrics  # they keep what they have seen
+        connector.update_train_step_metrics()
+        trainer.fit_loop.epoch_loop._results.clear()  # and so there is nothing left for Lightning to log
 
 
 def frozen_names(module: torch.nn.Module) -> set[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
+from src.stages.appended import AppendedText
 from src.stages.rollouts import Rollouts
 
 COLUMNS = ("step", "query_id", "query", "reasoning", "reward", "rank_before", "rank_after", "top", "is_stale")
@@ -27,7 +28,7 @@ class Completions:
             raise ValueError(
                 f"completions need every_n_steps of 0 or more and a query, got {every_n_steps}, {n_queries}"
             )
-        self.file, self.every_n_steps, self.n_queries = Path(file), every_n_steps, n_queries
+        self.record, self.every_n_steps, self.n_queries = AppendedText(file), every_n_steps, n_queries
 
     def is_due(self, step: int) -> bool:
         return self.every_n_steps > 0 and step % self.every_n_steps == 0
@@ -35,15 +36,6 @@ class Completions:
     def shown(self, n_queries: int, rank: int = 0, n_ranks: int = 1) -> int:
         """How many of the queries of a rank are shown; it has every `n_ranks`-th of a batch."""
         return min(len(range(rank, self.n_queries, n_ranks)), n_queries)
-
-    def start(self, step: int) -> None:
-        """Drops the lines of steps that a resumed run takes again, and one that a kill cut off."""
-        if not self.file.is_file():
-            return
-        partial = self.file.with_suffix(".partial")
-        with self.file.open(encoding="utf-8") as lines, partial.open("w", encoding="utf-8") as kept:
-            kept.writelines(line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step)
-        partial.replace(self.file)
 
     def lines(
         self,
@@ -89,9 +81,8 @@ class Completions:
         """
         groups = (group for groups in itertools.zip_longest(*by_rank, fillvalue=[]) for group in groups)
         rows = [row for group in groups for row in group]
-        with self.file.open("a", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=False) + "\n")
+        lines = (json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=False) for row in rows)
+        self.record.append("".join(f"{line}\n" for line in lines))
         for logger in loggers:
             if hasattr(logger, "log_table"):
                 cells = [[*row[:7], "\n".join(row[7]), str(row[8])] for row in rows]

@@ -31,10 +31,10 @@ class ValidationRecord(pl.Callback):
         self.by_step = dict(state_dict["by_step"])
 
     def at(self, step: int | None) -> dict[str, float]:
-        """Metrics of the validation at a step, or of the last one; empty where nothing was measured."""
+        """Metrics of the validation at a step, or of the last one; empty where nothing was measured then."""
         if not self.by_step:
             return {}
-        return self.by_step[max(self.by_step) if step is None else step]
+        return self.by_step.get(max(self.by_step) if step is None else step, {})
 
 
 def metrics_by_mode(logged: dict[str, float]) -> dict[str, dict[str, float]]:

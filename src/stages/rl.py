@@ -256,7 +256,7 @@ class RLModule(ValidatedModule):
         self.rank, self.n_retrieved = rank, n_retrieved
         self.rank_agreement_every_n_steps = rank_agreement_every_n_steps
         self.token_budget = token_budget or embedder.token_budget
-        self.completions = completions
+        self.completions, self.records = completions, [completions.record]
         limit = rollouts.max_new_tokens or embedder.encoder.lengths.reasoning
         check_reasoning(embedder.causal_lm, embedder.encoder, "stage.module.rollouts.max_new_tokens", limit)
         ngram = embedder.encoder.lengths.repeat_ngram
@@ -274,10 +274,6 @@ class RLModule(ValidatedModule):
         self.environment = Environment(
             self.trainer.datamodule.judgements, self.reward, self.rank, self.rank_agreement_every_n_steps
         )
-
-    def on_train_start(self) -> None:
-        if self.trainer.is_global_zero:
-            self.completions.start(self._step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vitals"] = [[each.entropy, each.n_tokens, each.flat_share] for each in self.vitals]
