@@ -435,6 +435,8 @@ def failure_text(error: BaseException, folder: Path) -> str:
     if isinstance(error, OSError) and error.strerror:
         return os_error_text(error, folder)
     words = " ".join(str(error).split())
+    if isinstance(error, UsageError):
+        return words
     return f"{type(error).__name__}: {words}" if words else f"{type(error).__name__}, without a word"
 
 

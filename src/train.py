@@ -275,7 +275,7 @@ def _finish(
         best_step = _load_best(folder, module)
         facts = {"stage": config.stage.name, "data": data.name, "step": best_step or trainer.global_step}
         facts |= {"base_model": _base_model(config.model), "data_licence": _licence(data.card)}
-        facts |= {"losses": _losses(trainer), "validation": metrics_by_mode(record.at(best_step))}
+        facts |= {"losses": record.losses, "validation": metrics_by_mode(record.at(best_step))}
         save_embedder(embedder, folder / "model", origin | facts, config.save_dtype)
         written.insert(0, folder / "model")
     measured_on = getattr(datamodule, "validation", None)  # what is left of data.validation after thinning
@@ -290,13 +290,6 @@ def _licence(card: Mapping[str, Any]) -> str | None:
         return card.get("licence")
     licences = {name: _licence(source) for name, source in card["sources"].items()}
     return " ".join(f"{name}: {licence}" for name, licence in licences.items() if licence) or None
-
-
-def _losses(trainer: "pl.Trainer") -> dict[str, float]:
-    """The loss and its parts, as last logged."""
-    names = ("loss", "sft", "kl", "info_nce", "triplet")
-    logged = {name.removeprefix("train/"): value for name, value in trainer.callback_metrics.items()}
-    return {name: float(value) for name, value in logged.items() if name.startswith(names)}
 
 
 def _base_model(model: DictConfig) -> str | None:

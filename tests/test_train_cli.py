@@ -246,6 +246,26 @@ def test_a_run_goes_on_after_a_kill_and_after_ctrl_c_and_ends_as_if_undisturbed(
     assert [path.name for path in tmp_path.iterdir() if path.name not in known] == ["my runs"]
 
 
+def test_a_run_killed_while_its_model_is_written_writes_the_same_one(finished, tmp_path):
+    whole, folder = finished[0], tmp_path / "run"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "model")
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps(status | {"state": "running"}))
+
+    code, output = call("train", f"resume={folder}", cwd=tmp_path)
+
+    assert code == 0, output
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (folder / "model" / name).read_bytes() == (whole / "model" / name).read_bytes(), name
+    facts = [json.loads((each / "model" / "search_r3.json").read_text()) for each in (folder, whole)]
+    origins = [each.pop("provenance") for each in facts]
+    assert facts[0] == facts[1]
+    for name in ("losses", "validation", "step"):
+        assert origins[0][name] == origins[1][name], name
+        assert origins[1][name], name
+
+
 def test_a_folder_named_as_the_home_folder_is_written_where_it_lies(tmp_path):
     home, place = tmp_path / "home", tmp_path / "place"
     home.mkdir()

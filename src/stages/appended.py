@@ -19,12 +19,13 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from src.command_line import UsageError
 from src.run_folder import keep_earlier, write_text
 
 log = logging.getLogger(__name__)
 
 
-class RecordError(RuntimeError):
+class RecordError(UsageError):
     """A record that is not what a checkpoint says of it; the message names the file and what to do."""
 
 

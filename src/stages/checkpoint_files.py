@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
+from src.command_line import UsageError
 from src.run_folder import sync_folder, write_text
 
 LAST, PREVIOUS, BEST, SUMS = "last.ckpt", "previous.ckpt", "best.ckpt", "SHA256SUMS"
@@ -34,7 +35,7 @@ BEFORE_SUMS = "last.old"
 log = logging.getLogger(__name__)
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UsageError):
     """A checkpoint that cannot be written or used; the message names it and says what to do."""
 
 

@@ -1,4 +1,4 @@
-"""What validation measured, kept by step, so that a run can report the numbers of the weights it saves."""
+"""What a run measured, kept by step, so that it can report the numbers of the weights it saves."""
 
 import math
 from typing import Any
@@ -7,14 +7,19 @@ import pytorch_lightning as pl
 
 
 class ValidationRecord(pl.Callback):
-    """Remembers every validation of a run, resumed or not.
+    """Remembers every validation of a run and its last losses, resumed or not. Part of the checkpoint.
 
     Attributes:
-        by_step: optimizer step -> logged validation metric -> value. Part of the checkpoint.
+        by_step: optimizer step -> logged validation metric -> value.
+        losses: name -> value, of the last step that was saved.
     """
+
+    LOSSES = ("loss", "sft", "kl", "info_nce", "triplet")
+    """How the names of losses begin, behind `train/`."""
 
     def __init__(self) -> None:
         self.by_step: dict[int, dict[str, float]] = {}
+        self.losses: dict[str, float] = {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
@@ -23,6 +28,18 @@ class ValidationRecord(pl.Callback):
         self.by_step[trainer.global_step] = {
             name: value for name, value in logged.items() if name.startswith("val") and math.isfinite(value)
         }
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        logged = {name.removeprefix("train/"): value for name, value in trainer.callback_metrics.items()}
+        losses = {name: float(value) for name, value in logged.items() if name.startswith(self.LOSSES)}
+        checkpoint["losses"] = self.losses = losses or self.losses
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.losses = dict(checkpoint.get("losses", {}))
 
     def state_dict(self) -> dict[str, Any]:
         return {"by_step": self.by_step}
