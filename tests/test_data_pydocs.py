@@ -435,6 +435,33 @@ def test_a_failed_build_leaves_no_cache_behind(tmp_path, monkeypatch):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.parametrize("damage", ["flipped", "cut", "emptied", "missing"])
+@pytest.mark.parametrize(
+    "name", ["train.jsonl", "texts.offsets", "card.json", "SHA256SUMS", "reasoning-*.json"]
+)
+def test_a_damaged_cache_is_refused_and_says_how_to_mine_it_anew(tmp_path, monkeypatch, name, damage):
+    load_small(tmp_path, monkeypatch, module_files("smallpack", 20))
+    (file,) = (tmp_path / "cache").glob(f"*/{name}")
+    content = file.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 0x80]) + content[middle + 1 :]
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes({"flipped": flipped, "cut": content[:middle], "emptied": b""}[damage])
+    options = {"include_stdlib": False, "test_share": 0.3, "validation_share": 0.2, "min_test": 1}
+
+    if damage == "missing" and name.startswith("reasoning"):  # made again
+        assert load_pydocs(["smallpack==1.2"], tmp_path / "cache", workers=1, **options).examples
+        return
+    with pytest.raises(ValueError, match=f"{file.name.split('-')[0]}.*(damaged|cannot be read)") as refused:
+        load_pydocs(["smallpack==1.2"], tmp_path / "cache", workers=1, **options)
+    remedy = str(refused.value).partition("anew: ")[2]
+    assert remedy.startswith(f"rm -r '{tmp_path / 'cache'}")
+    subprocess.run(remedy, shell=True, check=True)
+    assert load_pydocs(["smallpack==1.2"], tmp_path / "cache", workers=1, **options).examples
+
+
 def test_what_a_killed_build_left_is_gone_after_the_next_one(tmp_path, monkeypatch):
     load_small(tmp_path, monkeypatch, module_files("smallpack", 20))
     (folder,) = (tmp_path / "cache").iterdir()

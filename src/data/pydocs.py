@@ -38,7 +38,8 @@ from src.data.splits import position
 from src.data.types import Benchmark, Corpus, Example, TrainingData
 from src.progress import Progress, progress_over
 
-CODE_VERSION = 3  # raise it when the same input gives other rows
+CODE_VERSION = 4  # raise it when the same input gives other rows, or the cache other files
+SUMS = "SHA256SUMS"
 STDLIB = "stdlib"
 TRAINING_SPLITS = ("sft", "rl", "all")
 SPLITS = ("test", "validation", "train")  # near-duplicates stay in the first split that has them
@@ -168,9 +169,9 @@ def load_pydocs(
             f"validation_share={validation_share}, got {rl_share}"
         )
     folder = Path(cache_dir) / cache_key(installed, settings)
-    if not (folder / "card.json").is_file():
+    if not folder.is_dir():
         with _locked(Path(cache_dir)):  # the ranks of one machine build once
-            if not (folder / "card.json").is_file():
+            if not folder.is_dir():
                 _build(folder, name, pinned, installed, settings, workers)
     data = _load(folder, name, dict(reasoning or {}))
     if data.test is None or len(data.test.corpus) < min_test:
@@ -474,6 +475,7 @@ def _build(
         card = _card(name, settings, pairs, n_texts) | facts | {"seconds": seconds}
         (building / "card.md").write_text(card_text(card))
         (building / "card.json").write_text(json.dumps(card, indent=1))
+        _write_sums(building)
         os.rename(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -510,7 +512,50 @@ def _write_texts(folder: Path, texts: Iterable[str]) -> int:
     return len(offsets)
 
 
+def _write_sums(folder: Path) -> None:
+    """A line per file, as `sha256sum` writes them."""
+    lines = [f"{_sha256(file)}  {file.name}\n" for file in sorted(folder.iterdir())]
+    (folder / SUMS).write_text("".join(lines))
+
+
+def _check_sums(folder: Path) -> None:
+    """Compares every file of a cache with its sum.
+
+    Raises:
+        ValueError: If one is damaged or missing.
+    """
+    remedy = f"remove the cache, and the next call mines it anew: rm -r '{folder}'"
+    try:
+        pairs = [line.split("  ", 1) for line in (folder / SUMS).read_text(encoding="utf-8").splitlines()]
+        sums = {name: digest for digest, name in pairs}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / SUMS}: cannot be read ({error}); {remedy}") from error
+    for name in _NAMES:
+        try:
+            is_whole = sums.get(name) == _sha256(folder / name)
+        except OSError as error:
+            raise ValueError(f"{folder / name}: cannot be read ({error.strerror}); {remedy}") from error
+        if not is_whole:
+            raise ValueError(f"{folder / name}: is damaged, its SHA-256 is not the one in {SUMS}; {remedy}")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+_NAMES = (
+    *(f"{split}.jsonl" for split in SPLITS),
+    "texts.jsonl",
+    "texts.offsets",
+    "word_counts.json",
+    "card.json",
+)
+"""The files of a cache that are read."""
+
+
 def _load(folder: Path, name: str, recipe: dict[str, int | bool]) -> TrainingData:
+    _check_sums(folder)
     rows = {split: _read_lines(folder / f"{split}.jsonl") for split in SPLITS}
     train = rows["train"]
     ids = [row["id"] for row in train]
@@ -556,16 +601,37 @@ def _reasonings(folder: Path, rows: Sequence[dict[str, str]], recipe: dict[str, 
     recipe_text = json.dumps(recipe, sort_keys=True) + inspect.getsource(src.data.reasoning)
     key = hashlib.sha256(recipe_text.encode()).hexdigest()[:12]
     path = folder / f"reasoning-{key}.json"
-    if path.is_file():
-        return json.loads(path.read_text())
+    if path.exists():
+        return _read_reasonings(path)
     counts = json.loads((folder / "word_counts.json").read_text())
     bar = progress_over(rows, len(rows), "pydocs: reasoning", "rows")
     n = len(rows)
     reasonings = [cold_start_reasoning(row["query"], row["document"], counts, n, **recipe) for row in bar]
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(reasonings))
+    partial.write_text(json.dumps({"sha256": _sha256_of_texts(reasonings), "reasonings": reasonings}))
     partial.replace(path)
     return reasonings
+
+
+def _read_reasonings(path: Path) -> list[str]:
+    """What was written under a recipe.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        reasonings = content["reasonings"]
+        is_whole = content["sha256"] == _sha256_of_texts(reasonings)
+    except (OSError, ValueError, KeyError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(f"{path}: is damaged; remove it, and the next call writes it anew: rm -r '{path}'")
+    return reasonings
+
+
+def _sha256_of_texts(texts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 def _benchmark(name: str, rows: Sequence[dict[str, str]]) -> Benchmark | None:

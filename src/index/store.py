@@ -265,17 +265,17 @@ def _digest(rows: np.ndarray) -> str:
 def _entries(folder: Path) -> list[dict]:
     """The finished chunks in row order; a last line without its line end was never finished."""
     file = folder / "done.jsonl"
-    if not file.is_file():
+    if not file.exists():
         return []
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
     try:
+        lines = file.read_text(encoding="utf-8").split("\n")[:-1]
         entries = [json.loads(line) for line in lines]
         starts = [0, *(entry["stop"] for entry in entries)]
         is_whole = all(
             entry["start"] == start and entry["stop"] > start and "sha256" in entry
             for entry, start in zip(entries, starts[:-1], strict=True)
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{file}: a line is not readable ({error!r}); {_remedy(folder)}") from error
     if not is_whole:
         raise StoreError(f"{file}: its chunks do not follow one another; {_remedy(folder)}")
