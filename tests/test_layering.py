@@ -21,6 +21,7 @@ LAYERS = [
         "src.progress",
         "src.run_folder",
         "src.sweep_table",
+        "src.trust",
     },
     {
         "src.data.pydocs",

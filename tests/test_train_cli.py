@@ -152,7 +152,7 @@ def test_fewer_steps_than_were_taken_are_refused_and_leave_all_records(
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     tiny = ["--config-dir", str(write_configs(tmp_path / "configs")), "stage=tiny", "data=tiny", "model=tiny"]
-    for way in ([f"resume={folder}"], [*tiny, f"output_dir={folder}", "if_exists=resume"]):
+    for way in ([f"resume={folder}", "trust=[tests]"], [*tiny, f"output_dir={folder}", "if_exists=resume"]):
         code, output = refusal([*way, "stage.trainer.max_steps=5"], monkeypatch, capsys)
         assert code == 2
         assert f"stage.trainer.max_steps=5: the run in {folder} is at step {STEPS}" in output
