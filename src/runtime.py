@@ -50,6 +50,7 @@ from src.command_line import (
 from src.devices import cpu_precision
 from src.last_resort import EXIT_FAILED, EXIT_INTERRUPTED, run_command, told
 from src.model_choice import Given, read_facts, refuse_conflicts
+from src.names import check_names
 from src.number_ranges import check_numbers
 from src.run_folder import (
     Failed,
@@ -528,6 +529,7 @@ def _check_complete(config: DictConfig) -> None:
     except OmegaConfBaseException as error:
         raise UsageError(str(error).splitlines()[0]) from None
     checked_trust(plain.get("trust"))
+    check_names(plain)
     check_numbers(plain)
 
 

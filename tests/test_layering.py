@@ -17,6 +17,7 @@ LAYERS = [
         "src.devices",
         "src.last_resort",
         "src.model_choice",
+        "src.names",
         "src.number_ranges",
         "src.progress",
         "src.run_folder",
