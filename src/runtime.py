@@ -17,8 +17,9 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,6 +38,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.command_line import (
+    TRAINER_NODES,
     UsageError,
     addable_keys,
     did_you_mean,
@@ -48,6 +50,7 @@ from src.command_line import (
 from src.devices import cpu_precision
 from src.last_resort import EXIT_FAILED, EXIT_INTERRUPTED, run_command, told
 from src.model_choice import Given, read_facts, refuse_conflicts
+from src.names import check_names
 from src.number_ranges import check_numbers
 from src.run_folder import (
     Failed,
@@ -67,6 +70,7 @@ from src.run_folder import (
     write_text,
 )
 from src.sweep_table import sweep_table
+from src.trust import CHECKPOINTS, calls, checked_trust, refuse_foreign, stored_config, targets_in
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +85,10 @@ rank 0 goes on with the run in it."""
 WHITELIST = ("src.*", "pytorch_lightning.*", "torch.*")
 LIMITS = ("max_steps", "min_steps", "max_epochs", "min_epochs", "max_time", "limit_val_batches")
 WHERE = ("resume", "output_dir", "if_exists")
-MAY_CHANGE = (*WHERE, *(f"stage.trainer.{name}" for name in LIMITS))
-"""Keys that may differ between a run and its continuation: where it is, and the trainer's limits."""
+UNCOMPARED = (*WHERE, "trust")
+"""Keys that say nothing about what is computed."""
+MAY_CHANGE = (*UNCOMPARED, *(f"stage.trainer.{name}" for name in LIMITS))
+"""Keys that may differ between a run and its continuation: these, and the trainer's limits."""
 
 RL_GROUPS = ("index", "refresh", "reward")
 SHIPPED = "${shipped:"
@@ -150,7 +156,8 @@ def instantiate(node: DictConfig, **arguments: object) -> object:
     """Calls the `_target_` of a node with plain Python containers.
 
     Hydra builds what stands in the node; `arguments` are handed to the call itself, because Hydra would
-    turn a dataclass among them into a dict.
+    turn a dataclass among them into a dict. Whatever Hydra itself allows, what a node from a folder may name
+    has been checked by then, see `src.trust`.
 
     Args:
         node: with a `_target_`, or a mapping or list of such nodes. Text arrives as it reads, `${` included.
@@ -162,15 +169,17 @@ def instantiate(node: DictConfig, **arguments: object) -> object:
     is_call = OmegaConf.is_dict(node) and "_target_" in node
     is_partial = is_call and node.get("_partial_", False)
     with contextlib.ExitStack() as stack:
-        if hasattr(hydra.utils, "target_whitelist"):  # Hydra 1.4
-            for pattern in WHITELIST:
+        # Hydra puts resolved values back into a container and reads them again, which undoes two escapes.
+        plain = _mapped_text(
+            OmegaConf.to_container(node, resolve=True), lambda text, _: literal(literal(text))
+        )
+        if hasattr(hydra.utils, "target_whitelist"):  # Hydra 1.4 builds nothing else
+            named = [str(target) for _, target, _ in calls(plain)]
+            own = [target for target in named if not any(fnmatch(target, each) for each in WHITELIST)]
+            for pattern in dict.fromkeys([*WHITELIST, *own]):
                 stack.enter_context(hydra.utils.target_whitelist(pattern))
         try:
             options = {"_partial_": True} if is_call else {}
-            # Hydra puts resolved values back into a container and reads them again, which undoes two escapes.
-            plain = _mapped_text(
-                OmegaConf.to_container(node, resolve=True), lambda text, _: literal(literal(text))
-            )
             built = hydra.utils.instantiate(OmegaConf.create(plain), _convert_="all", **options)
         except HydraException as error:
             if error.__cause__ is not None and not isinstance(error.__cause__, (HydraException, ImportError)):
@@ -302,6 +311,13 @@ class ConfigSource:
 
     def __exit__(self, *error: object) -> None:
         GlobalHydra.instance().clear()
+
+    def own_targets(self, but: Path) -> frozenset[str]:
+        """Every `_target_` that the user's folder of configs names; none where that is the folder `but`."""
+        folder, other = self._folder, but.resolve()
+        if folder is None or folder.is_relative_to(other) or other.is_relative_to(folder):
+            return frozenset()
+        return targets_in(folder)
 
     def groups(self) -> dict[str, list[str]]:
         """Options of every config group of ours."""
@@ -513,6 +529,8 @@ def _check_complete(config: DictConfig) -> None:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(str(error).splitlines()[0]) from None
+    checked_trust(plain.get("trust"))
+    check_names(plain)
     check_numbers(plain)
 
 
@@ -587,27 +605,59 @@ def _resumed(
     """
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"resume={folder}: there is no config.yaml in it, so it is not a run folder")
-    stored = OmegaConf.load(folder / "config.yaml")
+    stored, parsed = stored_config(folder / "config.yaml"), source.parse(overrides)
+    trust = _given_trust(parsed)
+    _refuse_foreign(source, folder, stored, trust, {override.key_or_group for override in parsed})
     choices = read_json(folder / "provenance.json").get("choices", {})
     groups, rest = source.groups(), []
-    for override in source.parse(overrides):
+    for override in parsed:
         key = override.key_or_group
         if key in groups or key in choices:
             if override.value() != choices.get(key):
                 raise UsageError(_changed(folder, [f"{key}: {choices.get(key)} -> {override.value()}"]))
-        elif key != "resume":
+        elif key not in ("resume", "trust"):
             rest.append(_checked_key(override, _plain(stored), groups).lstrip("+"))
     merged = OmegaConf.merge(stored, *(_as_config(override) for override in source.parse(rest)))
     merged.resume = merged.output_dir = literal(str(folder))
+    merged.trust = list(trust) or None  # never what the folder says
     _check_complete(merged)
     _refuse_changes(folder, stored, merged)
     state = state_of(folder)
-    if state == "finished" and not _differences(stored, merged, ignored=WHERE):
+    if state == "finished" and not _differences(stored, merged, ignored=UNCOMPARED):
         raise UsageError(
             f"resume={folder}: this run is finished; raise a limit, as stage.trainer.max_steps=<more>"
         )
     _refuse_fewer_steps(folder, stored, merged, reached)
     return Composed(merged, choices, list(overrides))
+
+
+def _given_trust(overrides: Sequence[Override]) -> tuple[str, ...]:
+    """What `trust=` on the command line names, checked."""
+    given = [override for override in overrides if override.key_or_group == "trust"]
+    return checked_trust(_plain_value(_value_of(given[-1]))) if given else ()
+
+
+def _refuse_foreign(
+    source: ConfigSource, folder: Path, stored: DictConfig, trust: Sequence[str], typed: Collection[str]
+) -> None:
+    """Refuses a run folder that would have anything run but what this project, or the user, names."""
+    place = f"resume={folder}: config.yaml"
+    refuse_foreign(_plain(stored), place, trust, source.own_targets(folder), folder, typed)
+    _refuse_pickles(folder, stored, trust)
+
+
+def _refuse_pickles(folder: Path, stored: DictConfig, trust: Sequence[str]) -> None:
+    """Refuses checkpoints whose reader unpickles, which runs code, unless the user trusts them."""
+    strategies = [str(_select(stored, f"{node}.strategy") or "auto") for node in TRAINER_NODES]
+    unpickling = [name for name in strategies if name != "auto" and not re.fullmatch("ddp[a-z_]*", name)]
+    sharded = [str(path) for path in (folder / "checkpoints").glob("*") if path.is_dir()]
+    if CHECKPOINTS in trust or not (unpickling or sharded):
+        return
+    what = [f"the checkpoints of strategy={unpickling[0]} in {folder}"] if unpickling else sharded
+    raise UsageError(
+        f"{what[0]}: reading that is unpickling, by which whoever wrote it could run anything. Where the run "
+        f"is your own, say so: trust=[{','.join([*trust, CHECKPOINTS])}]"
+    )
 
 
 def _as_config(override: Override) -> DictConfig:
@@ -627,7 +677,8 @@ def _differences(old: DictConfig, new: DictConfig, ignored: Sequence[str]) -> li
     return [
         f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key, "absent") != after.get(key, "absent") and key not in ignored
+        if before.get(key, "absent") != after.get(key, "absent")
+        and not any(key == name or key.startswith(f"{name}.") for name in ignored)
     ]
 
 
@@ -687,6 +738,8 @@ def _chosen_folder(entry: Entry, config: DictConfig, stack: contextlib.ExitStack
 
 def _reused_folder(entry: Entry, config: DictConfig, folder: Path) -> Path | None:
     state = state_of(folder)
+    if config.if_exists == "resume":
+        _refuse_pickles(folder, config, checked_trust(_plain_value(config.get("trust"))))
     if _rank() != "0":
         config.resume = literal(str(folder))  # whatever rank 0 found
         return folder
@@ -697,9 +750,9 @@ def _reused_folder(entry: Entry, config: DictConfig, folder: Path) -> Path | Non
             f"output_dir={folder}: the config.yaml of the run in there is missing, so it cannot go on; "
             f"to start anew: rm -r {shlex.quote(str(folder))}"
         )
-    stored = OmegaConf.load(folder / "config.yaml")
-    _refuse_changes(folder, stored, config)
-    if state == "finished" and not _differences(stored, config, ignored=WHERE):
+    stored = stored_config(folder / "config.yaml")
+    _refuse_changes(folder, stored, config)  # so whatever it has called is named by the user's own command
+    if state == "finished" and not _differences(stored, config, ignored=UNCOMPARED):
         print(f"{folder} is finished; to retrain: rm -r {shlex.quote(str(folder))}")
         return None
     _refuse_fewer_steps(folder, stored, config, entry.reached)
@@ -754,7 +807,7 @@ def _execute_first_rank(name: str, run: Run, composed: Composed, folder: Path) -
 def _changes_since(folder: Path, config: DictConfig) -> list[str]:
     """Keys whose values differ from those of an earlier call into the folder, with both."""
     file = folder / "config.yaml"
-    return _differences(OmegaConf.load(file), config, ignored=WHERE) if file.is_file() else []
+    return _differences(stored_config(file), config, ignored=UNCOMPARED) if file.is_file() else []
 
 
 def _run_in_rank(run: Run, config: DictConfig) -> None:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.command_line import UsageError
 from src.devices import torch_is_cpu_build, visible_gpus
 from src.model_choice import MADE_HERE, read_facts
+from src.names import refuse_to_replace
 from src.run_folder import json_text, keep_earlier, log_written, read_json, write_metrics, write_text
 from src.runtime import entry_point, instantiate
 
@@ -66,6 +67,8 @@ def check(config: DictConfig, is_sweep: bool) -> None:
             "model.path=<folder>"
         )
     _check_model_folder(config.model.get("path"))
+    if config.output_dir:
+        refuse_to_replace(Path(config.output_dir) / "model")
     _check_strategy(config.strategy, is_sweep)
 
 
@@ -121,6 +124,7 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
 
     transformers_logging.disable_progress_bar()
     folder = Path(config.output_dir)
+    refuse_to_replace(folder / "model")  # also where no command line named the folder
     pl.seed_everything(config.seed, workers=True, verbose=False)
     _check_settings(config.stage)
     data: TrainingData = instantiate(config.data)

@@ -7,6 +7,7 @@ folder of its own; a study that was interrupted goes on where it stands.
 
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from src.run_folder import Failed, log_written, make_folder, read_json, write_js
 from src.runtime import Composed, entry_point, execute
 from src.train import check as check_train
 from src.train import run as run_training
+from src.trust import WRITES, calls, checked_trust, refuse_foreign
 
 if TYPE_CHECKING:
     import optuna
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OWN_KEYS = ("space", "n_trials", "study", "monitor", "direction", "pruner_warmup", "startup_trials")
+NOT_SEARCHED = (*OWN_KEYS, "output_dir", "resume", "if_exists", "trust")
 FACTS = "search.json"
 
 
@@ -86,7 +89,7 @@ def _dimension(path: Path, key: str, entry: object, known: Mapping[str, object])
 
     if key not in known:
         raise refuse(f"there is no such key.{did_you_mean(key, known)}")
-    if key == "output_dir" or key in OWN_KEYS or isinstance(known[key], (dict, list)):
+    if key in NOT_SEARCHED or isinstance(known[key], (dict, list)):
         raise refuse("cannot be searched; name a single value of the training configuration")
     if not isinstance(entry, dict):
         raise refuse("must be {low:, high:} or {choices: [...]}")
@@ -98,6 +101,8 @@ def _dimension(path: Path, key: str, entry: object, known: Mapping[str, object])
     if "choices" in entry:
         if len(entry) > 1 or not isinstance(entry["choices"], list) or len(entry["choices"]) < 2:
             raise refuse("choices must be a list of two or more values and stand alone")
+        if any(isinstance(choice, (dict, list)) for choice in entry["choices"]):
+            raise refuse("a choice must be a number, text, true, false or null")
         return Dimension(key, choices=tuple(entry["choices"]))
     for end in ("low", "high"):
         if isinstance(entry.get(end), bool) or not isinstance(entry.get(end), (int, float)):
@@ -132,11 +137,28 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     if config.resume or config.if_exists != "refuse":
         raise UsageError("a search goes on by itself: run it again with the same study=")
     check_train(config, is_sweep=True)  # trials share one process, as the jobs of a sweep do
-    _check_ends(config, read_space(Path(config.space), OmegaConf.to_container(config, resolve=False)))
+    plain = OmegaConf.to_container(config, resolve=False)
+    dimensions = read_space(Path(config.space), plain)
+    _refuse_foreign(f"space={config.space}", dimensions, plain)
+    _check_ends(config, dimensions)
     earlier, facts = read_json(study_folder(config) / FACTS), _facts(config)
     if earlier and earlier != facts:
         changed = " and ".join(key for key in facts if earlier.get(key) != facts[key])
         raise UsageError(f"study={config.study} was made with another {changed}; name a new file")
+
+
+def _refuse_foreign(source: str, dimensions: Sequence[Dimension], config: Mapping) -> None:
+    """Refuses a space, which may be somebody else's, that chooses what is called or where is written."""
+    own = {target for _, target, _ in calls(config)}
+    writes = {f"{key.rpartition('.')[0]}.{WRITES[name]}" for key, name, _ in calls(config) if name in WRITES}
+    for dimension in dimensions:
+        name = dimension.key.rpartition(".")[2]
+        if dimension.key in writes or (re.fullmatch("_.*_", name) and name != "_target_"):
+            raise UsageError(f"{source}: {dimension.key}: cannot be searched; set it on the command line")
+        if name == "_target_":
+            for choice in dimension.choices or (dimension.low, dimension.high):
+                node = {dimension.key.removesuffix("._target_"): {"_target_": choice}}
+                refuse_foreign(node, source, checked_trust(config["trust"]), own)
 
 
 def _check_ends(config: DictConfig, dimensions: Sequence[Dimension]) -> None:

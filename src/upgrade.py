@@ -1,12 +1,19 @@
-"""Brings model folders of format 1 to the present one: `python -m src.upgrade <folder> ...`.
+"""Brings model folders of before to the present state: `python -m src.upgrade <folder> ...`.
 
-The prompts are rendered and written into the folder, and its README.md is written anew; weights and tokenizer
-stay as they are, and so do the vectors. Folders of format 1 also open without this.
+Every folder gets the checksums of its files, by which damage is noticed from then on: they are of what the
+files hold now, so compare with another copy first where there is one. A folder of format 1 also gets the
+prompts as they are rendered, and a new README.md. Weights and tokenizer stay as they are, and so do the
+vectors. Folders of before also open without this. Of a folder that has checksums the files are compared.
 """
 
 from src.command_line import UsageError
 from src.last_resort import Parser, run_command
 from src.models.folder import upgrade_folder
+
+DONE = (
+    "upgraded; its checksums are of what the files hold now, and say nothing of damage before: compare a "
+    "result that you know, or another copy"
+)
 
 
 def main() -> int:
@@ -22,7 +29,7 @@ def main() -> int:
             is_changed = upgrade_folder(folder)
         except (ValueError, OSError) as error:
             raise UsageError(str(error)) from None
-        print(f"{folder}: {'upgraded' if is_changed else 'is of the present format already'}")
+        print(f"{folder}: {DONE if is_changed else 'is as it was written, nothing to do'}")
     return 0
 
 

@@ -17,11 +17,13 @@ LAYERS = [
         "src.devices",
         "src.last_resort",
         "src.model_choice",
+        "src.names",
         "src.number_ranges",
         "src.progress",
         "src.run_folder",
         "src.run_lock",
         "src.sweep_table",
+        "src.trust",
     },
     {
         "src.data.pydocs",

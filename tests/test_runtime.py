@@ -260,6 +260,8 @@ def test_pitfall_19_the_version_base_is_set_and_a_whitelist_where_hydra_knows_on
     monkeypatch.setattr(hydra.utils, "target_whitelist", target_whitelist, raising=False)  # Hydra 1.4's
     assert instantiate(OmegaConf.create({"_target_": "torch.Size", "_args_": [[2]]})) == (2,)
     assert set(allowed) == {"src.*", "pytorch_lightning.*", "torch.*"}
+    instantiate(OmegaConf.create({"_target_": "tests.tiny_stage.load_tiny"}))
+    assert "tests.tiny_stage.load_tiny" in allowed  # what one's own command names is built there too
     assert str(hydra.version.getbase()) == "1.3"
 
 

@@ -62,6 +62,7 @@ def test_the_pad_token_is_kept_in_the_folder_and_in_the_tokenizer(embedder, tmp_
     assert json.loads((folder / "search_r3.json").read_text())["pad_token"] == chosen
     # A folder whose tokenizer lost it gets the one that the folder names, whatever would be chosen today.
     description = json.loads((folder / "search_r3.json").read_text())
+    del description["checksums"]  # as in a folder from before there were any
     recorded = next(token for token in embedder.tokenizer.all_special_tokens if token != chosen)
     (folder / "search_r3.json").write_text(json.dumps(description | {"pad_token": recorded}))
     settings = json.loads((folder / "tokenizer_config.json").read_text())

@@ -46,8 +46,10 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     if not config.rules or len(set(config.rules)) != len(config.rules):
         raise UsageError(f"rules must name at least one rule, and each once, got {list(config.rules)}")
     for rule in config.rules:
-        if not re.fullmatch(r"[\w.-]+", str(rule)):
-            raise UsageError(f"rules: {rule} names a folder; letters, digits, '_', '-' and '.' only")
+        if not re.fullmatch(r"(?!\.)[\w.-]+", str(rule)):
+            raise UsageError(
+                f"rules: {rule} names a folder; letters, digits, '_', '-' and '.' only, no '.' at the start"
+            )
     check_train(config, is_sweep=False)
 
 

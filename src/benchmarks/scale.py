@@ -6,11 +6,13 @@ run again.
 """
 
 import logging
+import shutil
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from src.command_line import UsageError, did_you_mean
+from src.names import empty_part
 from src.progress import Progress
 from src.run_folder import log_written, provenance, read_json, write_json
 from src.runtime import entry_point, instantiate
@@ -54,14 +56,15 @@ def run(config: DictConfig) -> None:
         raise ValueError(f"{config.drift_dir}: n_steps can be {len(recording.steps) - 1} at most")
     done = {rule: _done(config, rule, folder) for rule in config.rules}
     total = config.n_steps * sum(result is None for result in done.values())
-    base_file = folder / "base.npy"
+    place = empty_part(folder / "replay")
+    base_file = place / "base.npy"
     if total > 0:
         log.info("writing %d rows of width %d", replay.n_documents, recording.width)
         replay.write(base_file, recording.steps[0])
     with Progress(total, "replay", "steps", is_shown=total > 0) as progress:
         for rule in [rule for rule, result in done.items() if result is None]:
             done[rule] = _replay(config, rule, replay, base_file, progress)
-    base_file.unlink(missing_ok=True)
+    shutil.rmtree(place)
     rows = [done[rule]["row"] for rule in config.rules]
     seconds = {rule: done[rule]["seconds"] for rule in config.rules}
     setting = {
@@ -119,7 +122,7 @@ def _replay(config: DictConfig, rule: str, replay: object, base_file: Path, prog
         settings=instantiate(config.rule[rule]),
         reward=instantiate(config.reward),
         n_steps=config.n_steps,
-        folder=folder / "store",
+        folder=base_file.parent / "store",
     )
     steps = []
     for line in replayed(task):

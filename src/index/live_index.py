@@ -15,6 +15,7 @@ them, in the same order, with its own queries, of which there may be none.
 """
 
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -698,4 +699,4 @@ def _state_folder(folder: Path, number: int) -> Path:
 
 
 def _saved_folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("state-*") if path.is_dir())
+    return sorted(p for p in folder.glob("state-*") if re.fullmatch(r"state-\d{6,}", p.name) and p.is_dir())

@@ -4,7 +4,6 @@ There is no projection head. A document and a directly embedded query are one fo
 written first and embedded in the same pass. Every text of the project becomes a vector here.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -288,13 +287,3 @@ class _Inference:
     def __exit__(self, *error: object) -> None:
         self.no_grad.__exit__(*error)
         self.model.train(self.was_training)
-
-
-def sha256_of_files(paths: Sequence) -> str:
-    """SHA-256 over the contents of files, in the given order."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()

@@ -4,6 +4,10 @@ It is an ordinary Hugging Face folder (weights in safetensors, tokenizer with ch
 `search_r3.json` with prompts, lengths and provenance, and the model card, README.md. Adapters are merged in
 fp32 and then cast. A LoRA run keeps its adapter beside the merged weights, in `adapter/`.
 
+Everything that is read has its SHA-256 in `search_r3.json` (`src.models.checksums`) and is compared with it
+before it is used. No code of a folder is run: weights are safetensors, and what a configuration says of code
+of its own (`auto_map`) is not heeded.
+
 `search_r3.json` holds the three prompts as they were rendered for training, as text and as token ids, and the
 pad token; whoever opens the folder takes them from there (format 2). Folders of format 1 have the wording
 only and are rendered when they are opened; `python -m src.upgrade <folder>` writes down what that gives.
@@ -15,13 +19,12 @@ import logging
 import math
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -32,25 +35,32 @@ from transformers import (
 )
 
 from src.models.card import model_card
-from src.models.embedder import ReasoningEmbedder, sha256_of_files
+from src.models.checksums import (
+    DESCRIPTION_FILE,
+    KEY,
+    ModelFolderError,
+    check_description,
+    check_files,
+    checksums,
+)
+from src.models.embedder import ReasoningEmbedder
 from src.models.positions import check_lengths
 from src.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder, Prompts, Rendered
 from src.models.templates import render_as_format_1
 from src.models.tuning import FullTuning, LoraTuning, has_adapter
 from src.models.twin import ArchitectureError, check_architecture
 from src.models.vocabulary import add_embed_token, give_pad_token
+from src.names import empty_part, put_in_place, refuse_to_replace
 from src.run_folder import write_text
 
 FORMAT_VERSION = 2
 READS_VERSIONS = (1, 2)
-DESCRIPTION_FILE = "search_r3.json"
 CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 2048, 16384
 """Tokens of one forward in inference: what a CPU's cache holds, and what keeps a GPU busy."""
+OF_OURS = {"local_files_only": True, "use_safetensors": True}
+"""How the weights of a model folder are read. Those of a hub name may be pickles, which torch reads without
+running anything (`weights_only`)."""
 log = logging.getLogger(__name__)
-
-
-class ModelFolderError(ValueError):
-    """A model folder or a model choice that cannot be used; the message says what to do."""
 
 
 def dtype_named(name: str) -> torch.dtype:
@@ -100,14 +110,6 @@ def read_description(path: str | Path) -> dict:
     return description
 
 
-def weights_hash(path: str | Path) -> str:
-    """SHA-256 over the safetensors files of a model folder, in the order of their names."""
-    files = sorted(Path(path).glob("*.safetensors"))
-    if not files:
-        raise ModelFolderError(f"{path}: holds no *.safetensors file")
-    return sha256_of_files(files)
-
-
 def load_embedder(
     path: str | Path,
     device: str = "cpu",
@@ -125,14 +127,16 @@ def load_embedder(
         attention: attention implementation of transformers; None takes the best that the architecture has.
 
     Raises:
-        ModelFolderError: If the folder is not one that `save_embedder` wrote, its tokenizer or prompts are
-            not those it was trained with, or the attention is not to be had.
+        ModelFolderError: If the folder is not one that `save_embedder` wrote, a file in it is not as it was
+            written, its tokenizer or prompts are not those it was trained with, or the attention is not to be
+            had.
         ValueError: If its lengths do not fit into the model's positions.
     """
     description = read_description(path)
-    tokenizer = AutoTokenizer.from_pretrained(str(path), padding_side="left", local_files_only=True)
+    weights_sha256 = check_files(Path(path), description)
+    tokenizer = _tokenizer(path, local_files_only=True)
     encoder = _encoder_of(path, description, tokenizer)
-    model = _pretrained(path, dtype, attention, local_files_only=True)
+    model = _pretrained(path, dtype, attention, **OF_OURS)
     _refuse_untrusted(model, str(path))
     check_lengths(model, encoder)
     embedder = ReasoningEmbedder(
@@ -141,11 +145,31 @@ def load_embedder(
         encoder.prompts,
         encoder.lengths,
         token_budget or (CPU_TOKEN_BUDGET if device == "cpu" else GPU_TOKEN_BUDGET),
-        weights_hash(path),
+        weights_sha256,
         is_trained=description.get("is_trained", True),
         rendered=encoder.rendered,
     )
     return embedder.eval()
+
+
+def _tokenizer(source: str | Path, **options: object) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or a hub name; code of its own is never run."""
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(source), padding_side="left", trust_remote_code=False, **options
+        )
+    except ValueError as error:
+        _refuse_own_code(source, error)
+        raise
+
+
+def _refuse_own_code(source: str | Path, error: Exception) -> None:
+    """Says of a model that needs its own code what transformers answers with advice to run it."""
+    if "trust_remote_code" in str(error):
+        raise ModelFolderError(
+            f"{source}: is of no kind that transformers knows and brings code of its own (auto_map), which "
+            "is never run here; choose another model"
+        ) from error
 
 
 def _pretrained(source: str | Path, dtype: str, attention: str | None, **options: object) -> PreTrainedModel:
@@ -157,9 +181,10 @@ def _pretrained(source: str | Path, dtype: str, attention: str | None, **options
     chosen = {} if attention is None else {"attn_implementation": attention}
     try:
         return AutoModelForCausalLM.from_pretrained(
-            str(source), dtype=dtype_named(dtype), **chosen, **options
+            str(source), dtype=dtype_named(dtype), trust_remote_code=False, **chosen, **options
         )
     except (ValueError, ImportError) as error:
+        _refuse_own_code(source, error)
         reason = str(error).strip().splitlines()[0]
         if attention is None or not re.search("attention|attn", reason):
             raise
@@ -198,6 +223,7 @@ def _encoder_of(path: str | Path, description: Mapping, tokenizer: PreTrainedTok
             "%s: the chat template writes the date and format 1 does not keep what it wrote: the folder will "
             "not open another day. Keep it now: python -m src.upgrade %s", path, path,
         )  # fmt: skip
+    check_description(Path(path), description)
     return encoder
 
 
@@ -234,15 +260,16 @@ def open_embedder(
             where it does not exist, so that a resumed run and other ranks have the same ones.
 
     Raises:
-        ModelFolderError: If nothing says where the model comes from, the folder cannot be used, or its
-            tokenizer or prompts are not those it was trained with.
+        ModelFolderError: If nothing says where the model comes from, the folder cannot be used, a file in it
+            is not as it was written, or its tokenizer or prompts are not those it was trained with.
         ValueError: If the prompts cannot be rendered, or the lengths do not fit into the model's positions.
     """
     description = None if path is None else read_description(path)
+    read_from = None if path is None else check_files(Path(path), description)
     source = path if path is not None else name
     if source is not None:
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-        model = _pretrained(source, dtype, attention)
+        tokenizer = _tokenizer(source, local_files_only=path is not None)
+        model = _pretrained(source, dtype, attention, **(OF_OURS if path is not None else {}))
     elif create is not None:
         model, tokenizer = create(texts)
     else:
@@ -261,7 +288,6 @@ def open_embedder(
         model.enable_input_require_grads()
     token_id = tokenizer.convert_tokens_to_ids(EMBED_TOKEN)
     tuned = tuning.apply(model, token_id)
-    read_from = None if path is None else weights_hash(path)
     embedder = ReasoningEmbedder(
         tuned,
         tokenizer,
@@ -336,32 +362,57 @@ def _write_first(file: Path, text: str) -> None:
 
 
 def upgrade_folder(path: str | Path) -> bool:
-    """Writes down in a folder of format 1 what opening it renders; weights and tokenizer stay as they are.
+    """Writes down what a folder of before does not hold; weights and tokenizer stay as they are.
+
+    A folder of format 1 gets the prompts that opening it renders and a new README.md, and any folder the
+    checksums of its files. Those say what the files hold now, and not that it is what was trained.
 
     Returns:
-        Whether anything was to be done.
+        Whether anything was to be done. Where nothing was, the checksums have been compared.
 
     Raises:
-        ModelFolderError: If the folder cannot be used, or today's prompts are not those it was trained with.
+        ModelFolderError: If the folder cannot be used, a file differs from its checksum, or today's prompts
+            are not those it was trained with.
     """
     folder = Path(path)
     description = read_description(folder)
-    if description["format_version"] == FORMAT_VERSION:
-        return False
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), padding_side="left", local_files_only=True)
+    is_format_1 = description["format_version"] == 1
+    is_checked = KEY in description and not is_format_1
+    check_files(folder, description)
+    tokenizer = _tokenizer(folder, local_files_only=True)
     encoder = _encoder_of(folder, description, tokenizer)
-    origin, is_trained = description.get("provenance", {}), description.get("is_trained", True)
-    description |= _description(encoder, origin, is_trained)
-    n_parameters = 0
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as weights:
-            names = list(weights.keys())
-            n_parameters += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
-    width = AutoConfig.from_pretrained(str(folder), local_files_only=True).get_text_config().hidden_size
-    card = model_card(description, width, n_parameters, (folder / "adapter").is_dir())
-    write_text(folder / "README.md", card)
+    n_parameters = _count_parameters(folder)
+    if is_checked:
+        return False
+    if is_format_1:
+        origin, is_trained = description.get("provenance", {}), description.get("is_trained", True)
+        description |= _description(encoder, origin, is_trained)
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        width = config.get_text_config().hidden_size
+        card = model_card(description, width, n_parameters, (folder / "adapter").is_dir())
+        write_text(folder / "README.md", card)
+    description[KEY] = checksums(folder, description)
     write_text(folder / DESCRIPTION_FILE, json.dumps(description, indent=2) + "\n")
     return True
+
+
+def _count_parameters(folder: Path) -> int:
+    """Numbers in the weights of a model folder.
+
+    Raises:
+        ModelFolderError: If a file is no whole safetensors file.
+    """
+    n_parameters = 0
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, "pt") as weights:
+                names = list(weights.keys())
+                n_parameters += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+        except (SafetensorError, OSError) as error:
+            raise ModelFolderError(
+                f"{file}: no whole safetensors file ({error}); take it from a copy, or train the model again"
+            ) from error
+    return n_parameters
 
 
 def merged_model(model: nn.Module) -> PreTrainedModel:
@@ -372,10 +423,11 @@ def merged_model(model: nn.Module) -> PreTrainedModel:
     return merged.merge_and_unload(safe_merge=True)
 
 
-def _state_dtype(file: Path, dtype: str) -> None:
-    """Writes the dtype of the saved weights: transformers names that of the model in memory instead."""
-    config = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps(config | {"dtype": dtype}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def _state(file: Path, **facts: object) -> None:
+    """Writes facts into a configuration that was saved, and leaves out the code that it was read without."""
+    config = json.loads(file.read_text(encoding="utf-8")) | facts
+    config.pop("auto_map", None)
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _description(
@@ -419,7 +471,7 @@ def save_embedder(
 
     Args:
         embedder: what is saved.
-        folder: written anew; an existing one is replaced once the new one is complete.
+        folder: written anew; a model folder of ours that is there is replaced once the new one is complete.
         provenance: how the weights came about: command, commit, seed, packages, data; the model card also
             knows base_model, stage, step, losses, validation (mode -> metric -> value) and data_licence.
         dtype: of the saved weights; an adapter is merged in fp32 first. None: that of the model's weights,
@@ -428,29 +480,32 @@ def save_embedder(
 
     Returns:
         The folder.
+
+    Raises:
+        UsageError: If something is there that no save has written, or a symbolic link; it is left alone.
     """
     target = Path(folder)
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    refuse_to_replace(target)
+    partial = empty_part(target)
     dtype = dtype or embedder.dtype_name
     model = merged_model(embedder.model)
     state = _cast_state(model, dtype_named(dtype))
     before = model.config.dtype
     model.save_pretrained(partial, state_dict=state, safe_serialization=True)
     model.config.dtype = before  # saving makes a string of it
-    _state_dtype(partial / "config.json", dtype)
+    # transformers names the dtype of the model in memory instead of that of the saved weights
+    _state(partial / "config.json", dtype=dtype)
     embedder.tokenizer.save_pretrained(partial)
+    _state(partial / "tokenizer_config.json")
     if has_adapter(embedder.model):
         embedder.model.save_pretrained(partial / "adapter")
     description = _description(embedder.encoder, provenance, is_trained)
+    description[KEY] = checksums(partial, json.loads(json.dumps(description, default=str)), only_read=False)
     (partial / DESCRIPTION_FILE).write_text(
         json.dumps(description, indent=2, default=str) + "\n", encoding="utf-8"
     )
     n_parameters = sum(p.numel() for p in model.parameters())
     card = model_card(description, embedder.width, n_parameters, has_adapter(embedder.model))
     (partial / "README.md").write_text(card, encoding="utf-8")
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)
+    put_in_place(partial, target)
     return target

@@ -1,0 +1,167 @@
+"""Names of a configuration that become parts of paths, and folders of ours that are replaced whole.
+
+A name is checked as a name before anything starts: none leads out of the folder that it is put into. A folder
+is replaced only where it shows that this project wrote it.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from src.command_line import UsageError
+
+MARK = ".search_r3_part"
+"""A file in a folder that is being written: by it a later run knows that it may remove what a kill left."""
+
+NAMES = {
+    "stage.name": False,
+    "data.name": True,
+    "data.train_split": False,
+    "data.validation_split": False,
+    "data.test_split": False,
+}
+"""Keys that are names, those of a data set also below `data.sources.<source>`: may one hold slashes?"""
+
+
+def check_names(config: Mapping) -> None:
+    """Refuses a name in a plain configuration that would lead elsewhere as a part of a path.
+
+    Raises:
+        UsageError: With the key, the name and the rule.
+    """
+    for key, value in _names(config):
+        sources = re.sub(r"^data(\.sources\.[^.]+)+\.", "data.", key)
+        if value is not None and sources in NAMES:
+            _check_name(key, value, NAMES[sources])
+
+
+def _names(node: object, key: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            if key.rpartition(".")[2] == "sources":
+                _check_name(key, name, False)
+            yield from _names(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, node
+
+
+def _check_name(key: str, name: object, may_hold_slashes: bool) -> None:
+    text = str(name)
+    parts = text.split("/") if may_hold_slashes else [text]
+    is_name = text.isprintable() and not any(
+        part in ("", ".", "..") or re.search(r"[/\\]", part) for part in parts
+    )
+    if not is_name or len(text.encode()) > 200:
+        shown = text if len(text) <= 80 else f"{text[:77]}..."
+        raise UsageError(
+            f"{key}={shown!r} is used as a name in paths: printable, without "
+            f"{'a leading or trailing slash' if may_hold_slashes else 'slashes'}, not '.' or '..'"
+        )
+
+
+# ---- folders
+
+
+def why_kept(folder: Path) -> str | None:
+    """Why the model folder at this place may not be replaced; None where it may, or there is none."""
+    if folder.is_symlink():
+        return (
+            f"{folder} is a symbolic link to {folder.resolve()}, and a model folder is replaced whole, so "
+            "that the link would be lost or another folder replaced; remove the link, and give output_dir= "
+            "on the disk that the model is to be on"
+        )
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        return f"{folder} is a file, and the model folder would take its place; move it away"
+    if not any(folder.iterdir()):
+        return None
+    description = _description(folder)
+    if description is None:
+        return (
+            f"{folder} is there and is no model folder that a run wrote (it has no search_r3.json that says "
+            "so), so it is not replaced; move it away"
+        )
+    strange = _strange(folder, description)
+    if strange:
+        return f"{folder / strange[0]} is no file of the model that is to be replaced; move it away"
+    return None
+
+
+def _description(folder: Path) -> dict | None:
+    try:
+        content = json.loads((folder / "search_r3.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and "format_version" in content else None
+
+
+def _strange(folder: Path, description: Mapping) -> list[str]:
+    """Files that were not written with the model; without checksums nobody knows."""
+    known = description.get("checksums")
+    if not isinstance(known, Mapping):
+        return []
+    ours = {*known, "README.md", "adapter/README.md", MARK}
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
+    return [name for path in paths if (name := path.relative_to(folder).as_posix()) not in ours]
+
+
+def part_of(folder: Path) -> Path:
+    """Where a folder is written before it takes its place, or that is removed at the end."""
+    return folder.with_name(f"{folder.name}.partial")
+
+
+def refuse_to_replace(folder: Path) -> None:
+    """Refuses a place for a model folder at which something lies that no run wrote; costs nothing.
+
+    Raises:
+        UsageError: With what is there and what to do.
+    """
+    reason = why_kept(folder)
+    if reason is not None:
+        raise UsageError(reason)
+    _refuse_to_remove(part_of(folder))
+
+
+def _refuse_to_remove(part: Path) -> None:
+    """Refuses a place for a part where something lies that is not what a killed run left.
+
+    Raises:
+        UsageError: With what is there.
+    """
+    is_ours = not part.exists() or (part.is_dir() and ((part / MARK).is_file() or not any(part.iterdir())))
+    if part.is_symlink() or not is_ours:
+        raise UsageError(
+            f"{part} is in the way and was not left by a run of this version (it holds no {MARK}), so it is "
+            "not removed; move it away"
+        )
+
+
+def empty_part(folder: Path) -> Path:
+    """Makes the marked folder `part_of(folder)`; what a killed run left there is removed.
+
+    Raises:
+        UsageError: If something else is there.
+    """
+    part = part_of(folder)
+    _refuse_to_remove(part)
+    if part.exists():
+        shutil.rmtree(part)
+    part.mkdir(parents=True)
+    (part / MARK).touch()
+    return part
+
+
+def put_in_place(part: Path, folder: Path) -> None:
+    """Moves a written folder to its place; the earlier model folder there is removed.
+
+    Raises:
+        UsageError: If something else has come to be there meanwhile.
+    """
+    refuse_to_replace(folder)
+    if folder.exists():
+        shutil.rmtree(folder)
+    part.rename(folder)
+    (folder / MARK).unlink()
