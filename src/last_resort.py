@@ -7,7 +7,9 @@ all else with 1.
 """
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -30,6 +32,8 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     except BaseException as error:
         code = told(error)
         _drop_output()
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the job has ended, and how is decided
     sys.exit(code)
 
 

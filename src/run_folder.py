@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
 import socket
 import subprocess
@@ -110,6 +111,13 @@ def write_text(path: Path, text: str, is_durable: bool = False) -> None:
             part.unlink()
         error.filename, error.filename2 = str(path), None  # errors of `write` have none
         raise
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes what `write_text` left half written in a folder when it was killed; nobody else works in it."""
+    for file in folder.glob("*.part"):
+        if re.fullmatch(r".+\.\d+\.part", file.name) and file.is_file():
+            file.unlink()
 
 
 def sync_folder(folder: Path) -> None:

@@ -64,6 +64,7 @@ from src.run_folder import (
     provenance,
     read_json,
     recorded,
+    remove_parts,
     state_of,
     taken,
     write_status,
@@ -782,6 +783,7 @@ def execute(name: str, run: Run, composed: Composed, folder: Path) -> None:
             _run_in_rank(run, config)
         return
     with taken(folder):
+        remove_parts(folder)
         _execute_first_rank(name, run, composed, folder)
 
 

@@ -251,10 +251,13 @@ def test_a_kill_in_a_validation_that_falls_on_a_saved_step_loses_nothing(tmp_pat
     done = forked(end_in, tmp_path, step, moment)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
+    for name in ("best.partial", "last.partial", "SHA256SUMS.12.part"):  # as other moments would leave them
+        (tmp_path / name).write_text("half")
     resumed = Validated()
     found = fit_with_records(tmp_path, resumed, latest(tmp_path))
 
     assert_same(resumed, module)
+    assert {file.name for file in tmp_path.iterdir()} == {file.name for file in whole.iterdir()}
     assert found == by_step
     assert [list(metrics) for metrics in found.values()] == [["val/score"], ["val/score"]]
     assert (tmp_path / "csv/metrics.csv").read_bytes() == (whole / "csv/metrics.csv").read_bytes()

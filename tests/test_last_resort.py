@@ -146,6 +146,20 @@ def test_whatever_is_raised_ends_in_a_line_and_a_code(capsys, raised, code, line
     assert len(told.splitlines()) == (1 if line else 0)
 
 
+def test_a_signal_that_comes_after_the_job_changes_nothing():
+    program = (
+        "import atexit, os, signal\n"
+        "from src.last_resort import run_command\n"
+        "def interrupt(*_):\n    raise KeyboardInterrupt\n"
+        "signal.signal(signal.SIGTERM, interrupt)\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "run_command(lambda: 0)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_code_of_a_command_that_ran_is_its_own(capsys):
     with pytest.raises(SystemExit) as end:
         run_command(lambda: 5)

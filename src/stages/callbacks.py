@@ -22,6 +22,7 @@ from src.stages.checkpoint_files import (
     adopt,
     check,
     keep_as_best,
+    remove_partials,
     step_of,
 )
 
@@ -75,6 +76,8 @@ class TrainableCheckpoint(Checkpoint):
             trainer.strategy.checkpoint_io = HashedCheckpointIO()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            remove_partials(self.folder)
         if self._resumed_at is not None and self.best_step is not None and trainer.is_global_zero:
             self._find_best(Path(trainer.ckpt_path))
 

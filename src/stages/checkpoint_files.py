@@ -25,7 +25,7 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from src.command_line import UsageError
-from src.run_folder import sync_folder, write_text
+from src.run_folder import remove_parts, sync_folder, write_text
 
 LAST, PREVIOUS, BEST, SUMS = "last.ckpt", "previous.ckpt", "best.ckpt", "SHA256SUMS"
 BEFORE_SUMS = "last.old"
@@ -170,6 +170,13 @@ def _way_out(path: Path) -> str:
     return "No other checkpoint is whole; start the run anew in another folder"
 
 
+def remove_partials(folder: Path) -> None:
+    """Removes what a run that was killed while it saved has left; nobody else works in the folder."""
+    for name in ("last.partial", "previous.partial", "best.partial"):
+        _remove(folder / name)
+    remove_parts(folder)
+
+
 def adopt(partial: Path, sha256: str | None, is_best: bool) -> None:
     """Makes a checkpoint that was written as `partial` the last one of its folder.
 
@@ -203,6 +210,7 @@ def keep_as_best(checkpoint: Path) -> None:
     if (folder / BEST).is_dir():
         _remove(folder / BEST)
     os.replace(part, folder / BEST)
+    _remove(part)  # nothing was moved where both names are of one file already
 
 
 def _move_to_previous(folder: Path) -> None:
@@ -216,6 +224,7 @@ def _move_to_previous(folder: Path) -> None:
         _remove(part)
         _link(last, part)
         os.replace(part, previous)
+        _remove(part)  # as above
 
 
 def _link(source: Path, target: Path) -> None:
