@@ -11,6 +11,7 @@ launchers, and each of its jobs ends in the same `execute`.
 import argparse
 import contextlib
 import functools
+import hashlib
 import logging
 import os
 import re
@@ -609,6 +610,7 @@ def _resumed(
     stored, parsed = stored_config(folder / "config.yaml"), source.parse(overrides)
     trust = _given_trust(parsed)
     _refuse_foreign(source, folder, stored, trust, {override.key_or_group for override in parsed})
+    _refuse_damaged(folder)
     choices = read_json(folder / "provenance.json").get("choices", {})
     groups, rest = source.groups(), []
     for override in parsed:
@@ -752,6 +754,7 @@ def _reused_folder(entry: Entry, config: DictConfig, folder: Path) -> Path | Non
             f"to start anew: rm -r {shlex.quote(str(folder))}"
         )
     stored = stored_config(folder / "config.yaml")
+    _refuse_damaged(folder)
     _refuse_changes(folder, stored, config)  # so whatever it has called is named by the user's own command
     if state == "finished" and not _differences(stored, config, ignored=UNCOMPARED):
         print(f"{folder} is finished; to retrain: rm -r {shlex.quote(str(folder))}")
@@ -792,7 +795,9 @@ def _execute_first_rank(name: str, run: Run, composed: Composed, folder: Path) -
     origin = provenance(composed.command, seed=config.get("seed"))
     origin |= {"choices": composed.choices, "overrides": composed.overrides}
     changes = _changes_since(folder, config)
-    records = {"config.yaml": resolved_yaml(config), "provenance.json": json_text(origin)}
+    settings = resolved_yaml(config)
+    origin["config_sha256"] = [_sha256(settings), *_sha256_of_earlier(folder)]
+    records = {"provenance.json": json_text(origin), "config.yaml": settings}  # in this order
     kept = [keep_earlier(folder / name, content) for name, content in records.items()]
     if config.get("resume"):
         kept.append(keep_earlier(folder / "metrics.json"))  # the results of fewer steps
@@ -804,6 +809,30 @@ def _execute_first_rank(name: str, run: Run, composed: Composed, folder: Path) -
         for path in filter(None, kept):
             log.info("kept %s", path)
         run(config)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sha256_of_earlier(folder: Path) -> list[str]:
+    """Of the config.yaml that is about to be replaced: a kill may come before it is."""
+    file = folder / "config.yaml"
+    return [_sha256(file.read_text(encoding="utf-8"))] if file.is_file() else []
+
+
+def _refuse_damaged(folder: Path) -> None:
+    """Refuses a config.yaml that is not one that the run wrote, where the run said which it was.
+
+    Raises:
+        UsageError: With what to do.
+    """
+    file, written = folder / "config.yaml", read_json(folder / "provenance.json").get("config_sha256")
+    if written is not None and _sha256(file.read_text(encoding="utf-8")) not in written:
+        raise UsageError(
+            f"{file}: is damaged or was edited: provenance.json beside it knows another SHA-256. Take both "
+            "from one copy of the folder, or start a new run"
+        )
 
 
 def _changes_since(folder: Path, config: DictConfig) -> list[str]:

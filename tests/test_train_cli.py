@@ -124,6 +124,21 @@ def test_a_run_folder_that_lost_its_configuration_is_refused_and_left_alone(fini
     assert sorted(path.name for path in folder.iterdir()) == ["lock", "status.json"]
 
 
+@pytest.mark.parametrize("go_on", ["resume={}", "output_dir={} if_exists=resume"])
+def test_a_config_that_lost_its_end_is_refused(finished, tmp_path, go_on):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    lines = (folder / "config.yaml").read_text().splitlines(keepends=True)
+    end = next(number for number, line in enumerate(lines) if line.startswith("strategy:"))
+    (folder / "config.yaml").write_text("".join(lines[:end]))
+
+    more = "stage.trainer.max_steps=10"
+    code, output = call("train", *go_on.format(folder).split(), more, cwd=tmp_path)
+
+    assert code == 2, output
+    assert output.startswith(f"error: {folder / 'config.yaml'}: is damaged or was edited")
+
+
 def test_resuming_with_a_changed_key_is_refused_and_names_it(finished):
     folder, _ = finished
 
