@@ -23,6 +23,7 @@ from src.evaluation.trec import needs_encoding, with_encoded_ids, write_qrels, w
 from src.index.lexical import LexicalIndex
 from src.index.store import stored_embeddings
 from src.models.embedder import Reasoned, ReasoningEmbedder
+from src.records import shown
 from src.run_folder import write_json
 
 _ROW_VERSION = 3  # higher where the same key gives another row, so that no older one is read back
@@ -342,7 +343,7 @@ def _check_run(benchmark: Benchmark, run: Mapping[str, Mapping[str, float]]) -> 
     for query, found in run.items():
         if not all(map(math.isfinite, found.values())):
             raise ValueError(
-                f"{benchmark.name}: a score of query {query!r} is not finite; nothing is written"
+                f"{benchmark.name}: a score of query {shown(query)} is not finite; nothing is written"
             )
     empty = [query for query in benchmark.qrels if not run.get(query)]
     if empty:
