@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 QUOTED = 80
 """Characters of a value that a message repeats."""
+LONGEST_CONFIG = 1 << 20
+"""Bytes of a configuration; a whole one of ours has a few thousand, and YAML is slow to read."""
+LONGEST_MESSAGE = 4000
+"""Characters of a message as it is printed and recorded, whoever wrote it."""
 
 
 class RecordError(UsageError, ValueError):
@@ -74,19 +78,22 @@ def shown_names(names: Iterable[object], limit: int = 8) -> str:
     return ", ".join(shown(text, 40) for text in texts[:limit]) + more or "none"
 
 
-def read_text(path: Path, remedy: str = "") -> str:
-    """A text file.
+def read_text(path: Path, remedy: str = "", longest: int = 1 << 28) -> str:
+    """A text file of at most so many bytes.
 
     Raises:
-        RecordError: If it is missing, empty, no file, not readable, or not UTF-8.
+        RecordError: If it is missing, empty, no file, longer, not readable, or not UTF-8.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(longest + 1)
     except IsADirectoryError:
         raise RecordError(path, "is a folder where a file is expected", remedy) from None
     except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
         reason = getattr(error, "strerror", None) or error
         raise RecordError(path, f"cannot be read ({clipped(reason)})", remedy) from None
+    if len(content) > longest:
+        raise RecordError(path, f"is damaged: it is longer than {longest} bytes", remedy)
     if not content.strip():
         raise RecordError(path, "is empty", remedy)
     try:
@@ -103,9 +110,14 @@ def parsed(text: str) -> object:
     """
 
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        content = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        if "\\ud" in text.lower():  # an escape of half a pair can be read and not written again
+            json.dumps(content, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("a text holds half of a surrogate pair") from None
+    return content
 
 
 def _refuse(name: str) -> None:
@@ -155,10 +167,14 @@ def read_config(path: Path, remedy: str = "") -> "DictConfig":
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    text = read_text(path, remedy)
+    text = read_text(path, remedy, LONGEST_CONFIG)
     try:
+        if not isinstance(yaml.compose(text, Loader=yaml.SafeLoader), yaml.MappingNode):
+            raise RecordError(path, "must hold keys with values, as seed: 1", remedy)
         content = OmegaConf.load(io.StringIO(text))
         OmegaConf.to_container(content, resolve=False)
+    except RecordError:
+        raise
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError, OSError) as error:
         raise RecordError(path, f"is damaged: it is no YAML ({clipped(error)})", remedy) from None
     if not isinstance(content, DictConfig) or not content:

@@ -209,13 +209,14 @@ def main() -> int:
         rows, sources = joined(contents)
         scores = known_scores([(Path(file), row) for file in contents for row in contents[file]["rows"]])
         differences = paired_differences(rows, scores)
-        measured = [row for row in rows if "ci95" in row]
-        _check_columns(measured)
     except ValueError as error:
         raise UsageError(str(error)) from None
     target = arguments.output or files[0]
     if arguments.output:
         make_folder(target.parent, "--output")
+    measured = [row for row in rows if "ci95" in row]
+    _check_columns(measured)
+    if arguments.output:
         origin = provenance(seed=next(iter(contents.values()))["seed"])
         write_metrics(
             target, relocated(rows, target.parent), origin, {"sources": sources, "differences": differences}

@@ -52,6 +52,7 @@ from src.last_resort import EXIT_FAILED, EXIT_INTERRUPTED, run_command, told
 from src.model_choice import Given, read_facts, refuse_conflicts
 from src.names import check_names
 from src.number_ranges import check_numbers
+from src.records import RecordError, shown
 from src.run_folder import (
     Failed,
     Interrupted,
@@ -608,7 +609,7 @@ def _resumed(
     stored, parsed = stored_config(folder / "config.yaml"), source.parse(overrides)
     trust = _given_trust(parsed)
     _refuse_foreign(source, folder, stored, trust, {override.key_or_group for override in parsed})
-    choices = read_json(folder / "provenance.json").get("choices", {})
+    choices = _stored_choices(folder)
     groups, rest = source.groups(), []
     for override in parsed:
         key = override.key_or_group
@@ -658,6 +659,20 @@ def _refuse_pickles(folder: Path, stored: DictConfig, trust: Sequence[str]) -> N
         f"{what[0]}: reading that is unpickling, by which whoever wrote it could run anything. Where the run "
         f"is your own, say so: trust=[{','.join([*trust, CHECKPOINTS])}]"
     )
+
+
+def _stored_choices(folder: Path) -> dict[str, str | None]:
+    """The options that the groups of a run had; none where the run does not say.
+
+    Raises:
+        RecordError: If `provenance.json` is damaged.
+    """
+    file = folder / "provenance.json"
+    remedy = f"the run can go on without it: rm {shlex.quote(str(file))}"
+    choices = read_json(file, remedy).get("choices", {})
+    if not isinstance(choices, dict):
+        raise RecordError(file, f"choices must be an object, got {shown(choices)}", remedy)
+    return choices
 
 
 def _as_config(override: Override) -> DictConfig:
@@ -807,7 +822,7 @@ def _execute_first_rank(name: str, run: Run, composed: Composed, folder: Path) -
 def _changes_since(folder: Path, config: DictConfig) -> list[str]:
     """Keys whose values differ from those of an earlier call into the folder, with both."""
     file = folder / "config.yaml"
-    return _differences(stored_config(file), config, ignored=UNCOMPARED) if file.is_file() else []
+    return _differences(stored_config(file), config, ignored=UNCOMPARED) if os.path.lexists(file) else []
 
 
 def _run_in_rank(run: Run, config: DictConfig) -> None:

@@ -51,6 +51,7 @@ from src.models.tuning import FullTuning, LoraTuning, has_adapter
 from src.models.twin import ArchitectureError, check_architecture
 from src.models.vocabulary import add_embed_token, give_pad_token
 from src.names import empty_part, put_in_place, refuse_to_replace
+from src.records import RecordError, read_json, shown
 from src.run_folder import write_text
 
 FORMAT_VERSION = 2
@@ -89,23 +90,24 @@ def read_description(path: str | Path) -> dict:
             "for a plain Hugging Face folder use model.name=<folder> with a model= choice"
         )
     try:
-        description = json.loads(file.read_text(encoding="utf-8"))
+        description = read_json(file)
         missing = {"format_version", "prompts", "lengths", "embed_token"} - description.keys()
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise ModelFolderError(f"{file}: not a JSON object: {error}") from error
+    except RecordError as error:
+        raise ModelFolderError(f"{file}: not a JSON object: it {error.problem}") from error
     if missing:
         raise ModelFolderError(f"{file}: missing key {sorted(missing)[0]!r}")
     version = description["format_version"]
     if version not in READS_VERSIONS:
         raise ModelFolderError(
-            f"{file}: format_version is {version}, this code reads {' and '.join(map(str, READS_VERSIONS))}"
+            f"{file}: format_version is {shown(version)}, this code reads "
+            f"{' and '.join(map(str, READS_VERSIONS))}"
         )
     kept = {"rendered", "prompt_fingerprint"} - description.keys() if version > 1 else set()
     if kept:
         raise ModelFolderError(f"{file}: missing key {sorted(kept)[0]!r}")
     if description["embed_token"] != EMBED_TOKEN:
         raise ModelFolderError(
-            f"{file}: embed_token is {description['embed_token']!r}, must be {EMBED_TOKEN!r}"
+            f"{file}: embed_token is {shown(description['embed_token'])}, must be {EMBED_TOKEN!r}"
         )
     return description
 
