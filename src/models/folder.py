@@ -46,6 +46,7 @@ from src.models.checksums import (
 from src.models.embedder import ReasoningEmbedder
 from src.models.positions import check_lengths
 from src.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder, Prompts, Rendered
+from src.models.reading import named_damage
 from src.models.templates import render_as_format_1
 from src.models.tuning import FullTuning, LoraTuning, has_adapter
 from src.models.twin import ArchitectureError, check_architecture
@@ -157,9 +158,12 @@ def load_embedder(
 def _tokenizer(source: str | Path, **options: object) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or a hub name; code of its own is never run."""
     try:
-        return AutoTokenizer.from_pretrained(
-            str(source), padding_side="left", trust_remote_code=False, **options
-        )
+        with named_damage(source):
+            return AutoTokenizer.from_pretrained(
+                str(source), padding_side="left", trust_remote_code=False, **options
+            )
+    except ModelFolderError:
+        raise
     except ValueError as error:
         _refuse_own_code(source, error)
         raise
@@ -182,9 +186,12 @@ def _pretrained(source: str | Path, dtype: str, attention: str | None, **options
     """
     chosen = {} if attention is None else {"attn_implementation": attention}
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            str(source), dtype=dtype_named(dtype), trust_remote_code=False, **chosen, **options
-        )
+        with named_damage(source):
+            return AutoModelForCausalLM.from_pretrained(
+                str(source), dtype=dtype_named(dtype), trust_remote_code=False, **chosen, **options
+            )
+    except ModelFolderError:
+        raise
     except (ValueError, ImportError) as error:
         _refuse_own_code(source, error)
         reason = str(error).strip().splitlines()[0]
