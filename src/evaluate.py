@@ -13,7 +13,14 @@ from omegaconf import DictConfig, ListConfig
 
 from src.command_line import UsageError, did_you_mean
 from src.evaluation.modes import MODES, NEED_BASE, NEED_NO_MODEL
-from src.evaluation.places import added, collection_path, earlier_rows, rows_on_disk, seen_from
+from src.evaluation.places import (
+    added,
+    collection_path,
+    earlier_rows,
+    rows_on_disk,
+    seen_from,
+    with_rows_on_disk,
+)
 from src.run_folder import log_written, provenance, write_metrics
 from src.runtime import entry_point, instantiate
 
@@ -118,7 +125,9 @@ def _check_output(config: DictConfig) -> None:
             )
     if config.output_dir is not None:
         stored = Path(config.output_dir) / "config.yaml"
-        if stored.is_file() and re.search(r"^stage:", stored.read_text(encoding="utf-8"), re.MULTILINE):
+        if stored.is_file() and re.search(
+            r"^stage:", stored.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
+        ):
             raise UsageError(
                 f"output_dir={config.output_dir} is the folder of a training run, whose config.yaml and "
                 "metrics.json would be replaced; give a folder of its own"
@@ -162,7 +171,7 @@ def run(config: DictConfig) -> None:
 
 
 def _earlier(folder: Path, target: Path) -> list[dict]:
-    """The rows of earlier calls: those of the file, and those in the folder that are missing in the file.
+    """The rows of earlier calls: those of the file, and those in the folder.
 
     Raises:
         PlaceError: If the file is something else.
@@ -170,8 +179,7 @@ def _earlier(folder: Path, target: Path) -> list[dict]:
     rows = earlier_rows(target)
     if target.resolve() != (folder / "metrics.json").resolve():
         return rows
-    known = {row["folder"] for row in rows}
-    return [*(row for row in rows_on_disk(folder) if row["folder"] not in known), *rows]
+    return with_rows_on_disk(rows, rows_on_disk(folder), target)
 
 
 def _benchmark(config: DictConfig, name: str) -> "Benchmark":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from src.command_line import UsageError
+from src.records import LONGEST_MESSAGE, clipped
 from src.run_folder import Failed, Interrupted, os_error_text
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
@@ -91,7 +92,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _one_line(message: object) -> str:
-    return " ".join(str(message).split())
+    return clipped(message, LONGEST_MESSAGE)
 
 
 def _print(line: str) -> None:

@@ -60,7 +60,7 @@ def read_facts(path: str) -> FolderFacts | None:
             for name, value in description[node].items()
         }
         return FolderFacts(path, values, architecture, description.get("provenance", {}).get("base_model"))
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
 
 

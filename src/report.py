@@ -1,22 +1,27 @@
 """Prints the table of one or several metrics.json and draws its chart: `python -m src.report <metrics.json>`.
 
-Where the scores of every query lie beside a file, the last model's reasoning is compared with all else, by a
-paired randomisation test. With `--output` the rows of all files and these differences are written as one
-file, which says where each part came from. With `--runs` every file is a run of the same experiment (another
-seed, number of threads or processor): printed are mean, range and intervals over runs and queries.
+The last model's reasoning is compared with all else, query by query, by a paired randomisation test. The
+scores of every query lie in the folders of the evaluations; one that is missing, damaged or not that of its
+row is an error. Of a file that was copied without these folders the table alone is printed, and this is said.
+
+With `--output` the rows of all files and these differences are written as one file, which says where each
+part came from. With `--runs` every file is a run of the same experiment (another seed, number of threads or
+processor): printed are mean, range and intervals over runs and queries.
 """
 
-import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from src.command_line import UsageError
 from src.evaluation.places import seen_from
 from src.evaluation.report import model_names, print_differences, print_runs, print_table, write_chart
+from src.evaluation.results import REMEDY, checked_row, verified_scores
 from src.evaluation.runs import Scores, rows_over_runs
 from src.evaluation.significance import paired_differences
 from src.last_resort import Parser, run_command
+from src.records import RecordError, checked, read_json
 from src.run_folder import make_folder, provenance, write_json, write_metrics
 
 log = logging.getLogger(__name__)
@@ -37,8 +42,7 @@ def joined(contents: dict[str, dict]) -> tuple[list[dict], dict]:
             or no file has a row of an evaluation.
     """
     for path, content in contents.items():
-        if not isinstance(content, dict) or not {"rows", "command", "commit", "seed"} <= content.keys():
-            raise ValueError(f"{path}: no metrics.json; `python -m src.evaluate` writes one")
+        _check_table(path, content)
     for key in ("commit", "seed"):
         values = {path: content[key] for path, content in contents.items()}
         if len(set(values.values())) > 1:
@@ -67,20 +71,69 @@ def relocated(rows: Sequence[Mapping], place: Path) -> list[dict]:
     return [{**row, "folder": seen_from(place, row["folder"])} for row in rows]
 
 
-def scores_by_query(file: Path, row: dict, metric: str = "ndcg@10") -> dict[str, float] | None:
-    """What a row is the mean of, by query id, from the folder that an evaluation wrote; None without it."""
-    path = file.parent / row.get("folder", f"{row['benchmark']}/{row['mode']}") / "per_query.jsonl"
-    if not path.is_file():
-        return None
-    with path.open(encoding="utf-8") as lines:
-        return {line["query_id"]: line[metric] for line in map(json.loads, lines)}
+def _check_table(path: str, content: object) -> None:
+    """Refuses what is no metrics.json, and rows of evaluations that cannot be shown.
+
+    Raises:
+        ValueError: With the file and the rule.
+    """
+    if not isinstance(content, dict) or not {"rows", "command", "commit", "seed"} <= content.keys():
+        raise ValueError(f"{path}: no metrics.json; `python -m src.evaluate` writes one")
+    checked(path, content, "rows", lambda rows: isinstance(rows, list), "a list of rows", REMEDY)
+    is_text = lambda value: isinstance(value, (str, int, type(None)))  # noqa: E731
+    for key in ("command", "commit", "seed"):
+        checked(path, content, key, is_text, "a text or a whole number", REMEDY)
+    for number, row in enumerate(content["rows"]):
+        checked_row(row, path, f"rows[{number}]")
+
+
+def folder_of(file: Path, row: Mapping) -> Path:
+    """Where an evaluation has written what its row is the mean of."""
+    return file.parent / row.get("folder", f"{row['benchmark']}/{row['mode']}")
+
+
+def scores_by_query(file: Path, row: Mapping, metric: str = "ndcg@10") -> dict[str, float] | None:
+    """What a row is the mean of, by query id, from the folder that an evaluation wrote.
+
+    Returns:
+        None where there is no such folder, as beside a table that was copied without its folders.
+
+    Raises:
+        RecordError: If the folder's `per_query.jsonl` is missing, damaged, or not that of the row.
+    """
+    folder = folder_of(file, row)
+    return verified_scores(folder, row, metric) if os.path.lexists(folder) else None
+
+
+def known_scores(rows: Sequence[tuple[Path, Mapping]]) -> list[dict[str, float] | None]:
+    """The scores of every query for each row; None for rows of no evaluation, and for all of them where not
+    one folder lies beside the tables, which is told.
+
+    Args:
+        rows: each with the table that it stands in.
+
+    Raises:
+        RecordError: If some are there and one is missing, damaged, or not that of its row.
+    """
+    scores = [scores_by_query(file, row) if "ci95" in row else None for file, row in rows]
+    lacking = [
+        (file, row)
+        for (file, row), found in zip(rows, scores, strict=True)
+        if "ci95" in row and found is None
+    ]
+    if lacking and any(found is not None for found in scores):
+        raise RecordError(folder_of(*lacking[0]), "is missing, so its row cannot be compared", REMEDY)
+    if lacking:
+        names = ", ".join(dict.fromkeys(str(file) for file, _ in lacking))
+        print(f"not compared: the folders of the evaluations do not lie beside {names}")
+    return scores
 
 
 def run_scores(file: Path, rows: Sequence[Mapping]) -> dict[tuple[str, str], Scores]:
     """Scores by query id of each row of a run, by benchmark and label: the mode, behind the model's name.
 
     Raises:
-        ValueError: If the scores of a row are not there.
+        ValueError: If the scores of a row are not there, or not as they were written.
     """
     names, found = model_names(rows), {}
     for row in rows:
@@ -98,6 +151,8 @@ def report_runs(contents: Mapping[str, Mapping], output: Path | None) -> None:
     Raises:
         ValueError: If the runs have nothing in common, or the scores of a row are not there.
     """
+    for path, content in contents.items():
+        _check_table(path, content)
     runs = [
         run_scores(Path(path), [row for row in content["rows"] if "ci95" in row])
         for path, content in contents.items()
@@ -115,6 +170,19 @@ def report_runs(contents: Mapping[str, Mapping], output: Path | None) -> None:
         write_json(output, {"metric": "ndcg@10", "rows": rows, "runs": sources})
 
 
+def _check_columns(rows: Sequence[Mapping]) -> None:
+    """Refuses a row of an evaluation that has no number for a column of the table."""
+    for row in rows:
+        wanted = {"metrics": ("ndcg@10", "recall@100"), "ci95": ("ndcg@10",)}
+        lacking = [
+            f"{node}.{name}" for node, names in wanted.items() for name in names if name not in row[node]
+        ]
+        columns = ("missing_embed_token", "seconds_per_query", "tokens_per_query")
+        lacking += [name for name in columns if name not in row]
+        if lacking:
+            raise RecordError(row["folder"], f"its row has no {lacking[0]}", REMEDY)
+
+
 def main() -> int:
     """Reads metrics.json files or folders.
 
@@ -130,27 +198,29 @@ def main() -> int:
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise UsageError(f"{missing[0]} does not exist; `python -m src.evaluate` writes it")
-    contents = {str(file): json.loads(file.read_text(encoding="utf-8")) for file in files}
+    contents = {str(file): read_json(file, REMEDY) for file in files}
     if arguments.runs:
         try:
             report_runs(contents, arguments.output)
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise UsageError(str(error)) from None
         return 0
     try:
         rows, sources = joined(contents)
-        scores = [scores_by_query(Path(file), row) for file in contents for row in contents[file]["rows"]]
+        scores = known_scores([(Path(file), row) for file in contents for row in contents[file]["rows"]])
         differences = paired_differences(rows, scores)
     except ValueError as error:
         raise UsageError(str(error)) from None
     target = arguments.output or files[0]
     if arguments.output:
         make_folder(target.parent, "--output")
+    measured = [row for row in rows if "ci95" in row]
+    _check_columns(measured)
+    if arguments.output:
         origin = provenance(seed=next(iter(contents.values()))["seed"])
         write_metrics(
             target, relocated(rows, target.parent), origin, {"sources": sources, "differences": differences}
         )
-    measured = [row for row in rows if "ci95" in row]
     print_table(measured)
     if differences:
         print_differences(differences, model_names(measured))

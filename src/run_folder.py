@@ -21,6 +21,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from src import records
 from src.command_line import UsageError
 from src.run_lock import LOCK, held, is_held
 
@@ -151,13 +153,16 @@ def keep_earlier(path: Path, content: str | None = None) -> Path | None:
     """
     if not path.is_file():
         return None
-    earlier = path.read_text(encoding="utf-8")
+    earlier = path.read_bytes()
     numbered = (path.with_name(f"{path.stem}_before_{number}{path.suffix}") for number in itertools.count(1))
     kept = list(itertools.takewhile(Path.is_file, numbered))
-    if earlier == content or (kept and kept[-1].read_text(encoding="utf-8") == earlier):
+    is_as_the_new = content is not None and earlier == content.encode()
+    if is_as_the_new or (kept and kept[-1].read_bytes() == earlier):
         return None
     target = path.with_name(f"{path.stem}_before_{len(kept) + 1}{path.suffix}")
-    write_text(target, earlier)
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    shutil.copyfile(path, part)
+    os.replace(part, target)
     return target
 
 
@@ -173,9 +178,31 @@ def json_text(content: object) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def read_json(path: Path) -> dict:
-    """A JSON file, or an empty dict where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def read_json(path: Path, remedy: str = "repair it, or move it away") -> dict:
+    """A JSON file whose content is an object, or an empty dict where there is no file.
+
+    Raises:
+        RecordError: If the file is damaged or something else.
+    """
+    return records.read_json(path, remedy) if os.path.lexists(path) else {}
+
+
+def read_status(folder: Path) -> dict:
+    """`status.json` of a run; an empty dict where there is none.
+
+    Raises:
+        RecordError: If it is damaged, or its state is none of `STATES`.
+    """
+    path = folder / "status.json"
+    remedy = f"the run can go on without it: rm {shlex.quote(str(path))}"
+    status = read_json(path, remedy)
+    if status:
+        records.checked(path, status, "state", STATES.__contains__, f"one of {', '.join(STATES)}", remedy)
+        for key in ("error", "started", "finished", "host"):
+            if not isinstance(status.get(key), (str, type(None))):
+                shown = records.shown(status[key])
+                raise records.RecordError(path, f"{key} must be a text, got {shown}", remedy)
+    return status
 
 
 def commit() -> str:
@@ -268,7 +295,7 @@ def _status(folder: Path, state: str, error: str | None) -> dict[str, object]:
 
 def _started(folder: Path) -> str | None:
     with contextlib.suppress(OSError, ValueError, AttributeError, UsageError):
-        return read_json(folder / "status.json").get("started")
+        return read_status(folder).get("started")
     return None
 
 
@@ -278,7 +305,7 @@ def state_of(folder: Path) -> str | None:
     A run that says `running` and whose lock is free was killed: `interrupted`. Where it ran on another
     machine and its lock file is there, its lock may not be seen from here: `running`.
     """
-    status = read_json(folder / "status.json")
+    status = read_status(folder)
     if status.get("state") != "running" or is_held(folder) or _may_run_elsewhere(folder, status):
         return status.get("state")
     return "interrupted"
@@ -298,7 +325,7 @@ def taken(folder: Path) -> Iterator[None]:
     Raises:
         UsageError: If another process works in it, or one of another machine may.
     """
-    status = read_json(folder / "status.json")
+    status = read_status(folder)
     if status.get("state") == "running" and not is_held(folder) and _may_run_elsewhere(folder, status):
         lock = shlex.quote(str(folder / LOCK))
         raise UsageError(
@@ -442,7 +469,7 @@ def failure_text(error: BaseException, folder: Path) -> str:
     """What a job failed of, in a line: the kind where it is not said by the words."""
     if isinstance(error, OSError) and error.strerror:
         return os_error_text(error, folder)
-    words = " ".join(str(error).split())
+    words = records.clipped(error, records.LONGEST_MESSAGE)
     if isinstance(error, UsageError):
         return words
     return f"{type(error).__name__}: {words}" if words else f"{type(error).__name__}, without a word"

@@ -53,6 +53,7 @@ from src.last_resort import EXIT_FAILED, EXIT_INTERRUPTED, run_command, told
 from src.model_choice import Given, read_facts, refuse_conflicts
 from src.names import check_names
 from src.number_ranges import check_numbers
+from src.records import RecordError, shown
 from src.run_folder import (
     Failed,
     Interrupted,
@@ -611,7 +612,7 @@ def _resumed(
     trust = _given_trust(parsed)
     _refuse_foreign(source, folder, stored, trust, {override.key_or_group for override in parsed})
     _refuse_damaged(folder)
-    choices = read_json(folder / "provenance.json").get("choices", {})
+    choices = _stored_choices(folder)
     groups, rest = source.groups(), []
     for override in parsed:
         key = override.key_or_group
@@ -661,6 +662,30 @@ def _refuse_pickles(folder: Path, stored: DictConfig, trust: Sequence[str]) -> N
         f"{what[0]}: reading that is unpickling, by which whoever wrote it could run anything. Where the run "
         f"is your own, say so: trust=[{','.join([*trust, CHECKPOINTS])}]"
     )
+
+
+def _stored_choices(folder: Path) -> dict[str, str | None]:
+    """The options that the groups of a run had; none where the run does not say.
+
+    Raises:
+        RecordError: If `provenance.json` is damaged.
+    """
+    return _stored_origin(folder).get("choices", {})
+
+
+def _stored_origin(folder: Path) -> dict:
+    """`provenance.json` of a run; an empty dict where there is none.
+
+    Raises:
+        RecordError: If it is damaged.
+    """
+    file = folder / "provenance.json"
+    remedy = f"the run can go on without it: rm {shlex.quote(str(file))}"
+    origin = read_json(file, remedy)
+    for key, kind, rule in (("choices", dict, "an object"), ("config_sha256", list, "a list")):
+        if not isinstance(origin.get(key, kind()), kind):
+            raise RecordError(file, f"{key} must be {rule}, got {shown(origin[key])}", remedy)
+    return origin
 
 
 def _as_config(override: Override) -> DictConfig:
@@ -827,7 +852,7 @@ def _refuse_damaged(folder: Path) -> None:
     Raises:
         UsageError: With what to do.
     """
-    file, written = folder / "config.yaml", read_json(folder / "provenance.json").get("config_sha256")
+    file, written = folder / "config.yaml", _stored_origin(folder).get("config_sha256")
     if written is not None and _sha256(file.read_text(encoding="utf-8")) not in written:
         raise UsageError(
             f"{file}: is damaged or was edited: provenance.json beside it knows another SHA-256. Take both "
@@ -838,7 +863,7 @@ def _refuse_damaged(folder: Path) -> None:
 def _changes_since(folder: Path, config: DictConfig) -> list[str]:
     """Keys whose values differ from those of an earlier call into the folder, with both."""
     file = folder / "config.yaml"
-    return _differences(stored_config(file), config, ignored=UNCOMPARED) if file.is_file() else []
+    return _differences(stored_config(file), config, ignored=UNCOMPARED) if os.path.lexists(file) else []
 
 
 def _run_in_rank(run: Run, config: DictConfig) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from src.run_folder import read_json, state_of
+from src.records import RecordError
+from src.run_folder import read_json, read_status, state_of
 
 MAIN_METRIC = "ndcg@10"
 
@@ -23,12 +24,14 @@ def sweep_table(sweep: Path, jobs: Sequence[Sequence[str]]) -> tuple[str, bool]:
     states = []
     for number, settings in enumerate(jobs):
         folder = sweep / str(number)
-        status = read_json(folder / "status.json")
-        states.append(state_of(folder) or "not started")
+        try:
+            status, results = read_status(folder), _results(folder)
+            states.append(state_of(folder) or "not started")
+        except RecordError as error:
+            status, results = {"error": str(error)}, ""
+            states.append("not readable")
         error = (status.get("error") or "").splitlines() or [""]
-        rows.append(
-            [str(number), " ".join(settings), states[-1], _seconds(status), _results(folder), error[0][:80]]
-        )
+        rows.append([str(number), " ".join(settings), states[-1], _seconds(status), results, error[0][:80]])
     return aligned(rows), all(state == "finished" for state in states)
 
 
@@ -46,12 +49,18 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 def _seconds(status: dict) -> str:
     if not status.get("started") or not status.get("finished"):
         return ""
-    start, end = (datetime.fromisoformat(status[key]) for key in ("started", "finished"))
+    try:
+        start, end = (datetime.fromisoformat(status[key]) for key in ("started", "finished"))
+    except ValueError:
+        return "?"
     return f"{(end - start).total_seconds():.0f}"
 
 
 def _results(folder: Path) -> str:
-    rows = read_json(folder / "metrics.json").get("rows", [])
-    return " ".join(
-        f"{row['mode']} {row['metrics'][MAIN_METRIC]:.4f}" for row in rows if MAIN_METRIC in row["metrics"]
-    )
+    file = folder / "metrics.json"
+    rows = read_json(file).get("rows", [])
+    try:
+        measured = [row for row in rows if MAIN_METRIC in row["metrics"]]
+        return " ".join(f"{row['mode']} {row['metrics'][MAIN_METRIC]:.4f}" for row in measured)
+    except (TypeError, KeyError, ValueError) as error:
+        raise RecordError(file, f"has a row that is none ({error!r})") from None

@@ -18,9 +18,9 @@ from types import ModuleType
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from src.command_line import UsageError
+from src.command_line import UsageError, flat_keys
+from src.records import read_config
 
 BUILDERS = frozenset(
     {
@@ -171,16 +171,16 @@ def stored_config(file: Path) -> DictConfig:
             but `${output_dir}` and `${shipped:<path>}`.
     """
     remedy = "a run folder has it as the run wrote it: take it from a copy, or start a new run"
-    try:
-        stored = OmegaConf.load(file)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"{file}: cannot be read ({reason}); {remedy}") from None
-    if not isinstance(stored, DictConfig) or "output_dir" not in stored:
+    stored = read_config(file, remedy)
+    if "output_dir" not in stored:
         raise UsageError(f"{file}: not the configuration of a run; {remedy}")
     content = OmegaConf.to_container(stored, resolve=False)
     if "hydra" in content:
         raise UsageError(f"{file}: the key hydra does not belong there; {remedy}")
+    nodes = flat_keys(content)
+    for key in ("stage", "stage.trainer", "stage.datamodule", "data", "model"):
+        if not isinstance(nodes.get(key), (dict, type(None))):
+            raise UsageError(f"{file}: {key} must hold keys with values; {remedy}")
     for key, text in _texts(content):
         for match in _REFERENCE.finditer(text):
             if not _KNOWN_REFERENCE.match(text, match.end() - 2):

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from src.stages.appended import AppendedText, MetricsTable, RecordError
+from src.records import RecordError
+from src.stages.appended import AppendedText, MetricsTable
 
 LINES = ['{"text": "a\u2028b\x85c"}\n', '{"text": "é"}\n', "\n", "last\n"]
 

@@ -19,7 +19,7 @@ from src.data.beir import (
     removes_self_match,
 )
 from src.data.datamodules import thinned
-from src.data.jsonl import ConcatTexts, DataError, LazyTexts
+from src.data.jsonl import ConcatTexts, DataError, LazyTexts, numbered_lines
 from src.evaluation.metrics import per_query_metrics
 
 BEIR = Path(os.environ.get("SEARCH_R3_BEIR", Path(__file__).resolve().parents[2] / "shared" / "beir"))
@@ -412,6 +412,49 @@ def test_training_without_validation_rows_or_a_test_split_says_so(tmp_path, capl
     caplog.clear()
     assert load_beir_training(folder, validation_share=0.2).validation is not None
     assert caplog.records == []
+
+
+HUGE = "x" * 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"corpus.jsonl": json.dumps({"_id": HUGE, "text": "a"})}, "_id must have at most 4096 characters"),
+        ({"corpus.jsonl": json.dumps({HUGE: 1, "_id": "d", "more": 1})}, "key 'text' is missing"),
+        ({"corpus.jsonl": json.dumps({"_id": "d", "text": "a"}) + HUGE}, "each line must be one JSON object"),
+        ({"queries.jsonl": '{"_id": ' + "9" * 10_000_000}, "each line must be one JSON object"),
+        ({"qrels/test.tsv": f"q1\td1\t{HUGE}"}, "a line must not be longer than 65536 bytes"),
+        ({"qrels/test.tsv": f"q1\td1\t{HUGE[:60_000]}"}, "the score must be an integer, got 'xxx"),
+        ({"qrels/test.tsv": f"q1\t{HUGE[:60_000]}\t1"}, "document 'xxx"),
+        ({"qrels/test.tsv": "q1\td1\t" + "9" * 30}, "the score must lie within 32 bits"),
+    ],
+)
+def test_a_message_repeats_no_more_than_a_few_words_of_a_long_line(tmp_path, files, message):
+    folder = tmp_path / "c"
+    (folder / "qrels").mkdir(parents=True)
+    good = {
+        "corpus.jsonl": '{"_id": "d1", "text": "a"}',
+        "queries.jsonl": '{"_id": "q1", "text": "a"}',
+        "qrels/test.tsv": "q1\td1\t1",
+    }
+    for name, content in (good | files).items():
+        (folder / name).write_text(content + "\n")
+    with pytest.raises(DataError) as error:
+        load_benchmark(folder)
+    name = next(iter(files))
+    assert str(error.value).startswith(f"{folder / name}, line 1: ")
+    assert message in str(error.value)
+    assert len(str(error.value)) < 450 + len(str(folder))
+
+
+def test_a_line_that_does_not_end_is_read_no_further_than_its_bound(tmp_path):
+    file = tmp_path / "queries.jsonl"
+    file.write_bytes(b'{"_id": "a", "text": "a"}\n')
+    with file.open("r+b") as stream:
+        stream.truncate(1 << 40)  # a hole of a terabyte: one line of NULs
+    with pytest.raises(DataError, match=r"line 2: a line must not be longer than 1000 bytes"):
+        list(numbered_lines(file, longest=1000))
 
 
 def test_a_corpus_on_disk_equals_the_one_in_memory(tmp_path):

@@ -285,7 +285,7 @@ def test_names_share_no_word_between_kinds_with_the_sentences_or_after_stemming(
     assert len(everything) == 3406
     stemmer = Stemmer.Stemmer("english")
     for analyzer in ANALYZERS:
-        assert len({tuple(analyze(name, analyzer, stemmer)) for name in everything}) == 3406
+        assert len({tuple(analyze(name, analyzer, stemmer, {})) for name in everything}) == 3406
     words = {word for line in data.texts[:500] for word in re.findall(r"\b[a-z]+\b", line)}
     words |= {word.lower() for word in NO_NAMES}
     assert not words & everything

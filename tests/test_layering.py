@@ -20,6 +20,7 @@ LAYERS = [
         "src.names",
         "src.number_ranges",
         "src.progress",
+        "src.records",
         "src.run_folder",
         "src.run_lock",
         "src.sweep_table",

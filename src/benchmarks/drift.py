@@ -88,7 +88,7 @@ class Recording:
         self.folder = Path(folder)
         facts = read_json(self.folder / "facts.json")
         remedy = "`python -m src.benchmarks.refresh` records one under the rule full"
-        if not facts:
+        if not {"n_rows", "width", "group_size"} <= facts.keys():
             raise RecordingError(f"{self.folder}: there is no recorded drift; {remedy}")
         self.n_rows, self.width, self.group_size = (facts[name] for name in ("n_rows", "width", "group_size"))
         self.steps = sorted(int(path.stem.rpartition("-")[2]) for path in self.folder.glob("rows-*.npy"))

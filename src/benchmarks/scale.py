@@ -102,7 +102,7 @@ def _done(config: DictConfig, rule: str, folder: Path) -> dict | None:
     """
     file = folder / f"{rule}.json"
     result = read_json(file)
-    if result and result["made_with"] != _made_with(config, rule):
+    if result and result.get("made_with") != _made_with(config, rule):
         raise ValueError(f"{file} was made with other settings; remove it, or choose another output_dir=")
     return result or None
 

@@ -15,21 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.data.jsonl import (
-    DAMAGED_GZIP,
     ConcatTexts,
     DataError,
     LazyTexts,
+    checked_id,
     decode_line,
     has_letter,
     numbered_lines,
     open_lines,
     parse_object,
+    raw_lines,
     text_field,
 )
 from src.data.reasoning import cold_start_reasoning
 from src.data.splits import position
 from src.data.types import Benchmark, Corpus, Example, TrainingData
 from src.progress import Progress
+from src.records import shown
 
 # the data sets whose documents may be their own queries, and where mteb ignores equal ids; none of NanoBEIR
 SELF_MATCH_REMOVED = frozenset({"arguana", "fiqa", "fiqa2018", "quora", "fever", "msmarco"})
@@ -40,6 +42,9 @@ _UNMATCHED_HINT = (
     "; allow_unmatched_judgements=true takes such rows as published scores do (an unknown document counts as "
     "not found, an unknown query is left out)"
 )
+
+LONGEST_JUDGEMENT = 1 << 16
+"""Bytes of a line of judgements, which has two ids of at most `LONGEST_ID` characters and a grade."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -230,7 +235,8 @@ def available_splits(folder: Path) -> list[str]:
 
 def document_text(row: Mapping[str, str]) -> str:
     """Title and text of a corpus row, joined by one space, without blanks around them."""
-    return f"{row.get('title') or ''} {row.get('text') or ''}".strip()
+    title, text = row.get("title") or "", row.get("text") or ""
+    return f"{title} {text}".strip() if title else text.strip()
 
 
 def load_corpus(path: str | Path, allow_empty_documents: bool = False, in_memory_mib: int = 256) -> Corpus:
@@ -251,11 +257,13 @@ def load_corpus(path: str | Path, allow_empty_documents: bool = False, in_memory
     stays_on_disk = path.is_file() and path.suffix != ".gz" and path.stat().st_size > in_memory_mib << 20
     for line, offset, raw in _lines_with_offsets(path, show_progress=stays_on_disk):
         row = parse_object(decode_line(raw, path, line), path, line)
+        del raw
         document_id = _new_id(row, seen, path, line)
         text_field(row, "text", path, line, may_be_empty=True)
         if row.get("title") is not None:
             text_field(row, "title", path, line, may_be_empty=True)
         text = document_text(row)
+        del row
         if not text and not allow_empty_documents:
             rule = "title and text must not both be empty (allow_empty_documents=true keeps such documents)"
             raise DataError(path, line, rule)
@@ -265,6 +273,7 @@ def load_corpus(path: str | Path, allow_empty_documents: bool = False, in_memory
             offsets.append(offset)
         else:
             texts.append(text)
+        del text
     if not ids:
         raise DataError(path, 0, "the corpus holds no documents")
     empty.tell(path, len(ids), "documents have neither title nor text")
@@ -323,8 +332,9 @@ class _Count:
         """One line where there is any such row."""
         if self.n:
             _LOG.warning(
-                "%s: %d of %d %s (the first: %r); %s", path, self.n, total, what, self.first, outcome
-            )
+                "%s: %d of %d %s (the first: %s); %s",
+                path, self.n, total, what, shown(self.first), outcome,
+            )  # fmt: skip
 
 
 def load_qrels(
@@ -349,7 +359,7 @@ def load_qrels(
     unasked: dict[str, dict[str, int]] = {}
     n_rows, n_lines = 0, 0
     without_query, without_document = _Count(), _Count()
-    for line, text in numbered_lines(path):
+    for line, text in numbered_lines(path, LONGEST_JUDGEMENT):
         n_lines += 1
         columns = text.split("\t")
         if n_lines == 1 and [column.strip() for column in columns] == _HEADER:
@@ -360,16 +370,20 @@ def load_qrels(
         query_id, document_id, grade = columns
         if not grade.strip().removeprefix("-").isdecimal():
             header = f"; a header line reads {', '.join(_HEADER)}" if n_lines == 1 else ""
-            raise DataError(path, line, f"the score must be an integer, got {grade!r}{header}")
+            raise DataError(path, line, f"the score must be an integer, got {shown(grade)}{header}")
+        if len(grade) > 20 or abs(int(grade)) >= 1 << 31:
+            raise DataError(path, line, f"the score must lie within 32 bits, got {shown(grade)}")
         is_asked, is_known = query_id in queries, document_id in corpus.row_of
         if not allow_unmatched and not (is_asked and is_known):
-            unknown = f"query {query_id!r} is not in the queries file"
+            unknown = f"query {shown(query_id)} is not in the queries file"
             if is_asked:
-                unknown = f"document {document_id!r} is not in the corpus"
+                unknown = f"document {shown(document_id)} is not in the corpus"
             raise DataError(path, line, unknown + _UNMATCHED_HINT)
         grades = (qrels if is_asked else unasked).setdefault(query_id, {})
         if document_id in grades:
-            raise DataError(path, line, f"query {query_id!r} and document {document_id!r} are judged twice")
+            raise DataError(
+                path, line, f"query {shown(query_id)} and document {shown(document_id)} are judged twice"
+            )
         grades[document_id] = int(grade)
         n_rows += 1
         without_query.add(query_id, not is_asked)
@@ -379,7 +393,7 @@ def load_qrels(
     if not qrels:
         raise DataError(path, 0, f"no judgement is of a query in the queries file ({n_rows} rows)")
     if without_document.n == sum(map(len, qrels.values())):
-        first = f"the first is {without_document.first!r}, the corpus begins with {corpus.ids[0]!r}"
+        first = f"the first is {shown(without_document.first)}, the corpus begins with {shown(corpus.ids[0])}"
         raise DataError(path, 0, f"not one judged document is in the corpus ({first})")
     without_query.tell(path, n_rows, "judgements are of a query without a text", "they are left out")
     without_document.tell(
@@ -419,18 +433,17 @@ def _held_out_splits(
 
 def _lines_with_offsets(path: Path, show_progress: bool):
     """(line number from 1, byte offset, bytes) of each line that is not blank."""
-    offset, line = 0, 0
+    offset = 0
     total = path.stat().st_size if show_progress else None
     bar = Progress(total, path.name, "B", show_progress, is_scaled=True)
     with open_lines(path) as file, bar:
-        try:
-            for line, raw in enumerate(file, start=1):
-                if (raw.removeprefix(BOM_UTF8) if line == 1 else raw).strip():
-                    yield line, offset, raw
-                offset += len(raw)
-                bar.update(len(raw))
-        except DAMAGED_GZIP as error:
-            raise DataError(path, line + 1, f"the gzip stream is damaged ({error})") from None
+        for line, raw in raw_lines(file, path):
+            size = len(raw)
+            if not (raw.removeprefix(BOM_UTF8) if line == 1 else raw).isspace() and raw != BOM_UTF8:
+                yield line, offset, raw
+            del raw
+            offset += size
+            bar.update(size)
 
 
 def _line_text(raw: bytes) -> str:
@@ -439,11 +452,11 @@ def _line_text(raw: bytes) -> str:
 
 def _new_id(row: dict, seen: set[str] | dict[str, str], path: Path, line: int) -> str:
     """The row's id; it is added to `seen` where that is a set."""
-    identifier = text_field(row, "_id", path, line)
+    identifier = checked_id(text_field(row, "_id", path, line), "_id", path, line)
     if identifier in seen:
-        raise DataError(path, line, f"_id {identifier!r} occurs for the second time")
+        raise DataError(path, line, f"_id {shown(identifier)} occurs for the second time")
     if any(character in identifier for character in "\t\r\n"):
-        raise DataError(path, line, f"_id {identifier!r} must not hold tabs or line ends")
+        raise DataError(path, line, f"_id {shown(identifier)} must not hold tabs or line ends")
     if isinstance(seen, set):
         seen.add(identifier)
     return identifier
@@ -492,8 +505,8 @@ def _refuse_queries_without_positive(
     if without:
         raise DataError(
             file, 0,
-            f"query {without[0]!r} has judgements and no positive among them, and a query to train on needs "
-            f"one ({len(without)} of {len(qrels)} queries have none): take its lines out, or give it a "
+            f"query {shown(without[0])} has judgements and no positive among them, and a query to train on "
+            f"needs one ({len(without)} of {len(qrels)} queries have none): take its lines out, or give it a "
             f"document of grade {max(min_grade, 1)} or more",
         )  # fmt: skip
     if n_below := sum(grade < min_grade for grade in best.values()):

@@ -11,9 +11,14 @@ from itertools import accumulate, chain
 from pathlib import Path
 from typing import BinaryIO
 
-from src.data.texts import Texts
+from src.data.texts import Texts, encoded_parts
+from src.records import clipped, shown, shown_names
 
 DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
+LONGEST_LINE = 1 << 28
+"""Bytes of a line of any file: one row, whose texts are in memory at once."""
+LONGEST_ID = 4096
+"""Characters of an id of a document, a query or a row."""
 
 
 class DataError(ValueError):
@@ -37,11 +42,40 @@ def open_lines(path: Path) -> BinaryIO:
     """Opens a file for reading bytes, through gzip where its name ends in `.gz`.
 
     Raises:
-        DataError: If there is no such file.
+        DataError: If there is no such file, or it cannot be opened.
     """
     if not path.is_file():
         raise DataError(path, 0, "no such file")
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+    try:
+        return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+    except OSError as error:
+        raise DataError(path, 0, f"cannot be read ({error.strerror})") from None
+
+
+def raw_lines(file: BinaryIO, path: Path, longest: int = LONGEST_LINE) -> Iterator[tuple[int, bytes]]:
+    """Lines of an open file as bytes with their numbers, from 1.
+
+    Args:
+        file: what `open_lines` gave.
+        path: its name, for the message.
+        longest: bytes of a line, its end included.
+
+    Raises:
+        DataError: If a line is longer, of which no more is then read, or the file is no valid gzip file.
+    """
+    number = 0
+    try:
+        while raw := file.readline(longest + 1):
+            number += 1
+            if len(raw) > longest:
+                raise DataError(
+                    path, number, f"a line must not be longer than {longest} bytes; split the row"
+                )
+            yield number, raw
+            del raw  # or a long line is held while the next one is read
+    except DAMAGED_GZIP as error:
+        reason = clipped(error) or "it ends too early"
+        raise DataError(path, number + 1, f"the gzip stream is damaged ({reason})") from None
 
 
 def decode_line(raw: bytes, path: Path, line: int) -> str:
@@ -54,24 +88,23 @@ def decode_line(raw: bytes, path: Path, line: int) -> str:
         text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise DataError(path, line, f"text must be UTF-8; byte {error.start} of the line is not") from None
-    return text.rstrip("\r\n")
+    return text.rstrip("\r\n") if text.endswith(("\r", "\n")) else text
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path, longest: int = LONGEST_LINE) -> Iterator[tuple[int, str]]:
     """Lines of a text file with their numbers, from 1; lines that hold only blanks are left out.
 
     Raises:
-        DataError: If the file is missing, is no valid gzip file, or holds bytes that are not UTF-8.
+        DataError: If the file is missing, is no valid gzip file, or holds bytes that are not UTF-8 or a line
+            of more than `longest` bytes.
     """
-    number = 0
     with open_lines(path) as file:
-        try:
-            for number, raw in enumerate(file, start=1):
-                text = decode_line(raw, path, number)
-                if text.strip():
-                    yield number, text
-        except DAMAGED_GZIP as error:
-            raise DataError(path, number + 1, f"the gzip stream is damaged ({error})") from None
+        for number, raw in raw_lines(file, path, longest):
+            text = decode_line(raw, path, number)
+            del raw
+            if not text.isspace() and text:
+                yield number, text
+            del text
 
 
 def parse_object(text: str, path: Path, line: int) -> dict:
@@ -83,7 +116,7 @@ def parse_object(text: str, path: Path, line: int) -> dict:
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(path, line, f"each line must be one JSON object ({error})") from None
+        raise DataError(path, line, f"each line must be one JSON object ({clipped(error)})") from None
     if not isinstance(row, dict):
         raise DataError(path, line, f"each line must be a JSON object, got {type(row).__name__}")
     return row
@@ -97,7 +130,7 @@ def text_field(row: dict, key: str, path: Path | str, line: int, *, may_be_empty
             or blank where it may not be.
     """
     if key not in row:
-        raise DataError(path, line, f"key {key!r} is missing; the row has {sorted(map(str, row))}")
+        raise DataError(path, line, f"key {key!r} is missing; the row has {shown_names(row)}")
     return checked_text(row[key], repr(key), path, line, may_be_empty=may_be_empty)
 
 
@@ -110,9 +143,19 @@ def checked_text(value: object, name: str, path: Path | str, line: int, *, may_b
         raise DataError(path, line, f"{name} must not be empty")
     if not value.isascii():
         try:
-            value.encode()
+            for _ in encoded_parts(value):
+                pass
         except UnicodeEncodeError:
             raise DataError(path, line, f"{name} holds half of a surrogate pair, not valid Unicode") from None
+    return value
+
+
+def checked_id(value: str, name: str, path: Path | str, line: int) -> str:
+    """`value` if it is not too long for an id, else an error that calls it `name`."""
+    if len(value) > LONGEST_ID:
+        raise DataError(
+            path, line, f"{name} must have at most {LONGEST_ID} characters, got {shown(value)}; shorten it"
+        )
     return value
 
 

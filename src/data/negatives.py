@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from src.data.types import Corpus, Example
 from src.progress import Progress
+from src.records import shown
 
 Search = Callable[[list[str], int], tuple[ArrayLike, ArrayLike]]
 
@@ -221,7 +222,7 @@ def _positive_scores(
     for number, example in enumerate(chunk):
         if example.positive_id not in corpus.row_of:
             raise ValueError(
-                f"example {example.id!r}: its positive {example.positive_id!r} is not in the corpus"
+                f"example {shown(example.id)}: its positive {shown(example.positive_id)} is not in the corpus"
             )
         places = np.flatnonzero(rows[number] == corpus.row_of[example.positive_id])
         known.append(float(scores[number][places[0]]) if len(places) else None)

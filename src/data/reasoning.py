@@ -27,6 +27,8 @@ global if import in is lambda nonlocal not or pass raise return try while with y
 of to an that this it be are was by on at int str bool len
 """
 _KEYWORDS = frozenset(_COMMON.split())
+READ = 1 << 20
+"""Characters that are read of a query and of a positive; what stands behind them says nothing."""
 
 
 def identifier_words(text: str) -> list[str]:
@@ -58,8 +60,8 @@ def cold_start_reasoning(
     said twice. Equal arguments give equal text.
 
     Args:
-        query: text of the query.
-        positive: the relevant document; Python source for all parts to be there.
+        query: text of the query; its first `READ` characters are read.
+        positive: the relevant document, read alike; Python source for all parts to be there.
         document_frequency: in how many documents a word occurs; the body's words come by tf-idf, highest
             first. Without it they come in their order.
         n_documents: in all; needed with `document_frequency`.
@@ -76,6 +78,7 @@ def cold_start_reasoning(
         One line such as `"config file, read, path encoding, dict, parser yaml anchors"`; empty where nothing
         is left to say.
     """
+    query, positive = query[:READ], positive[:READ]
     name, signature, body = _split(positive)
     asked = list(_new_words(query, set()))
     seen = set(asked)

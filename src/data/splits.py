@@ -2,7 +2,12 @@
 
 import hashlib
 
+from src.data.texts import encoded_parts
+
 
 def position(key: str) -> float:
     """Where a key lies between 0 and 1, by its SHA-256; of many keys a share `s` lies below `s`."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+    digest = hashlib.sha256()
+    for part in encoded_parts(key):
+        digest.update(part)
+    return int.from_bytes(digest.digest()[:8], "big") / 2**64

@@ -1,7 +1,7 @@
 """What sequences of texts have in common that do not hold them all in memory."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 class Texts(Sequence[str]):
@@ -24,3 +24,16 @@ class Texts(Sequence[str]):
     @abstractmethod
     def _text(self, row: int) -> str:
         """The text of a row from 0 to `len(self) - 1`."""
+
+
+def encoded_parts(text: str, size: int = 1 << 20) -> Iterator[bytes]:
+    """UTF-8 of a text in parts of `size` characters, so that a long one is not in memory a second time.
+
+    Raises:
+        UnicodeEncodeError: If it holds half of a surrogate pair.
+    """
+    if len(text) <= size:
+        yield text.encode()
+        return
+    for start in range(0, len(text), size):
+        yield text[start : start + size].encode()

@@ -11,10 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from src.data.beir import load_benchmark, load_corpus
-from src.data.jsonl import ConcatTexts, DataError, checked_text, has_letter, numbered_lines, parse_object
+from src.data.jsonl import (
+    ConcatTexts,
+    DataError,
+    checked_id,
+    checked_text,
+    has_letter,
+    numbered_lines,
+    parse_object,
+)
 from src.data.reasoning import cold_start_reasoning
 from src.data.splits import position
+from src.data.texts import encoded_parts
 from src.data.types import Benchmark, Corpus, Example, TrainingData
+from src.records import shown, shown_names
 
 COLUMNS: Mapping[str, str | None] = {
     "query": "query",
@@ -206,7 +216,7 @@ def _checked_rows(raw: Iterator[tuple[str, int, dict]], columns: Mapping, name: 
     for file, line, row in raw:
         checked = _checked_row(file, line, row, columns, f"{name}:{len(rows)}")
         if checked.id in seen:
-            raise DataError(file, line, f"id {checked.id!r} occurs for the second time")
+            raise DataError(file, line, f"id {shown(checked.id)} occurs for the second time")
         seen.add(checked.id)
         rows.append(checked)
     return rows
@@ -217,15 +227,16 @@ def _checked_row(file: str, line: int, row: dict, columns: Mapping, default_id: 
     positives = _texts(_value(row, columns["positive"], file, line), columns["positive"], file, line)
     negatives = _negatives(row, columns["hard_negatives"], file, line)
     if both := set(positives) & set(negatives):
-        raise DataError(file, line, f"a hard negative must not be a positive of its row: {min(both)[:60]!r}")
+        raise DataError(file, line, f"a hard negative must not be a positive of its row: {shown(min(both))}")
     reasoning, row_id = None, default_id
     if key := columns["reasoning"]:
         reasoning = row.get(key)
         reasoning = None if reasoning is None else checked_text(reasoning, repr(key), file, line)
     if key := columns["id"]:
         value = _value(row, key, file, line)
-        value = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-        row_id = checked_text(value, repr(key), file, line)
+        if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= 64:
+            value = str(value)
+        row_id = checked_id(checked_text(value, repr(key), file, line), repr(key), file, line)
     return _Row(file, line, row_id, query, positives, negatives, reasoning)
 
 
@@ -241,7 +252,7 @@ def _negatives(row: dict, key: str | Sequence[str] | None, file: str, line: int)
 def _value(row: dict, key: str, file: str, line: int) -> object:
     if key not in row:
         hint = "; columns.hard_negatives=null reads rows without them" if "negative" in key else ""
-        raise DataError(file, line, f"key {key!r} is missing; the row has {sorted(map(str, row))}{hint}")
+        raise DataError(file, line, f"key {key!r} is missing; the row has {shown_names(row)}{hint}")
     return row[key]
 
 
@@ -260,7 +271,10 @@ def _texts(value: object, key: str, file: str, line: int) -> tuple[str, ...]:
 
 
 def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(digest_size=16)
+    for part in encoded_parts(text):
+        digest.update(part)
+    return digest.digest()
 
 
 class _Documents:
@@ -278,7 +292,7 @@ class _Documents:
         digest = _digest(text.strip() if self.given is not None else text)
         if digest not in self.ids:
             if self.given is not None:
-                raise DataError(row.file, row.line, f"document not in {self.file}: {text[:60]!r}")
+                raise DataError(row.file, row.line, f"document not in {self.file}: {shown(text)}")
             self.ids[digest] = digest.hex()
             self.texts.append(text)
         return self.ids[digest]

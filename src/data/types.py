@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from src.data.texts import encoded_parts
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -40,9 +42,10 @@ class Corpus:
         digest = hashlib.sha256()
         for document_id, text in zip(self.ids, self.texts, strict=True):
             for part in (document_id, text):
-                encoded = part.encode()
-                digest.update(len(encoded).to_bytes(8, "little"))
-                digest.update(encoded)
+                n_bytes = sum(map(len, encoded_parts(part)))
+                digest.update(n_bytes.to_bytes(8, "little"))
+                for encoded in encoded_parts(part):
+                    digest.update(encoded)
         return digest.hexdigest()
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -16,14 +17,15 @@ import numpy as np
 from src.data.types import Benchmark
 from src.evaluation.metrics import LARGEST_CUTOFF, mean_metrics, per_query_metrics
 from src.evaluation.modes import MODES, NEED_BASE, NEED_NO_MODEL
-from src.evaluation.places import PARTIAL, ROW_FILE, place_of
+from src.evaluation.places import PARTIAL, kept_folder, place_of
 from src.evaluation.ranking import document_index, id_order, ranking_of, without_self_matches
+from src.evaluation.results import PER_QUERY, QRELS, REASONING, RUN, sealed
 from src.evaluation.significance import bootstrap_interval
 from src.evaluation.trec import needs_encoding, with_encoded_ids, write_qrels, write_run
 from src.index.lexical import LexicalIndex
 from src.index.store import stored_embeddings
 from src.models.embedder import Reasoned, ReasoningEmbedder
-from src.run_folder import write_json
+from src.records import shown
 
 _ROW_VERSION = 3  # higher where the same key gives another row, so that no older one is read back
 log = logging.getLogger(__name__)
@@ -192,16 +194,14 @@ def _write(
         reasonings: rows of reasoning.jsonl.
     """
     ids = dict(zip(named.queries, asked.queries, strict=True))
-    write_run(folder / "run.trec", run, mode)
-    write_qrels(folder / "qrels.trec", named.qrels)
+    write_run(folder / RUN, run, mode)
+    write_qrels(folder / QRELS, named.qrels)
     per_query = [
         {"query_id": ids[query], "query": named.queries[query], **values} for query, values in scores.items()
     ]
-    _write_lines(folder / "per_query.jsonl", per_query)
+    _write_lines(folder / PER_QUERY, per_query)
     if reasonings:
-        _write_lines(
-            folder / "reasoning.jsonl", [row | {"query_id": ids[row["query_id"]]} for row in reasonings]
-        )
+        _write_lines(folder / REASONING, [row | {"query_id": ids[row["query_id"]]} for row in reasonings])
 
 
 def _write_lines(path: Path, rows: list[dict]) -> None:
@@ -265,15 +265,18 @@ def evaluate_benchmark(
         "weights": None if mode == "bm25" else embeds.embedder.document_key,
         "base": base.embedder.weights_sha256 if mode == "base-reasoning" else None,
     }
-    folder, known = place_of(Path(output_dir), benchmark.name, mode, key)
+    found = place_of(Path(output_dir), benchmark.name, mode, key)
+    folder = found.folder
     place = {"folder": folder.relative_to(output_dir).as_posix()}
     if folder.name != mode:
         log.info(
             "%s is of other weights, settings or data; this one is in %s", folder.with_name(mode), folder
         )
-    if known is not None:
+    if found.row is not None:
         log.info("%s is read back", folder)
-        return known | place
+        return found.row | place
+    if found.problem:
+        log.warning("%s. It is done again now, and what was there is kept beside it", found.problem)
     row = _evaluated(benchmark, mode, folder, settings, model, base, cache_dir, key, origin or {})
     return row | place
 
@@ -321,7 +324,7 @@ def _evaluated(
     }
     with _replaced(folder) as partial:
         _write(partial, benchmark, named, mode, run, scores, found.reasonings)
-        write_json(partial / ROW_FILE, {"key": key, "row": row})
+        sealed(partial, key, row)
     return row
 
 
@@ -342,7 +345,7 @@ def _check_run(benchmark: Benchmark, run: Mapping[str, Mapping[str, float]]) -> 
     for query, found in run.items():
         if not all(map(math.isfinite, found.values())):
             raise ValueError(
-                f"{benchmark.name}: a score of query {query!r} is not finite; nothing is written"
+                f"{benchmark.name}: a score of query {shown(query)} is not finite; nothing is written"
             )
     empty = [query for query in benchmark.qrels if not run.get(query)]
     if empty:
@@ -364,16 +367,16 @@ def _check_models(mode: str, model: Model | None, base: Model | None) -> None:
 
 @contextlib.contextmanager
 def _replaced(folder: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `folder` once it is written."""
-    partial, old = (folder.with_name(f"{folder.name}{ending}{PARTIAL}") for ending in ("", ".old"))
-    for left_over in (partial, old):
-        shutil.rmtree(left_over, ignore_errors=True)
+    """An empty folder that takes the place of `folder` once it is written; what was there is kept."""
+    partial = folder.with_name(f"{folder.name}{PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
-    if folder.exists():
-        folder.rename(old)
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # an empty one
+    if os.path.lexists(folder):
+        log.info("kept %s", kept_folder(folder))
     partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _measured(found: Ranked, scores: Mapping[str, Mapping[str, float]], seed: int) -> dict:

@@ -6,25 +6,31 @@ the evaluation depends on. Nothing that another evaluation wrote is ever replace
 """
 
 import hashlib
+import itertools
 import json
+import logging
 import os
 import posixpath
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from src.command_line import UsageError
 from src.evaluation.modes import MODES
+from src.evaluation.results import FILES, ROW_FILE, check_files, checked_row, read_row
+from src.records import RecordError, checked, read_json
 
-ROW_FILE = "row.json"
 PARTIAL = ".partial"
 _UNSAFE = re.compile(r'[<>:"\\|?*%]|[. ]+$')  # what some file system cannot have in a name, and our own %
 _RESERVED = frozenset({"metrics.json", "metrics.png", "config.yaml", "provenance.json", "status.json"})
 _LONGEST = 150
+log = logging.getLogger(__name__)
 
 
-class PlaceError(ValueError):
+class PlaceError(UsageError, ValueError):
     """What is already at the place where an evaluation would write cannot be read, or is something else."""
 
 
@@ -77,17 +83,32 @@ def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def place_of(output_dir: Path, benchmark: str, mode: str, key: Mapping) -> tuple[Path, dict | None]:
-    """The folder of an evaluation, and the row that it has written there.
+@dataclass(frozen=True)
+class Place:
+    """Where an evaluation stands.
+
+    Attributes:
+        folder: of the evaluation.
+        row: that it has written there, with files that are as they were written; None where it is to be done.
+        problem: why what lies in the folder cannot be used; empty where nothing does, or it is in order.
+    """
+
+    folder: Path
+    row: dict | None = None
+    problem: str = ""
+
+
+def place_of(output_dir: Path, benchmark: str, mode: str, key: Mapping) -> Place:
+    """The folder of an evaluation, and what it has written there.
+
+    A folder in which nothing but files of an evaluation lie, and which is damaged, is taken for this one's:
+    what is in it is kept when it is replaced.
 
     Args:
         output_dir: of the command.
         benchmark: its name.
         mode: one of `MODES`.
         key: all that the row depends on; `version` says which form the row has.
-
-    Returns:
-        The folder, and the row; None where the folder is not there, or holds the row in an older form.
 
     Raises:
         PlaceError: If neither the folder nor the one with the hash may be taken.
@@ -97,17 +118,50 @@ def place_of(output_dir: Path, benchmark: str, mode: str, key: Mapping) -> tuple
     facts = json.loads(json.dumps(key))
     version = facts.pop("version")
     folders = (root / mode, root / f"{mode}-{_digest(facts)}")
-    for folder in folders:
-        if not folder.exists():
-            return folder, None
-        written = _written(folder)
-        if written is None:
-            continue
-        known = dict(written["key"])
-        its_version = known.pop("version", None)
-        if known == facts or (its_version != version and all(facts.get(k) == v for k, v in known.items())):
-            return folder, written["row"] if its_version == version else None
-    raise PlaceError(f"{folders[-1]} holds something else than an evaluation; give another output_dir=")
+    places = [place for folder in folders if (place := _place_at(folder, facts, version)) is not None]
+    if not places:
+        raise PlaceError(f"{folders[-1]} holds something else than an evaluation; give another output_dir=")
+    return next((place for place in places if place.row is not None), places[0])
+
+
+def _place_at(folder: Path, facts: Mapping, version: int) -> Place | None:
+    """The evaluation of these facts in a folder; None where something else is in there."""
+    earlier = folder.with_name(f"{folder.name}.old{PARTIAL}")
+    if earlier.is_dir() and not os.path.lexists(folder):
+        earlier.rename(folder)  # killed while it was replaced
+    if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
+        return Place(folder)
+    try:
+        written = read_row(folder)
+    except RecordError as error:
+        return Place(folder, problem=str(error)) if _is_left_by_evaluation(folder) else None
+    known = dict(written["key"])
+    its_version = known.pop("version", None)
+    if its_version != version:
+        is_older = all(facts.get(name) == value for name, value in known.items())
+        return Place(folder, problem=f"{folder / ROW_FILE}: is of an older form") if is_older else None
+    if known != facts:
+        return None
+    try:
+        check_files(folder, written)
+    except RecordError as error:
+        return Place(folder, problem=str(error))
+    return Place(folder, written["row"])
+
+
+def _is_left_by_evaluation(folder: Path) -> bool:
+    """Whether a folder holds files of an evaluation and nothing else."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return set(os.listdir(folder)) <= {ROW_FILE, *FILES}
+
+
+def kept_folder(folder: Path) -> Path:
+    """Moves a folder that will be replaced to `<name>_before_<n>` beside it, and returns that."""
+    numbered = (folder.with_name(f"{folder.name}_before_{number}") for number in itertools.count(1))
+    target = next(path for path in numbered if not os.path.lexists(path))
+    folder.rename(target)
+    return target
 
 
 def _told_apart(folder: Path, benchmark: str) -> str:
@@ -118,28 +172,25 @@ def _told_apart(folder: Path, benchmark: str) -> str:
     return folder.name
 
 
-def _written(folder: Path) -> dict | None:
-    """What `row.json` holds; None where the folder is none of an evaluation that came to its end."""
-    try:
-        written = json.loads((folder / ROW_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    is_whole = isinstance(written, dict) and isinstance(written.get("key"), dict) and "row" in written
-    return written if is_whole else None
-
-
 def rows_on_disk(output_dir: Path) -> list[dict]:
     """Rows of all evaluations in an output folder, each with its `folder` in there; the oldest first.
 
-    So a row is known though the command was killed before it had written metrics.json.
+    So a row is known though the command was killed before it had written metrics.json. A `row.json` that is
+    damaged is told and left out.
     """
     found = []
     for depth in (2, 3, 4):
         for file in output_dir.glob("/".join(["*"] * depth) + f"/{ROW_FILE}"):
-            written = _written(file.parent)
             place = file.parent.relative_to(output_dir).as_posix()
-            if written and _is_place_of(place, written["row"]):
-                found.append((file.stat().st_mtime, place, {**written["row"], "folder": place}))
+            if re.search(r"_before_[0-9]+$", place) or place.endswith(PARTIAL):
+                continue
+            try:
+                row = read_row(file.parent)["row"]
+            except RecordError as error:
+                log.warning("left out of the table: %s", error)
+                continue
+            if _is_place_of(place, row):
+                found.append((file.stat().st_mtime, place, {**row, "folder": place}))
     return [row for _, _, row in sorted(found, key=lambda one: one[:2])]
 
 
@@ -164,19 +215,20 @@ def earlier_rows(metrics_file: Path) -> list[dict]:
     Raises:
         PlaceError: If the file is something else, which must not be replaced.
     """
-    if not metrics_file.exists():
+    if not os.path.lexists(metrics_file):
         return []
     try:
-        content = json.loads(metrics_file.read_text(encoding="utf-8"))
-        rows = [dict(row) for row in content["rows"]]
-        is_ours = "training" not in content and all("ci95" in row for row in rows)
-    except (OSError, ValueError, TypeError, KeyError):
-        is_ours = False
-    if not is_ours:
+        content = read_json(metrics_file)
+        rows = checked(metrics_file, content, "rows", lambda rows: isinstance(rows, list), "a list")
+        rows = [dict(checked_row(row, metrics_file, f"rows[{n}]")) for n, row in enumerate(rows)]
+        if "training" in content or not all("ci95" in row for row in rows):
+            raise RecordError(metrics_file, "holds rows of a training run")
+    except RecordError as error:
         raise PlaceError(
-            f"{metrics_file} is there and is none that src.evaluate wrote, so no rows are added to it; give "
-            "another output_dir= or metrics_file="
-        )
+            f"{metrics_file} is there and is none that src.evaluate wrote, so no rows are added to it "
+            f"({error.problem}); give another output_dir= or metrics_file=, or move the file away: the rows "
+            "of this folder are read from beside it"
+        ) from None
     for row in rows:
         row.setdefault("folder", f"{row['benchmark']}/{row['mode']}")
         for name in ("command", "commit", "seed"):
@@ -188,3 +240,29 @@ def added(earlier: Sequence[Mapping], new: Sequence[Mapping]) -> list[dict]:
     """The earlier rows, without those of folders that the new ones are of, and then the new ones."""
     folders = {row["folder"] for row in new}
     return [dict(row) for row in earlier if row["folder"] not in folders] + [dict(row) for row in new]
+
+
+def with_rows_on_disk(rows: Sequence[Mapping], on_disk: Sequence[Mapping], file: Path) -> list[dict]:
+    """Rows of a table with those that lie beside it: first the ones that it lacks, then its own.
+
+    Where both have a folder's row, the one beside the table is taken, which has a checksum; a difference is
+    told.
+
+    Args:
+        rows: of the table.
+        on_disk: what `rows_on_disk` found.
+        file: the table, for the message.
+    """
+    beside = {row["folder"]: dict(row) for row in on_disk}
+    known = {row["folder"] for row in rows}
+    for row in rows:
+        other = beside.get(row["folder"], row)
+        if any(other.get(name, value) != value for name, value in row.items()):
+            log.warning(
+                "%s: the row of %s is not as %s has it, and is taken from there",
+                file,
+                row["folder"],
+                ROW_FILE,
+            )
+    lacking = [row for folder, row in beside.items() if folder not in known]
+    return [*lacking, *(beside.get(row["folder"], dict(row)) for row in rows)]

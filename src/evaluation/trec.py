@@ -6,16 +6,19 @@ Equal scores stand in the order of ids in these tools, and these ids are the one
 collection is ranked and scored under its encoded ids throughout.
 """
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 
+from src.data.jsonl import DataError, numbered_lines
 from src.data.types import Benchmark, Corpus
 from src.evaluation.metrics import ranked
+from src.records import RecordError, clipped, shown
 
 # what str.split, or isspace of C, parts fields at; what ends a line or a C string; a byte order mark
 _UNREADABLE = re.compile("[\\s\x00-\x1f\x7f\ufeff]")
@@ -73,3 +76,57 @@ def write_qrels(path: Path, qrels: Mapping[str, Mapping[str, int]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for query, grades in qrels.items():
             file.writelines(f"{query} 0 {document} {grade}\n" for document, grade in grades.items())
+
+
+def read_run(path: Path) -> dict[str, dict[str, float]]:
+    """Scores by document by query of a run as `write_run` wrote it.
+
+    Raises:
+        RecordError: If the file is missing, or a line is not six fields with a finite score, has a rank that
+            is not its place, or names a document for the second time.
+    """
+    run: dict[str, dict[str, float]] = {}
+    for number, (query, _, document, rank, score, _) in _fields(path, 6):
+        found = run.setdefault(query, {})
+        try:
+            value = float(score)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise RecordError(path, f"line {number}: the score must be a finite number, got {shown(score)}")
+        if rank != str(len(found) + 1):
+            raise RecordError(path, f"line {number}: rank must be {len(found) + 1}, got {shown(rank)}")
+        if document in found:
+            raise RecordError(path, f"line {number}: document {shown(document)} stands there twice")
+        found[document] = value
+    return run
+
+
+def read_qrels(path: Path) -> dict[str, dict[str, int]]:
+    """Grades by document by query of judgements as `write_qrels` wrote them.
+
+    Raises:
+        RecordError: If the file is missing, or a line is not four fields with an integer, or judges twice.
+    """
+    qrels: dict[str, dict[str, int]] = {}
+    for number, (query, _, document, grade) in _fields(path, 4):
+        grades = qrels.setdefault(query, {})
+        if not re.fullmatch("-?[0-9]{1,10}", grade):
+            raise RecordError(path, f"line {number}: the grade must be an integer, got {shown(grade)}")
+        if document in grades:
+            raise RecordError(path, f"line {number}: document {shown(document)} is judged twice")
+        grades[document] = int(grade)
+    return qrels
+
+
+def _fields(path: Path, n_fields: int) -> Iterator[tuple[int, list[str]]]:
+    try:
+        for number, text in numbered_lines(path):
+            fields = text.split()
+            if len(fields) != n_fields:
+                raise RecordError(path, f"line {number}: must have {n_fields} fields, got {len(fields)}")
+            yield number, fields
+    except DataError as error:
+        raise RecordError(path, f"line {error.line}: {error.rule}" if error.line else error.rule) from None
+    except OSError as error:
+        raise RecordError(path, f"cannot be read ({clipped(error.strerror)})") from None

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from src.index.flat import FlatIndex, exact_scores
 from src.index.store import StoreError
+from src.records import clipped, read_json
 
 
 class Index(Protocol):
@@ -159,10 +160,11 @@ def load_saved(folder: str | Path, facts: Mapping[str, object]) -> dict[str, np.
     if not folder.exists() and _set_aside(folder).exists():  # see _replace_folder
         os.replace(_set_aside(folder), folder)
     try:
-        found = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        found = read_json(folder / "facts.json")
         arrays = {file.stem: np.load(file, allow_pickle=False) for file in folder.glob("*.npy")}
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{folder}: no saved index can be read there ({error})") from error
+    except Exception as error:  # numpy reads a header as Python, whose errors are of many kinds
+        said = clipped(error) or type(error).__name__
+        raise StoreError(f"{folder}: no saved index can be read there ({said})") from error
     differing = sorted(name for name in facts if found.get(name) != facts[name])
     if differing:
         said = ", ".join(f"{name} {found.get(name)!r} instead of {facts[name]!r}" for name in differing)

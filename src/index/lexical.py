@@ -4,6 +4,7 @@ Two analyzers: `english` takes words, leaves out stop-words and stems; `code` al
 underscores, capitals and digits, so that `parse_header` answers "parse the header".
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -15,14 +16,26 @@ from bm25s.stopwords import STOPWORDS_EN
 _IDENTIFIER = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 _WORD = re.compile(r"(?u)\b\w\w+\b")
 _STOPWORDS = frozenset(STOPWORDS_EN)
+_BLOCK = 1 << 16  # words
 ANALYZERS = ("english", "code")
 
 
-def analyze(text: str, analyzer: str, stemmer: Stemmer.Stemmer) -> list[str]:
-    """Index terms of a text."""
-    found = _IDENTIFIER.findall(text) if analyzer == "code" else _WORD.findall(text)
-    words = [word.lower() for word in found]
-    return stemmer.stemWords([word for word in words if word not in _STOPWORDS])
+def analyze(text: str, analyzer: str, stemmer: Stemmer.Stemmer, known: dict[str, str]) -> list[str]:
+    """Index terms of a text.
+
+    Args:
+        text: read in blocks of words, so that a long one does not become a list of its words.
+        analyzer: one of `ANALYZERS`.
+        stemmer: of English.
+        known: terms that were met before, which are given again instead of equal ones; new ones are added.
+    """
+    pattern = _IDENTIFIER if analyzer == "code" else _WORD
+    found = (match[0].lower() for match in pattern.finditer(text))
+    terms: list[str] = []
+    while block := list(itertools.islice(found, _BLOCK)):
+        stems = stemmer.stemWords([word for word in block if word not in _STOPWORDS])
+        terms += [known.setdefault(stem, stem) for stem in stems]
+    return terms
 
 
 class LexicalIndex:
@@ -56,7 +69,8 @@ class LexicalIndex:
         self._order = np.arange(self.size) if order is None else order
         self._stemmer = Stemmer.Stemmer("english")
         self._index = bm25s.BM25(k1=k1, b=b, method="lucene")
-        terms = [analyze(text, analyzer, self._stemmer) for text in texts]
+        known: dict[str, str] = {}
+        terms = [analyze(text, analyzer, self._stemmer, known) for text in texts]
         self._is_empty = not any(terms)
         if not self._is_empty:
             self._index.index(terms, show_progress=False)
@@ -71,7 +85,7 @@ class LexicalIndex:
         scores = np.zeros((len(queries), k), dtype=np.float32)
         rows = np.full((len(queries), k), -1, dtype=np.int64)
         for place, query in enumerate(queries):
-            terms = analyze(query, self.analyzer, self._stemmer)
+            terms = analyze(query, self.analyzer, self._stemmer, {})
             if self._is_empty or not any(term in self._index.vocab_dict for term in terms):
                 continue
             every = self._index.get_scores(terms)

@@ -23,7 +23,6 @@ was restored is verified against the digest row by row, so that a damaged file i
 import fcntl
 import hashlib
 import itertools
-import json
 import logging
 import os
 import re
@@ -39,6 +38,7 @@ from numpy.typing import ArrayLike
 from src.index.checks import first_not_finite
 from src.index.files import write_all
 from src.index.store import StoreError
+from src.records import read_json
 from src.run_folder import write_json
 
 FORMAT_VERSION = 1
@@ -439,7 +439,7 @@ def _fill(folder: Path, source: np.ndarray | tuple[int, int], shape: tuple[int, 
 def _checked_facts(folder: Path, key: Mapping[str, str]) -> dict:
     remedy = f"start the run anew after rm -r '{folder}'"
     try:
-        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        facts = read_json(folder / "facts.json")
         found, n_rows, width = facts["key"], facts["n_rows"], facts["width"]
         version = facts["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:

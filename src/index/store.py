@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike
 from src.index.checks import first_not_finite
 from src.index.files import reserve, write_all
 from src.progress import Progress
+from src.records import clipped, read_json
 from src.run_folder import write_json
 
 FORMAT_VERSION = 1
@@ -150,7 +151,7 @@ def _of_same_corpus(folder: Path, key: Mapping[str, str]) -> list[tuple[Path, Ma
     found = []
     for file in folder.parent.glob("*/key.json"):
         try:
-            other, written = json.loads(file.read_text(encoding="utf-8"))["key"], file.stat().st_mtime
+            other, written = read_json(file)["key"], file.stat().st_mtime
             is_same = file.parent != folder and other["corpus"] == key.get("corpus")
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not ours to judge: whoever asks for that key is told
@@ -219,12 +220,13 @@ def _written_to(folder: Path, shape: tuple[int, int] | None = None) -> Iterator[
 def _mapped(folder: Path, shape: tuple[int, int]) -> np.memmap:
     try:
         rows = np.lib.format.open_memmap(folder / "rows.npy", mode="r")
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{folder}: rows.npy cannot be read ({error}); {_remedy(folder)}") from error
+    except Exception as error:  # numpy reads the header as Python, whose errors are of many kinds
+        said = clipped(error) or type(error).__name__
+        raise StoreError(f"{folder}: rows.npy cannot be read ({said}); {_remedy(folder)}") from error
     if rows.shape != shape or rows.dtype != np.float32:
         raise StoreError(
-            f"{folder}: rows.npy holds {rows.dtype} {rows.shape}, key.json says float32 {shape}; "
-            + _remedy(folder)
+            f"{folder}: rows.npy holds {rows.dtype} {rows.shape}, key.json says float32 "
+            f"{clipped(shape, 60)}; {_remedy(folder)}"
         )
     return rows
 
@@ -232,10 +234,12 @@ def _mapped(folder: Path, shape: tuple[int, int]) -> np.memmap:
 def _check_key(folder: Path, key: Mapping[str, str], n_rows: int) -> dict:
     file = folder / "key.json"
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts = read_json(file)
         found = {name: facts[name] for name in ("format_version", "key", "n_rows", "width")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{file}: not the description of a store ({error}); {_remedy(folder)}") from error
+        raise StoreError(
+            f"{file}: not the description of a store ({clipped(error)}); {_remedy(folder)}"
+        ) from error
     expected = {**found, "format_version": FORMAT_VERSION, "key": dict(key), "n_rows": n_rows}
     if found != expected:
         differing = [name for name in expected if found[name] != expected[name]]
@@ -272,11 +276,16 @@ def _entries(folder: Path) -> list[dict]:
         entries = [json.loads(line) for line in lines]
         starts = [0, *(entry["stop"] for entry in entries)]
         is_whole = all(
-            entry["start"] == start and entry["stop"] > start and "sha256" in entry
+            entry["start"] == start
+            and isinstance(entry["stop"], int)
+            and entry["stop"] > start
+            and "sha256" in entry
             for entry, start in zip(entries, starts[:-1], strict=True)
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{file}: a line is not readable ({error!r}); {_remedy(folder)}") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StoreError(
+            f"{file}: a line is not readable ({clipped(repr(error))}); {_remedy(folder)}"
+        ) from error
     if not is_whole:
         raise StoreError(f"{file}: its chunks do not follow one another; {_remedy(folder)}")
     return entries

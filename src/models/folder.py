@@ -46,11 +46,13 @@ from src.models.checksums import (
 from src.models.embedder import ReasoningEmbedder
 from src.models.positions import check_lengths
 from src.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder, Prompts, Rendered
+from src.models.reading import named_damage
 from src.models.templates import render_as_format_1
 from src.models.tuning import FullTuning, LoraTuning, has_adapter
 from src.models.twin import ArchitectureError, check_architecture
 from src.models.vocabulary import add_embed_token, give_pad_token
 from src.names import empty_part, put_in_place, refuse_to_replace
+from src.records import RecordError, read_json, shown
 from src.run_folder import write_text
 
 FORMAT_VERSION = 2
@@ -89,23 +91,24 @@ def read_description(path: str | Path) -> dict:
             "for a plain Hugging Face folder use model.name=<folder> with a model= choice"
         )
     try:
-        description = json.loads(file.read_text(encoding="utf-8"))
+        description = read_json(file)
         missing = {"format_version", "prompts", "lengths", "embed_token"} - description.keys()
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise ModelFolderError(f"{file}: not a JSON object: {error}") from error
+    except RecordError as error:
+        raise ModelFolderError(f"{file}: not a JSON object: it {error.problem}") from error
     if missing:
         raise ModelFolderError(f"{file}: missing key {sorted(missing)[0]!r}")
     version = description["format_version"]
     if version not in READS_VERSIONS:
         raise ModelFolderError(
-            f"{file}: format_version is {version}, this code reads {' and '.join(map(str, READS_VERSIONS))}"
+            f"{file}: format_version is {shown(version)}, this code reads "
+            f"{' and '.join(map(str, READS_VERSIONS))}"
         )
     kept = {"rendered", "prompt_fingerprint"} - description.keys() if version > 1 else set()
     if kept:
         raise ModelFolderError(f"{file}: missing key {sorted(kept)[0]!r}")
     if description["embed_token"] != EMBED_TOKEN:
         raise ModelFolderError(
-            f"{file}: embed_token is {description['embed_token']!r}, must be {EMBED_TOKEN!r}"
+            f"{file}: embed_token is {shown(description['embed_token'])}, must be {EMBED_TOKEN!r}"
         )
     return description
 
@@ -155,9 +158,12 @@ def load_embedder(
 def _tokenizer(source: str | Path, **options: object) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or a hub name; code of its own is never run."""
     try:
-        return AutoTokenizer.from_pretrained(
-            str(source), padding_side="left", trust_remote_code=False, **options
-        )
+        with named_damage(source):
+            return AutoTokenizer.from_pretrained(
+                str(source), padding_side="left", trust_remote_code=False, **options
+            )
+    except ModelFolderError:
+        raise
     except ValueError as error:
         _refuse_own_code(source, error)
         raise
@@ -180,9 +186,12 @@ def _pretrained(source: str | Path, dtype: str, attention: str | None, **options
     """
     chosen = {} if attention is None else {"attn_implementation": attention}
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            str(source), dtype=dtype_named(dtype), trust_remote_code=False, **chosen, **options
-        )
+        with named_damage(source):
+            return AutoModelForCausalLM.from_pretrained(
+                str(source), dtype=dtype_named(dtype), trust_remote_code=False, **chosen, **options
+            )
+    except ModelFolderError:
+        raise
     except (ValueError, ImportError) as error:
         _refuse_own_code(source, error)
         reason = str(error).strip().splitlines()[0]

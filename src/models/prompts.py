@@ -2,8 +2,8 @@
 
 A prompt is a constant prefix, the user's text and a constant suffix; `templates` renders them. The three
 parts are tokenized apart, so that a path that shares the prefix and a path that writes the whole string give
-the same ids. Only the user's text is ever cut, at its end; a text never yields a special token, whatever it
-contains.
+the same ids. Only the user's text is ever cut, at its end (a very long one before it is tokenized, see
+`text_ids`); a text never yields a special token, whatever it contains.
 """
 
 import hashlib
@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from src.models.templates import EMBED_TOKEN, Prompts, Rendered, Template, plain_ids, render
+from src.models.templates import EMBED_TOKEN, Prompts, Rendered, Template, render
+from src.models.text_ids import plain_ids
 
 __all__ = ["EMBED_TOKEN", "Lengths", "PromptEncoder", "Prompts", "Rendered", "Template"]
 
@@ -96,7 +97,10 @@ class PromptEncoder:
         return self.text_ids([text])[0]
 
     def text_ids(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
-        """Token ids of user texts, cut at `max_length`; nothing in them is read as a special token."""
+        """Token ids of user texts, cut at `max_length`; nothing in them is read as a special token.
+
+        Of a text of more than 65,536 characters only a beginning is read: see `src.models.text_ids`.
+        """
         return plain_ids(self.tokenizer, texts, max_length)
 
     def documents(self, texts: Sequence[str]) -> list[list[int]]:
@@ -118,7 +122,7 @@ class PromptEncoder:
     def truncated_share(self, texts: Sequence[str], kind: str) -> float:
         """Share of `texts` whose end is cut; `kind` is "query" or "document"."""
         limit = getattr(self.lengths, kind)
-        return sum(len(ids) > limit for ids in self.text_ids(texts)) / max(len(texts), 1)
+        return sum(len(ids) > limit for ids in self.text_ids(texts, limit + 1)) / max(len(texts), 1)
 
     @property
     def fingerprint(self) -> str:

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from src.models.text_ids import plain_ids
+
 EMBED_TOKEN = "<|embed_token|>"
 SYSTEM_SEPARATOR = "\n\n"
 """Stands between the system text and the user's where a template takes no system message."""
@@ -103,16 +105,6 @@ class Rendered:
                     f"rendered.{name} must have prefix, suffix, prefix_ids, suffix_ids: {error!r}"
                 ) from error
         return cls(**parts)
-
-
-def plain_ids(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int | None = None
-) -> list[list[int]]:
-    """Token ids of texts, cut at `max_length`; nothing in them is read as a special token."""
-    if not texts:
-        return []
-    ids = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [row[:max_length] for row in ids]
 
 
 def render(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> Rendered:

@@ -19,21 +19,18 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from src.command_line import UsageError
+from src.records import RecordError
 from src.run_folder import keep_earlier, write_text
 
 log = logging.getLogger(__name__)
 
 
-class RecordError(UsageError):
-    """A record that is not what a checkpoint says of it; the message names the file and what to do."""
-
-
 def _damaged(file: Path, found: str) -> RecordError:
     aside = file.with_name(f"{file.stem}_damaged{file.suffix}")
     return RecordError(
-        f"{file}: {found}, so it is not the record that the checkpoint was saved with. Put that one back, or "
-        f"go on with a new record: mv '{file}' '{aside}'"
+        file,
+        f"{found}, so it is not the record that the checkpoint was saved with",
+        f"put that one back, or go on with a new record: mv '{file}' '{aside}'",
     )
 
 

@@ -1,0 +1,119 @@
+"""Token ids of texts of any length, in memory that the longest text does not decide.
+
+A tokenizer needs about a hundred bytes per character, and a model reads the first few hundred tokens. So a
+long text is cut in characters before it is tokenized:
+
+- A text of at most `WHOLE` characters (`PER_TOKEN` times the limit in tokens, where that is more) is
+  tokenized whole.
+- Of a longer one so many characters are, then twice as many, and so on, until its first `max_length`
+  tokens end in the first half of what was read: the second half stands between them and the cut.
+- At `TIMES` times as many characters (524,288 as a rule) it ends: what stands behind them is not read, which
+  a warning says.
+
+This leaves the ids as those of the whole text wherever the second half holds a place that neither a
+normalization, nor a pre-token, nor a token spans, as the end of a word before a blank is to every tokenizer
+that we know: what is left of such a place is tokenized without a look at what is right of it. A text without
+such a place in 32,768 characters (one word, blanks or combining marks throughout) is, by definition, its
+first so many characters. The rule looks at the text and the limit alone, so that all paths read the same.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+WHOLE = 1 << 16
+PER_TOKEN = 32
+TIMES = 8
+AT_ONCE = 1 << 18
+"""Characters of all texts that are tokenized in one call."""
+PIECE = 1 << 20
+"""Characters of a piece of a text where there is no limit in tokens."""
+log = logging.getLogger(__name__)
+
+
+def plain_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int | None = None
+) -> list[list[int]]:
+    """Token ids of texts, cut at `max_length`; nothing in them is read as a special token.
+
+    Without a limit a text is read in pieces of `PIECE` characters.
+    """
+    whole = PIECE if max_length is None else whole_length(max_length)
+    result: list[list[int]] = [[] for _ in texts]
+    n_unread = 0
+    for rows in _groups(texts, whole):
+        for row, ids in zip(rows, _tokenized(tokenizer, [texts[row] for row in rows]), strict=True):
+            result[row] = ids[:max_length]
+    for row, text in enumerate(texts):
+        if len(text) <= whole:
+            continue
+        if max_length is None:
+            result[row] = [id for piece in pieces(text) for id in _tokenized(tokenizer, [piece])[0]]
+        else:
+            result[row], is_read = first_ids(tokenizer, text, max_length, whole)
+            n_unread += not is_read
+    if n_unread:
+        log.warning(
+            "%d texts have fewer than %d tokens that end in the first half of their first %d characters; the "
+            "rest of them is not read",
+            n_unread, max_length, TIMES * whole,
+        )  # fmt: skip
+    return result
+
+
+def whole_length(max_length: int) -> int:
+    """Characters of the longest text that is tokenized whole where so many tokens are taken."""
+    return max(WHOLE, PER_TOKEN * max_length)
+
+
+def first_ids(
+    tokenizer: PreTrainedTokenizerBase, text: str, max_length: int, start: int
+) -> tuple[list[int], bool]:
+    """The first `max_length` ids of a text, of which `start` characters are read, or up to `TIMES` as many.
+
+    Returns:
+        The ids, and whether they are settled: False where the rest of the text might have changed them.
+    """
+    size = start
+    while True:
+        encoded = tokenizer(
+            text[:size],
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+        )
+        ids, ends = encoded["input_ids"], [end for _, end in encoded["offset_mapping"][:max_length]]
+        is_settled = size >= len(text) or (len(ends) == max_length and max(ends, default=0) <= size // 2)
+        if is_settled or size >= TIMES * start:
+            return ids[:max_length], is_settled
+        size *= 2
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text in pieces of `PIECE` characters; as it is where it is no longer."""
+    if len(text) <= PIECE:
+        yield text
+        return
+    for start in range(0, len(text), PIECE):
+        yield text[start : start + PIECE]
+
+
+def _tokenized(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def _groups(texts: Sequence[str], longest: int) -> Iterator[list[int]]:
+    """Rows of the texts of at most `longest` characters, in groups of `AT_ONCE` characters or of one text."""
+    rows: list[int] = []
+    size = 0
+    for row, text in enumerate(texts):
+        if len(text) > longest:
+            continue
+        if rows and size + len(text) > AT_ONCE:
+            yield rows
+            rows, size = [], 0
+        rows.append(row)
+        size += len(text)
+    if rows:
+        yield rows
