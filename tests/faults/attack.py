@@ -6,7 +6,7 @@ import re
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,6 +159,15 @@ class Workshop:
                 shutil.rmtree(place, ignore_errors=True)
 
 
+def is_among(name: str, only: Sequence[str]) -> bool:
+    """Whether a name, or a part of it from its beginning, is asked for, or is the beginning of one that is.
+
+    >>> is_among("kill/sft", ["kill"]), is_among("kill/sft", ["kill/sft/3"]), is_among("kill/sft", ["kill/s"])
+    (True, True, False)
+    """
+    return any(f"{name}/".startswith(f"{one}/") or f"{one}/".startswith(f"{name}/") for one in only)
+
+
 # ---- judging
 
 
@@ -218,7 +227,7 @@ def interruption(done: Ended) -> str | None:
         return "hangs"
     if done.orphans:
         return f"{done.orphans} processes outlive it"
-    if "Traceback (most recent call last)" in done.output:
+    if done.code != -9 and "Traceback (most recent call last)" in done.output:  # of workers it may be
         return f"a traceback on the console, exit code {done.code}"
     return None if done.code in (-9, -15, 0, 130) else f"exit code {done.code}: {first_error(done)}"
 

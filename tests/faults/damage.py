@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from tests.faults import results, tiny
-from tests.faults.attack import Attack, Verdict, Workshop, complaint, first_error
-from tests.faults.commands import Command, ended
+from tests.faults.attack import Attack, Verdict, Workshop, complaint, first_error, is_among
+from tests.faults.commands import Command, Ended, ended
 from tests.faults.moments import DISK
 
 MOST_PER_N = 10
@@ -47,6 +47,16 @@ def _resumed(workshop: Workshop, place: Path) -> Sequence[Command]:
     return [Command("src.train", (f"resume={place / DISK / 'run'}",), place)]
 
 
+def _searched_on(workshop: Workshop, place: Path) -> Sequence[Command]:
+    """One trial more."""
+    command = workshop.subject("tune").command(place)
+    return [
+        Command(
+            command.module, tuple(t.replace("n_trials=2", "n_trials=3") for t in command.arguments), place
+        )
+    ]
+
+
 def _evaluated_and_reported(workshop: Workshop, place: Path) -> Sequence[Command]:
     return [workshop.subject("evaluate").command(place), tiny.report(place)]
 
@@ -72,9 +82,18 @@ def _from_model(workshop: Workshop, place: Path) -> Sequence[Command]:
     return [evaluate, Command(train.module, (*arguments, *more), place)]
 
 
+def _trained_on_mined(workshop: Workshop, place: Path) -> Sequence[Command]:
+    """Pretraining reads the texts, and SFT the pairs."""
+    pretrain = workshop.subject("mining").command(place)
+    more = ("stage=sft", f"output_dir={place / DISK / 'trained'}", "stage.datamodule.validation_queries=3")
+    left_out = ("stage=", "output_dir=", "stage.datamodule.sequence_length")
+    arguments = [text for text in pretrain.arguments if not text.startswith(left_out)]
+    return [pretrain, Command(pretrain.module, (*arguments, *more), place)]
+
+
 def _of_both(place: Path) -> dict[str, object]:
     trained = results.of_training(place, place / DISK / "trained")
-    return results.of_evaluation(place) | {f"trained/{name}": value for name, value in trained.items()}
+    return results.of_evaluated(place) | {f"trained/{name}": value for name, value in trained.items()}
 
 
 def _without_result(name: str) -> Callable[[Workshop], Path]:
@@ -95,19 +114,17 @@ FOLDERS = (
     Folder("run", lambda w: w.interrupted("rl"), f"{DISK}/run", _resumed, results.of_training),
     Folder("run-lora", lambda w: w.interrupted("sft-lora"), f"{DISK}/run", _resumed, results.of_training),
     Folder("model", _model, "model", _from_model, _of_both),
-    Folder("cache", _without_result("evaluate"), f"{DISK}/cache", _again("evaluate"), results.of_evaluation),
+    Folder("cache", _without_result("evaluate"), f"{DISK}/cache", _again("evaluate"), results.of_evaluated),
     Folder("cache-of-rl", _without_result("rl"), f"{DISK}/cache", _again("rl"), results.of_training),
     Folder(
         "evaluation",
         lambda w: w.reference("evaluate").place,
         f"{DISK}/run",
         _evaluated_and_reported,
-        lambda place: results.of_evaluation(place) | results.of_report(place),
+        lambda place: results.of_evaluated(place) | results.of_report(place),
     ),
-    Folder(
-        "mined", _without_result("mining"), f"{DISK}/pydocs", _again("mining"), results.of_training_and_mined
-    ),
-    Folder("study", lambda w: w.reference("tune").place, f"{DISK}/run", _again("tune"), results.of_search),
+    Folder("mined", _without_result("mining"), f"{DISK}/pydocs", _trained_on_mined, _of_both),
+    Folder("study", lambda w: w.reference("tune").place, f"{DISK}/run", _searched_on, results.of_search),
     Folder("architectures", _without_result("sft"), ".cache", _again("sft"), results.of_training),
 )
 
@@ -156,16 +173,10 @@ WAYS = {
 }
 
 
-def attacks(workshop: Workshop, n: int, names: Sequence[str] = ()) -> Iterator[Attack]:
-    """Every file in every way, or `MOST_PER_N * n` of them for each kind of folder.
-
-    Args:
-        workshop: where.
-        n: see above.
-        names: of kinds of folders; empty for all.
-    """
+def attacks(workshop: Workshop, n: int, only: Sequence[str]) -> Iterator[Attack]:
+    """Every file in every way, or `MOST_PER_N * n` of them for each kind of folder."""
     for folder in FOLDERS:
-        if names and folder.name not in names:
+        if not is_among(f"damage/{folder.name}", only):
             continue
         below = folder.source(workshop) / folder.below
         files = sorted(path for path in below.rglob("*") if path.is_file())
@@ -214,7 +225,7 @@ def _damaged(workshop: Workshop, folder: Folder, name: Path, way: str, rng: rand
             if done.code is None:
                 return Verdict("hangs", story)
             if done.code != 0:
-                wrong = complaint(done, name.name)
+                wrong = complaint(done, _known_as(folder, name, done, place))
                 return Verdict(
                     "refused" if wrong is None else "untold", f"{story}; {wrong or first_error(done)}"
                 )
@@ -223,6 +234,12 @@ def _damaged(workshop: Workshop, folder: Folder, name: Path, way: str, rng: rand
             return Verdict("equal", story)
         is_told = name.name in output and all(name.name in each for each in found)
         return Verdict("refused" if is_told else "differs", f"{story}; {', '.join(found)}")
+
+
+def _known_as(folder: Folder, name: Path, done: Ended, place: Path) -> str:
+    """What a refusal must hold: the file's name, or the path of its folder where that is not all of it."""
+    above = str(place / folder.below / name.parent)
+    return above if name.parent != Path() and above in first_error(done) else name.name
 
 
 def _differences(result: Callable[[Path], dict], place: Path, expected: dict) -> list[str]:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +29,7 @@ READ_ONLY = ("sft", "rl", "evaluate")
 TEMPORARY = ("sft", "rl", "pretrain", "evaluate", "mining")
 
 
-def attacks(workshop: Workshop, n: int) -> Iterator[Attack]:
+def attacks(workshop: Workshop, n: int, only: Sequence[str]) -> Iterator[Attack]:
     """`n` full disks for each subject; one read-only disk, and one small TMPDIR, for each."""
     for name in FULL:
         for number in range(n):

@@ -1,7 +1,7 @@
 """Kills at drawn moments, one or a chain of three, and then the command once more."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from tests.faults.attack import Attack, Verdict, Workshop, compared, interruption
@@ -25,7 +25,7 @@ CHAIN = 3
 SIGNALS = ("SIGKILL", "SIGTERM")
 
 
-def attacks(workshop: Workshop, n: int) -> Iterator[Attack]:
+def attacks(workshop: Workshop, n: int, only: Sequence[str]) -> Iterator[Attack]:
     """`n` for each subject; half of them by each signal, every fourth one a chain."""
     for name in SUBJECTS:
         for number in range(n):

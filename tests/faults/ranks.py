@@ -1,7 +1,7 @@
 """Two ranks: all of them killed, the second one alone, or the first one asked to stop."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from src.run_folder import state_of
@@ -14,7 +14,7 @@ ACTS = ("kill-second", "kill-all", "SIGTERM", "kill-second")
 PARTS = ("save", "validation", "step", "index", "model")
 
 
-def attacks(workshop: Workshop, n: int) -> Iterator[Attack]:
+def attacks(workshop: Workshop, n: int, only: Sequence[str]) -> Iterator[Attack]:
     """`n` for each stage; half of them kill the second rank alone."""
     for name in SUBJECTS:
         for number in range(n):

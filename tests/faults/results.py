@@ -54,6 +54,11 @@ def of_training(place: Path, folder: Path | None = None) -> dict[str, object]:
     return found
 
 
+def of_evaluated(place: Path) -> dict[str, object]:
+    """Of an output folder of evaluations."""
+    return {name: content for name, content in of_training(place).items() if not name.endswith("row.json")}
+
+
 def of_training_and_cache(place: Path) -> dict[str, object]:
     """Of a run folder and the cache of embeddings."""
     return of_training(place) | _below(place / DISK / "cache", place)
@@ -66,8 +71,7 @@ def of_training_and_mined(place: Path) -> dict[str, object]:
 
 def of_evaluation(place: Path) -> dict[str, object]:
     """Of an output folder of evaluations and the cache of embeddings."""
-    found = of_training(place) | _below(place / DISK / "cache", place)
-    return {name: content for name, content in found.items() if not name.endswith("row.json")}
+    return of_evaluated(place) | _below(place / DISK / "cache", place)
 
 
 def of_search(place: Path) -> dict[str, object]:
@@ -120,7 +124,7 @@ def _content(file: Path, place: Path) -> object:
 def _plain(content: object, place: str) -> object:
     if isinstance(content, dict):
         return {
-            key: _plain(value, place)
+            str(key).replace(place, ""): _plain(value, place)
             for key, value in content.items()
             if not any(word in str(key) for word in VARIES)
         }

@@ -25,7 +25,7 @@ from pathlib import Path
 from src.progress import Progress
 from src.run_folder import provenance, write_json
 from tests.faults import damage, disks, kills, ranks, starters
-from tests.faults.attack import KEPT, OUTCOMES, Attack, Verdict, Workshop
+from tests.faults.attack import KEPT, OUTCOMES, Attack, Verdict, Workshop, is_among
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {
@@ -43,12 +43,8 @@ KINDS = {
 def planned(workshop: Workshop, n: int, only: Sequence[str]) -> list[Attack]:
     """The attacks of some kinds, `kill` or `kill/sft`."""
     modules = dict.fromkeys(KINDS[name.partition("/")[0]] for name in only)
-    found = [attack for module in modules for attack in module.attacks(workshop, n)]
-    return [
-        attack
-        for attack in found
-        if any(attack.name == name or attack.name.startswith(f"{name}/") for name in only)
-    ]
+    found = [attack for module in modules for attack in module.attacks(workshop, n, only)]
+    return [attack for attack in found if is_among(attack.name, only)]
 
 
 def named(workshop: Workshop, name: str, n: int = 10_000) -> Attack:
@@ -59,7 +55,7 @@ def named(workshop: Workshop, name: str, n: int = 10_000) -> Attack:
     """
     if name.partition("/")[0] in KINDS:
         module = KINDS[name.partition("/")[0]]
-        for attack in module.attacks(workshop, n):
+        for attack in module.attacks(workshop, n, [name]):
             if attack.name == name:
                 return attack
     raise SystemExit(f"error: there is no attack {name}")

@@ -4,7 +4,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ PARTS = ("step", "save", "records", "validation", "model")
 RECORDS = ("sft", "rl")
 
 
-def attacks(workshop: Workshop, n: int) -> Iterator[Attack]:
+def attacks(workshop: Workshop, n: int, only: Sequence[str]) -> Iterator[Attack]:
     """`n` pairs for each subject, and as many records that are not those of this process."""
     for name in SUBJECTS:
         for number in range(n):
