@@ -44,7 +44,7 @@ def _again(name: str) -> Callable[[Workshop, Path], Sequence[Command]]:
 
 
 def _resumed(workshop: Workshop, place: Path) -> Sequence[Command]:
-    return [Command("src.train", (f"resume={place / DISK / 'run'}",), place)]
+    return [Command("src.train", (f"resume={tiny.RUN}",), place)]
 
 
 def _searched_on(workshop: Workshop, place: Path) -> Sequence[Command]:
@@ -74,18 +74,18 @@ def _model(workshop: Workshop) -> Path:
 
 
 def _from_model(workshop: Workshop, place: Path) -> Sequence[Command]:
-    given, model = workshop.given, f"model.path={place / 'model'}"
-    evaluate = tiny.evaluation(given, place / "model").command(place)
+    given, model = workshop.given, "model.path=model"
+    evaluate = tiny.evaluation(given, Path("model")).command(place)
     train = workshop.subject("sft").command(place)
     arguments = [text for text in train.arguments if not text.startswith(("model.path", "output_dir"))]
-    more = (model, f"output_dir={place / DISK / 'trained'}", "stage.trainer.max_steps=2")
+    more = (model, f"output_dir={DISK}/trained", "stage.trainer.max_steps=2")
     return [evaluate, Command(train.module, (*arguments, *more), place)]
 
 
 def _trained_on_mined(workshop: Workshop, place: Path) -> Sequence[Command]:
     """Pretraining reads the texts, and SFT the pairs."""
     pretrain = workshop.subject("mining").command(place)
-    more = ("stage=sft", f"output_dir={place / DISK / 'trained'}", "stage.datamodule.validation_queries=3")
+    more = ("stage=sft", f"output_dir={DISK}/trained", "stage.datamodule.validation_queries=3")
     left_out = ("stage=", "output_dir=", "stage.datamodule.sequence_length")
     arguments = [text for text in pretrain.arguments if not text.startswith(left_out)]
     return [pretrain, Command(pretrain.module, (*arguments, *more), place)]
@@ -225,7 +225,7 @@ def _damaged(workshop: Workshop, folder: Folder, name: Path, way: str, rng: rand
             if done.code is None:
                 return Verdict("hangs", story)
             if done.code != 0:
-                wrong = complaint(done, _known_as(folder, name, done, place))
+                wrong = complaint(done, _known_as(folder, name, done))
                 return Verdict(
                     "refused" if wrong is None else "untold", f"{story}; {wrong or first_error(done)}"
                 )
@@ -236,9 +236,9 @@ def _damaged(workshop: Workshop, folder: Folder, name: Path, way: str, rng: rand
         return Verdict("refused" if is_told else "differs", f"{story}; {', '.join(found)}")
 
 
-def _known_as(folder: Folder, name: Path, done: Ended, place: Path) -> str:
+def _known_as(folder: Folder, name: Path, done: Ended) -> str:
     """What a refusal must hold: the file's name, or the path of its folder where that is not all of it."""
-    above = str(place / folder.below / name.parent)
+    above = f"{folder.below}/{name.parent.as_posix()}"
     return above if name.parent != Path() and above in first_error(done) else name.name
 
 

@@ -22,6 +22,7 @@ from tests.faults.attack import (
 )
 from tests.faults.commands import ended
 from tests.faults.moments import CLOCK, DISK, drawn
+from tests.faults.tiny import RUN
 
 FULL = ("sft", "rl", "pretrain", "evaluate")
 PARTS = ("save", "records", "model", "index", CLOCK)
@@ -95,10 +96,10 @@ def _full(workshop: Workshop, name: str, number: int, rng: random.Random) -> Ver
         if done.code is None:
             return Verdict("hangs", story)
         if done.code != 0:
-            wrong = complaint(done, str(place / DISK)) or _advice(done)
+            wrong = complaint(done, f"{DISK}/") or _advice(done)
             if wrong is not None:
                 return Verdict("untold", f"{story}; {wrong}")
-            if not is_over(place / DISK / "run"):
+            if not is_over(place / RUN):
                 return Verdict("untold", f"{story}; the record says that it runs")
         return compared(reference, place, ended(reference.subject.command(place)), story)
 
@@ -118,7 +119,7 @@ def _read_only(workshop: Workshop, name: str, rng: random.Random) -> Verdict:
         _remounted(place / DISK, "ro")
         done = ended(reference.subject.command(place))
         story = f"{name}; {first}, then read-only: {done.code}"
-        wrong = complaint(done, str(place / DISK)) if done.code else None
+        wrong = complaint(done, f"{DISK}/") if done.code else None
         if wrong is not None:
             return Verdict("hangs" if done.code is None else "untold", f"{story}; {wrong}")
         _remounted(place / DISK, "rw")

@@ -7,7 +7,8 @@ from functools import partial
 from src.run_folder import state_of
 from tests.faults.attack import Attack, Verdict, Workshop, compared, complaint, interruption
 from tests.faults.commands import ended
-from tests.faults.moments import DISK, drawn
+from tests.faults.moments import drawn
+from tests.faults.tiny import RUN
 
 SUBJECTS = ("sft-2", "rl-2")
 ACTS = ("kill-second", "kill-all", "SIGTERM", "kill-second")
@@ -26,7 +27,7 @@ def _struck(workshop: Workshop, name: str, number: int, rng: random.Random) -> V
     moment = drawn(rng, act, PARTS[number % len(PARTS)], reference.counts, reference.seconds)
     with workshop.place() as place:
         done = ended(reference.subject.command(place), moment)
-        state = state_of(place / DISK / "run")
+        state = state_of(place / RUN)
         story = f"{name}; {moment}: {done.code}, {state}"
         if done.code is None:
             return Verdict("hangs", story)

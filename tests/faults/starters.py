@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -10,7 +11,8 @@ from pathlib import Path
 
 from tests.faults.attack import Attack, Reference, Verdict, Workshop, compared, complaint, first_error
 from tests.faults.commands import Command, Running, ended, wait_until
-from tests.faults.moments import DISK, drawn
+from tests.faults.moments import drawn
+from tests.faults.tiny import RUN
 
 SUBJECTS = ("sft", "rl", "evaluate", "tune")
 PARTS = ("step", "save", "records", "validation", "model")
@@ -35,7 +37,7 @@ def _two(workshop: Workshop, name: str, number: int, rng: random.Random) -> Verd
     with workshop.place(workshop.interrupted(name) if resumes else None) as place:
         commands = [subject.command(place)] * 2
         if resumes:
-            commands[1] = Command("src.train", (f"resume={place / DISK / 'run'}",), place)
+            commands[1] = Command("src.train", (f"resume={RUN}",), place)
             commands = commands[::-1] if rng.random() < 0.5 else commands
         if number % 2 == 0:
             return _held(reference, place, commands, rng)
@@ -90,11 +92,19 @@ def _unnamed(done) -> str | None:
 
 
 def _other_record(workshop: Workshop, name: str, number: int, rng: random.Random) -> Verdict:
-    """A killed run whose record says that it runs: on another host, or as a process that lives."""
+    """A killed run whose record says that it runs: on another host, or as a process that lives.
+
+    From another host no lock may be seen, so a refusal that says what to remove is allowed.
+    """
     reference = workshop.reference(name)
     with workshop.place(workshop.interrupted(name)) as place:
-        file = place / DISK / "run" / "status.json"
+        file = place / RUN / "status.json"
         change = {"host": "another-host"} if number % 2 == 0 else {"pid": os.getpid()}
         file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "running"} | change))
+        story = f"the record says {change}"
         done = ended(reference.subject.again(place, number // 2))
-        return compared(reference, place, done, f"the record says {change}")
+        if "host" in change and (remedy := re.search(r"rm (\S+/lock)", first_error(done))):
+            story += "; the lock is removed, as the refusal says"
+            (place / remedy[1]).unlink()
+            done = ended(reference.subject.again(place, number // 2))
+        return compared(reference, place, done, story)

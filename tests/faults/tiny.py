@@ -40,22 +40,20 @@ class Subject:
     Attributes:
         name: of it.
         command: in a place; given again, it goes on.
-        result: of a place: a digest, or a content to compare, by name of the part.
-        folder: below `DISK`, that the command keeps its result in.
+        result: of a place: a digest, or a content to compare, by name of the part; it is in `RUN`.
         goes_on: whether `python -m src.train resume=<folder>` is another way to go on.
     """
 
     name: str
     command: Callable[[Path], Command]
     result: Callable[[Path], dict[str, object]]
-    folder: str = "run"
     goes_on: bool = True
 
     def again(self, place: Path, number: int = 0) -> Command:
         """One of the ways to go on."""
-        config = place / DISK / self.folder / "config.yaml"
+        config = place / RUN / "config.yaml"
         if self.goes_on and number % 2 and config.is_file():
-            return Command("src.train", (f"resume={place / DISK / self.folder}",), place)
+            return Command("src.train", (f"resume={RUN}",), place)
         return self.command(place)
 
 
@@ -144,8 +142,9 @@ def _write_distribution(site: Path) -> None:
 # ---- the subjects
 
 
-def _folders(place: Path) -> tuple[str, ...]:
-    return f"output_dir={place / DISK / 'run'}", "if_exists=resume"
+RUN, CACHE = f"{DISK}/run", f"{DISK}/cache"
+"""Seen from the place, so that a copy of it goes on there."""
+FOLDERS = (f"output_dir={RUN}", "if_exists=resume")
 
 
 def _training(given: Given, stage: str, *arguments: str, miner: bool = False) -> Callable[[Path], Command]:
@@ -161,7 +160,7 @@ def _training(given: Given, stage: str, *arguments: str, miner: bool = False) ->
         "stage.trainer.log_every_n_steps=1",
     )
     first = ("experiment=sft_hard_negatives",) if miner else ()
-    return lambda place: Command("src.train", (*first, *common, *arguments, *_folders(place)), place)
+    return lambda place: Command("src.train", (*first, *common, *arguments, *FOLDERS), place)
 
 
 def _validated(every: int, save_every: int, size: int) -> tuple[str, ...]:
@@ -192,7 +191,7 @@ def trainings(given: Given) -> list[Subject]:
 
     def rl(every: int, *more: str) -> Callable[[Path], Command]:
         command = _training(given, "rl", *_validated(every, 2, 3), *RL, *more)
-        return lambda place: command(place).with_(f"stage.datamodule.cache_dir={place / DISK / 'cache'}")
+        return lambda place: command(place).with_(f"stage.datamodule.cache_dir={CACHE}")
 
     def train(name: str, command: Callable[[Path], Command]) -> Subject:
         return Subject(name, command, results.of_training)
@@ -236,8 +235,8 @@ def evaluation(given: Given, model: Path | None = None) -> Subject:
             "benchmarks=[tiny]",
             f"beir_dir={given.beir}",
             "modes=[bm25,direct,reasoning]",
-            f"output_dir={place / DISK / 'run'}",
-            f"cache_dir={place / DISK / 'cache'}",
+            f"output_dir={RUN}",
+            f"cache_dir={CACHE}",
         )
         return Command("src.evaluate", arguments, place)
 
@@ -266,7 +265,7 @@ def mining(given: Given) -> Subject:
             f"model.path={given.model}",
             "data=pydocs",
             'data.packages=["smallpack==1.2"]',
-            f"data.cache_dir={place / DISK / 'pydocs'}",
+            f"data.cache_dir={DISK}/pydocs",
             "data.include_stdlib=false",
             "data.min_test=1",
             "data.test_share=0.3",
@@ -275,7 +274,7 @@ def mining(given: Given) -> Subject:
             "stage.trainer.max_steps=1",
             "stage.datamodule.batch_size=2",
             "stage.datamodule.sequence_length=32",
-            *_folders(place),
+            *FOLDERS,
         )
         shutil.copytree(given.site, place, dirs_exist_ok=True)  # Python looks in the working folder
         return Command("src.train", arguments, place)
@@ -294,7 +293,7 @@ def search(given: Given) -> Subject:
             )
         of_training = _training(given, "sft", *_validated(2, 2, 6))(place)
         own = [text for text in of_training.arguments if not text.startswith(("output_dir", "if_exists"))]
-        more = (f"space={space}", f"study={place / DISK / 'run' / 'study.db'}", "n_trials=2")
+        more = ("space=space.yaml", f"study={RUN}/study.db", "n_trials=2")
         return Command("src.tune", (*own, *more, "stage.trainer.max_steps=2"), place)
 
     return Subject("tune", command, results.of_search, goes_on=False)
@@ -302,8 +301,7 @@ def search(given: Given) -> Subject:
 
 def report(place: Path) -> Command:
     """The table of an evaluation, with its rows and differences as a file."""
-    run = place / DISK / "run"
-    return Command("src.report", (str(run), "--output", str(place / "report" / "metrics.json")), place)
+    return Command("src.report", (RUN, "--output", "report/metrics.json"), place)
 
 
 def copied(source: Path, target: Path) -> Path:
