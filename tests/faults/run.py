@@ -97,6 +97,8 @@ def rows_of(results: Sequence[dict]) -> list[dict]:
 def main() -> int:
     """See the module. Ends with 1 where a promise is broken."""
     arguments = _arguments()
+    # a killed process leaves its semaphores to the tracker, which warns at the end
+    os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
     output = arguments.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
