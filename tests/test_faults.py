@@ -1,5 +1,6 @@
 """A few of the attacks that `make faults` makes by the hundred, and what their judge sees."""
 
+import re
 import shutil
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from tests.faults import results
 from tests.faults.attack import KEPT, Workshop, complaint
 from tests.faults.commands import Ended, counted
-from tests.faults.run import named, rows_of, table
+from tests.faults.run import KINDS, ROOT, named, rows_of, table
 
 SEED = 1
 ATTACKS = (
@@ -109,3 +110,15 @@ def test_the_table_counts_by_kind_and_says_why_attacks_were_skipped():
     assert (full["tried"], full["skipped"], full["why_skipped"]) == (0, 1, ["skipped"])
     assert (whole["kind"], whole["tried"]) == ("all", 2)
     assert len(table(rows).splitlines()) == 4
+
+
+def test_every_test_and_attack_that_the_page_names_is_there():
+    text = (ROOT / "docs" / "what-it-survives.md").read_text(encoding="utf-8")
+    tests = re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", text)
+    kinds = re.findall(r"ONLY=([\w-]+)", text)
+
+    assert len(tests) > 30
+    assert set(kinds) <= KINDS.keys()
+    for file, name in tests:
+        assert (ROOT / "tests" / file).is_file(), file
+        assert not name or f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), name
