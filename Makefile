@@ -13,7 +13,7 @@ HOPS := outputs/hops$(if $(filter-out 1,$(SEED)),-seed$(SEED))
 HOPS_RL := $(if $(filter-out candidates,$(REFRESH)),-$(REFRESH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train hops test lint mutants eval eval-arguments bench-refresh bench-scale clean
+.PHONY: help setup train hops test lint mutants faults eval eval-arguments bench-refresh bench-scale clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -65,6 +65,10 @@ test: lint  ## lint and the fast tests; [PYTEST=--random-order] [OMP_NUM_THREADS
 mutants: SEED := 13
 mutants: setup  ## plant [N=100] bugs drawn with [SEED=13] and run the tests that should see them, see experiments/mutants/
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(RUN) -m tests.mutation.run --seed $(SEED) --n $(or $(N),100)
+
+faults: setup  ## kills, full disks, damage, two starters: [SEED=1] [N=20] [ONLY=kill,...] [JOBS=1]
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(RUN) -m tests.faults.run --seed $(SEED) --n $(or $(N),20) \
+		--jobs $(or $(JOBS),1) $(if $(ONLY),--only $(ONLY))
 
 eval: eval-arguments setup  ## MODEL=<folder> BENCHMARKS="scifact cosqa" BEIR_DIR=<folder>: evaluate a model folder
 	@$(RUN) -m src.evaluate "model.path=$(MODEL)" "benchmarks=[$(shell echo $(BENCHMARKS) | tr ' ' ',')]" \

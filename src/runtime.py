@@ -823,12 +823,19 @@ def _execute_first_rank(name: str, run: Run, composed: Composed, folder: Path) -
     settings = resolved_yaml(config)
     origin["config_sha256"] = [_sha256(settings), *_sha256_of_earlier(folder)]
     records = {"provenance.json": json_text(origin), "config.yaml": settings}  # in this order
+    is_origin_lost = config.get("resume") and not (folder / "provenance.json").exists()
     kept = [keep_earlier(folder / name, content) for name, content in records.items()]
     if config.get("resume"):
         kept.append(keep_earlier(folder / "metrics.json"))  # the results of fewer steps
     for file, content in records.items():
         write_text(folder / file, content)
     with _handed_down(folder, bool(config.get("resume"))), recorded(folder, f"{name}.log"):
+        if is_origin_lost:
+            log.warning(
+                "%s: provenance.json of the call before is missing, so the model will not say which options "
+                "its groups had",
+                folder,
+            )
         for change in changes:
             log.info("changed since the earlier call: %s", change)
         for path in filter(None, kept):

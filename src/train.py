@@ -273,6 +273,7 @@ def _finish(
 
     folder = Path(config.output_dir)
     origin = read_json(folder / "provenance.json")
+    origin.pop("config_sha256", None)  # of the folder and not of the weights
     written = [folder / "metrics.json", folder / "csv" / "metrics.csv"]
     best_step = None
     if not trainer.fast_dev_run:
