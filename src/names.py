@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from src.command_line import UsageError
+from src.run_folder import sync
 
 MARK = ".search_r3_part"
 """A file in a folder that is being written: by it a later run knows that it may remove what a kill left."""
@@ -155,13 +156,17 @@ def empty_part(folder: Path) -> Path:
 
 
 def put_in_place(part: Path, folder: Path) -> None:
-    """Moves a written folder to its place; the earlier model folder there is removed.
+    """Moves a written folder to its place, once all of it is on the disk; the earlier one there is removed.
 
     Raises:
         UsageError: If something else has come to be there meanwhile.
     """
     refuse_to_replace(folder)
+    for path in part.rglob("*"):
+        sync(path)
+    sync(part)
     if folder.exists():
         shutil.rmtree(folder)
     part.rename(folder)
     (folder / MARK).unlink()
+    sync(folder.parent)

@@ -122,14 +122,13 @@ def remove_parts(folder: Path) -> None:
             file.unlink()
 
 
-def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk, where the system knows how."""
-    with contextlib.suppress(OSError):
-        file = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def write_json(path: Path, content: object) -> None:

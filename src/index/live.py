@@ -39,7 +39,7 @@ from src.index.checks import first_not_finite
 from src.index.files import write_all
 from src.index.store import StoreError
 from src.records import read_json
-from src.run_folder import write_json
+from src.run_folder import sync, write_json
 
 FORMAT_VERSION = 1
 NEVER = -1
@@ -134,7 +134,7 @@ class LiveStore:
             try:
                 _fill(folder, source, shape, step)
                 write_json(folder / "facts.json", facts)
-                _sync_folder(folder)
+                sync(folder)
             except OSError as error:
                 _remove(folder)
                 raise StoreError(
@@ -381,7 +381,7 @@ def _new_journal(folder: Path, number: int, digest: bytes) -> int:
     file = os.open(folder / _journal_name(number), os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
     write_all(file, _HEAD.pack(_HEAD_MAGIC, digest))
     os.fsync(file)
-    _sync_folder(folder)
+    sync(folder)
     return file
 
 
@@ -394,15 +394,6 @@ def _remove(folder: Path) -> None:
     names = ["facts.json", *(_journal_name(number) for number in _journals(folder)), "rows.f32", "ages.bin"]
     for name in names:
         (folder / name).unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes new and removed names durable."""
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _locked(folder: Path) -> int:
@@ -519,7 +510,7 @@ def _forget_undone(folder: Path, number: int) -> None:
         if journal > number:
             os.unlink(folder / _journal_name(journal))
     os.truncate(folder / _journal_name(number), _HEAD.size)
-    _sync_folder(folder)
+    sync(folder)
 
 
 def _aged(vectors: np.ndarray, ages: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from src.command_line import UsageError
-from src.run_folder import remove_parts, sync_folder, write_text
+from src.run_folder import remove_parts, sync, write_text
 
 LAST, PREVIOUS, BEST, SUMS = "last.ckpt", "previous.ckpt", "best.ckpt", "SHA256SUMS"
 BEFORE_SUMS = "last.old"
@@ -198,7 +198,7 @@ def adopt(partial: Path, sha256: str | None, is_best: bool) -> None:
     if is_best:
         keep_as_best(folder / LAST)
     _write_sums(folder, after)
-    sync_folder(folder)
+    sync(folder)
 
 
 def keep_as_best(checkpoint: Path) -> None:
