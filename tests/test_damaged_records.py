@@ -86,7 +86,7 @@ def test_a_record_that_may_not_be_read_is_named(run, tmp_path, name):
         resumed(folder)
 
 
-@fuzzed(40)
+@fuzzed(25)
 @given(data=st.data())
 def test_whatever_a_configuration_holds_a_resume_takes_it_or_refuses_it(run, tmp_path, data):
     folder = tmp_path / "run"

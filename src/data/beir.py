@@ -439,9 +439,10 @@ def _lines_with_offsets(path: Path, show_progress: bool):
     with open_lines(path) as file, bar:
         for line, raw in raw_lines(file, path):
             size = len(raw)
-            if not (raw.removeprefix(BOM_UTF8) if line == 1 else raw).isspace() and raw != BOM_UTF8:
+            text = raw.removeprefix(BOM_UTF8) if line == 1 else raw
+            if text and not text.isspace():  # `strip` would copy a long one
                 yield line, offset, raw
-            del raw
+            del raw, text
             offset += size
             bar.update(size)
 

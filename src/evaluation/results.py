@@ -21,7 +21,6 @@ ROW_FILE = "row.json"
 PER_QUERY, REASONING, RUN, QRELS = "per_query.jsonl", "reasoning.jsonl", "run.trec", "qrels.trec"
 FILES = (RUN, QRELS, PER_QUERY, REASONING)
 REMEDY = "evaluate it again, with the same output_dir="
-_NUMBER = (int, float)
 
 
 def sealed(folder: Path, key: Mapping, row: Mapping) -> None:
@@ -113,7 +112,9 @@ def _check_measured(row: Mapping, refuse) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, _NUMBER) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value.bit_length() <= 64  # a longer one is no float
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def check_files(folder: Path, written: Mapping) -> None:
