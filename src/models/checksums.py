@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from src.command_line import UsageError
+
 DESCRIPTION_FILE = "search_r3.json"
 KEY = "checksums"
 log = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ _CHOOSES_CODE = ("attn_implementation", "_attn_implementation", "experts_impleme
 _told: set[Path] = set()
 
 
-class ModelFolderError(ValueError):
+class ModelFolderError(UsageError, ValueError):
     """A model folder or a model choice that cannot be used; the message says what to do."""
 
 
