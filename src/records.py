@@ -102,15 +102,17 @@ def read_text(path: Path, remedy: str = "", longest: int = 1 << 28) -> str:
         raise RecordError(path, f"is damaged: byte {error.start} is not UTF-8 text", remedy) from None
 
 
-def parsed(text: str) -> object:
-    """JSON content; NaN and infinities, which JSON does not have, are refused.
+def parsed(text: str, has_nan: bool = False) -> object:
+    """JSON content; NaN and infinities, which JSON does not have, are refused unless `has_nan`.
 
     Raises:
         ValueError: With the place, where the text is not JSON.
     """
 
     try:
-        content = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        content = (
+            json.loads(text) if has_nan else json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        )
         if "\\ud" in text.lower():  # an escape of half a pair can be read and not written again
             json.dumps(content, ensure_ascii=False).encode()
     except RecursionError:
@@ -129,20 +131,21 @@ def _finite(digits: str) -> float:
     return value if math.isfinite(value) else _refuse(clipped(digits, 20))
 
 
-def read_json(path: Path, remedy: str = "", *, is_list: bool = False) -> dict:
+def read_json(path: Path, remedy: str = "", *, is_list: bool = False, has_nan: bool = False) -> dict:
     """A JSON file whose content is an object.
 
     Args:
         path: of the file.
         remedy: what to do where it cannot be used, as "delete it to start anew".
         is_list: whether a list is expected instead.
+        has_nan: whether NaN and infinities are read, as Python writes them.
 
     Raises:
         RecordError: If the file is missing or damaged, or holds something else.
     """
     text = read_text(path, remedy)
     try:
-        content = parsed(text)
+        content = parsed(text, has_nan)
     except json.JSONDecodeError as error:
         kind = "ends too early" if error.pos >= len(text.rstrip()) else "is no JSON"
         place = f"line {error.lineno}, column {error.colno}: {error.msg}"

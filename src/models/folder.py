@@ -91,7 +91,7 @@ def read_description(path: str | Path) -> dict:
             "for a plain Hugging Face folder use model.name=<folder> with a model= choice"
         )
     try:
-        description = read_json(file)
+        description = read_json(file, has_nan=True)  # a loss of a folder of before may be one
         missing = {"format_version", "prompts", "lengths", "embed_token"} - description.keys()
     except RecordError as error:
         raise ModelFolderError(f"{file}: not a JSON object: it {error.problem}") from error
@@ -457,6 +457,17 @@ def _description(
     }
 
 
+def _plain(value: object) -> object:
+    """What JSON can say of a value: a number that is not finite is null, and what it has no word for a text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, (str, int, bool, type(None))) else str(value)
+
+
 def _cast_state(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """Weights by name in another dtype, on the CPU; what is tied stays tied, so that it is written once."""
     cast: dict[tuple, Tensor] = {}
@@ -508,13 +519,14 @@ def save_embedder(
     _state(partial / "tokenizer_config.json")
     if has_adapter(embedder.model):
         embedder.model.save_pretrained(partial / "adapter")
-    description = _description(embedder.encoder, provenance, is_trained)
-    description[KEY] = checksums(partial, json.loads(json.dumps(description, default=str)), only_read=False)
+    facts = _description(embedder.encoder, provenance, is_trained)
+    description = _plain(facts)
+    description[KEY] = checksums(partial, description, only_read=False)
     (partial / DESCRIPTION_FILE).write_text(
-        json.dumps(description, indent=2, default=str) + "\n", encoding="utf-8"
+        json.dumps(description, indent=2, allow_nan=False) + "\n", encoding="utf-8"
     )
     n_parameters = sum(p.numel() for p in model.parameters())
-    card = model_card(description, embedder.width, n_parameters, has_adapter(embedder.model))
+    card = model_card(facts, embedder.width, n_parameters, has_adapter(embedder.model))
     (partial / "README.md").write_text(card, encoding="utf-8")
     put_in_place(partial, target)
     return target
