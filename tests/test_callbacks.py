@@ -309,6 +309,25 @@ def test_a_damaged_or_missing_best_checkpoint_is_told_when_a_run_goes_on(tmp_pat
     assert torch.load(best, weights_only=True)["global_step"] == 9  # the best of what followed
 
 
+def test_an_interruption_in_a_save_is_one_and_no_full_disk(tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    content, before = {"w": torch.ones(1 << 24)}, signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for delay in (0.02, 0.05, 0.1, 0.2):  # of a save of a second
+            signal.setitimer(signal.ITIMER_REAL, delay)
+            with pytest.raises(KeyboardInterrupt):
+                while True:
+                    HashedCheckpointIO().save_checkpoint(
+                        {"w": torch.ones(1 << 24)}, tmp_path / "last.partial"
+                    )
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert not (tmp_path / "last.partial").exists()
+
+
 def test_a_checkpoint_is_streamed_to_the_disk(tmp_path):
     done = forked(save_large, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -423,16 +442,17 @@ def test_throughput_books_time_under_the_part_that_took_it(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("error", "is_ended"), [(KeyboardInterrupt(), False), (RuntimeError("a rank died"), True)]
+    ("error", "is_ended"), [(KeyboardInterrupt(), False), (RuntimeError("a rank died"), False), (None, True)]
 )
-def test_a_rank_that_is_ended_with_an_interrupted_run_does_not_count_as_a_crash(error, is_ended):
+def test_the_first_rank_records_its_own_end_whatever_has_become_of_the_others(error, is_ended):
     """Two real processes stand for the first rank, which the observer would end, and the second."""
     sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
     first, second = subprocess.Popen(sleep), subprocess.Popen(sleep)
     observer = _ChildProcessObserver(first.pid, [second], sleep_period=0.2)
     try:
         observer.start()
-        HeedSigterm().on_exception(None, None, error)
+        if error is not None:
+            HeedSigterm().on_exception(None, None, error)
         second.kill()
         observer.join(60)
         assert not observer.is_alive()

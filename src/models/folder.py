@@ -458,7 +458,7 @@ def _description(
 
 
 def _plain(value: object) -> object:
-    """What JSON can say of a value: null of a number that is not finite, a text of what it has no word for."""
+    """What JSON can say of a value: null for a number that is not finite, a text for what it has no word."""
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

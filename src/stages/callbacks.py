@@ -255,10 +255,9 @@ class HeedSigterm(Callback):
 
         The observer looks every five seconds, and would kill this process before its end is recorded.
         """
-        if isinstance(error, KeyboardInterrupt):
-            for thread in threading.enumerate():
-                if isinstance(thread, _ChildProcessObserver):
-                    thread._child_processes = []
+        for thread in threading.enumerate():
+            if isinstance(thread, _ChildProcessObserver):
+                thread._child_processes = []
 
 
 class FalseNegatives(Callback):

@@ -62,10 +62,12 @@ class HashedCheckpointIO(CheckpointIO):
                 torch.save(checkpoint, file)
                 stream.flush()
                 os.fsync(stream.fileno())
-        except (OSError, RuntimeError) as error:  # torch makes its own of an error in `write`
+        except BaseException as error:
             path.unlink(missing_ok=True)
-            reason = error if file is None or file.error is None else file.error
-            raise _not_written(path, reason) from error
+            raised = error if file is None or file.error is None else file.error
+            if isinstance(raised, (OSError, RuntimeError)):
+                raise _not_written(path, raised) from error
+            raise raised from None  # such as an interruption
         self.written = path, file.sha256.hexdigest()
 
     def load_checkpoint(
@@ -87,15 +89,16 @@ class _HashedFile:
     """A file as `torch.save` writes one, front to back."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self.sha256, self.error = stream, hashlib.sha256(), None
+        self._stream, self.sha256 = stream, hashlib.sha256()
+        self.error: BaseException | None = None  # torch makes one of its own of whatever `write` raises
 
     def write(self, content: bytes) -> int:
         try:
             self._stream.write(content)
-        except OSError as error:
+            self.sha256.update(content)
+        except BaseException as error:
             self.error = error
             raise
-        self.sha256.update(content)
         return len(content)
 
     def flush(self) -> None:
