@@ -309,6 +309,11 @@ def test_a_damaged_or_missing_best_checkpoint_is_told_when_a_run_goes_on(tmp_pat
     assert torch.load(best, weights_only=True)["global_step"] == 9  # the best of what followed
 
 
+def save_for_ever(content, path):
+    while True:
+        HashedCheckpointIO().save_checkpoint(content, path)
+
+
 def test_an_interruption_in_a_save_is_one_and_no_full_disk(tmp_path):
     def interrupt(*_):
         raise KeyboardInterrupt

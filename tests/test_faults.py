@@ -12,7 +12,7 @@ from tests.faults.run import KINDS, ROOT, named, rows_of, table
 
 SEED = 1
 ATTACKS = (
-    "kill/rl/21",
+    "kill/rl/41",
     "damage/run/checkpoints/last.ckpt/flipped",
     "records/rl/1",
     "kill/evaluate/0",

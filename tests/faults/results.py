@@ -31,6 +31,7 @@ VARIES = (
     "time/",
     "throughput/",
     "search_r3.json",
+    "config_sha256",
 )
 """Keys that say how a result came about, or are a checksum of one; whatever holds a word is left out."""
 
