@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MADE_BY_BASE = Path("outputs") / "bases" / "smollm2_135m"
 SAVE_DTYPES = ("float32", "bfloat16", "float16")
 REFUSED_BY_MANUAL_OPTIMIZATION = {
     "gradient_clip_val": "stage.module.optimization.max_grad_norm",
@@ -67,6 +68,8 @@ def check(config: DictConfig, is_sweep: bool) -> None:
             "model.path=<folder>"
         )
     _check_model_folder(config.model.get("path"))
+    if config.model.get("path") is None:
+        _check_model_name(config.model.get("name"))
     if config.output_dir:
         refuse_to_replace(Path(config.output_dir) / "model")
     _check_strategy(config.strategy, is_sweep)
@@ -78,6 +81,15 @@ def _check_model_folder(path: str | None) -> None:
             f"model.path={path}: not a model folder (it has no search_r3.json); give the folder that a "
             "training run wrote (…/model), or a plain Hugging Face folder as model.name="
         )
+
+
+def _check_model_name(name: str | None) -> None:
+    """Refuses a name that can only be a path and leads nowhere; a name on the hub has one slash at most."""
+    if name is None or Path(name).exists():
+        return
+    if Path(name).is_absolute() or name.endswith(".gguf") or name.count("/") > 1 or name.startswith("."):
+        made = "; `make base` writes this folder" if Path(name) == MADE_BY_BASE else ""
+        raise UsageError(f"model.name={name}: no such folder or file{made}")
 
 
 def _check_strategy(strategy: DictConfig, is_sweep: bool) -> None:
@@ -304,7 +316,7 @@ def _base_model(model: DictConfig) -> str | None:
         facts = read_facts(model.path)
         return None if facts is None else facts.base
     if model.get("name") is not None:
-        return str(Path(model.name).resolve()) if Path(model.name).is_dir() else model.name
+        return str(Path(model.name).resolve()) if Path(model.name).exists() else model.name
     return f"{MADE_HERE}{model.create['_target_']}"
 
 

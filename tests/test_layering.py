@@ -54,6 +54,7 @@ LAYERS = [
     },
     {"src.runtime"},
     {
+        "src.base",
         "src.train",
         "src.evaluate",
         "src.tune",

@@ -255,7 +255,7 @@ def open_embedder(
 
     Args:
         path: a model folder of this project; architecture, tokenizer, prompts and lengths come from it.
-        name: a Hugging Face hub name or a plain local folder, used where `path` is None.
+        name: a Hugging Face hub name, a plain local folder or a GGUF file, used where `path` is None.
         create: makes an untrained model and its tokenizer from `texts`, used where neither is given.
         prompts: wording, as `Prompts`; unused with `path`.
         lengths: limits, as `Lengths`; unused with `path`.
@@ -276,13 +276,19 @@ def open_embedder(
     description = None if path is None else read_description(path)
     read_from = None if path is None else check_files(Path(path), description)
     source = path if path is not None else name
-    if source is not None:
+    if path is None and str(name).endswith(".gguf"):
+        from src.models.gguf import read_gguf  # its package is imported where such a file is
+
+        model, tokenizer = read_gguf(name, dtype_named(dtype), attention)
+    elif source is not None:
         tokenizer = _tokenizer(source, local_files_only=path is not None)
         model = _pretrained(source, dtype, attention, **(OF_OURS if path is not None else {}))
     elif create is not None:
         model, tokenizer = create(texts)
     else:
-        raise ModelFolderError("give model.path=<model folder>, or model.name=<hub name or folder>")
+        raise ModelFolderError(
+            "give model.path=<model folder>, or model.name=<hub name, folder or GGUF file>"
+        )
     _refuse_untrusted(model, source or "the model", tuning)
     add_embed_token(model, tokenizer)
     if description is not None:
