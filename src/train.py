@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.command_line import UsageError
 from src.devices import torch_is_cpu_build, visible_gpus
-from src.model_choice import MADE_HERE, read_facts
+from src.model_choice import MADE_BY_BASE, MADE_HERE, read_facts
 from src.names import refuse_to_replace
 from src.run_folder import json_text, keep_earlier, log_written, read_json, write_metrics, write_text
 from src.runtime import entry_point, instantiate
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MADE_BY_BASE = Path("outputs") / "bases" / "smollm2_135m"
 SAVE_DTYPES = ("float32", "bfloat16", "float16")
 REFUSED_BY_MANUAL_OPTIMIZATION = {
     "gradient_clip_val": "stage.module.optimization.max_grad_norm",

@@ -1,5 +1,6 @@
 """GGUF files: the model is what was written, tokens are those of the original, and the rest is refused."""
 
+import json
 import unicodedata
 from functools import cache
 from itertools import pairwise
@@ -18,6 +19,7 @@ from src.models.folder import load_embedder, save_embedder
 from src.models.gguf import PRE_TOKENIZERS, GgufError, quantisation, read_gguf
 from src.models.prompts import EMBED_TOKEN
 from src.models.tuning import FullTuning, LoraTuning
+from tests.command import run
 
 GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA_3 = (
@@ -270,3 +272,23 @@ def test_the_head_of_its_own_is_read(tmp_path):
 
     assert torch.equal(model.get_output_embeddings().weight, torch.from_numpy(head))
     assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+
+
+def test_a_run_from_a_gguf_file_leaves_a_folder_that_names_it(small, tmp_path):
+    """Two steps of SFT, as a user starts them, with a chat template of the run's own."""
+    rows = tmp_path / "rows.jsonl"
+    lines = [{"query": f"sum {n}", "positive": f"def sum_{n}", "reasoning": f"adds {n}"} for n in range(8)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plain = "{% for message in messages %}{{ message['content'] + '\n' }}{% endfor %}"
+    done = run(
+        "train", "stage=sft", "model=smollm2_135m", f"model.name={small[0]}", "data=triples",
+        f"data.files=[{rows}]", "data.columns.reasoning=reasoning", "data.columns.hard_negatives=null",
+        "data.validation_share=0.0", "stage.trainer.max_steps=2", "stage.datamodule.batch_size=4",
+        f"model.chat_template={json.dumps(plain)}", f"output_dir={tmp_path / 'run'}", cwd=tmp_path,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    description = json.loads((tmp_path / "run" / "model" / "search_r3.json").read_text())
+    assert description["provenance"]["base_model"] == str(small[0])
+    assert description["rendered"]["document"]["prefix"] == "Represent the fact.\n"
+    assert load_embedder(tmp_path / "run" / "model").reason(["sum 3"]).embeddings.isfinite().all()
