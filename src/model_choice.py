@@ -12,6 +12,8 @@ from pathlib import Path
 
 from src.command_line import UsageError
 
+MADE_BY_BASE = Path("outputs") / "bases" / "smollm2_135m"
+"""The folder that `make base` writes."""
 MADE_HERE = "made by "
 """Precedes the function's name in `provenance.base_model` of a model that started from random weights."""
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.command_line import UsageError
 from src.devices import torch_is_cpu_build, visible_gpus
-from src.model_choice import MADE_HERE, read_facts
+from src.model_choice import MADE_BY_BASE, MADE_HERE, read_facts
 from src.names import refuse_to_replace
 from src.run_folder import json_text, keep_earlier, log_written, read_json, write_metrics, write_text
 from src.runtime import entry_point, instantiate
@@ -67,6 +67,8 @@ def check(config: DictConfig, is_sweep: bool) -> None:
             "model.path=<folder>"
         )
     _check_model_folder(config.model.get("path"))
+    if config.model.get("path") is None:
+        _check_model_name(config.model.get("name"))
     if config.output_dir:
         refuse_to_replace(Path(config.output_dir) / "model")
     _check_strategy(config.strategy, is_sweep)
@@ -78,6 +80,15 @@ def _check_model_folder(path: str | None) -> None:
             f"model.path={path}: not a model folder (it has no search_r3.json); give the folder that a "
             "training run wrote (…/model), or a plain Hugging Face folder as model.name="
         )
+
+
+def _check_model_name(name: str | None) -> None:
+    """Refuses a name that can only be a path and leads nowhere; a name on the hub has one slash at most."""
+    if name is None or Path(name).exists():
+        return
+    if Path(name).is_absolute() or name.endswith(".gguf") or name.count("/") > 1 or name.startswith("."):
+        made = "; `make base` writes this folder" if Path(name) == MADE_BY_BASE else ""
+        raise UsageError(f"model.name={name}: no such folder or file{made}")
 
 
 def _check_strategy(strategy: DictConfig, is_sweep: bool) -> None:
@@ -304,7 +315,7 @@ def _base_model(model: DictConfig) -> str | None:
         facts = read_facts(model.path)
         return None if facts is None else facts.base
     if model.get("name") is not None:
-        return str(Path(model.name).resolve()) if Path(model.name).is_dir() else model.name
+        return str(Path(model.name).resolve()) if Path(model.name).exists() else model.name
     return f"{MADE_HERE}{model.create['_target_']}"
 
 

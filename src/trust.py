@@ -29,6 +29,8 @@ BUILDERS = frozenset(
         "src.data.beir.load_beir_training",
         "src.data.datamodules.PretrainDataModule",
         "src.data.datamodules.SFTDataModule",
+        "src.data.entailmentbank.Parts",
+        "src.data.entailmentbank.load_entailmentbank",
         "src.data.hops.Sizes",
         "src.data.hops.TextSettings",
         "src.data.hops.load_hops",

@@ -28,6 +28,7 @@ from src.data.jsonl import (
     text_field,
 )
 from src.data.reasoning import cold_start_reasoning
+from src.data.reasonings import load_reasonings, tell_missing
 from src.data.splits import position
 from src.data.types import Benchmark, Corpus, Example, TrainingData
 from src.progress import Progress
@@ -107,6 +108,7 @@ def load_beir_training(
     allow_empty_documents: bool = False,
     allow_unmatched_judgements: bool = False,
     in_memory_mib: int = 256,
+    reasonings: str | Path | Mapping[str, str] | None = None,
 ) -> TrainingData:
     """Training rows from the judgements of a folder in BEIR layout: one row per (query, relevant document).
 
@@ -121,12 +123,15 @@ def load_beir_training(
         validation_share: that share of the training queries, chosen by a hash of the query id.
         min_grade: lowest grade of a relevant document; queries whose grades are all positive and below it are
             left out with a warning.
-        with_reasoning: whether rows carry `cold_start_reasoning`.
+        with_reasoning: whether rows carry `cold_start_reasoning`; where `reasonings` are given, those of the
+            queries that have none there.
         remove_self_match: as in `load_benchmark`.
         allow_empty_documents: as in `load_benchmark`, but an error by default: such a row teaches nothing.
         allow_unmatched_judgements: as in `load_benchmark` for the held-out collections. Training leaves out
             the documents that the corpus lacks, and the queries that have no positive without them.
         in_memory_mib: as in `load_benchmark`.
+        reasonings: JSONL of `_id` and `text`, what SFT teaches to write for a query; or the texts by query
+            id. A line counts the training queries without one.
 
     Returns:
         Rows, the whole corpus, both held-out collections over the same corpus. `texts` are all documents and
@@ -158,7 +163,8 @@ def load_beir_training(
     rows = {query: grades for query, grades in train.items() if query not in held_out}
     n_held_out = len(train) - len(rows)
     rows = _with_known_documents(train_file, rows, corpus, min(min_grade, 1))
-    examples = _examples(name, rows, queries, corpus, min_grade, with_reasoning)
+    given, facts = _given_reasonings(reasonings, queries, rows, with_reasoning)
+    examples = _examples(name, rows, queries, corpus, min_grade, with_reasoning, given)
     if not examples:
         raise ValueError(
             f"{train_file}: no training row is left (min_grade={min_grade}, {len(train)} queries)"
@@ -174,7 +180,7 @@ def load_beir_training(
         "validation": validation_split or f"{validation_share:g} of {train_split}",
         "test_queries": len(test.grades),
         "licence": "that of the collection",
-    }
+    } | facts
     if overlap := len(train.keys() & test.grades.keys()):
         _LOG.warning("%s: %d training queries are judged in %s and left out", name, overlap, test_split)
     if not validation.grades:
@@ -517,6 +523,23 @@ def _refuse_queries_without_positive(
         )  # fmt: skip
 
 
+def _given_reasonings(
+    given: str | Path | Mapping[str, str] | None,
+    queries: Mapping[str, str],
+    trained: Mapping[str, object],
+    with_reasoning: bool,
+) -> tuple[Mapping[str, str], dict[str, object]]:
+    """Reasonings by query id, and what the data card says of them."""
+    if given is None:
+        return {}, {}
+    is_file = not isinstance(given, Mapping)
+    texts = load_reasonings(given, queries) if is_file else given
+    outcome = "they get the cold-start reasoning" if with_reasoning else "their reasoning is not trained"
+    missing = tell_missing(given if is_file else "reasonings", texts, trained, outcome)
+    facts: dict[str, object] = {"train_queries_without_a_given_reasoning": missing}
+    return texts, facts | ({"reasonings": str(given)} if is_file else {})
+
+
 def _examples(
     name: str,
     qrels: Mapping[str, Mapping[str, int]],
@@ -524,6 +547,7 @@ def _examples(
     corpus: Corpus,
     min_grade: int,
     with_reasoning: bool,
+    reasonings: Mapping[str, str],
 ) -> Sequence[Example]:
     examples = []
     for query_id, grades in qrels.items():
@@ -531,6 +555,9 @@ def _examples(
         graded = tuple((i, float(grades[i])) for i in sorted(relevant) if grades[i] != 1)
         for document_id in (document for document in grades if document in relevant):
             query, positive = queries[query_id], corpus.texts[corpus.row_of[document_id]]
+            reasoning = reasonings.get(query_id)
+            if reasoning is None and with_reasoning:
+                reasoning = cold_start_reasoning(query, positive)
             examples.append(
                 Example(
                     id=f"{query_id}\t{document_id}",
@@ -539,7 +566,7 @@ def _examples(
                     positive_id=document_id,
                     relevant_ids=relevant,
                     grades=graded,
-                    reasoning=cold_start_reasoning(query, positive) if with_reasoning else None,
+                    reasoning=reasoning,
                     source=name,
                 )
             )

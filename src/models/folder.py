@@ -250,12 +250,13 @@ def open_embedder(
     attention: str = "sdpa",
     texts: Iterable[str] = (),
     prompts_file: str | Path | None = None,
+    chat_template: str | None = None,
 ) -> ReasoningEmbedder:
     """The model that a stage trains.
 
     Args:
         path: a model folder of this project; architecture, tokenizer, prompts and lengths come from it.
-        name: a Hugging Face hub name or a plain local folder, used where `path` is None.
+        name: a Hugging Face hub name, a plain local folder or a GGUF file, used where `path` is None.
         create: makes an untrained model and its tokenizer from `texts`, used where neither is given.
         prompts: wording, as `Prompts`; unused with `path`.
         lengths: limits, as `Lengths`; unused with `path`.
@@ -267,22 +268,33 @@ def open_embedder(
         texts: text of the training split.
         prompts_file: of the run, unused with `path`: the rendered prompts are read from it, and written to it
             where it does not exist, so that a resumed run and other ranks have the same ones.
+        chat_template: of a new model, instead of the tokenizer's own; the model folder then has this one.
 
     Raises:
         ModelFolderError: If nothing says where the model comes from, the folder cannot be used, a file in it
             is not as it was written, or its tokenizer or prompts are not those it was trained with.
         ValueError: If the prompts cannot be rendered, or the lengths do not fit into the model's positions.
     """
+    if path is not None and chat_template is not None:
+        raise ModelFolderError(f"{path}: has rendered prompts already; leave model.chat_template out")
     description = None if path is None else read_description(path)
     read_from = None if path is None else check_files(Path(path), description)
     source = path if path is not None else name
-    if source is not None:
+    if path is None and str(name).endswith(".gguf"):
+        from src.models.gguf import read_gguf  # its package is imported where such a file is
+
+        model, tokenizer = read_gguf(name, dtype_named(dtype), attention)
+    elif source is not None:
         tokenizer = _tokenizer(source, local_files_only=path is not None)
         model = _pretrained(source, dtype, attention, **(OF_OURS if path is not None else {}))
     elif create is not None:
         model, tokenizer = create(texts)
     else:
-        raise ModelFolderError("give model.path=<model folder>, or model.name=<hub name or folder>")
+        raise ModelFolderError(
+            "give model.path=<model folder>, or model.name=<hub name, folder or GGUF file>"
+        )
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
     _refuse_untrusted(model, source or "the model", tuning)
     add_embed_token(model, tokenizer)
     if description is not None:
