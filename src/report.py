@@ -132,10 +132,15 @@ def known_scores(rows: Sequence[tuple[Path, Mapping]]) -> list[dict[str, float] 
 def run_scores(file: Path, rows: Sequence[Mapping]) -> dict[tuple[str, str], Scores]:
     """Scores by query id of each row of a run, by benchmark and label: the mode, behind the model's name.
 
+    A model in the folder of the file is named as it is seen from there, so that it has one name in all runs.
+
     Raises:
         ValueError: If the scores of a row are not there, or not as they were written.
     """
     names, found = model_names(rows), {}
+    for model in names:
+        if Path(model).absolute().is_relative_to(file.parent.absolute()):
+            names[model] = seen_from(file.parent, model).removesuffix("/model")
     for row in rows:
         scores = scores_by_query(file, row)
         if scores is None:

@@ -8,7 +8,7 @@ import pytest
 from src.command_line import UsageError
 from src.evaluation.runs import over_runs, query_keys, rows_over_runs
 from src.evaluation.significance import bootstrap_interval
-from src.report import main
+from src.report import main, run_scores
 
 
 def test_mean_and_range_are_over_the_runs_whatever_the_number_of_their_queries():
@@ -106,3 +106,20 @@ def test_the_report_of_runs_prints_and_writes_range_and_difference(tmp_path, mon
     (folders[0] / "tiny" / "bm25" / "per_query.jsonl").unlink()
     with pytest.raises(UsageError, match=r"tiny/bm25/per_query\.jsonl: no such file"):
         main()
+
+
+def test_a_model_in_the_folder_of_its_run_has_one_name_in_all_runs(tmp_path):
+    found = []
+    for seed in (1, 2):
+        file = written_run(tmp_path / f"run{seed}", seed, 0.1) / "metrics.json"
+        bm25, reasoning = json.loads(file.read_text())["rows"]
+        models = [
+            "elsewhere/base/model",
+            str(file.parent / "sft" / "model"),
+            str(file.parent / "rl" / "model"),
+        ]
+        rows = [bm25, *(reasoning | {"model": model, "weights_sha256": model} for model in models)]
+        found.append(list(run_scores(file, rows)))
+
+    assert found[0] == found[1]
+    assert found[0][2:] == [("tiny", "sft reasoning"), ("tiny", "rl reasoning")]
