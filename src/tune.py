@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.command_line import UsageError, did_you_mean, flat_keys, literal
 from src.number_ranges import check_numbers
+from src.records import clipped
 from src.run_folder import Failed, log_written, make_folder, read_json, write_json, write_status
 from src.runtime import Composed, entry_point, execute
 from src.train import check as check_train
@@ -202,16 +203,25 @@ def study_folder(config: DictConfig) -> Path:
 
 def _open_study(config: DictConfig) -> "optuna.Study":
     import optuna
+    from sqlalchemy.exc import DatabaseError
 
     path = Path(config.study)
     path.parent.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        study_name="search-r3",
-        storage=optuna.storages.RDBStorage(f"sqlite:///{path.resolve()}"),
-        direction=config.direction,
-        load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(config.startup_trials, config.pruner_warmup),
-    )
+    try:
+        study = optuna.create_study(
+            study_name="search-r3",
+            storage=optuna.storages.RDBStorage(f"sqlite:///{path.resolve()}"),
+            direction=config.direction,
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(config.startup_trials, config.pruner_warmup),
+        )
+        study.get_trials()
+    except (DatabaseError, optuna.exceptions.OptunaError, KeyError, ValueError) as error:
+        reason = clipped(getattr(error, "orig", error), 200)
+        raise UsageError(
+            f"study={path}: cannot be read ({reason}); put a copy of it in its place, or name a new file, "
+            "which begins a new search"
+        ) from error
     # A sampler seeded alike after a restart would propose the first trials again.
     study.sampler = optuna.samplers.TPESampler(
         n_startup_trials=config.startup_trials, seed=config.seed + len(study.trials)

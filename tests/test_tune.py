@@ -4,10 +4,11 @@ import json
 
 import optuna
 import pytest
+from omegaconf import OmegaConf
 
 from src.command_line import UsageError, quote_free_text
 from src.runtime import ConfigSource, compose
-from src.tune import Dimension, check, read_space
+from src.tune import Dimension, _open_study, check, read_space
 from tests.command import call
 
 CONFIG = {"seed": 1, "study": "s.db", "stage": {"module": {"learning_rate": 0.1, "layers": 2}}}
@@ -94,3 +95,27 @@ def test_pitfall_20_a_search_finds_the_better_end_prunes_and_goes_on_where_it_st
     code, output = call("tune", *common, "n_trials=9", cwd=tmp_path)
     assert code == 2
     assert "another space" in output
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "emptied header"])
+def test_a_damaged_study_is_refused_with_its_name(tmp_path, damage):
+    (tmp_path / "space.yaml").write_text(f"{KEY}: {{low: 0.1, high: 1.0}}")
+    (tmp_path / "study").mkdir()
+    config = OmegaConf.create(
+        {
+            "study": str(tmp_path / "study.db"),
+            "direction": "maximize",
+            "startup_trials": 2,
+            "pruner_warmup": 0,
+        }
+        | {"seed": 1, "space": str(tmp_path / "space.yaml"), "monitor": "m"}
+    )
+    file = tmp_path / "study.db"
+    _open_study(config)
+    content = file.read_bytes()
+    file.write_bytes(
+        {"cut": content[: len(content) // 2], "text": b"no database " * 99}.get(damage, b"\0" * 5000)
+    )
+
+    with pytest.raises(UsageError, match=r"study=.*study\.db: cannot be read \("):
+        _open_study(config)
