@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, ListConfig
 
 from src.command_line import UsageError, did_you_mean
-from src.evaluation.modes import MODES, NEED_BASE, NEED_NO_MODEL
+from src.evaluation.modes import MODES, NEED_BASE, NEED_NO_MODEL, NEED_REASONINGS
 from src.evaluation.places import (
     added,
     collection_path,
@@ -47,6 +47,13 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         _check_model("model.path", config.model.path)
     if not NEED_BASE.isdisjoint(config.modes):
         _check_model("base.path", config.base.path)
+    if not NEED_REASONINGS.isdisjoint(config.modes):
+        if config.reasonings is None:
+            raise UsageError(
+                "reasonings= is needed by these modes: a JSONL file of _id (of a query) and text"
+            )
+        if not Path(config.reasonings).is_file():
+            raise UsageError(f"reasonings={config.reasonings}: no such file")
     if config.bm25.analyzer not in ("auto", "english", "code"):
         raise UsageError(f"bm25.analyzer={config.bm25.analyzer} does not exist. Choices: auto, english, code")
     for name in benchmarks:
@@ -143,6 +150,7 @@ def analyzer_for(configured: str, benchmark: str) -> str:
 
 def run(config: DictConfig) -> None:
     """Evaluates every benchmark in every mode and writes metrics.json."""
+    from src.data.reasonings import load_reasonings
     from src.evaluation.benchmark import Settings, evaluate_benchmark
     from src.evaluation.report import print_table, write_chart
 
@@ -153,6 +161,7 @@ def run(config: DictConfig) -> None:
     benchmarks = {name: _benchmark(config, name) for name in listed(config, "benchmarks")}
     model = None if NEED_NO_MODEL.issuperset(config.modes) else _load(config, config.model.path)
     base = None if NEED_BASE.isdisjoint(config.modes) else _load(config, config.base.path)
+    reasonings = None if NEED_REASONINGS.isdisjoint(config.modes) else load_reasonings(config.reasonings)
     new: list[dict] = []
     rows: list[dict] = []
     for name, benchmark in benchmarks.items():
@@ -160,7 +169,9 @@ def run(config: DictConfig) -> None:
         settings = Settings(config.top_k, analyzer, config.bm25.k1, config.bm25.b, config.seed, config.limit)
         for mode in config.modes:
             log.info("%s, %s", benchmark.name, mode)
-            row = evaluate_benchmark(benchmark, mode, folder, settings, model, base, config.cache_dir, origin)
+            row = evaluate_benchmark(
+                benchmark, mode, folder, settings, model, base, config.cache_dir, origin, reasonings
+            )
             new.append({**row, "folder": seen_from(target.parent, folder / row["folder"])})
             # Read and written for each, so that an interrupted evaluation shows what it has, and another one
             # that writes here meanwhile keeps its rows.

@@ -8,6 +8,7 @@ import pytest
 from conftest import PROMPTS, TEXTS, build_embedder
 
 from src.data.beir import load_benchmark
+from src.data.jsonl import DataError
 from src.data.types import Benchmark, Corpus
 from src.evaluate import analyzer_for
 from src.evaluation.benchmark import (
@@ -76,8 +77,9 @@ def test_every_mode_writes_its_files_and_is_read_back(benchmark, nano_folder, tm
     base = Model("base", load_embedder(save_embedder(build_embedder(seed=9), tmp_path / "base", {})))
     origin = {"command": "python -m src.evaluate", "commit": "abc"}
     arguments = (benchmark, mode, tmp_path, SETTINGS, model, base, tmp_path / "cache", origin)
-    row = evaluate_benchmark(*arguments)
-    arguments = (*arguments[:-1], {"command": "a later one", "commit": "def"})
+    given = {f"q{i}": f"about {i}" for i in range(5)}
+    row = evaluate_benchmark(*arguments, given)
+    arguments = (*arguments[:-1], {"command": "a later one", "commit": "def"}, given)
     folder = tmp_path / "tiny" / mode
     lines = (folder / "run.trec").read_text().splitlines()
     assert {line.split()[0] for line in lines} == set(benchmark.queries)
@@ -90,17 +92,64 @@ def test_every_mode_writes_its_files_and_is_read_back(benchmark, nano_folder, tm
     assert all(isinstance(row[name], kind) for name, kind in SCHEMA.items()), row
     assert row["metrics"].keys() == {"ndcg@10", "recall@100", "mrr@10", "map@100"}
     assert row["seconds_per_query"] > 0
-    embeds = {"bm25": None, "base-direct": base}.get(mode, model)
+    embeds = {"bm25": None, "given-bm25": None, "base-direct": base}.get(mode, model)
     assert row["weights_sha256"] == (embeds and embeds.embedder.weights_sha256)
     assert embeds is None or row["model"] == embeds.name
     if "reasoning" in mode:
         written = [json.loads(line)["tokens"] for line in (folder / "reasoning.jsonl").open()]
         assert row["tokens_per_query"] == sum(written) / 5 + 1  # and the embed token
     else:
-        assert row["tokens_per_query"] == (0 if mode == "bm25" else 1)
+        assert row["tokens_per_query"] == (1 if embeds else 0)
     if mode == "bm25":
         assert row["metrics"]["ndcg@10"] > 0.8  # identifiers are found in prose
         assert row["weights_sha256"] is None
+
+
+def test_given_texts_are_read_in_place_of_the_models_own_and_the_missing_are_counted(
+    benchmark, nano_folder, tmp_path, caplog
+):
+    """A query without a text is asked alone."""
+    model = Model("nano", load_embedder(nano_folder))
+    given = [f"adds number {i}" for i in range(5)]
+    texts = dict(zip(benchmark.queries, given, strict=True))
+    del texts["q3"]
+
+    def scores(mode, **options):
+        arguments = (benchmark, mode, tmp_path, SETTINGS, model, None, tmp_path / "cache")
+        row = evaluate_benchmark(*arguments, **options)
+        lines = (tmp_path / row["folder"] / "run.trec").read_text().splitlines()
+        return {(q, d): float(score) for q, _, d, _, score, _ in map(str.split, lines)}
+
+    found = scores("given-reasoning", reasonings=texts)
+
+    vectors = model.embedder.embed_reasoned(list(benchmark.queries.values()), given).numpy()
+    vectors[3] = model.embedder.embed_queries([benchmark.queries["q3"]]).numpy()[0]
+    documents = model.embedder.embed_documents(benchmark.corpus.texts).numpy()
+    expected = dict(zip(benchmark.queries, vectors @ documents.T, strict=True))
+    assert len(found) == 5 * 6 - 1  # less the self-match
+    for (query, document), score in found.items():
+        assert score == pytest.approx(expected[query][benchmark.corpus.ids.index(document)], abs=1e-5)
+    assert "1 of 5 queries have no reasoning (the first: 'q3'); they are asked as they are" in caplog.text
+    other = scores("given-reasoning", reasonings=texts | {"q0": "else"})
+    assert other != found  # written beside the first, not read back
+    assert scores("given-reasoning", reasonings=texts) == found
+    with pytest.raises(DataError, match="not one is of a query of tiny"):
+        scores("given-reasoning", reasonings={"x": "y"})
+    with pytest.raises(ValueError, match="needs a file of texts: reasonings="):
+        scores("given-bm25")
+
+
+def test_bm25_is_asked_for_the_query_and_the_given_text(benchmark, tmp_path):
+    texts = {"q2": "parseHeader split"}
+    row = evaluate_benchmark(benchmark, "given-bm25", tmp_path, SETTINGS, reasonings=texts)
+
+    plain = evaluate_benchmark(benchmark, "bm25", tmp_path, SETTINGS)
+    ranks = {}
+    for name in (row["folder"], plain["folder"]):
+        lines = [line.split() for line in (tmp_path / name / "run.trec").read_text().splitlines()]
+        ranks[name] = [line[2] for line in lines if line[0] == "q2"]
+    assert "d1" in ranks[row["folder"]]
+    assert "d1" not in ranks[plain["folder"]]
 
 
 def test_pitfall_6_self_matches_are_removed_by_flag_and_counted(benchmark, nano_folder, tmp_path):

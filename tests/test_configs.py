@@ -41,9 +41,13 @@ def composed(source, group, option):
         stages = ["rl"]
     if group not in ("stage", "experiment"):
         overrides.append(f"stage={stages[0]}")
+    return compose("train", overrides + filled(source, overrides), source).config
+
+
+def filled(source, overrides):
+    """Values for what these overrides leave to the user."""
     missing = OmegaConf.missing_keys(without_hydra(source.load("train", overrides)))
-    fill = [f"{key}={REQUIRED[key.rpartition('.')[2]]}" for key in sorted(missing)]
-    return compose("train", overrides + fill, source).config
+    return [f"{key}={REQUIRED[key.rpartition('.')[2]]}" for key in sorted(missing)]
 
 
 def without_hydra(config):
@@ -107,6 +111,7 @@ def test_an_experiment_only_sets_keys_that_exist_without_it(source, option):
         overrides += [f"experiment={entry}"] if inherits else [
             f"{group.split('/')[-1]}={value}" for group, value in entry.items()
         ]  # fmt: skip
+    overrides += filled(source, overrides)
     base = flat_keys(OmegaConf.to_container(compose("train", overrides, source).config))
 
     for key, value in flat_keys({name: node for name, node in raw.items() if name != "defaults"}).items():

@@ -21,10 +21,15 @@ def write_lines(path, rows):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve training questions with two facts each, three dev questions, and a fact that nobody judges."""
-    root = tmp_path / "bank"
-    queries = [f"q{n}" for n in range(N_TRAIN + N_DEV)]
-    write_lines(root / "corpus.jsonl", [{"_id": f"f{n}", "text": f"fact {n}"} for n in range(31)])
+    return write_bank(tmp_path / "bank")
+
+
+def write_bank(root, n_train=N_TRAIN):
+    """Training questions with two facts each, three dev questions, and a fact that nobody judges."""
+    queries = [f"q{n}" for n in range(n_train + N_DEV)]
+    write_lines(
+        root / "corpus.jsonl", [{"_id": f"f{n}", "text": f"fact {n}"} for n in range(2 * len(queries) + 1)]
+    )
     write_lines(root / "queries.jsonl", [{"_id": query, "text": f"why {query}?"} for query in queries])
     write_lines(
         root / "explanations.jsonl",
@@ -33,7 +38,7 @@ def folder(tmp_path):
             for n, query in enumerate(queries)
         ],
     )
-    for split, part in (("train", queries[:N_TRAIN]), ("dev", queries[N_TRAIN:])):
+    for split, part in (("train", queries[:n_train]), ("dev", queries[n_train:])):
         rows = [f"{query}\tf{2 * int(query[1:]) + k}\t1\n" for query in part for k in (0, 1)]
         (root / "qrels").mkdir(exist_ok=True)
         (root / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(rows))

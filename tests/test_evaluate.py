@@ -141,6 +141,21 @@ def test_a_folder_name_is_safe_and_no_two_names_have_one():
         assert not any(character in folder for character in '<>:"\\|?*\n')
 
 
+def test_the_texts_of_a_file_are_asked_with_the_queries(tmp_path):
+    write_collection(tmp_path / "beir" / "a")
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"_id": "q0", "text": "connect to a socket"}) + "\n")
+
+    rows = evaluate(tmp_path, "benchmarks=[a]", "modes=[bm25,given-bm25]", f"reasonings={texts}")
+
+    assert [row["mode"] for row in rows] == ["bm25", "given-bm25"]
+    plain, given = (read_trec(tmp_path / "out" / row["folder"])[0] for row in rows)
+    assert plain["q0"] != given["q0"]
+    assert {query: plain[query] for query in plain if query != "q0"} == {
+        query: given[query] for query in given if query != "q0"
+    }
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "/abs", "a/../.."])
 def test_a_name_that_leads_out_of_the_folder_of_collections_is_refused(name):
     with pytest.raises(ValueError, match="no folder inside beir_dir"):
@@ -169,6 +184,8 @@ def test_a_name_that_leads_out_of_the_folder_of_collections_is_refused(name):
         (["bm25.b=1.5"], "bm25.b=1.5: must be a number at least 0 and at most 1"),
         (["bm25.b=nan"], "bm25.b=nan"),
         (["metrics_file=out.png"], "a file that ends in .json"),
+        (["modes=[given-bm25]"], "reasonings= is needed by these modes: a JSONL file"),
+        (["modes=[given-bm25]", "reasonings=no.jsonl"], "reasonings=no.jsonl: no such file"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_anything_is_read(tmp_path, overrides, message):

@@ -63,6 +63,7 @@ LAYERS = [
         "src.report",
         "src.upgrade",
         "src.benchmarks.base_parity",
+        "src.benchmarks.popularity",
         "src.benchmarks.refresh",
         "src.benchmarks.scale",
     },

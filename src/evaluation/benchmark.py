@@ -8,15 +8,17 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from src.data.jsonl import DataError
+from src.data.reasonings import tell_missing
 from src.data.types import Benchmark
 from src.evaluation.metrics import LARGEST_CUTOFF, mean_metrics, per_query_metrics
-from src.evaluation.modes import MODES, NEED_BASE, NEED_NO_MODEL
+from src.evaluation.modes import LEXICAL, MODES, NEED_BASE, NEED_NO_MODEL, NEED_REASONINGS
 from src.evaluation.places import PARTIAL, kept_folder, place_of
 from src.evaluation.ranking import document_index, id_order, ranking_of, without_self_matches
 from src.evaluation.results import PER_QUERY, QRELS, REASONING, RUN, sealed
@@ -128,6 +130,46 @@ def _lexical(benchmark: Benchmark, settings: Settings) -> Ranked:
     return Ranked(run, seconds)
 
 
+def _with_given(benchmark: Benchmark, given: Sequence[str]) -> Benchmark:
+    """The queries with their given reasoning behind them, as words to look for."""
+    asked = zip(benchmark.queries.items(), given, strict=True)
+    return replace(benchmark, queries={name: f"{query} {text}".strip() for (name, query), text in asked})
+
+
+def _given(
+    benchmark: Benchmark,
+    embedder: ReasoningEmbedder,
+    given: Sequence[str],
+    embeddings: np.ndarray,
+    top_k: int,
+) -> Ranked:
+    """Every query with the reasoning of a file; one that has none is embedded without."""
+    ids = benchmark.corpus.ids
+    names, queries = list(benchmark.queries), list(benchmark.queries.values())
+    index = document_index(embeddings, ids)
+    tokens = [len(text) for text in embedder.encoder.text_ids(given)]
+    limit = embedder.encoder.lengths.reasoning
+    if n_cut := sum(n > limit for n in tokens):
+        log.warning(
+            "%s: %d of %d given reasonings are longer than lengths.reasoning=%d and are cut",
+            benchmark.name, n_cut, len(given), limit,
+        )  # fmt: skip
+    tokens = [min(n, limit) for n in tokens]
+    started = time.perf_counter()
+    vectors = embedder.embed_reasoned(queries, given, progress=True)
+    without = [place for place, n in enumerate(tokens) if n == 0]
+    if without:
+        vectors[without] = embedder.embed_queries([queries[place] for place in without])
+    run = ranking_of(vectors, index, names, ids, top_k + 1)
+    seconds = time.perf_counter() - started
+    rows = zip(names, queries, given, tokens, strict=True)
+    reasonings = tuple(
+        {"query_id": name, "query": query, "reasoning": text, "tokens": n, "has_embed_token": True}
+        for name, query, text, n in rows
+    )
+    return Ranked(run, seconds, sum(tokens) + len(queries), 0, reasonings)
+
+
 def _shuffled(reasoned: Reasoned, seed: int) -> list[str]:
     """Another query's text for every query: a rotation of a random order."""
     order = np.random.default_rng(seed).permutation(len(reasoned.texts))
@@ -235,6 +277,7 @@ def evaluate_benchmark(
     base: Model | None = None,
     cache_dir: str | Path = ".cache/embeddings",
     origin: Mapping | None = None,
+    reasonings: Mapping[str, str] | None = None,
 ) -> dict:
     """A row of metrics.json; read back where the same evaluation is already written in `output_dir`.
 
@@ -244,16 +287,21 @@ def evaluate_benchmark(
         output_dir: `<output_dir>/<benchmark>/<mode>/` is written, whole or not at all; where another
             evaluation is in there, `<mode>-<hash>` beside it. The row's `folder` says which.
         settings: of the evaluation.
-        model: the evaluated one; needed by every mode but bm25 and base-direct.
+        model: the evaluated one; needed by every mode but bm25, given-bm25 and base-direct.
         base: the untuned one; needed by base-direct and base-reasoning.
         cache_dir: of document embeddings.
         origin: what `provenance` returned; the row keeps command and commit of the call that measured it.
+        reasonings: text by query id, for given-reasoning and given-bm25. Queries without one are asked as
+            they are, and a line counts them.
 
     Raises:
-        ValueError: If the mode is unknown, or lacks its model, or a score is not finite.
+        ValueError: If the mode is unknown, or lacks its model or the reasonings, or a score is not finite.
+        DataError: If no query of the collection has a reasoning.
         PlaceError: If the folder holds something that no evaluation wrote.
     """
     _check_models(mode, model, base)
+    if mode in NEED_REASONINGS and reasonings is None:
+        raise ValueError(f"mode {mode} needs a file of texts: reasonings=<jsonl of _id and text>")
     embeds = base if mode == "base-direct" else model
     benchmark = limited(benchmark, settings.limit)
     key = {
@@ -262,9 +310,13 @@ def evaluate_benchmark(
         "benchmark": fingerprint(benchmark),
         "judged_queries_missing": benchmark.judged_queries_missing,
         "settings": asdict(settings),
-        "weights": None if mode == "bm25" else embeds.embedder.document_key,
+        "weights": None if mode in LEXICAL else embeds.embedder.document_key,
         "base": base.embedder.weights_sha256 if mode == "base-reasoning" else None,
     }
+    given: list[str] | None = None
+    if mode in NEED_REASONINGS:
+        given = _given_texts(benchmark, reasonings)
+        key["reasonings"] = hashlib.sha256(json.dumps(given).encode()).hexdigest()
     found = place_of(Path(output_dir), benchmark.name, mode, key)
     folder = found.folder
     place = {"folder": folder.relative_to(output_dir).as_posix()}
@@ -277,7 +329,7 @@ def evaluate_benchmark(
         return found.row | place
     if found.problem:
         log.warning("%s. It is done again now, and what was there is kept beside it", found.problem)
-    row = _evaluated(benchmark, mode, folder, settings, model, base, cache_dir, key, origin or {})
+    row = _evaluated(benchmark, mode, folder, settings, model, base, cache_dir, key, origin or {}, given)
     return row | place
 
 
@@ -291,17 +343,21 @@ def _evaluated(
     cache_dir: str | Path,
     key: Mapping,
     origin: Mapping,
+    given: Sequence[str] | None = None,
 ) -> dict:
     """Measures a row and writes its folder."""
     named = _with_readable_ids(benchmark)
-    if mode == "bm25":
-        found = _lexical(named, settings)
+    if mode in LEXICAL:
+        found = _lexical(named if given is None else _with_given(named, given), settings)
         name, weights = f"bm25 ({settings.analyzer}, k1={settings.k1}, b={settings.b})", None
     else:
         embeds = base if mode == "base-direct" else model
         writes = base if mode == "base-reasoning" else embeds
         embeddings = document_embeddings(benchmark, embeds.embedder, cache_dir)
-        found = _dense(named, mode, embeds.embedder, writes.embedder, settings, embeddings)
+        if given is None:
+            found = _dense(named, mode, embeds.embedder, writes.embedder, settings, embeddings)
+        else:
+            found = _given(named, embeds.embedder, given, embeddings, settings.top_k)
         name, weights = embeds.name, embeds.embedder.weights_sha256
     run, removed = without_self_matches(named, found.run, settings.top_k)
     _check_run(named, run)
@@ -354,6 +410,21 @@ def _check_run(benchmark: Benchmark, run: Mapping[str, Mapping[str, float]]) -> 
             "them, so trec_eval counts them with -c only",
             benchmark.name, len(empty), len(benchmark.qrels), empty[0],
         )  # fmt: skip
+
+
+def _given_texts(benchmark: Benchmark, reasonings: Mapping[str, str]) -> list[str]:
+    """The text of every query in the order of the queries; empty where there is none.
+
+    Raises:
+        DataError: If there is none for any query.
+    """
+    missing = tell_missing(
+        f"{benchmark.name}, reasonings", reasonings, benchmark.queries, "they are asked as they are"
+    )
+    if missing == len(benchmark.queries):
+        first = next(iter(reasonings), None)
+        raise DataError("reasonings", 0, f"not one is of a query of {benchmark.name} (the first: {first!r})")
+    return [reasonings.get(query, "") for query in benchmark.queries]
 
 
 def _check_models(mode: str, model: Model | None, base: Model | None) -> None:

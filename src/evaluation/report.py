@@ -30,6 +30,8 @@ _BY_MODE = {
     "reasoning": "vermilion",
     "base-reasoning": "orange",
     "shuffled-reasoning": "sky",
+    "given-reasoning": "green",
+    "given-bm25": "yellow",
 }
 
 
