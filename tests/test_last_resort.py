@@ -23,6 +23,9 @@ COMMANDS = (
     "src.tune",
     "src.report",
     "src.upgrade",
+    "src.base",
+    "src.benchmarks.base_parity",
+    "src.benchmarks.popularity",
     "src.benchmarks.refresh",
     "src.benchmarks.scale",
 )
@@ -60,8 +63,12 @@ def arguments(command, place, tmp_path, nano_folder):
         content = {"command": "c", "commit": "1", "seed": 1, "rows": [row]}
         file.write_text(json.dumps(content))
         return [str(file), f"--output={place}/metrics.json"]
-    if command == "src.upgrade":
+    if command in ("src.upgrade", "src.benchmarks.popularity"):
         return [str(place)]
+    if command == "src.base":
+        return [f"--output={place}"]
+    if command == "src.benchmarks.base_parity":
+        return [f"--folder={place}"]
     if command == "src.benchmarks.refresh":
         return [f"model.path={nano_folder}", f"output_dir={place}"]
     drift = tmp_path / "drift"
