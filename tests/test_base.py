@@ -14,7 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import src.base
 from src.base import Package, make_base
 from src.command_line import UsageError
+from src.models.folder import ModelFolderError, open_embedder
+from src.models.tuning import FullTuning
 from src.names import MARK
+from src.runtime import ConfigSource, compose
+from src.train import check
 
 INSIDE = "tiny_model/tiny.Q4_1.gguf"
 
@@ -138,3 +142,34 @@ def test_the_command_refuses_in_one_line(registry, tmp_path, monkeypatch):
 
     with pytest.raises(UsageError, match="no such file"):
         src.base.main()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (None, r"outputs/bases/smollm2_135m: no such folder or file; `make base` writes this folder"),
+        ("small.gguf", r"model.name=small.gguf: no such folder or file$"),
+        ("./folder", r"model.name=./folder: no such folder or file$"),
+        ("us/Tiny-Instruct", None),
+    ],
+    ids=["made by base", "file", "folder", "hub"],
+)
+def test_a_name_that_can_only_be_a_path_and_leads_nowhere_is_refused(name, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    overrides = ["stage=sft", "model=smollm2_135m", *([] if name is None else [f"model.name={name}"])]
+    with ConfigSource() as source:
+        config = compose("train", overrides, source).config
+
+    if says is None:
+        check(config, False)
+    else:
+        with pytest.raises(UsageError, match=says):
+            check(config, False)
+
+
+def test_a_chat_template_of_the_run_is_refused_beside_a_model_folder(nano_folder):
+    with pytest.raises(ModelFolderError, match="has rendered prompts already"):
+        open_embedder(
+            path=str(nano_folder), name=None, create=None, prompts=None, lengths=None, tuning=FullTuning(),
+            chat_template="{{ messages[-1]['content'] }}",
+        )  # fmt: skip
