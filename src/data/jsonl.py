@@ -185,9 +185,10 @@ class LazyTexts(Texts):
 
     def _text(self, row: int) -> str:
         # pread keeps no shared position: threads and forked workers may read the same descriptor at once
-        if self._file is None:
-            self._file = self.path.open("rb", buffering=0)
-        return self.text_of(_read_line(self._file.fileno(), self.offsets[row]))
+        file = self._file
+        if file is None:  # two threads may both open it: each reads its own, which stays open meanwhile
+            self._file = file = self.path.open("rb", buffering=0)
+        return self.text_of(_read_line(file.fileno(), self.offsets[row]))
 
     def __iter__(self) -> Iterator[str]:
         with self.path.open("rb") as file:
