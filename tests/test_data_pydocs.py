@@ -5,9 +5,11 @@ import json
 import logging
 import os
 import random
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -460,6 +462,38 @@ def test_a_damaged_cache_is_refused_and_says_how_to_mine_it_anew(tmp_path, monke
     assert remedy.startswith(f"rm -r '{tmp_path / 'cache'}")
     subprocess.run(remedy, shell=True, check=True)
     assert load_pydocs(["smallpack==1.2"], tmp_path / "cache", workers=1, **options).examples
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_mining_that_is_interrupted_ends_with_its_workers_and_without_a_traceback(tmp_path, number):
+    site, started = tmp_path / "site", tmp_path / "started"
+    write_distribution(site, "smallpack", "1.2", module_files("smallpack", 30))
+    code = (
+        "import pathlib, signal, sys, time\n"
+        "import src.data.pydocs as pydocs\n"
+        "def interrupt(*_):\n    raise KeyboardInterrupt\n"
+        "signal.signal(signal.SIGTERM, interrupt)\n"
+        "def slow(file):\n    pathlib.Path(sys.argv[2]).touch()\n    time.sleep(600)\n"
+        "pydocs._mine_file = slow\n"
+        "try:\n    pydocs.load_pydocs(['smallpack==1.2'], sys.argv[1], include_stdlib=False, workers=2)\n"
+        "except KeyboardInterrupt:\n    sys.exit(130)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "cache"), str(started)],
+        env=os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not started.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    _, said = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 def test_what_a_killed_build_left_is_gone_after_the_next_one(tmp_path, monkeypatch):

@@ -14,9 +14,12 @@ import inspect
 import json
 import logging
 import multiprocessing
+import multiprocessing.context
+import multiprocessing.pool
 import os
 import platform
 import shutil
+import signal
 import sys
 import sysconfig
 import time
@@ -330,6 +333,24 @@ def _mine_file(file: SourceFile) -> tuple[str, list[Record]]:
     return "", records
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _pool(context: multiprocessing.context.BaseContext, workers: int) -> multiprocessing.pool.Pool:
+    """Processes that end without a word when this one, which hears Ctrl-C and SIGTERM for all, ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # held back until each has its own handlers
+    try:
+        return context.Pool(workers, _hear_no_interruption)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _hear_no_interruption() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
 def _mine(files: Sequence[SourceFile], workers: int) -> tuple[list[Record], dict[str, int]]:
     """Functions of all files in the order of the files, and how many files were skipped, by reason."""
     records: list[Record] = []
@@ -337,7 +358,7 @@ def _mine(files: Sequence[SourceFile], workers: int) -> tuple[list[Record], dict
     # forking shares the imported packages; elsewhere than on Linux it is not safe
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     bar = Progress(len(files), "pydocs: parsing", "files")
-    with bar, context.Pool(max(1, workers)) as pool:
+    with bar, _pool(context, max(1, workers)) as pool:
         for reason, found in pool.imap(_mine_file, files, chunksize=16):
             bar.update()
             if reason:
