@@ -832,8 +832,8 @@ def _execute_first_rank(name: str, run: Run, composed: Composed, folder: Path) -
     with _handed_down(folder, bool(config.get("resume"))), recorded(folder, f"{name}.log"):
         if is_origin_lost:
             log.warning(
-                "%s: provenance.json of the call before is missing, so the model will not say which options "
-                "its groups had",
+                "%s: provenance.json of the call before is missing, so search_r3.json of the model will not "
+                "say which options its groups had",
                 folder,
             )
         for change in changes:

@@ -97,7 +97,7 @@ def test_pitfall_20_a_search_finds_the_better_end_prunes_and_goes_on_where_it_st
     assert "another space" in output
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "emptied header"])
+@pytest.mark.parametrize("damage", ["cut", "text", "emptied header", "emptied", "removed"])
 def test_a_damaged_study_is_refused_with_its_name(tmp_path, damage):
     (tmp_path / "space.yaml").write_text(f"{KEY}: {{low: 0.1, high: 1.0}}")
     (tmp_path / "study").mkdir()
@@ -113,9 +113,10 @@ def test_a_damaged_study_is_refused_with_its_name(tmp_path, damage):
     file = tmp_path / "study.db"
     _open_study(config)
     content = file.read_bytes()
-    file.write_bytes(
-        {"cut": content[: len(content) // 2], "text": b"no database " * 99}.get(damage, b"\0" * 5000)
-    )
+    damaged = {"cut": content[: len(content) // 2], "text": b"no database " * 99, "emptied": b""}
+    file.write_bytes(damaged.get(damage, b"\0" * 5000))
+    if damage == "removed":
+        file.unlink()
 
-    with pytest.raises(UsageError, match=r"study=.*study\.db: cannot be read \("):
+    with pytest.raises(UsageError, match=r"study=.*study\.db: (cannot be read \(|is missing or empty)"):
         _open_study(config)
