@@ -209,8 +209,8 @@ def _open_study(config: DictConfig) -> "optuna.Study":
     path.parent.mkdir(parents=True, exist_ok=True)
     if (study_folder(config) / FACTS).exists() and not (path.is_file() and path.stat().st_size):
         raise UsageError(
-            f"study={path}: is missing or empty, and the trials of a search lie in {study_folder(config)}; put "
-            "a copy of it in its place, or name a new file, which begins a new search"
+            f"study={path}: is missing or empty, and the trials of a search lie in {study_folder(config)}; "
+            "put a copy of it in its place, or name a new file, which begins a new search"
         )
     try:
         study = optuna.create_study(
