@@ -77,12 +77,13 @@ def of_evaluation(place: Path) -> dict[str, object]:
 
 
 def of_search(place: Path) -> dict[str, object]:
-    """Of a study: the best of its trials, and the weights of each."""
+    """Of a study: the best of its trials, and the weights of the last one; those of earlier ones are results
+    of their own, which a search does not read."""
     folder = place / DISK / "run" / "study"
-    found = {"best.json": _content(folder / "best.json", place)}
-    return found | {
-        file.relative_to(folder).as_posix(): _content(file, place)
-        for file in sorted(folder.glob("*/model/model.safetensors"))
+    last = max(int(path.parent.name) for path in folder.glob("*/model"))
+    weights = folder / str(last) / "model" / "model.safetensors"
+    return {
+        name: _content(folder / name, place) for name in ("best.json", weights.relative_to(folder).as_posix())
     }
 
 
