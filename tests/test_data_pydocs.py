@@ -499,11 +499,11 @@ def test_a_mining_that_is_interrupted_ends_with_its_workers_and_without_a_traceb
 def test_what_a_killed_build_left_is_gone_after_the_next_one(tmp_path, monkeypatch):
     load_small(tmp_path, monkeypatch, module_files("smallpack", 20))
     (folder,) = (tmp_path / "cache").iterdir()
-    left = [folder.with_name(f".{folder.name}-{end}") for end in ("building", "8x1kq0")]
+    left = [folder.with_name(name) for name in (f"{folder.name}.partial", f".{folder.name}-8x1kq0")]
     for each in left:
         each.mkdir()
         (each / "train.jsonl").write_text("{")
-    other = tmp_path / "cache" / ".other-building"
+    other = tmp_path / "cache" / "other.partial"
     other.mkdir()
     folder.rename(tmp_path / "aside")
 

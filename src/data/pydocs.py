@@ -480,9 +480,9 @@ def _build(
         "near_duplicates_removed": duplicates,
         "pairs_dropped": dropped,
     }
-    for left in folder.parent.glob(f".{folder.name}-*"):
-        shutil.rmtree(left)
-    building = folder.with_name(f".{folder.name}-building")
+    building = folder.with_name(f"{folder.name}.partial")
+    for left in (building, *folder.parent.glob(f".{folder.name}-*")):  # hidden ones are of earlier versions
+        shutil.rmtree(left, ignore_errors=True)
     building.mkdir()
     try:
         for split in SPLITS:
