@@ -473,6 +473,7 @@ def test_a_mining_that_is_interrupted_ends_with_its_workers_and_without_a_traceb
         "import src.data.pydocs as pydocs\n"
         "def interrupt(*_):\n    raise KeyboardInterrupt\n"
         "signal.signal(signal.SIGTERM, interrupt)\n"
+        "signal.signal(signal.SIGINT, interrupt)\n"  # a shell has it ignored in what runs in the background
         "def slow(file):\n    pathlib.Path(sys.argv[2]).touch()\n    time.sleep(600)\n"
         "pydocs._mine_file = slow\n"
         "try:\n    pydocs.load_pydocs(['smallpack==1.2'], sys.argv[1], include_stdlib=False, workers=2)\n"
@@ -485,11 +486,15 @@ def test_a_mining_that_is_interrupted_ends_with_its_workers_and_without_a_traceb
         text=True,
         start_new_session=True,
     )
-    while not started.exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    _, said = process.communicate(timeout=LIMIT_S)
+    try:
+        while not started.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        _, said = process.communicate(timeout=LIMIT_S)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130
     assert "Traceback" not in said
     with pytest.raises(ProcessLookupError):
