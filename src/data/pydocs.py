@@ -40,6 +40,7 @@ from src.data.reasoning import cold_start_reasoning, count_words
 from src.data.splits import position
 from src.data.types import Benchmark, Corpus, Example, TrainingData
 from src.progress import Progress, progress_over
+from src.run_folder import file_sha256
 
 CODE_VERSION = 4  # raise it when the same input gives other rows, or the cache other files
 SUMS = "SHA256SUMS"
@@ -535,7 +536,7 @@ def _write_texts(folder: Path, texts: Iterable[str]) -> int:
 
 def _write_sums(folder: Path) -> None:
     """A line per file, as `sha256sum` writes them."""
-    lines = [f"{_sha256(file)}  {file.name}\n" for file in sorted(folder.iterdir())]
+    lines = [f"{file_sha256(file)}  {file.name}\n" for file in sorted(folder.iterdir())]
     (folder / SUMS).write_text("".join(lines))
 
 
@@ -553,16 +554,11 @@ def _check_sums(folder: Path) -> None:
         raise ValueError(f"{folder / SUMS}: cannot be read ({error}); {remedy}") from error
     for name in _NAMES:
         try:
-            is_whole = sums.get(name) == _sha256(folder / name)
+            is_whole = sums.get(name) == file_sha256(folder / name)
         except OSError as error:
             raise ValueError(f"{folder / name}: cannot be read ({error.strerror}); {remedy}") from error
         if not is_whole:
             raise ValueError(f"{folder / name}: is damaged, its SHA-256 is not the one in {SUMS}; {remedy}")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 _NAMES = (

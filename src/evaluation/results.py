@@ -15,7 +15,7 @@ from src.data.jsonl import DataError, numbered_lines, parse_object
 from src.evaluation.metrics import METRICS, per_query_metrics
 from src.evaluation.trec import read_qrels, read_run
 from src.records import RecordError, read_json, shown, shown_names
-from src.run_folder import json_text, write_text
+from src.run_folder import file_sha256, json_text, write_text
 
 ROW_FILE = "row.json"
 PER_QUERY, REASONING, RUN, QRELS = "per_query.jsonl", "reasoning.jsonl", "run.trec", "qrels.trec"
@@ -35,8 +35,7 @@ def _digest(content: Mapping) -> str:
 
 
 def _facts(file: Path) -> dict:
-    with file.open("rb") as stream:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+    return {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
 
 
 def read_row(folder: Path) -> dict:

@@ -20,7 +20,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from src.records import RecordError
-from src.run_folder import keep_earlier, write_text
+from src.run_folder import keep_earlier, sync, write_text
 
 log = logging.getLogger(__name__)
 
@@ -224,5 +224,4 @@ def _rows(file: Path) -> list[dict[str, str]]:
 
 def _sync(file: Path) -> None:
     if file.exists():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
+        sync(file)

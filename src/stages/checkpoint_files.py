@@ -25,7 +25,7 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from src.command_line import UsageError
-from src.run_folder import remove_parts, sync, write_text
+from src.run_folder import file_sha256, remove_parts, sync, write_text
 
 LAST, PREVIOUS, BEST, SUMS = "last.ckpt", "previous.ckpt", "best.ckpt", "SHA256SUMS"
 BEFORE_SUMS = "last.old"
@@ -255,8 +255,7 @@ def _remove(path: Path) -> None:
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file; of a folder, that over the names and sums of its files."""
     if not path.is_dir():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
     with ThreadPoolExecutor() as pool:
         sums: Iterable[str] = pool.map(sha256_of, files)
