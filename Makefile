@@ -5,7 +5,7 @@ VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 RUN := $(VENV)/bin/python
-STAMP := $(VENV)/.installed-$(firstword $(shell cksum requirements.lock))
+STAMP := $(VENV)/.installed-$(firstword $(shell cat requirements.lock pyproject.toml hatch_build.py | cksum))
 SEED ?= 1
 QUICKSTART := outputs/quickstart$(if $(filter-out 1,$(SEED)),-seed$(SEED))
 REFRESH ?= candidates
@@ -18,12 +18,13 @@ HOPS_RL := $(if $(filter-out candidates,$(REFRESH)),-$(REFRESH))
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-setup: $(STAMP)  ## make .venv and install requirements.lock, once per version of that file
+setup: $(STAMP)  ## make .venv, install requirements.lock and this checkout, once per version of that file
 
-$(STAMP): requirements.lock
+$(STAMP): requirements.lock pyproject.toml hatch_build.py
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 found on PATH. Name one: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --disable-pip-version-check --quiet --requirement requirements.lock
+	$(RUN) -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 

@@ -1,7 +1,26 @@
-"""Search-R3: a language model that reasons about a query and emits its embedding."""
+"""Launchers: `python -m src.train` runs `search_r3.train` of the package that `make setup` installs."""
 
+import importlib
+import importlib.util
 import os
+import sys
+from pathlib import Path
 
-# Read once, when torch loads OpenMP: a thread that waits then sleeps. Two spinning threads on a machine on
-# which something else runs made a step up to eight times slower. A value that the user has set stays.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+def launch(name: str) -> None:
+    """Runs a command of the package and ends the process; refuses where the package is not this checkout's.
+
+    Args:
+        name: of the module below `search_r3`.
+    """
+    here = Path(__file__).resolve().parent
+    spec = importlib.util.find_spec("search_r3")
+    if spec is None or spec.origin is None:
+        found = f"{sys.executable} has no search_r3"
+    elif Path(spec.origin).resolve() != here / "search_r3" / "__init__.py":
+        found = f"{sys.executable} has the search_r3 of {Path(spec.origin).parent}"
+    else:
+        importlib.import_module(f"search_r3.{name}").command()
+        return
+    python = os.path.relpath(here.parent / ".venv" / "bin" / "python")
+    sys.exit(f"error: {found}. Install this checkout, `make setup`, and run {python} -m src.{name} ...")

@@ -27,7 +27,10 @@ LIMIT_S = 600
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or 1)
 """Of torch, here and in every process: more than one only where the environment says so."""
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(THREADS)}
+PYTHONPATH = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+"""The launchers of this checkout, and what the environment names."""
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": str(THREADS)}
 for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SEARCH_R3_RUN_FOLDER"):
     ENVIRONMENT.pop(name, None)
 
@@ -37,16 +40,16 @@ FORKED.set_forkserver_preload(
         "pytorch_lightning",
         "transformers.models.qwen2.modeling_qwen2",
         "peft",
-        "src.runtime",
-        "src.data.datamodules",
-        "src.data.rl",
-        "src.data.triples",
-        "src.evaluation.benchmark",
-        "src.models.nano",
-        "src.stages.pretrain",
-        "src.stages.record",
-        "src.stages.rl",
-        "src.stages.sft",
+        "search_r3.cli.command",
+        "search_r3.stages.data",
+        "search_r3.stages.rl.data",
+        "search_r3.data.triples",
+        "search_r3.evaluation.benchmark",
+        "search_r3.models.nano",
+        "search_r3.stages.pretrain.module",
+        "search_r3.stages.record",
+        "search_r3.stages.rl.module",
+        "search_r3.stages.sft.module",
     ]
 )
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.models.embedder import ReasoningEmbedder
-from src.models.folder import load_embedder, save_embedder
-from src.models.nano import create_nano
-from src.models.prompts import Lengths, Prompts
+from search_r3.models.embedder import ReasoningEmbedder
+from search_r3.models.folder import load_embedder, save_embedder
+from search_r3.models.nano import create_nano
+from search_r3.models.prompts import Lengths, Prompts
 from tests.command import THREADS
 
 torch.set_num_threads(THREADS)

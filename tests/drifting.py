@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from src.index.refresh import StepQueries
+from search_r3.index.rules.base import StepQueries
 
 
 def unit(vectors):

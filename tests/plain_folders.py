@@ -13,8 +13,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from src.models.folder import open_embedder
-from src.models.tuning import FullTuning
+from search_r3.models.folder import open_embedder
+from search_r3.models.tuning import FullTuning
 
 WORDS = {
     "direct_system": "Represent the query",

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from src.records import RecordError
-from src.stages.appended import AppendedText, MetricsTable
+from search_r3.records import RecordError
+from search_r3.stages.appended import AppendedText, MetricsTable
 
 LINES = ['{"text": "a\u2028b\x85c"}\n', '{"text": "é"}\n', "\n", "last\n"]
 

@@ -9,10 +9,10 @@ from architectures import CONFIGS, EAGER_ONLY, build
 from conftest import LENGTHS, PROMPTS, QUERIES, TEXTS
 from torch.nn.functional import normalize
 
-from src.models.embedder import ReasoningEmbedder
-from src.models.generation import Sampling
-from src.models.nano import train_tokenizer
-from src.stages.rollouts import sample_rollouts, training_forward
+from search_r3.models.embedder import ReasoningEmbedder
+from search_r3.models.generation import Sampling
+from search_r3.models.nano import train_tokenizer
+from search_r3.stages.rl.rollouts import sample_rollouts, training_forward
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 NEAR_TIE = 1e-4

@@ -11,14 +11,14 @@ from gguf_files import write_gguf
 from plain_folders import opened
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import src.base
-from src.base import Package, make_base
-from src.command_line import UsageError
-from src.models.folder import ModelFolderError, open_embedder
-from src.models.tuning import FullTuning
-from src.names import MARK
-from src.runtime import ConfigSource, compose
-from src.train import check
+import search_r3.base
+from search_r3.base import Package, make_base
+from search_r3.cli.compose import ConfigSource, compose
+from search_r3.errors import UsageError
+from search_r3.folders import MARK
+from search_r3.models.folder import ModelFolderError, open_embedder
+from search_r3.models.tuning import FullTuning
+from search_r3.train import check
 
 INSIDE = "tiny_model/tiny.Q4_1.gguf"
 
@@ -141,7 +141,7 @@ def test_the_command_refuses_in_one_line(registry, tmp_path, monkeypatch):
     )
 
     with pytest.raises(UsageError, match="no such file"):
-        src.base.main()
+        search_r3.base.main()
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ import pytest
 import torch
 from conftest import TEXTS, build_embedder
 
-from src.benchmarks import refresh as bench_refresh
-from src.benchmarks import scale as bench_scale
-from src.benchmarks.report import coverage, logged_steps, measured, row_of, scheduled_audits
-from src.command_line import UsageError, quote_free_text
-from src.models.folder import save_embedder
-from src.run_folder import state_of
-from src.runtime import ConfigSource, compose
+from search_r3.benchmarks import refresh as bench_refresh
+from search_r3.benchmarks import scale as bench_scale
+from search_r3.benchmarks.report import coverage, logged_steps, measured, row_of, scheduled_audits
+from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.overrides import quote_free_text
+from search_r3.cli.run_folder import state_of
+from search_r3.errors import UsageError
+from search_r3.models.folder import save_embedder
 from tests.command import LIMIT_S, run
 
 KEYS = [

@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 from drifting import DriftingCorpus
 
-from src.benchmarks.drift import RecordedFull, Recording, RecordingError, Replay
-from src.benchmarks.replay import PARTS, Task, replayed
-from src.index.base import InPlaceIndex
-from src.index.certified import Certified
-from src.index.live_index import LiveIndex
-from src.index.refresh import Candidates, Drift, Frozen, Full, Refresh
-from src.objectives.rewards import Reward, dcg, margin_dcg
+from search_r3.benchmarks.drift import RecordedFull, Recording, RecordingError, Replay
+from search_r3.benchmarks.replay import PARTS, Task, replayed
+from search_r3.index.backends.base import InPlaceIndex
+from search_r3.index.rules.base import Refresh
+from search_r3.index.rules.candidates import Candidates
+from search_r3.index.rules.certified import Certified
+from search_r3.index.rules.drift import Drift
+from search_r3.index.rules.frozen import Frozen
+from search_r3.index.rules.full import Full
+from search_r3.index.served import LiveIndex
+from search_r3.objectives.rewards import Reward, dcg, margin_dcg
 
 G, STEPS = 4, 5
 

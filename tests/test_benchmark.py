@@ -7,22 +7,16 @@ import numpy as np
 import pytest
 from conftest import PROMPTS, TEXTS, build_embedder
 
-from src.data.beir import load_benchmark
-from src.data.jsonl import DataError
-from src.data.types import Benchmark, Corpus
-from src.evaluate import analyzer_for
-from src.evaluation.benchmark import (
-    Model,
-    Settings,
-    _shuffled,
-    document_embeddings,
-    evaluate_benchmark,
-)
-from src.evaluation.modes import MODES
-from src.evaluation.significance import bootstrap_interval, paired_differences, paired_p_value
-from src.index.lexical import LexicalIndex
-from src.models.folder import load_embedder, save_embedder
-from src.models.prompts import PromptEncoder
+from search_r3.data.beir import load_benchmark
+from search_r3.data.jsonl import DataError
+from search_r3.data.types import Benchmark, Corpus
+from search_r3.evaluate import analyzer_for
+from search_r3.evaluation.benchmark import Model, Settings, _shuffled, document_embeddings, evaluate_benchmark
+from search_r3.evaluation.modes import MODES
+from search_r3.evaluation.significance import bootstrap_interval, paired_differences, paired_p_value
+from search_r3.index.backends.bm25 import LexicalIndex
+from search_r3.models.folder import load_embedder, save_embedder
+from search_r3.models.prompts import PromptEncoder
 from tests.command import run
 
 SETTINGS = Settings(top_k=100, analyzer="code", k1=1.2, b=0.75, seed=0)

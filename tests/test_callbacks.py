@@ -16,11 +16,11 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from src.objectives.losses import info_nce
-from src.stages.appended import MetricsTable, Records
-from src.stages.callbacks import HeedSigterm, Throughput, TrainableCheckpoint, frozen_sha256
-from src.stages.checkpoint_files import CheckpointError, HashedCheckpointIO, latest
-from src.stages.optimization import (
+from search_r3.objectives.losses import info_nce
+from search_r3.stages.appended import MetricsTable, Records
+from search_r3.stages.callbacks import HeedSigterm, Throughput, TrainableCheckpoint, frozen_sha256
+from search_r3.stages.checkpoint_files import CheckpointError, HashedCheckpointIO, latest
+from search_r3.stages.optimization import (
     ChunkOutput,
     OptimizationSettings,
     backward_with_cache,
@@ -29,8 +29,8 @@ from src.stages.optimization import (
     build_scheduler,
     optimization_step,
 )
-from src.stages.record import ValidationRecord
-from src.stages.sampling import GroupedBatchSampler
+from search_r3.stages.record import ValidationRecord
+from search_r3.stages.sampler import GroupedBatchSampler
 from tests.command import THREADS, forked
 
 N_STEPS = 8
@@ -415,7 +415,7 @@ def test_throughput_books_time_under_the_part_that_took_it(tmp_path, caplog):
             time.sleep(0.3)
 
     throughput, before, after = Throughput(log_every_n_steps=2), Watch(), Watch()
-    with caplog.at_level("INFO", logger="src.stages.callbacks"):
+    with caplog.at_level("INFO", logger="search_r3.stages.callbacks"):
         trainer = fit(tmp_path, Slow(), callbacks=[before, throughput, after])
     facts = throughput.summary()
     shares = {part: facts[f"{part}_share"] for part in Throughput.PARTS}

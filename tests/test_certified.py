@@ -8,8 +8,10 @@ import pytest
 from drifting import DriftingCorpus, dcg_on, unit
 from test_live_index import KEY, created, ran
 
-from src.index.base import InPlaceIndex
-from src.index.certified import (
+from search_r3.index.backends.base import InPlaceIndex
+from search_r3.index.ranks import Ranks
+from search_r3.index.rules.base import Audit, AuditedRows, Moved, StepQueries, View
+from search_r3.index.rules.certified import (
     EDGES,
     TIE,
     Certified,
@@ -19,10 +21,8 @@ from src.index.certified import (
     quantile_needs,
     wilson_interval,
 )
-from src.index.forecast import CommonDrift
-from src.index.live_index import LiveIndex
-from src.index.ranks import Ranks
-from src.index.refresh import Audit, AuditedRows, Moved, StepQueries, View
+from search_r3.index.rules.forecast import CommonDrift
+from search_r3.index.served import LiveIndex
 
 
 def case(seed, n=60, width=6, n_queries=12, n_positives=2, drift=0.3, common=0.0):

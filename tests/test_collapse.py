@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from src.objectives.collapse import CollapseLimits, Vitals, collapse
+from search_r3.objectives.collapse import CollapseLimits, Vitals, collapse
 
 LIMITS = CollapseLimits(window=3, min_entropy=0.05, min_length_share=0.25, max_flat_share=0.9)
 HEALTHY = Vitals(entropy=1.2, n_tokens=22.0, flat_share=0.1)

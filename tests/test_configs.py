@@ -9,8 +9,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from src.command_line import TRAINER_NODES, flat_keys
-from src.runtime import CONF, RL_GROUPS, ConfigSource, compose
+from search_r3.cli.compose import RL_GROUPS, ConfigSource, compose
+from search_r3.cli.overrides import TRAINER_NODES, flat_keys
+from search_r3.shipped import CONF
 
 ENTRIES = [name for name in ("train", "evaluate", "tune") if (CONF / f"{name}.yaml").is_file()]
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from src.models.folder import ModelFolderError, load_embedder
+from search_r3.models.folder import ModelFolderError, load_embedder
 from tests.plain_folders import byte_tokenizer, opened, write_plain
 
 

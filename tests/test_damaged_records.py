@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_fuzzed_readers import damaged
 
-from src.command_line import UsageError
-from src.last_resort import described
-from src.records import LONGEST_MESSAGE, clipped, read_json, shown, shown_names
-from src.run_folder import keep_earlier, write_json, write_status
-from src.runtime import ConfigSource, _resumed, compose, resolved_yaml
+from search_r3.cli.compose import ConfigSource, compose, resolved_yaml
+from search_r3.cli.last_resort import described
+from search_r3.cli.resume import resumed
+from search_r3.cli.run_folder import write_status
+from search_r3.errors import UsageError
+from search_r3.files import keep_earlier, write_json
+from search_r3.records import LONGEST_MESSAGE, clipped, read_json, shown, shown_names
 from tests.fuzzing import fuzzed
 
 OPENED: list[ConfigSource] = []
@@ -35,8 +37,8 @@ def run(tmp_path_factory):
     OPENED.clear()
 
 
-def resumed(folder, *overrides: str):
-    return _resumed(OPENED[0], [f"resume={folder}", *overrides], folder)
+def resumed_config(folder, *overrides: str):
+    return resumed(OPENED[0], [f"resume={folder}", *overrides], folder)
 
 
 def folder_in_place(file):
@@ -69,7 +71,7 @@ def test_a_damaged_record_is_one_line_with_its_name_and_what_to_do(run, tmp_path
     if (name, damage) == ("config.yaml", "cut off"):
         pytest.skip("YAML that is cut off at a line is YAML; see the next test")
     with pytest.raises(UsageError) as error:
-        resumed(folder)
+        resumed_config(folder)
     said = described(error.value)
     assert str(folder / name) in said or (damage == "folder" and str(folder) in said)
     assert "\n" not in said
@@ -83,7 +85,7 @@ def test_a_record_that_may_not_be_read_is_named(run, tmp_path, name):
     folder = shutil.copytree(run, tmp_path / "run")
     (folder / name).chmod(0)
     with pytest.raises(UsageError, match=f"{name}: cannot be read"):
-        resumed(folder)
+        resumed_config(folder)
 
 
 @fuzzed(25)
@@ -94,7 +96,7 @@ def test_whatever_a_configuration_holds_a_resume_takes_it_or_refuses_it(run, tmp
     shutil.copytree(run, folder)
     (folder / "config.yaml").write_bytes(data.draw(damaged((run / "config.yaml").read_bytes())))
     try:
-        resumed(folder, "stage.trainer.max_steps=9")
+        resumed_config(folder, "stage.trainer.max_steps=9")
     except UsageError as error:
         message = described(error)
     else:

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import pytrec_eval
 
-from src.data.beir import (
+from search_r3.data.beir import (
     collection_name,
     load_beir_training,
     load_benchmark,
     load_corpus,
     removes_self_match,
 )
-from src.data.datamodules import thinned
-from src.data.jsonl import ConcatTexts, DataError, LazyTexts, numbered_lines
-from src.evaluation.metrics import per_query_metrics
+from search_r3.data.jsonl import ConcatTexts, DataError, LazyTexts, numbered_lines
+from search_r3.evaluation.metrics import per_query_metrics
+from search_r3.stages.data import thinned
 
 BEIR = Path(os.environ.get("SEARCH_R3_BEIR", Path(__file__).resolve().parents[2] / "shared" / "beir"))
 needs_scifact = pytest.mark.skipif(not (BEIR / "scifact").is_dir(), reason=f"no SciFact under {BEIR}")

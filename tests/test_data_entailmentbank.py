@@ -5,10 +5,10 @@ import logging
 
 import pytest
 
-from src.data.beir import load_beir_training
-from src.data.entailmentbank import Parts, load_entailmentbank, question_parts, short_reasoning
-from src.data.jsonl import DataError
-from src.data.reasonings import load_reasonings
+from search_r3.data.beir import load_beir_training
+from search_r3.data.entailmentbank import Parts, load_entailmentbank, question_parts, short_reasoning
+from search_r3.data.jsonl import DataError
+from search_r3.data.reasonings import load_reasonings
 
 N_TRAIN, N_DEV = 12, 3
 PARTS = Parts(set_aside=4, tuning=2, rl_only=2)

@@ -14,11 +14,13 @@ import pytest
 import pytorch_lightning as pl
 import Stemmer
 
-from src.data.hops import Sizes, TextSettings, chance_ndcg, load_hops
-from src.evaluation.metrics import mean_metrics, per_query_metrics, query_metrics
-from src.index.lexical import ANALYZERS, LexicalIndex, analyze
-from src.models.prompts import PromptEncoder
-from src.runtime import ConfigSource, compose, instantiate
+from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.instantiate import instantiate
+from search_r3.data.hops import Sizes, TextSettings, chance_ndcg, load_hops
+from search_r3.evaluation.metrics import mean_metrics, per_query_metrics, query_metrics
+from search_r3.index.backends.bm25 import ANALYZERS, LexicalIndex, analyze
+from search_r3.models.prompts import PromptEncoder
+from tests.command import PYTHONPATH
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
@@ -305,13 +307,13 @@ def test_the_same_arguments_give_the_same_world_and_another_seed_another_one():
 
 def test_the_world_does_not_depend_on_the_process():
     program = (
-        "from src.data.hops import *; import hashlib;"
+        "from search_r3.data.hops import *; import hashlib;"
         f"data = load_hops(4, Sizes(sft_queries=7, **{SIZES}), TextSettings(**{TEXT}), 1);"
         "print(hashlib.sha256(repr((data.corpus, data.examples, list(data.texts))).encode()).hexdigest())"
     )
     digests = set()
     for seed in ("1", "2"):
-        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": PYTHONPATH}
         done = subprocess.run(
             [sys.executable, "-c", program],
             env=environment,

@@ -8,10 +8,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from src.data.beir import load_benchmark
-from src.data.mixture import load_mixture
-from src.data.triples import load_triples
-from src.data.types import Benchmark, Corpus, TrainingData
+from search_r3.data.beir import load_benchmark
+from search_r3.data.mixture import load_mixture
+from search_r3.data.triples import load_triples
+from search_r3.data.types import Benchmark, Corpus, TrainingData
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 

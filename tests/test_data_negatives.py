@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from src.data.mining import mine_by_bm25, mine_by_model
-from src.data.negatives import MarginRule, RankRule, mine_hard_negatives, select_hard_negatives
-from src.data.types import Corpus, Example
-from src.models.folder import load_embedder
+from search_r3.data.negatives import MarginRule, RankRule, mine_hard_negatives, select_hard_negatives
+from search_r3.data.types import Corpus, Example
+from search_r3.models.folder import load_embedder
+from search_r3.stages.sft.mining import mine_by_bm25, mine_by_model
 
 IDS = ["a", "b", "c", "d", "e", "f"]
 SCORES = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from src.data.docstrings import MIN_BODY_WORDS, mine_functions, plain_text, read_source, split_docstring
-from src.data.duplicates import NearDuplicates, bands, jaccard, shingles
-from src.data.pydocs import STDLIB, load_pydocs, source_files, split_of
-from src.data.reasoning import cold_start_reasoning, identifier_words
-from tests.command import LIMIT_S
+from search_r3.data.docstrings import MIN_BODY_WORDS, mine_functions, plain_text, read_source, split_docstring
+from search_r3.data.duplicates import NearDuplicates, bands, jaccard, shingles
+from search_r3.data.pydocs import STDLIB, load_pydocs, source_files, split_of
+from search_r3.data.reasoning import cold_start_reasoning, identifier_words
+from tests.command import LIMIT_S, PYTHONPATH
 
 ROOT = Path(__file__).resolve().parents[1]
 STDLIB_MODULES = ("argparse", "textwrap", "csv", "statistics", "shutil", "difflib", "email.message", "heapq")
@@ -315,12 +315,12 @@ def test_two_processes_that_start_at_once_build_once(tmp_path, monkeypatch):
     site = tmp_path / "site"
     write_distribution(site, "smallpack", "1.2", module_files("smallpack", 30))
     code = (
-        "import sys; from src.data.pydocs import load_pydocs\n"
+        "import sys; from search_r3.data.pydocs import load_pydocs\n"
         "options = {'include_stdlib': False, 'test_share': 0.3, 'min_test': 1}\n"
         "data = load_pydocs(['smallpack==1.2'], sys.argv[1], **options)\n"
         "print(data.corpus.fingerprint)"
     )
-    environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
+    environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{PYTHONPATH}"}
     command = [sys.executable, "-c", code, str(tmp_path / "cache")]
     jobs = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -431,7 +431,7 @@ def test_tests_vendored_generated_and_broken_files_are_not_mined(tmp_path, monke
 
 
 def test_a_failed_build_leaves_no_cache_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr("src.data.pydocs.count_words", lambda texts: 1 / 0)
+    monkeypatch.setattr("search_r3.data.pydocs.count_words", lambda texts: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         load_small(tmp_path, monkeypatch, module_files("smallpack", 20))
     assert list((tmp_path / "cache").iterdir()) == []
@@ -470,7 +470,7 @@ def test_a_mining_that_is_interrupted_ends_with_its_workers_and_without_a_traceb
     write_distribution(site, "smallpack", "1.2", module_files("smallpack", 30))
     code = (
         "import pathlib, signal, sys, time\n"
-        "import src.data.pydocs as pydocs\n"
+        "import search_r3.data.pydocs as pydocs\n"
         "def interrupt(*_):\n    raise KeyboardInterrupt\n"
         "signal.signal(signal.SIGTERM, interrupt)\n"
         "signal.signal(signal.SIGINT, interrupt)\n"  # a shell has it ignored in what runs in the background
@@ -481,7 +481,7 @@ def test_a_mining_that_is_interrupted_ends_with_its_workers_and_without_a_traceb
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "cache"), str(started)],
-        env=os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"},
+        env=os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{PYTHONPATH}"},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

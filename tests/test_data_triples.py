@@ -7,8 +7,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from src.data.jsonl import DataError
-from src.data.triples import load_triples
+from search_r3.data.jsonl import DataError
+from search_r3.data.triples import load_triples
 
 ROWS = [
     {"query": "what lifts a wing", "positive": "pressure", "hard_negatives": ["feathers", "wind"]},

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from src.devices import cpu_precision
+from search_r3.cli.devices import cpu_precision
+from tests.command import PYTHONPATH
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,7 +61,7 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise():
     program = "import os, src, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
     for given, expected in ((None, "PASSIVE False"), ("ACTIVE", "ACTIVE False")):
         environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-        environment |= {"PYTHONPATH": str(ROOT)} | ({"OMP_WAIT_POLICY": given} if given else {})
+        environment |= {"PYTHONPATH": PYTHONPATH} | ({"OMP_WAIT_POLICY": given} if given else {})
         done = subprocess.run(
             [sys.executable, "-c", program], env=environment, capture_output=True, text=True
         )

@@ -5,8 +5,8 @@ import torch
 from conftest import QUERIES, TEXTS, build_embedder
 from torch.nn.functional import normalize
 
-from src.models.embedder import length_batches
-from src.models.generation import Sampling, common_prefix, decode, row_uniforms, sample
+from search_r3.models.embedder import length_batches
+from search_r3.models.generation import Sampling, common_prefix, decode, row_uniforms, sample
 
 
 def alone(embedder, sequence):

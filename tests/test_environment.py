@@ -9,19 +9,10 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from two_processes import on_two_ranks
 
-from src.data.types import Corpus
-from src.environment import (
-    Blocks,
-    Environment,
-    EnvironmentDataError,
-    Judgements,
-    Positives,
-    Retrieved,
-    Shard,
-    exact_ranking,
-    topk_ranking,
-)
-from src.objectives.rewards import Reward, dcg, margin_dcg
+from search_r3.data.types import Corpus
+from search_r3.index.exact_rank import Blocks, Positives, Retrieved, Shard, exact_ranking, topk_ranking
+from search_r3.objectives.rewards import Reward, dcg, margin_dcg
+from search_r3.stages.rl.environment import Environment, EnvironmentDataError, Judgements
 
 N, D, B, G = 97, 8, 3, 4
 SMALL = Blocks(rows=10, queries=5)

@@ -9,16 +9,16 @@ import pytest
 import pytrec_eval
 from conftest import TEXTS
 
-from src import report
-from src.command_line import UsageError
-from src.data.types import Benchmark, Corpus
-from src.evaluate import check, run
-from src.evaluation.benchmark import Settings, evaluate_benchmark
-from src.evaluation.places import PlaceError, collection_path, folder_name
-from src.evaluation.report import print_differences, print_table, write_chart
-from src.evaluation.trec import encoded_id
-from src.evaluation.validation import validate
-from src.runtime import ConfigSource, compose
+from search_r3 import report
+from search_r3.cli.compose import ConfigSource, compose
+from search_r3.data.types import Benchmark, Corpus
+from search_r3.errors import UsageError
+from search_r3.evaluate import check, run
+from search_r3.evaluation.benchmark import Settings, evaluate_benchmark
+from search_r3.evaluation.places import PlaceError, collection_path, folder_name
+from search_r3.evaluation.report import print_differences, print_table, write_chart
+from search_r3.evaluation.trec import encoded_id
+from search_r3.stages.validation import validate
 
 TREC = {"ndcg@10": "ndcg_cut_10", "recall@100": "recall_100", "map@100": "map_cut_100"}
 OPENED: list[ConfigSource] = []

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from conftest import TEXTS
 
-from src import report
-from src.command_line import UsageError
-from src.data.types import Benchmark, Corpus
-from src.evaluation.benchmark import Model, Settings, evaluate_benchmark
-from src.evaluation.places import PlaceError, earlier_rows, rows_on_disk, with_rows_on_disk
-from src.models.folder import load_embedder
-from src.run_folder import write_metrics
+from search_r3 import report
+from search_r3.cli.run_folder import write_metrics
+from search_r3.data.types import Benchmark, Corpus
+from search_r3.errors import UsageError
+from search_r3.evaluation.benchmark import Model, Settings, evaluate_benchmark
+from search_r3.evaluation.places import PlaceError, earlier_rows, rows_on_disk, with_rows_on_disk
+from search_r3.models.folder import load_embedder
 
 SETTINGS = Settings(top_k=100, analyzer="code", k1=1.2, b=0.75, seed=0)
 QUERIES = {f"q{i}": text.split("\n")[0] for i, text in enumerate(TEXTS[:5])}

@@ -7,10 +7,11 @@ import pytorch_lightning as pl
 from conftest import build_embedder
 from test_sft import NEVER, WEIGHTS, training_data
 
-from src.data.datamodules import SFTDataModule
-from src.stages.callbacks import FalseNegatives, TrainableCheckpoint
-from src.stages.optimization import OptimizationSettings
-from src.stages.sft import SFTLosses, SFTModule
+from search_r3.stages.callbacks import FalseNegatives, TrainableCheckpoint
+from search_r3.stages.optimization import OptimizationSettings
+from search_r3.stages.sft.data import SFTDataModule
+from search_r3.stages.sft.module import SFTModule
+from search_r3.stages.sft.settings import SFTLosses
 
 
 def run(folder, steps, false_negative_margin, false_negative_share=1.0, resume=None):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.index.flat import FlatIndex
+from search_r3.index.backends.flat import FlatIndex
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -116,7 +116,7 @@ def test_a_memory_map_is_searched_where_it_is(tmp_path):
 def test_pitfall_24_faiss_keeps_to_one_thread_beside_torch_on_macos():
     code = """
 import sys
-import src.index.library as library
+import search_r3.index.backends.library as library
 assert list(sys.modules).index("torch") < list(sys.modules).index("faiss")
 for platform in ("linux", "darwin"):
     library.settle(platform)

@@ -8,11 +8,17 @@ from conftest import LENGTHS, PROMPTS, TEXTS, build_embedder
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from src.models.embedder import ReasoningEmbedder
-from src.models.folder import ModelFolderError, add_embed_token, load_embedder, open_embedder, save_embedder
-from src.models.nano import train_tokenizer
-from src.models.prompts import EMBED_TOKEN
-from src.models.tuning import FullTuning, LoraTuning, adapter_disabled
+from search_r3.models.embedder import ReasoningEmbedder
+from search_r3.models.folder import (
+    ModelFolderError,
+    add_embed_token,
+    load_embedder,
+    open_embedder,
+    save_embedder,
+)
+from search_r3.models.nano import train_tokenizer
+from search_r3.models.prompts import EMBED_TOKEN
+from search_r3.models.tuning import FullTuning, LoraTuning, adapter_disabled
 
 UNUSED = {"name": None, "create": None, "prompts": {}, "lengths": {}}
 

@@ -12,8 +12,8 @@ from test_callbacks import Pairs, assert_same, fit
 from test_rl import likely_folder
 from test_rl_bad_input import composed, write_beir
 
-from src.stages.checkpoint_files import latest
-from src.train import run
+from search_r3.stages.checkpoint_files import latest
+from search_r3.train import run
 
 
 class FolderIO(TorchCheckpointIO):

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from test_folder import UNUSED, move_trained_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import src.upgrade
-from src.evaluate import _load
-from src.models import checksums
-from src.models.folder import load_embedder, open_embedder, save_embedder, upgrade_folder
-from src.models.tuning import FullTuning, LoraTuning
-from src.runtime import ConfigSource, compose
+import search_r3.upgrade
+from search_r3.cli.compose import ConfigSource, compose
+from search_r3.evaluate import _load
+from search_r3.models import checksums
+from search_r3.models.folder import load_embedder, open_embedder, save_embedder, upgrade_folder
+from search_r3.models.tuning import FullTuning, LoraTuning
 
 MARK = "ran"
 FILES = (
@@ -281,9 +281,9 @@ def test_a_folder_of_before_opens_and_says_so_once(folder, caplog, capsys, monke
     assert f"python -m src.upgrade {folder}" in caplog.text
     card = (folder / "README.md").read_bytes()
     monkeypatch.setattr(sys, "argv", ["src.upgrade", str(folder)])
-    assert src.upgrade.main() == 0
+    assert search_r3.upgrade.main() == 0
     assert "checksums are of what the files hold now" in capsys.readouterr().out
-    assert src.upgrade.main() == 0
+    assert search_r3.upgrade.main() == 0
     assert "is as it was written, nothing to do" in capsys.readouterr().out
     assert (folder / "README.md").read_bytes() == card
     assert torch.equal(load_embedder(folder).embed_documents(TEXTS[:2]), expected)

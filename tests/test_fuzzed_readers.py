@@ -19,22 +19,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from src.command_line import UsageError
-from src.data.beir import load_corpus, load_qrels, load_queries
-from src.data.jsonl import DataError
-from src.data.triples import load_triples
-from src.data.types import Benchmark, Corpus
-from src.evaluation.benchmark import Settings, evaluate_benchmark
-from src.evaluation.places import earlier_rows
-from src.evaluation.results import check_files, read_row, read_scores
-from src.evaluation.trec import read_qrels, read_run
-from src.index.store import StoreError, open_store, store_folder, stored_embeddings
-from src.model_choice import read_facts
-from src.models.folder import ModelFolderError, read_description
-from src.records import RecordError, read_config, read_json
-from src.report import joined
-from src.run_folder import read_status, state_of, write_json, write_metrics, write_status
-from src.sweep_table import sweep_table
+from search_r3.cli.model_choice import read_facts
+from search_r3.cli.run_folder import read_status, state_of, write_metrics, write_status
+from search_r3.cli.sweep_table import sweep_table
+from search_r3.data.beir import load_corpus, load_qrels, load_queries
+from search_r3.data.jsonl import DataError
+from search_r3.data.triples import load_triples
+from search_r3.data.types import Benchmark, Corpus
+from search_r3.errors import UsageError
+from search_r3.evaluation.benchmark import Settings, evaluate_benchmark
+from search_r3.evaluation.places import earlier_rows
+from search_r3.evaluation.results import check_files, read_row, read_scores
+from search_r3.evaluation.trec import read_qrels, read_run
+from search_r3.files import write_json
+from search_r3.index.rows.cache import StoreError, open_store, store_folder, stored_embeddings
+from search_r3.models.folder import ModelFolderError, read_description
+from search_r3.records import RecordError, read_config, read_json
+from search_r3.report import joined
 from tests.fuzzing import fuzzed
 
 OURS = (DataError, UsageError, StoreError, ModelFolderError)

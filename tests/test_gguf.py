@@ -15,10 +15,10 @@ from gguf_files import CONTROL, small_llama, vocabulary_and_merges, write_gguf
 from plain_folders import opened
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src.models.folder import load_embedder, save_embedder
-from src.models.gguf import PRE_TOKENIZERS, GgufError, quantisation, read_gguf
-from src.models.prompts import EMBED_TOKEN
-from src.models.tuning import FullTuning, LoraTuning
+from search_r3.models.folder import load_embedder, save_embedder
+from search_r3.models.gguf import PRE_TOKENIZERS, GgufError, quantisation, read_gguf
+from search_r3.models.prompts import EMBED_TOKEN
+from search_r3.models.tuning import FullTuning, LoraTuning
 from tests.command import run
 
 GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

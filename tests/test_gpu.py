@@ -12,15 +12,17 @@ from test_rl import ALIVE, data_of, fit, likely_folder, module_of, opened
 from test_sft import module_of as sft_module_of
 from test_sft import training_data
 
-from src.data.datamodules import PretrainDataModule, SFTDataModule
-from src.environment import Positives, Retrieved, Shard, exact_ranking, topk_ranking
-from src.index.refresh import Candidates, Refresh
-from src.models.folder import load_embedder, save_embedder
-from src.models.tuning import FullTuning, LoraTuning
-from src.stages.optimization import OptimizationSettings
-from src.stages.pretrain import PretrainModule
-from src.stages.rl import PolicySettings
-from src.stages.sft import SelfWritten
+from search_r3.index.exact_rank import Positives, Retrieved, Shard, exact_ranking, topk_ranking
+from search_r3.index.rules.base import Refresh
+from search_r3.index.rules.candidates import Candidates
+from search_r3.models.folder import load_embedder, save_embedder
+from search_r3.models.tuning import FullTuning, LoraTuning
+from search_r3.stages.optimization import OptimizationSettings
+from search_r3.stages.pretrain.data import PretrainDataModule
+from search_r3.stages.pretrain.module import PretrainModule
+from search_r3.stages.rl.settings import PolicySettings
+from search_r3.stages.sft.data import SFTDataModule
+from search_r3.stages.sft.settings import SelfWritten
 from tests.command import run
 
 pytestmark = pytest.mark.gpu

@@ -11,8 +11,8 @@ from torch.distributions import Categorical
 from torch.testing import assert_close
 from two_processes import on_two_ranks
 
-from src.models.generation import sample
-from src.objectives.grpo import (
+from search_r3.models.generation import sample
+from search_r3.objectives.grpo import (
     PolicyBatch,
     _entropy,
     clipped_token_losses,
@@ -30,8 +30,8 @@ from src.objectives.grpo import (
     trained_tokens,
     unpacked,
 )
-from src.objectives.losses import share_of_count
-from src.objectives.rewards import Ranking
+from search_r3.objectives.losses import share_of_count
+from search_r3.objectives.rewards import Ranking
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 B, G, L = 3, 4, 5

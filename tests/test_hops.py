@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from src.evaluation.report import model_names
-from src.runtime import ConfigSource, compose
+from search_r3.cli.compose import ConfigSource, compose
+from search_r3.evaluation.report import model_names
 from tests.command import run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,10 +6,11 @@ from drifting import DriftingCorpus, unit
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from src.index.base import InPlaceIndex
-from src.index.live_index import LiveIndex
-from src.index.refresh import Frozen, Refresh
-from src.runtime import CONF
+from search_r3.index.backends.base import InPlaceIndex
+from search_r3.index.rules.base import Refresh
+from search_r3.index.rules.frozen import Frozen
+from search_r3.index.served import LiveIndex
+from search_r3.shipped import CONF
 
 KEY = {"weights": "w"}
 
@@ -47,8 +48,11 @@ def test_rules_differ_in_their_rule_and_share_their_other_keys(option):
 
 def test_a_budget_by_step_can_be_given_in_a_config():
     node = OmegaConf.create(
-        {"_target_": "src.index.refresh.Refresh", "rule": {"_target_": "src.index.refresh.Full"},
-         "budget": {0: 400, 100: None}}
-    )  # fmt: skip
+        {
+            "_target_": "search_r3.index.rules.base.Refresh",
+            "rule": {"_target_": "search_r3.index.rules.full.Full"},
+            "budget": {0: 400, 100: None},
+        }
+    )
     settings = instantiate(node)
     assert [settings.budget_at(step) for step in (5, 100)] == [400, None]

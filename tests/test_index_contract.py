@@ -7,11 +7,11 @@ from functools import partial
 import numpy as np
 import pytest
 
-from src.index.base import InPlaceIndex, load_saved, save_whole
-from src.index.graph import GraphIndex
-from src.index.ivf import IVFIndex
-from src.index.live import LiveStore
-from src.index.store import StoreError
+from search_r3.index.backends.base import InPlaceIndex, load_saved, save_whole
+from search_r3.index.backends.hnsw import GraphIndex
+from search_r3.index.backends.ivf import IVFIndex
+from search_r3.index.rows.cache import StoreError
+from search_r3.index.rows.live import LiveStore
 
 EXACT = {"flat": InPlaceIndex, "ivf, all lists": partial(IVFIndex, n_lists=7, n_probe=7)}
 APPROXIMATE = {

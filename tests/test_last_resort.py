@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from src.command_line import UsageError
-from src.last_resort import run_command
-from src.run_folder import REMEDIES, Failed, Interrupted, make_folder, recorded
+from search_r3.cli.last_resort import run_command
+from search_r3.cli.run_folder import Failed, Interrupted, make_folder, recorded
+from search_r3.errors import UsageError
+from search_r3.files import REMEDIES
+from tests.command import PYTHONPATH
 from tests.tiny_stage import write_configs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,12 +38,15 @@ def test_every_module_that_can_be_run_ends_in_the_last_resort():
     for path in (ROOT / "src").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         if '__name__ == "__main__"' in text:
-            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            found[name] = text.partition('__name__ == "__main__"')[2]
+            found[".".join(path.relative_to(ROOT).with_suffix("").parts)] = text
 
-    assert sorted(found) == sorted(COMMANDS)
-    for name, block in found.items():
-        assert "entry_point(" in block or "run_command(" in block, name
+    launchers = {name for name in found if not name.startswith("src.search_r3.")}
+    assert launchers == set(COMMANDS)
+    behind = {name: name.replace("src.", "src.search_r3.", 1) for name in COMMANDS}
+    assert found.keys() - launchers == {"src.search_r3.__main__", *behind.values()}
+    for name in COMMANDS:
+        assert f'launch("{name.removeprefix("src.")}")' in found[name]
+        assert "entry_point(" in found[behind[name]] or "run_command(" in found[behind[name]], name
 
 
 def arguments(command, place, tmp_path, nano_folder):
@@ -156,13 +161,13 @@ def test_whatever_is_raised_ends_in_a_line_and_a_code(capsys, raised, code, line
 def test_a_signal_that_comes_after_the_job_changes_nothing():
     program = (
         "import atexit, os, signal\n"
-        "from src.last_resort import run_command\n"
+        "from search_r3.cli.last_resort import run_command\n"
         "def interrupt(*_):\n    raise KeyboardInterrupt\n"
         "signal.signal(signal.SIGTERM, interrupt)\n"
         "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
         "run_command(lambda: 0)"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -197,9 +202,11 @@ def test_a_job_whose_failure_cannot_be_recorded_is_told_all_the_same(tmp_path, c
 
 
 def test_a_closed_pipe_and_a_full_disk_are_told():
-    program = "from src.last_resort import run_command\nrun_command(lambda: print('x' * 10**6) or 0)"
+    program = (
+        "from search_r3.cli.last_resort import run_command\nrun_command(lambda: print('x' * 10**6) or 0)"
+    )
     command = [sys.executable, "-c", program]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

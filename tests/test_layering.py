@@ -9,81 +9,37 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+PACKAGE = "search_r3"
 LAYERS = [
-    {
-        "src.data.types",
-        "src.data.texts",
-        "src.command_line",
-        "src.devices",
-        "src.last_resort",
-        "src.model_choice",
-        "src.names",
-        "src.number_ranges",
-        "src.progress",
-        "src.records",
-        "src.run_folder",
-        "src.run_lock",
-        "src.sweep_table",
-        "src.trust",
-    },
-    {
-        "src.data.pydocs",
-        "src.data.docstrings",
-        "src.data.duplicates",
-        "src.data.jsonl",
-        "src.data.reasoning",
-        "src.data.reasonings",
-        "src.data.entailmentbank",
-        "src.data.splits",
-        "src.data.beir",
-        "src.data.hops",
-        "src.data.triples",
-        "src.data.mixture",
-        "src.data.negatives",
-    },
-    {"src.models.*", "src.index.*", "src.objectives.*"},
-    {"src.environment"},
-    {
-        "src.data.collate",
-        "src.data.mining",
-        "src.data.datamodules",
-        "src.data.rl",
-        "src.evaluation.*",
-        "src.stages.*",
-        "src.benchmarks.drift",
-        "src.benchmarks.replay",
-        "src.benchmarks.report",
-    },
-    {"src.runtime"},
-    {
-        "src.base",
-        "src.train",
-        "src.evaluate",
-        "src.tune",
-        "src.report",
-        "src.upgrade",
-        "src.benchmarks.base_parity",
-        "src.benchmarks.popularity",
-        "src.benchmarks.refresh",
-        "src.benchmarks.scale",
-    },
+    ("errors", "shipped"),
+    ("records",),
+    ("files", "progress"),
+    ("folders",),
+    ("data",),
+    ("objectives",),
+    ("models",),
+    ("index",),
+    ("evaluation",),
+    ("stages",),
+    ("cli",),
+    ("train", "evaluate", "report", "tune", "upgrade", "base", "benchmarks", "__main__"),
 ]
-"""From the bottom up. Within a layer imports are free, but for `STRANGERS`."""
+"""Modules and folders of the package from the bottom up. Those of one line do not know each other."""
 
-STRANGERS = ("src.models", "src.index", "src.objectives")
-"""Siblings that do not know each other."""
+STRANGERS = {("index", "models"), ("models", "objectives")}
+"""Neither may import the other, though one stands lower."""
 
-MAY_IMPORT_HYDRA = ("src.runtime", "src.train", "src.evaluate", "src.tune")
-ENTRY_POINTS_MAY_SHARE = {("src.tune", "src.train"), ("src.benchmarks.refresh", "src.train")}
+MAY_IMPORT_HYDRA = ("cli", "train", "evaluate", "tune", "benchmarks")
+ENTRY_POINTS_MAY_SHARE = {("tune", "train"), ("benchmarks", "train")}
 
 
 def module_name(path: Path, root: Path) -> str:
-    parts = path.relative_to(root).with_suffix("").parts
+    parts = path.relative_to(root / "src").with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def modules(root: Path) -> dict[str, Path]:
-    return {module_name(path, root): path for path in sorted((root / "src").rglob("*.py"))}
+    return {module_name(path, root): path for path in sorted((root / "src" / PACKAGE).rglob("*.py"))}
 
 
 @cache
@@ -99,45 +55,40 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-def layer_of(module: str) -> int | None:
-    """Position of the layer that names the module, or its package with a star."""
-    package = module.rsplit(".", 1)[0]
-    for level, layer in enumerate(LAYERS):
-        if module in layer or f"{package}.*" in layer:
-            return level
-    return None
+def part_of(module: str) -> str:
+    """The module or folder directly below the package that holds a module; empty for the package itself."""
+    return module.removeprefix(PACKAGE).removeprefix(".").partition(".")[0]
+
+
+def level_of(part: str) -> int | None:
+    return next((level for level, layer in enumerate(LAYERS) if part in layer), None)
 
 
 def violations(root: Path) -> list[str]:
     found = modules(root)
     problems = []
     for module, path in found.items():
-        if path.name == "__init__.py":
-            continue
-        level = layer_of(module)
-        if level is None:
+        part = part_of(module)
+        if part and level_of(part) is None:
             problems.append(f"{module} has no declared layer")
             continue
         for target in sorted(imports(path)):
-            if target.split(".")[0] == "hydra" and module not in MAY_IMPORT_HYDRA:
+            if target.split(".")[0] == "hydra" and part not in MAY_IMPORT_HYDRA:
                 problems.append(f"{module} imports {target}")
-            if target not in found or found[target].name == "__init__.py":
-                continue
-            problems += _edge(module, level, target)
+            if target in found and found[target].name != "__init__.py":
+                problems += _edge(module, target)
     return problems
 
 
-def _edge(module: str, level: int, target: str) -> list[str]:
-    other = layer_of(target)
-    if other is None:
-        return []  # told once, for the target itself
-    is_sibling = {module.rsplit(".", 1)[0], target.rsplit(".", 1)[0]} <= set(STRANGERS)
-    if other > level or (is_sibling and module.rsplit(".", 1)[0] != target.rsplit(".", 1)[0]):
-        return [f"{module} imports {target}"]
-    is_entry = level == len(LAYERS) - 1 and other == level
-    return (
-        [f"{module} imports {target}"] if is_entry and (module, target) not in ENTRY_POINTS_MAY_SHARE else []
-    )
+def _edge(module: str, target: str) -> list[str]:
+    one, other = part_of(module), part_of(target)
+    level, below = level_of(one), level_of(other)
+    if one == other or below is None:
+        return []  # an undeclared target is told once, for itself
+    is_downwards = below < level or (one, other) in ENTRY_POINTS_MAY_SHARE
+    if is_downwards and tuple(sorted((one, other))) not in STRANGERS:
+        return []
+    return [f"{module} imports {target}"]
 
 
 def test_every_import_points_downwards_and_every_module_has_a_layer():
@@ -156,45 +107,60 @@ def reached(start: str, graph: dict[str, set[str]]) -> set[str]:
 
 def test_pitfall_30_no_reward_comes_from_a_lexical_index():
     graph = {name: imports(path) for name, path in modules(ROOT).items()}
-    rewarding = [name for name in graph if name.startswith("src.objectives.")]
-    for start in ("src.environment", "src.stages.rl", "src.data.rl", *rewarding):
-        assert {"src.index.lexical", "bm25s"}.isdisjoint(reached(start, graph)), start
-    assert "bm25s" in reached("src.evaluate", graph)  # the baseline: the check can fail
+    rewarding = [name for name in graph if name.startswith("search_r3.objectives.")]
+    for start in (
+        "search_r3.stages.rl.environment",
+        "search_r3.stages.rl.module",
+        "search_r3.stages.rl.data",
+        *rewarding,
+    ):
+        assert {"search_r3.index.backends.bm25", "bm25s"}.isdisjoint(reached(start, graph)), start
+    assert "bm25s" in reached("search_r3.evaluate", graph)  # the baseline: the check can fail
     for file in (ROOT / "conf" / "reward").glob("*.yaml"):
         assert "lexical" not in file.read_text(encoding="utf-8")
 
 
 def test_objectives_import_torch_only():
     for module, path in modules(ROOT).items():
-        if module.startswith("src.objectives."):
-            tops = {name.split(".")[0] for name in imports(path)} - {"torch", "src"}
+        if module.startswith("search_r3.objectives."):
+            tops = {name.split(".")[0] for name in imports(path)} - {"torch", "search_r3"}
             assert tops <= sys.stdlib_module_names, (module, tops)
 
 
 def test_progress_is_shown_in_one_way():
-    assert [name for name, path in modules(ROOT).items() if "tqdm" in imports(path)] == ["src.progress"]
+    assert [name for name, path in modules(ROOT).items() if "tqdm" in imports(path)] == ["search_r3.progress"]
 
 
 @pytest.mark.parametrize(
     ("place", "line", "problem"),
     [
         (
-            "src/data/types.py",
-            "from src.models.embedder import X",
-            "src.data.types imports src.models.embedder",
+            "src/search_r3/data/types.py",
+            "from search_r3.models.embedder import X",
+            "search_r3.data.types imports search_r3.models.embedder",
         ),
-        ("src/index/flat.py", "import src.models.embedder", "src.index.flat imports src.models.embedder"),
         (
-            "src/models/embedder.py",
-            "def f():\n    from src.train import run",
-            "src.models.embedder imports src.train",
+            "src/search_r3/index/backends/flat.py",
+            "import search_r3.models.embedder",
+            "search_r3.index.backends.flat imports search_r3.models.embedder",
         ),
-        ("src/models/embedder.py", "import hydra", "src.models.embedder imports hydra"),
-        ("src/stray.py", "", "src.stray has no declared layer"),
+        (
+            "src/search_r3/models/embedder.py",
+            "def f():\n    from search_r3.train import run",
+            "search_r3.models.embedder imports search_r3.train",
+        ),
+        ("src/search_r3/models/embedder.py", "import hydra", "search_r3.models.embedder imports hydra"),
+        ("src/search_r3/stray.py", "", "search_r3.stray has no declared layer"),
     ],
 )
 def test_an_upward_edge_a_stranger_and_an_undeclared_module_are_found(tmp_path, place, line, problem):
-    for name in ("src/data/types.py", "src/models/embedder.py", "src/index/flat.py", "src/train.py", place):
+    for name in (
+        "src/search_r3/data/types.py",
+        "src/search_r3/models/embedder.py",
+        "src/search_r3/index/backends/flat.py",
+        "src/search_r3/train.py",
+        place,
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
     (tmp_path / place).write_text(line)

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from src.index.ledger import Refreshed, age_counts, age_record, agreement, drift, kendall_tau, step_record
+from search_r3.index.ledger import (
+    Refreshed,
+    age_counts,
+    age_record,
+    agreement,
+    drift,
+    kendall_tau,
+    step_record,
+)
 
 
 @pytest.mark.parametrize("n_values", [2, 4, 1000])

@@ -16,15 +16,19 @@ import numpy as np
 import pytest
 from drifting import DriftingCorpus, dcg_on
 
-from src.index.base import InPlaceIndex
-from src.index.certified import Certified
-from src.index.graph import GraphIndex
-from src.index.ivf import IVFIndex
-from src.index.live_index import LiveIndex
-from src.index.neighbours import Graph
-from src.index.ranks import Ranks
-from src.index.refresh import Candidates, Drift, Frozen, Full, Proposal, Refresh, Rule, StepQueries, View
-from src.index.store import StoreError
+from search_r3.index.backends.base import InPlaceIndex
+from search_r3.index.backends.hnsw import GraphIndex
+from search_r3.index.backends.ivf import IVFIndex
+from search_r3.index.ranks import Ranks
+from search_r3.index.rows.cache import StoreError
+from search_r3.index.rules.base import Proposal, Refresh, Rule, StepQueries, View
+from search_r3.index.rules.candidates import Candidates
+from search_r3.index.rules.certified import Certified
+from search_r3.index.rules.drift import Drift
+from search_r3.index.rules.frozen import Frozen
+from search_r3.index.rules.full import Full
+from search_r3.index.rules.neighbourhood import Graph
+from search_r3.index.served import LiveIndex
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = {"weights": "w", "corpus": "c"}

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.index.live import NEVER, LiveStore
-from src.index.store import StoreError
+from search_r3.index.rows.cache import StoreError
+from search_r3.index.rows.live import NEVER, LiveStore
 from tests.command import LIMIT_S, begun
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -279,7 +279,7 @@ def test_a_second_writer_is_kept_out_until_the_first_dies(tmp_path):
     first = run(
         """
         import json, time
-        from src.index.live import LiveStore
+        from search_r3.index.rows.live import LiveStore
         store = LiveStore.open(sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3]))
         print("open", flush=True)
         time.sleep(600)
@@ -456,8 +456,8 @@ def crash_everywhere(root):
 
 LIMITED = """
     import json, numpy, resource
-    from src.index.live import LiveStore
-    from src.index.store import StoreError
+    from search_r3.index.rows.live import LiveStore
+    from search_r3.index.rows.cache import StoreError
     from test_live_store import vectors
     folder, key, what, limit = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     store = None if what == "create" else LiveStore.open(folder, key, json.loads(what))

@@ -9,8 +9,8 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from src.stages.base import StageModule
-from src.stages.optimization import OptimizationSettings, optimization_step
+from search_r3.stages.base import StageModule
+from search_r3.stages.optimization import OptimizationSettings, optimization_step
 
 
 class Sometimes(StageModule):

@@ -5,7 +5,7 @@ import torch
 from conftest import linear_head
 from torch.nn import functional as F
 
-from src.objectives.losses import (
+from search_r3.objectives.losses import (
     cosine_scores,
     false_negative_mask,
     gather_documents,

@@ -55,9 +55,9 @@ def collection(folder, text, query):
 
 
 def evaluated(folder, model_folder, out, modes) -> None:
-    from src.data.beir import load_benchmark
-    from src.evaluation.benchmark import Model, Settings, evaluate_benchmark
-    from src.models.folder import load_embedder
+    from search_r3.data.beir import load_benchmark
+    from search_r3.evaluation.benchmark import Model, Settings, evaluate_benchmark
+    from search_r3.models.folder import load_embedder
 
     settings = Settings(top_k=100, analyzer="code", k1=1.2, b=0.75, seed=0)
     model = Model("nano", load_embedder(model_folder)) if modes != ["bm25"] else None
@@ -85,21 +85,21 @@ def test_a_long_query_is_evaluated(nano_folder, tmp_path):
 
 
 def rows_of(file):
-    from src.data.triples import load_triples
+    from search_r3.data.triples import load_triples
 
     return load_triples([str(file)], validation_share=0.0, with_reasoning=True)
 
 
 def mined(file) -> None:
-    from src.data.mining import mine_by_bm25
-    from src.data.negatives import RankRule
+    from search_r3.data.negatives import RankRule
+    from search_r3.stages.sft.mining import mine_by_bm25
 
     data = rows_of(file)
     print(len(mine_by_bm25(data.examples, data.corpus, RankRule(), 1, 2)), data.corpus.fingerprint)
 
 
 def tokenizer_trained(file) -> None:
-    from src.models.nano import train_tokenizer
+    from search_r3.models.nano import train_tokenizer
 
     train_tokenizer(rows_of(file).texts, 400)
 

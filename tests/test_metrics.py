@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from src.evaluation.metrics import mean_metrics, per_query_metrics, query_metrics, ranked
-from src.evaluation.query_means import QueryMeans
-from src.evaluation.ranking import document_index, id_order, ranking_of
+from search_r3.evaluation.metrics import mean_metrics, per_query_metrics, query_metrics, ranked
+from search_r3.evaluation.query_means import QueryMeans
+from search_r3.evaluation.ranking import document_index, id_order, ranking_of
 
 TREC = {"ndcg@10": "ndcg_cut_10", "recall@100": "recall_100", "map@100": "map_cut_100"}
 

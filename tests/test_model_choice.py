@@ -5,10 +5,13 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from src.command_line import UsageError, quote_free_text
-from src.models.folder import load_embedder
-from src.runtime import ROOT, ConfigSource, _differences, compose, resolved_yaml
-from src.train import check
+from search_r3.cli.compose import ConfigSource, compose, resolved_yaml
+from search_r3.cli.overrides import quote_free_text
+from search_r3.cli.resume import differences
+from search_r3.errors import UsageError
+from search_r3.models.folder import load_embedder
+from search_r3.shipped import ROOT
+from search_r3.train import check
 from tests.tiny_stage import write_configs
 
 TINY = ["stage=tiny", "data=tiny", "model=tiny"]
@@ -22,7 +25,7 @@ PROMPTS = {
 LENGTHS = {"query": 40, "document": 80, "reasoning": 20}
 
 
-def write_folder(path, base="made by src.models.nano.create_nano"):
+def write_folder(path, base="made by search_r3.models.nano.create_nano"):
     """The two JSON files of a model folder, as saving writes them."""
     path.mkdir()
     description = {"prompts": PROMPTS, "lengths": LENGTHS, "provenance": {"base_model": base}}
@@ -67,7 +70,7 @@ REFUSED = {
     "with plus signs": (["++model.lengths.query=64"], ["model.lengths.query=64"]),
     "a size": (["model.create.hidden_size=16"], ["model.create.hidden_size=16", "the folder has 32"]),
     "a seed": (["model.create.seed=3"], ["model.create.seed=3", "weights already"]),
-    "another maker": (["model.create._target_=a.b"], ["the folder has src.models.nano.create_nano"]),
+    "another maker": (["model.create._target_=a.b"], ["the folder has search_r3.models.nano.create_nano"]),
     "a name": (["model.name=Qwen/Qwen2.5-7B"], ["model.name=Qwen/Qwen2.5-7B", "create_nano"]),
     "a choice": (["model=from_hub"], ["model=from_hub is for Some/Base", "create_nano"]),
     "an experiment": (["experiment=longer"], ["model.lengths.query=16 (experiment=longer)", "has 40"]),
@@ -97,9 +100,9 @@ PASSING = {
     "the folder's own length": ["model.lengths.query=40"],
     "the folder's own length over an experiment": ["experiment=longer", "model.lengths.query=40"],
     "the folder's own size": ["model.create.hidden_size=32"],
-    "the folder's own maker": ["model.create._target_=src.models.nano.create_nano"],
+    "the folder's own maker": ["model.create._target_=search_r3.models.nano.create_nano"],
     "null": ["model.name=null", "model.create=null"],
-    "tuning": ["model.tuning._target_=src.models.tuning.LoraTuning", "+model.dtype=bfloat16"],
+    "tuning": ["model.tuning._target_=search_r3.models.tuning.LoraTuning", "+model.dtype=bfloat16"],
     "an option without prompts": ["model=shipped", "model.lengths.query=40"],
 }
 
@@ -170,7 +173,7 @@ def test_the_shipped_base_is_found_from_any_folder_and_the_record_names_no_machi
     monkeypatch.chdir(ROOT)  # a run goes on from another folder than it was started from
     resumed = OmegaConf.create(record)
     assert resumed.model.path == "experiments/nano_base/model"
-    assert _differences(config, resumed, ignored=()) == []
+    assert differences(config, resumed, ignored=()) == []
     check(resumed, False)
 
 

@@ -6,13 +6,14 @@ import pytest
 from conftest import TEXTS, build_embedder
 from omegaconf import OmegaConf
 
-from src.benchmarks.refresh import check as check_bench
-from src.command_line import UsageError
-from src.index.live_index import _saved_folders
-from src.models.folder import load_embedder, save_embedder
-from src.names import MARK, check_names, empty_part
-from src.runtime import ConfigSource, compose
-from src.train import check
+from search_r3.benchmarks.refresh import check as check_bench
+from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.names import check_names
+from search_r3.errors import UsageError
+from search_r3.folders import MARK, empty_part
+from search_r3.index.served import _saved_folders
+from search_r3.models.folder import load_embedder, save_embedder
+from search_r3.train import check
 
 ROWS = ["stage=sft", "data=triples", "data.files=[rows.jsonl]"]
 

@@ -9,10 +9,11 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from src.command_line import UsageError
-from src.number_ranges import TARGETS, TRAINER, check_numbers, leaves
-from src.runtime import CONF, RL_GROUPS, ConfigSource, compose
-from src.tune import check as check_search
+from search_r3.cli.compose import RL_GROUPS, ConfigSource, compose
+from search_r3.cli.number_ranges import TARGETS, TRAINER, check_numbers, leaves
+from search_r3.errors import UsageError
+from search_r3.shipped import CONF
+from search_r3.tune import check as check_search
 
 COMMANDS = {
     "train": ["stage=sft"],
@@ -23,7 +24,7 @@ COMMANDS = {
 }
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
 TAKES_NUMBERS = re.compile(r"\b(int|float)\b")
-NO_NUMBERS = {"src.index.ivf.IVFIndex.embeddings"}
+NO_NUMBERS = {"search_r3.index.backends.ivf.IVFIndex.embeddings"}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_every_number_in_every_configuration_has_a_range_and_lies_in_it(configur
 
     assert len(numbers) > 1000
     without = sorted({f"{leaf.table} {leaf.name}" for _, leaf in numbers if leaf.range is None})
-    assert without == [], "declare what they may be in src/number_ranges.py"
+    assert without == [], "declare what they may be in src/search_r3/cli/number_ranges.py"
     for _, config in configurations.items():
         check_numbers(config)
 
@@ -83,7 +84,7 @@ def test_every_argument_that_takes_a_number_has_a_range_even_where_no_configurat
             if takes_numbers and not any(each.split(".")[0] == name for each in declared):
                 without.append(f"{target}.{name}: {parameter.annotation}")
 
-    assert set(without) <= NO_NUMBERS, "declare what they may be in src/number_ranges.py"
+    assert set(without) <= NO_NUMBERS, "declare what they may be in src/search_r3/cli/number_ranges.py"
 
 
 def test_every_number_of_the_trainer_has_a_range():

@@ -8,7 +8,7 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
 
-from src.stages.optimization import (
+from search_r3.stages.optimization import (
     NonFiniteLossError,
     OptimizationSettings,
     build_optimizer,
@@ -90,7 +90,7 @@ def test_norms_biases_and_embeddings_are_not_decayed(embedder):
 
 
 def test_frozen_parameters_are_left_out_and_lora_rows_are_in(embedder):
-    from src.models.tuning import LoraTuning
+    from search_r3.models.tuning import LoraTuning
 
     tuned = LoraTuning().apply(embedder.model, embedder.embed_token_id)
     groups = groups_by_name(tuned, OptimizationSettings())
@@ -139,7 +139,7 @@ def test_a_resumed_run_follows_the_schedule_of_its_new_length(tmp_path, caplog, 
     stopped, resumed, whole = Line(settings), Line(settings), Line(settings)
 
     fit(stopped, first).save_checkpoint(tmp_path / "end.ckpt")
-    with caplog.at_level(logging.INFO, "src"):
+    with caplog.at_level(logging.INFO, "search_r3"):
         fit(resumed, second, checkpoint=tmp_path / "end.ckpt")
     fit(whole, second)
 

@@ -6,13 +6,13 @@ import math
 import pytest
 from test_data_entailmentbank import PARTS, write_bank
 
-from src.benchmarks.popularity import apart, fused, main, scored, times_judged, write_reasonings
-from src.command_line import UsageError
-from src.data.entailmentbank import load_entailmentbank
-from src.data.reasonings import load_reasonings
-from src.data.types import Benchmark, Corpus
-from src.evaluation.trec import write_run
-from src.index.lexical import LexicalIndex
+from search_r3.benchmarks.popularity import apart, fused, main, scored, times_judged, write_reasonings
+from search_r3.data.entailmentbank import load_entailmentbank
+from search_r3.data.reasonings import load_reasonings
+from search_r3.data.types import Benchmark, Corpus
+from search_r3.errors import UsageError
+from search_r3.evaluation.trec import write_run
+from search_r3.index.backends.bm25 import LexicalIndex
 
 
 @pytest.fixture

@@ -18,13 +18,13 @@ from transformers import (
     Phi3Config,
 )
 
-from src.data.datamodules import PretrainDataModule
-from src.data.types import Corpus, TrainingData
-from src.evaluate import _load
-from src.models.folder import ModelFolderError, load_embedder, save_embedder
-from src.models.positions import reach
-from src.models.prompts import Lengths, PromptEncoder
-from src.stages.rl import PolicySettings, RolloutSettings
+from search_r3.data.types import Corpus, TrainingData
+from search_r3.evaluate import _load
+from search_r3.models.folder import ModelFolderError, load_embedder, save_embedder
+from search_r3.models.positions import reach
+from search_r3.models.prompts import Lengths, PromptEncoder
+from search_r3.stages.pretrain.data import PretrainDataModule
+from search_r3.stages.rl.settings import PolicySettings, RolloutSettings
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
 WORDS = "sum of the rows of a table " * 40
@@ -183,7 +183,9 @@ def test_ordinary_rotary_positions_are_no_limit_and_what_passes_the_training_is_
     with caplog.at_level(logging.WARNING):
         embedder = opened(folder, lengths={**LENGTHS, "document": 200})
 
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "src.models.positions"]
+    (line,) = [
+        record.getMessage() for record in caplog.records if record.name == "search_r3.models.positions"
+    ]
     assert re.search(
         r"lengths\.document: sequences have up to 2\d\d tokens, .*trained with 64 positions", line
     )
@@ -194,7 +196,7 @@ def test_ordinary_rotary_positions_are_no_limit_and_what_passes_the_training_is_
 def test_lengths_that_fit_say_nothing(tmp_path, caplog):
     opened(write_plain(tmp_path / "plain", byte_tokenizer()))
 
-    assert not [record for record in caplog.records if record.name == "src.models.positions"]
+    assert not [record for record in caplog.records if record.name == "search_r3.models.positions"]
 
 
 # Attention

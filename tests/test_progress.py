@@ -14,8 +14,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from src.progress import Progress, progress_over
-from src.stages.progress import StepProgress
+from search_r3.progress import Progress, progress_over
+from search_r3.stages.progress import StepProgress
 from tests.tiny_stage import TinyDataModule, TinyModule, load_tiny
 
 

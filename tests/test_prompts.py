@@ -2,8 +2,8 @@
 
 from conftest import LENGTHS, PROMPTS, TEXTS
 
-from src.models.nano import train_tokenizer
-from src.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder
+from search_r3.models.nano import train_tokenizer
+from search_r3.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder
 
 
 def encoder(**limits):

@@ -8,8 +8,10 @@ import pytest
 from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 
-from src.command_line import UsageError, flat_keys, quote_free_text
-from src.runtime import CONF, ConfigSource, compose
+from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.overrides import flat_keys, quote_free_text
+from search_r3.errors import UsageError
+from search_r3.shipped import CONF
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_OURS = ("outputs", "build", "dist", "shared")
@@ -66,7 +68,7 @@ def check_means_something(command: str) -> None:
 
 
 def _check_arguments(name: str, arguments: list[str]) -> None:
-    source = ROOT / "src" / f"{name}.py"
+    source = ROOT / "src" / "search_r3" / f"{name.replace(chr(46), chr(47))}.py"
     assert source.is_file(), name
     if not (CONF / f"{name}.yaml").is_file():
         flags = [word.split("=")[0] for word in arguments if word.startswith("-")]

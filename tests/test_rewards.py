@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from pytrec_eval import RelevanceEvaluator
 from torch.testing import assert_close
 
-from src.objectives.rewards import (
+from search_r3.objectives.rewards import (
     Ranking,
     Reads,
     Reward,

@@ -12,22 +12,27 @@ import torch
 from conftest import TEXTS, build_embedder
 from pytorch_lightning.loggers import CSVLogger
 
-from src.data.rl import RLDataModule
-from src.data.types import Benchmark, Corpus, Example, TrainingData
-from src.environment import EnvironmentDataError, Positives
-from src.index.base import InPlaceIndex
-from src.index.certified import Certified
-from src.index.refresh import Candidates, Frozen, Full, Refresh
-from src.models.folder import open_embedder, save_embedder
-from src.models.tuning import FullTuning, LoraTuning
-from src.objectives.collapse import CollapseLimits
-from src.objectives.grpo import TOKEN_STATISTICS, Advantages
-from src.objectives.rewards import Reward, dcg, margin_dcg
-from src.stages.callbacks import TrainableCheckpoint
-from src.stages.completions import COLUMNS, Completions
-from src.stages.optimization import OptimizationSettings
-from src.stages.rl import PolicySettings, Pool, RLModule, RolloutSettings
-from src.stages.rollouts import training_forward
+from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
+from search_r3.index.backends.base import InPlaceIndex
+from search_r3.index.exact_rank import Positives
+from search_r3.index.rules.base import Refresh
+from search_r3.index.rules.candidates import Candidates
+from search_r3.index.rules.certified import Certified
+from search_r3.index.rules.frozen import Frozen
+from search_r3.index.rules.full import Full
+from search_r3.models.folder import open_embedder, save_embedder
+from search_r3.models.tuning import FullTuning, LoraTuning
+from search_r3.objectives.collapse import CollapseLimits
+from search_r3.objectives.grpo import TOKEN_STATISTICS, Advantages
+from search_r3.objectives.rewards import Reward, dcg, margin_dcg
+from search_r3.stages.callbacks import TrainableCheckpoint
+from search_r3.stages.optimization import OptimizationSettings
+from search_r3.stages.rl.completions import COLUMNS, Completions
+from search_r3.stages.rl.data import RLDataModule
+from search_r3.stages.rl.environment import EnvironmentDataError
+from search_r3.stages.rl.module import Pool, RLModule
+from search_r3.stages.rl.rollouts import training_forward
+from search_r3.stages.rl.settings import PolicySettings, RolloutSettings
 
 ALIVE = CollapseLimits(window=100)
 FULL = partial(Refresh, Full())
@@ -153,13 +158,15 @@ def test_rows_of_one_query_are_one_row_with_all_their_positives(folder, tmp_path
 
 
 def test_rows_of_other_weights_are_not_used_and_the_run_says_why(folder, tmp_path, caplog):
-    caplog.set_level("INFO", "src.index.store")
+    caplog.set_level("INFO", "search_r3.index.rows.cache")
 
     def lines(name, embedder):
         caplog.clear()
         (tmp_path / name).mkdir()
         fit(module_of(embedder, tmp_path / name), data_of(embedder, tmp_path / name), 1)
-        return [record.getMessage() for record in caplog.records if record.name == "src.index.store"]
+        return [
+            record.getMessage() for record in caplog.records if record.name == "search_r3.index.rows.cache"
+        ]
 
     assert lines("first", opened(folder)) == []
     assert lines("same", opened(folder)) == []

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from test_rl import likely_folder
 
-from src.command_line import UsageError, quote_free_text
-from src.environment import EnvironmentDataError
-from src.runtime import ConfigSource, compose
-from src.train import check, run
+from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.overrides import quote_free_text
+from search_r3.errors import UsageError
+from search_r3.stages.rl.environment import EnvironmentDataError
+from search_r3.train import check, run
 
 QUERIES = {f"q{i}": f"add number {i}" for i in range(4)}
 DOCUMENTS = {f"d{i}": f"def add_{i}(x): return x + {i}" for i in range(6)}

@@ -34,7 +34,7 @@ def be_asked_to_stop():
 
 def while_writing_rows(is_journal, end):
     """In the middle of what the index writes at step 4: half of the bytes are there."""
-    import src.index.live as live
+    import search_r3.index.rows.live as live
 
     write_all, update, at = live.write_all, live.LiveStore.update, {"step": 0}
 
@@ -52,13 +52,13 @@ def while_writing_rows(is_journal, end):
 
 
 def before_the_first_checkpoint():
-    import src.index.live as live
+    import search_r3.index.rows.live as live
 
     live.LiveStore.update = lambda *_: die()
 
 
 def while_the_cache_is_filled():
-    from src.models.embedder import ReasoningEmbedder
+    from search_r3.models.embedder import ReasoningEmbedder
 
     embed, calls = ReasoningEmbedder.embed_documents, []
 
@@ -101,7 +101,7 @@ def while_old_journals_are_dropped():
 
 
 def while_the_table_is_written():
-    from src.stages.completions import Completions
+    from search_r3.stages.rl.completions import Completions
 
     write, seen = Completions.write, []
 
@@ -120,7 +120,7 @@ def with_a_full_disk():
     """From step 4 on no file takes a byte more, as far as the system can be made to say so."""
     import resource
 
-    import src.index.live as live
+    import search_r3.index.rows.live as live
 
     update = live.LiveStore.update
 
@@ -327,7 +327,7 @@ def locked(folder):
 
 
 def test_a_run_whose_model_folder_was_replaced_does_not_go_on_with_its_rows(call, arguments, tmp_path):
-    from src.models.folder import load_embedder, save_embedder
+    from search_r3.models.folder import load_embedder, save_embedder
 
     place = tmp_path / "model"
     place.mkdir()

@@ -11,12 +11,14 @@ import torch
 from test_rl import data_of, fit, likely_folder, module_of
 from two_processes import on_two_ranks
 
-from src.index.refresh import Candidates, Full, Refresh
-from src.models.folder import open_embedder
-from src.models.tuning import FullTuning, LoraTuning
-from src.objectives.rewards import Reward, dcg, margin_dcg
-from src.stages.optimization import OptimizationSettings
-from src.stages.rl import PolicySettings, RolloutSettings
+from search_r3.index.rules.base import Refresh
+from search_r3.index.rules.candidates import Candidates
+from search_r3.index.rules.full import Full
+from search_r3.models.folder import open_embedder
+from search_r3.models.tuning import FullTuning, LoraTuning
+from search_r3.objectives.rewards import Reward, dcg, margin_dcg
+from search_r3.stages.optimization import OptimizationSettings
+from search_r3.stages.rl.settings import PolicySettings, RolloutSettings
 
 N_STEPS = 3
 RATE = 1e-3

@@ -23,7 +23,7 @@ def arguments(tmp_path_factory):
 
 def train(arguments, gate, held_at):
     """The process of rank 0: `python -m src.train`, held when the table has the lines of a step."""
-    from src.stages.completions import Completions
+    from search_r3.stages.rl.completions import Completions
 
     write = Completions.write
 

@@ -7,9 +7,9 @@ from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from src.models.generation import Sampling
-from src.models.tuning import LoraTuning, adapter_disabled
-from src.objectives.grpo import (
+from search_r3.models.generation import Sampling
+from search_r3.models.tuning import LoraTuning, adapter_disabled
+from search_r3.objectives.grpo import (
     PolicyBatch,
     dr_grpo,
     group_advantages,
@@ -20,7 +20,7 @@ from src.objectives.grpo import (
     token_weights,
     trained_tokens,
 )
-from src.stages.rollouts import (
+from search_r3.stages.rl.rollouts import (
     frozen_log_probs,
     group_batches,
     micro_batches,

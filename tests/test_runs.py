@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from src.command_line import UsageError
-from src.evaluation.runs import over_runs, query_keys, rows_over_runs
-from src.evaluation.significance import bootstrap_interval
-from src.report import main, run_scores
+from search_r3.errors import UsageError
+from search_r3.evaluation.runs import over_runs, query_keys, rows_over_runs
+from search_r3.evaluation.significance import bootstrap_interval
+from search_r3.report import main, run_scores
 
 
 def test_mean_and_range_are_over_the_runs_whatever_the_number_of_their_queries():

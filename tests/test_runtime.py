@@ -11,19 +11,16 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from src.command_line import UsageError, argument_names, nearest, quote_free_text
-from src.devices import _listed
-from src.run_folder import (
-    commit,
-    keep_earlier,
-    log_written,
-    new_folder,
-    provenance,
-    write_metrics,
-)
-from src.runtime import ConfigSource, compose, instantiate, resolved_yaml
-from src.sweep_table import aligned
-from src.train import check
+from search_r3.cli.compose import ConfigSource, compose, resolved_yaml
+from search_r3.cli.devices import _listed
+from search_r3.cli.instantiate import instantiate
+from search_r3.cli.overrides import argument_names, nearest, quote_free_text
+from search_r3.cli.run_folder import commit, log_written, new_folder, provenance, write_metrics
+from search_r3.cli.sweep_table import aligned
+from search_r3.errors import UsageError
+from search_r3.files import keep_earlier
+from search_r3.train import check
+from tests.command import PYTHONPATH
 from tests.tiny_stage import TEXTS, TinyDataModule, load_tiny, write_configs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -259,7 +256,7 @@ def test_pitfall_19_the_version_base_is_set_and_a_whitelist_where_hydra_knows_on
         instantiate(OmegaConf.create({"_target_": "os.system", "command": "true"}))
     monkeypatch.setattr(hydra.utils, "target_whitelist", target_whitelist, raising=False)  # Hydra 1.4's
     assert instantiate(OmegaConf.create({"_target_": "torch.Size", "_args_": [[2]]})) == (2,)
-    assert set(allowed) == {"src.*", "pytorch_lightning.*", "torch.*"}
+    assert set(allowed) == {"search_r3.*", "pytorch_lightning.*", "torch.*"}
     instantiate(OmegaConf.create({"_target_": "tests.tiny_stage.load_tiny"}))
     assert "tests.tiny_stage.load_tiny" in allowed  # what one's own command names is built there too
     assert str(hydra.version.getbase()) == "1.3"
@@ -293,7 +290,7 @@ def test_a_refused_command_never_imports_torch_so_that_it_answers_at_once(config
     result = subprocess.run(
         [sys.executable, "-c", program, str(configs)],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
     )
@@ -356,7 +353,7 @@ def test_a_record_is_kept_before_it_is_replaced_and_once_only(tmp_path):
 def test_only_what_is_there_is_said_to_be_written(tmp_path, caplog):
     (tmp_path / "a").touch()
 
-    with caplog.at_level("INFO", "src"):
+    with caplog.at_level("INFO", "search_r3"):
         log_written(tmp_path / "a", tmp_path / "b", tmp_path)
 
     assert [record.getMessage() for record in caplog.records] == [

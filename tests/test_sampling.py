@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 from torch.utils.data import DataLoader
 
-from src.stages.sampling import GroupedBatchSampler
+from search_r3.stages.sampler import GroupedBatchSampler
 
 
 def take(sampler: GroupedBatchSampler, n: int) -> list[list[int]]:
@@ -164,7 +164,7 @@ def test_a_batch_with_fewer_distinct_keys_than_ranks_is_refused():
 
 def lines_of(caplog, n_batches=6, **settings) -> list[str]:
     """What is logged while batches are drawn."""
-    with caplog.at_level(logging.INFO, "src"):
+    with caplog.at_level(logging.INFO, "search_r3"):
         take(GroupedBatchSampler(**settings), n_batches)
     return [record.getMessage() for record in caplog.records]
 

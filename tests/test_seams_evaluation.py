@@ -3,10 +3,10 @@
 import pytest
 from conftest import TEXTS, build_embedder
 
-from src.data.types import Benchmark, Corpus
-from src.evaluation.benchmark import Model, Settings, evaluate_benchmark
-from src.evaluation.validation import validate
-from src.models.folder import load_embedder, save_embedder
+from search_r3.data.types import Benchmark, Corpus
+from search_r3.evaluation.benchmark import Model, Settings, evaluate_benchmark
+from search_r3.models.folder import load_embedder, save_embedder
+from search_r3.stages.validation import validate
 
 QUERIES = {f"q{n}": TEXTS[n].split("\n")[0] for n in range(5)}
 IDS = [*(f"d{n}" for n in range(5)), "q0", "q3", *(f"n{n}" for n in range(110))]

@@ -9,16 +9,16 @@ from drifting import DriftingCorpus
 from test_certified import audit_of, calibrated, case, drift_of, forecast_scores
 from test_live_index import created
 
-from src.data.datamodules import SFTDataModule
-from src.data.mining import mine_by_bm25, mine_by_model
-from src.data.negatives import MarginRule, RankRule
-from src.data.types import Corpus, Example, TrainingData
-from src.index.certified import TIE
-from src.index.forecast import CommonDrift
-from src.index.ivf import IVFIndex
-from src.index.neighbours import Graph
-from src.index.refresh import Candidates
-from src.models.folder import load_embedder
+from search_r3.data.negatives import MarginRule, RankRule
+from search_r3.data.types import Corpus, Example, TrainingData
+from search_r3.index.backends.ivf import IVFIndex
+from search_r3.index.rules.candidates import Candidates
+from search_r3.index.rules.certified import TIE
+from search_r3.index.rules.forecast import CommonDrift
+from search_r3.index.rules.neighbourhood import Graph
+from search_r3.models.folder import load_embedder
+from search_r3.stages.sft.data import SFTDataModule
+from search_r3.stages.sft.mining import mine_by_bm25, mine_by_model
 
 
 def proposed_by_definition(served, expected, queries, fresh, cut_off, reads_best_wrong, band):

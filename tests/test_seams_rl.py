@@ -9,13 +9,14 @@ import test_sft
 import torch
 from test_rl import data_of, fit, likely_folder, module_of, opened, world
 
-from src.data.datamodules import PretrainDataModule, SFTDataModule
-from src.models.tuning import LoraTuning
-from src.models.twin import ArchitectureError
-from src.stages.optimization import OptimizationSettings
-from src.stages.pretrain import PretrainModule
-from src.stages.rl import PolicySettings
-from src.stages.rollouts import sample_rollouts
+from search_r3.models.tuning import LoraTuning
+from search_r3.models.twin import ArchitectureError
+from search_r3.stages.optimization import OptimizationSettings
+from search_r3.stages.pretrain.data import PretrainDataModule
+from search_r3.stages.pretrain.module import PretrainModule
+from search_r3.stages.rl.rollouts import sample_rollouts
+from search_r3.stages.rl.settings import PolicySettings
+from search_r3.stages.sft.data import SFTDataModule
 
 ALSO_RELEVANT = {0: [3, 5], 2: [7], 4: [0, 1, 8]}  # documents besides the query's own
 

@@ -10,16 +10,18 @@ from conftest import TEXTS, build_embedder
 from test_rl import fit
 from test_sft import NEVER, SETTINGS, WEIGHTS, opened, trainer, training_data
 
-from src.data.datamodules import PretrainDataModule, SFTDataModule
-from src.data.types import Corpus, Example, TrainingData
-from src.evaluation.metrics import METRICS
-from src.models.folder import save_embedder
-from src.models.tuning import FullTuning
-from src.stages.callbacks import TrainableCheckpoint
-from src.stages.optimization import OptimizationSettings
-from src.stages.pretrain import PretrainModule
-from src.stages.record import ValidationRecord
-from src.stages.sft import SFTLosses, SFTModule
+from search_r3.data.types import Corpus, Example, TrainingData
+from search_r3.evaluation.metrics import METRICS
+from search_r3.models.folder import save_embedder
+from search_r3.models.tuning import FullTuning
+from search_r3.stages.callbacks import TrainableCheckpoint
+from search_r3.stages.optimization import OptimizationSettings
+from search_r3.stages.pretrain.data import PretrainDataModule
+from search_r3.stages.pretrain.module import PretrainModule
+from search_r3.stages.record import ValidationRecord
+from search_r3.stages.sft.data import SFTDataModule
+from search_r3.stages.sft.module import SFTModule
+from search_r3.stages.sft.settings import SFTLosses
 
 DOCUMENTS = [text.split("\n", 1)[1] for text in TEXTS[:5]] + [f"def nothing_{n}(x): pass" for n in range(3)]
 QUERIES = [text.split("\n")[0] for text in TEXTS[:5]]

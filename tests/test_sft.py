@@ -8,14 +8,16 @@ import torch
 from conftest import PROMPTS, TEXTS, build_embedder
 from torch.nn import functional as F
 
-from src.data.collate import collate_sft
-from src.data.datamodules import PretrainDataModule, SFTDataModule
-from src.data.types import Benchmark, Corpus, Example, TrainingData
-from src.models.folder import open_embedder, save_embedder
-from src.models.tuning import FullTuning, LoraTuning
-from src.stages.optimization import OptimizationSettings
-from src.stages.pretrain import PretrainModule
-from src.stages.sft import SelfWritten, SFTLosses, SFTModule
+from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
+from search_r3.models.folder import open_embedder, save_embedder
+from search_r3.models.tuning import FullTuning, LoraTuning
+from search_r3.stages.optimization import OptimizationSettings
+from search_r3.stages.pretrain.data import PretrainDataModule
+from search_r3.stages.pretrain.module import PretrainModule
+from search_r3.stages.sft.collate import collate_sft
+from search_r3.stages.sft.data import SFTDataModule
+from search_r3.stages.sft.module import SFTModule
+from search_r3.stages.sft.settings import SelfWritten, SFTLosses
 from tests.closeness import assert_close_in_ulps
 
 WEIGHTS = {"sft": 0.5, "kl": 0.5, "info_nce": 1.0, "triplet": 0.5, "reasoned": 1.0}
@@ -174,7 +176,7 @@ def test_direct_answers_supervise_lead_in_token_and_closing():
     embedder = build_embedder()
     from dataclasses import replace
 
-    from src.models.prompts import PromptEncoder
+    from search_r3.models.prompts import PromptEncoder
 
     wording = replace(PROMPTS, lead_in="The embedding is", closing="stop")
     embedder.encoder = PromptEncoder(embedder.tokenizer, wording, embedder.encoder.lengths)

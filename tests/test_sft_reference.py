@@ -7,11 +7,12 @@ import torch
 from conftest import build_embedder
 from test_sft import NEVER, SETTINGS, WEIGHTS, opened, trainer, training_data
 
-from src.data.collate import collate_sft
-from src.models.folder import save_embedder
-from src.models.tuning import FullTuning, LoraTuning, adapter_disabled
-from src.stages.optimization import OptimizationSettings
-from src.stages.sft import SFTLosses, SFTModule
+from search_r3.models.folder import save_embedder
+from search_r3.models.tuning import FullTuning, LoraTuning, adapter_disabled
+from search_r3.stages.optimization import OptimizationSettings
+from search_r3.stages.sft.collate import collate_sft
+from search_r3.stages.sft.module import SFTModule
+from search_r3.stages.sft.settings import SFTLosses
 from tests.closeness import assert_close_in_ulps
 
 ONLY_KL = WEIGHTS | {"sft": 0.0, "kl": 1.0}
@@ -108,12 +109,12 @@ def test_weights_that_are_not_trained_are_shared_with_the_copy_of_the_others(fol
 
 
 def test_the_memory_of_the_frozen_copy_is_logged_where_there_is_one(folder, caplog):
-    with caplog.at_level(logging.INFO, logger="src.models.reference"):
+    with caplog.at_level(logging.INFO, logger="search_r3.models.reference"):
         module = moved_module(folder, FullTuning())
         moved_module(folder, LoraTuning(4, 8))  # the adapter off is the base
 
     parameters = sum(p.numel() for p in module.embedder.model.parameters())
-    ours = [record for record in caplog.records if record.name == "src.models.reference"]
+    ours = [record for record in caplog.records if record.name == "search_r3.models.reference"]
     assert [record.getMessage() for record in ours] == [
         f"KL: the frozen copy of the base takes {parameters * 4 / 2**20:.1f} MiB"  # fp32
     ]

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from src.index.store import StoreError, open_store, store_folder, stored_embeddings
-from tests.command import LIMIT_S
+from search_r3.index.rows.cache import StoreError, open_store, store_folder, stored_embeddings
+from tests.command import LIMIT_S, PYTHONPATH
 
 TEXTS = [f"document {number}" for number in range(25)]
 KEY = {"weights": "w", "prompts": "p", "dtype": "torch.float32", "corpus": "c"}
@@ -228,7 +228,7 @@ WRITER = """
     from pathlib import Path
     sys.path.insert(0, {tests!r})
     from test_store import KEY, TEXTS, embed
-    from src.index.store import stored_embeddings
+    from search_r3.index.rows.cache import stored_embeddings
     def slowly(texts):
         if texts[0] == TEXTS[8]:
             Path({flag!r}).touch()
@@ -243,7 +243,7 @@ def test_a_second_writer_is_kept_out_and_a_killed_one_leaves_what_it_finished(tm
     code = textwrap.dedent(WRITER).format(
         tests=str(Path(__file__).parent), flag=str(flag), root=str(tmp_path / "store")
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
     with subprocess.Popen([sys.executable, "-c", code], env=environment) as writer:
         try:
             deadline = time.monotonic() + LIMIT_S

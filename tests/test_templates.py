@@ -24,14 +24,22 @@ from plain_folders import (
     write_plain,
 )
 
-from src.last_resort import run_command
-from src.models.embedder import ReasoningEmbedder
-from src.models.folder import ModelFolderError, _write_first, load_embedder, open_embedder, save_embedder
-from src.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder
-from src.models.templates import Prompts, render
-from src.models.tuning import FullTuning
-from src.runtime import ConfigSource, _resumed, compose, execute
-from src.train import run
+from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.last_resort import run_command
+from search_r3.cli.resume import resumed
+from search_r3.cli.run import execute
+from search_r3.models.embedder import ReasoningEmbedder
+from search_r3.models.folder import (
+    ModelFolderError,
+    _write_first,
+    load_embedder,
+    open_embedder,
+    save_embedder,
+)
+from search_r3.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder
+from search_r3.models.templates import Prompts, render
+from search_r3.models.tuning import FullTuning
+from search_r3.train import run
 from tests.tiny_stage import write_configs
 
 PROMPTS = Prompts(**WORDS)
@@ -76,7 +84,7 @@ def test_without_a_system_role_the_system_text_stands_in_front_of_the_users_and_
 
 
 def test_three_prompts_that_stay_one_though_their_wordings_differ_are_refused():
-    from src.models.nano import train_tokenizer
+    from search_r3.models.nano import train_tokenizer
 
     tokenizer = train_tokenizer(TEXTS, 400)  # reads "Direct!" and "direct" alike
     with pytest.raises(ValueError, match=r"same token ids.*'Read it', 'read it!'.*prompts\.\*_system="):
@@ -258,7 +266,7 @@ def test_a_resumed_run_has_the_prompts_that_it_began_with(dated, tmp_path, monke
         tiny = ["stage=tiny", "data=tiny", "model=tiny", "model.create=null", f"model.name={dated}"]
         tiny.append("strategy.precision=32-true")  # bf16 is not what is tested
         first, step = kept(compose("train", [*tiny, "stage.trainer.max_steps=3"], source))
-        later, later_step = kept(_resumed(source, ["stage.trainer.max_steps=6"], Path("run")))
+        later, later_step = kept(resumed(source, ["stage.trainer.max_steps=6"], Path("run")))
 
     assert later_step > step
     assert later == first
@@ -302,7 +310,7 @@ def format_1(tmp_path):
 
 
 def test_a_folder_of_format_1_opens_and_is_upgraded_without_changing_a_vector(format_1):
-    from src.models.folder import upgrade_folder
+    from search_r3.models.folder import upgrade_folder
 
     before = load_embedder(format_1)
     weights = (format_1 / "model.safetensors").read_bytes()
@@ -330,7 +338,7 @@ def test_format_1_keeps_its_check(format_1, read):
 
 
 def test_the_fingerprint_of_format_1_is_that_of_the_shipped_base_before_its_upgrade():
-    from src.runtime import CONF
+    from search_r3.shipped import CONF
 
     folder = CONF.parent / "experiments" / "nano_base" / "model"
     expected = "1c58399f0934636c868eb309cec1fe6f93fcf026f26f3be697e3414db1f50a85"  # as format 1 wrote it
@@ -349,7 +357,7 @@ def test_a_dated_folder_of_format_1_says_that_it_will_not_open_another_day(tmp_p
 
 
 def test_the_command_upgrades_folders_and_names_one_that_is_none(format_1, tmp_path, capsys, monkeypatch):
-    from src.upgrade import main
+    from search_r3.upgrade import main
 
     monkeypatch.setattr("sys.argv", ["upgrade", str(format_1), str(tmp_path / "absent")])
 

@@ -11,8 +11,8 @@ from plain_folders import byte_tokenizer, sentencepiece_tokenizer
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from src.models.nano import train_tokenizer
-from src.models.text_ids import PIECE, TIMES, WHOLE, first_ids, plain_ids
+from search_r3.models.nano import train_tokenizer
+from search_r3.models.text_ids import PIECE, TIMES, WHOLE, first_ids, plain_ids
 from tests.fuzzing import fuzzed
 
 

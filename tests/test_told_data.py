@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import pytorch_lightning as pl
 
-from src.data.datamodules import PretrainDataModule, SFTDataModule
-from src.data.mining import mine_by_bm25
-from src.data.negatives import RankRule
-from src.data.types import Benchmark, Corpus, Example, TrainingData
-from src.train import _unvalidated
+from search_r3.data.negatives import RankRule
+from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
+from search_r3.stages.pretrain.data import PretrainDataModule
+from search_r3.stages.sft.data import SFTDataModule
+from search_r3.stages.sft.mining import mine_by_bm25
+from search_r3.train import _unvalidated
 from tests.conftest import TEXTS
 
 FULL = {"reasoning": "sum", "cluster": "c"}
@@ -29,9 +30,9 @@ def data_of(has_validation=True, **fields):
 def told(caplog, data, **settings):
     settings = {"batch_size": 5, "hard_negatives": 0, "cluster_share": 0.0, "seed": 0, **settings}
     module = SFTDataModule(data, None, validation_queries=5, validation_documents=5, **settings)
-    with caplog.at_level(logging.INFO, "src.data.datamodules"):
+    with caplog.at_level(logging.INFO, "search_r3.stages.data"):
         module.setup("fit")
-    return [record.getMessage() for record in caplog.records if record.name == "src.data.datamodules"]
+    return [record.getMessage() for record in caplog.records if record.name == "search_r3.stages.data"]
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from src.models.folder import load_embedder
-from src.run_folder import state_of
-from src.runtime import entry_point
-from src.train import check, reached_step, run
+from search_r3.cli.command import entry_point
+from search_r3.cli.run_folder import state_of
+from search_r3.models.folder import load_embedder
+from search_r3.train import check, reached_step, run
 from tests.command import LIMIT_S, call, start
 from tests.tiny_stage import write_configs
 

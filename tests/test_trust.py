@@ -18,12 +18,15 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from src.command_line import UsageError
-from src.runtime import CONF, ConfigSource, _resumed, compose, entry_point, resolved_yaml
-from src.train import check, reached_step
-from src.trust import BUILDERS, WRITES, calls, checked_trust, refuse_foreign, stored_config
-from src.tune import check as check_tune
-from src.tune import read_space
+from search_r3.cli.command import entry_point
+from search_r3.cli.compose import ConfigSource, compose, resolved_yaml
+from search_r3.cli.resume import resumed
+from search_r3.cli.trust import BUILDERS, WRITES, calls, checked_trust, refuse_foreign, stored_config
+from search_r3.errors import UsageError
+from search_r3.shipped import CONF
+from search_r3.train import check, reached_step
+from search_r3.tune import check as check_tune
+from search_r3.tune import read_space
 
 MARK = "ran"
 SFT = ["stage=sft", "data=triples", "data.files=[rows.jsonl]", "logger=csv"]
@@ -34,7 +37,7 @@ from os import system
 from pathlib import Path
 from torch import load
 
-import src.run_folder as records
+import search_r3.cli.run_folder as records
 
 Path("{place}/imported").touch()
 
@@ -103,14 +106,14 @@ def edited(folder, key, value):
     return folder
 
 
-def resumed(folder, *overrides, configs=None):
-    return _resumed(source_of(configs), [*overrides], folder).config
+def resumed_config(folder, *overrides, configs=None):
+    return resumed(source_of(configs), [*overrides], folder).config
 
 
 def refusal(folder, *overrides, configs=None):
     """What resuming a folder is refused with; nothing has run by then."""
     with pytest.raises(UsageError) as refused:
-        resumed(folder, *overrides, configs=configs)
+        resumed_config(folder, *overrides, configs=configs)
     assert not Path(MARK).exists()
     return str(refused.value)
 
@@ -164,18 +167,18 @@ STRANGE = {
     "that reads pickles": "torch.load",
     "that downloads code": "torch.hub.load",
     "of the whitelist of Hydra 1.4": "torch.utils.cpp_extension.load",
-    "that writes a file": "src.run_folder.write_text",
-    "that makes a folder": "src.run_folder.make_folder",
-    "that removes folders": "src.models.folder.save_embedder",
-    "that starts a command": "src.runtime.entry_point",
-    "through a module of ours": "src.run_folder.os.system",
-    "through another": "src.models.folder.torch.load",
-    "a builder through another module": "src.train.check.__globals__",
-    "a builder's method": "src.stages.completions.Completions.start",
-    "a re-export of a builder": "src.data.datamodules.Benchmark",
-    "a longer name": "src.objectives.rewards.dcg.__call__",
-    "with a blank": "src.objectives.rewards.dcg ",
-    "with a line end": "src.objectives.rewards.dcg\n",
+    "that writes a file": "search_r3.files.write_text",
+    "that makes a folder": "search_r3.cli.run_folder.make_folder",
+    "that removes folders": "search_r3.models.folder.save_embedder",
+    "that starts a command": "search_r3.cli.command.entry_point",
+    "through a module of ours": "search_r3.cli.run_folder.os.system",
+    "through another": "search_r3.models.folder.torch.load",
+    "a builder through another module": "search_r3.train.check.__globals__",
+    "a builder's method": "search_r3.stages.rl.completions.Completions.start",
+    "a re-export of a builder": "search_r3.stages.data.Benchmark",
+    "a longer name": "search_r3.objectives.rewards.dcg.__call__",
+    "with a blank": "search_r3.objectives.rewards.dcg ",
+    "with a line end": "search_r3.objectives.rewards.dcg\n",
     "without a dot": "eval",
     "empty": "",
     "a number": 3,
@@ -229,7 +232,7 @@ def test_no_place_of_a_stored_configuration_is_left_out(place, key, way):
         "partial": node | {"_partial_": True, "_recursive_": False},
         "in a list": [1, node],
         "in a list in a mapping": {"a": [[{"b": node}]]},
-        "beside arguments": {"_target_": "src.objectives.rewards.dcg", "k": node, "_convert_": "all"},
+        "beside arguments": {"_target_": "search_r3.objectives.rewards.dcg", "k": node, "_convert_": "all"},
     }
     if key.endswith("_target_"):
         key = f"{key.removesuffix('._target_')}.k"
@@ -277,7 +280,7 @@ def test_a_stored_configuration_reads_no_environment_and_computes_nothing(place,
 def test_text_that_only_looks_like_a_reference_stays_text(place):
     folder = edited(run_folder(place), "data.path", "\\${oc.env:HOME} \\\\\\${x}")
 
-    assert resumed(folder).data.path == "${oc.env:HOME} \\${x}"
+    assert resumed_config(folder).data.path == "${oc.env:HOME} \\${x}"
 
 
 def test_settings_of_hydra_do_not_belong_into_a_run(place):
@@ -371,21 +374,21 @@ def test_a_target_of_ones_own_is_refused_with_what_to_type(place):
 
 @pytest.mark.parametrize("trust", ["my_rules", "my_rules.Rule"])
 def test_a_target_under_a_package_that_the_user_names_passes(place, trust):
-    config = resumed(with_rule(place), f"trust=[{trust}]")
+    config = resumed_config(with_rule(place), f"trust=[{trust}]")
 
     assert config.stage.callbacks.mine._target_ == "my_rules.Rule"
     assert config.trust == [trust]
 
 
 def test_a_module_below_the_package_passes(place):
-    assert resumed(with_rule(place, "my_rules.more.Better"), "trust=[my_rules]")
+    assert resumed_config(with_rule(place, "my_rules.more.Better"), "trust=[my_rules]")
 
 
 def test_trust_is_never_taken_from_the_folder(place):
     folder = edited(with_rule(place), "trust", ["my_rules"])
 
     assert "trust=[my_rules]" in refusal(folder)
-    assert resumed(edited(run_folder(place / "code"), "trust", ["os"])).trust is None
+    assert resumed_config(edited(run_folder(place / "code"), "trust", ["os"])).trust is None
 
 
 def test_a_run_from_before_there_was_trust_goes_on(place):
@@ -394,7 +397,7 @@ def test_a_run_from_before_there_was_trust_goes_on(place):
     del content["trust"]
     (folder / "config.yaml").write_text(yaml.safe_dump(content))
 
-    assert resumed(folder, "trust=[my_rules]").trust == ["my_rules"]
+    assert resumed_config(folder, "trust=[my_rules]").trust == ["my_rules"]
 
 
 @pytest.mark.parametrize(
@@ -431,7 +434,7 @@ def test_the_names_of_ones_own_config_dir_need_no_trust(place):
     (place / "conf" / "reward" / "mine.yaml").write_text("_target_: my_rules.Rule\n")
     folder = with_rule(place)
 
-    assert resumed(folder, configs=place / "conf")
+    assert resumed_config(folder, configs=place / "conf")
     assert "trust=[my_rules]" in refusal(folder, configs=place / "code")
     (folder / "reward.yaml").write_text("_target_: my_rules.Rule\n")  # a folder does not vouch for itself
     assert "trust=[my_rules]" in refusal(folder, configs=folder)
@@ -443,7 +446,7 @@ def test_a_class_of_a_library_is_trusted_by_its_full_name_alone(place):
     folder = with_rule(place, name)
 
     assert f"trust=[{name}]" in refusal(folder)
-    assert resumed(folder, f"trust=[{name}]")
+    assert resumed_config(folder, f"trust=[{name}]")
     assert "not under trust=[torch.optim]" in refusal(
         edited(folder, "stage.callbacks.mine._target_", "torch.optim.lr_scheduler.partial"),
         "trust=[torch.optim]",
@@ -460,7 +463,7 @@ def test_a_class_of_a_library_is_trusted_by_its_full_name_alone(place):
         (["subprocess.run"], "part of Python"),
         (["builtins"], "part of Python"),
         (["src"], "this project"),
-        (["src.run_folder"], "this project"),
+        (["search_r3.cli.run_folder"], "this project"),
         (["hydra"], "Hydra"),
         (["torch"], "name the one class"),
         (["numpy"], "name the one class"),
@@ -495,7 +498,7 @@ def test_the_commands_that_build_from_folders_know_trust_and_check_it(command):
 
 def test_a_folder_writes_below_itself_alone(place):
     folder = run_folder(place, RL)
-    resumed(folder)
+    resumed_config(folder)
     for key, value in {
         "stage.module.completions.file": "/home/user/.profile",
         "stage.callbacks.checkpoint.folder": "checkpoints",
@@ -505,7 +508,7 @@ def test_a_folder_writes_below_itself_alone(place):
         message = refusal(edited(copy, key, value))
         assert f"{key}={value} is outside the run folder" in message
     outside = edited(shutil.copytree(folder, place / "own" / "run"), "stage.datamodule.store", "fast/index")
-    assert resumed(outside, "stage.datamodule.store=fast/index").stage.datamodule.store == "fast/index"
+    assert resumed_config(outside, "stage.datamodule.store=fast/index").stage.datamodule.store == "fast/index"
 
 
 @pytest.mark.parametrize(
@@ -525,7 +528,7 @@ def test_arguments_that_stand_under_no_name_are_refused(place):
 
 def test_what_goes_to_weights_and_biases_is_what_conf_sends(place):
     folder = run_folder(place, [*SFT[:3], "logger=wandb"])
-    resumed(folder)
+    resumed_config(folder)
 
     message = refusal(edited(folder, "logger.settings", {"base_url": "http://stranger"}))
 
@@ -540,7 +543,7 @@ def test_checkpoints_whose_reader_unpickles_need_a_word(place, node):
 
         assert "unpickling" in message
         assert "trust=[checkpoints]" in message
-        assert resumed(folder, "trust=[checkpoints]")
+        assert resumed_config(folder, "trust=[checkpoints]")
 
 
 def test_a_sharded_checkpoint_needs_a_word_under_any_strategy(place, monkeypatch, capsys):
@@ -594,7 +597,11 @@ def check_space(text, *overrides, trust=None):
     ("key", "choices", "words"),
     [
         ("stage.module.optimization._target_", "[os.system, os.mkdir]", "os.system"),
-        ("stage.module.optimization._target_", "[src.run_folder.write_text, os.mkdir]", "src.run_folder"),
+        (
+            "stage.module.optimization._target_",
+            "[search_r3.files.write_text, os.mkdir]",
+            "search_r3.cli.run_folder",
+        ),
         ("stage.module.optimization._target_", "[my_rules.Rule, my_rules.reward]", "trust=[my_rules]"),
         ("stage.module.optimization._target_", "[1, 2]", "dotted name"),
         ("stage.module.seed", "[{_target_: os.system}, 1]", "a choice must be"),
@@ -616,7 +623,7 @@ def test_a_search_space_has_nothing_called_that_conf_does_not_build(place, key, 
 
 
 def test_a_search_space_chooses_among_builders_and_what_the_user_names(place):
-    space = "reward.ranking._target_: {choices: [src.objectives.rewards.dcg, my_rules.reward]}"
+    space = "reward.ranking._target_: {choices: [search_r3.objectives.rewards.dcg, my_rules.reward]}"
     (place / "model").mkdir()
     (place / "model" / "search_r3.json").write_text("{}")
 

@@ -6,9 +6,10 @@ import optuna
 import pytest
 from omegaconf import OmegaConf
 
-from src.command_line import UsageError, quote_free_text
-from src.runtime import ConfigSource, compose
-from src.tune import Dimension, _open_study, check, read_space
+from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.overrides import quote_free_text
+from search_r3.errors import UsageError
+from search_r3.tune import Dimension, _open_study, check, read_space
 from tests.command import call
 
 CONFIG = {"seed": 1, "study": "s.db", "stage": {"module": {"learning_rate": 0.1, "layers": 2}}}

@@ -8,11 +8,11 @@ from architectures import CONFIGS, EAGER_ONLY, build
 from conftest import TEXTS, build_embedder
 from transformers import GPT2LMHeadModel, GPT2Model, LlamaForCausalLM, LlamaModel, PhiForCausalLM
 
-from src.models import twin
-from src.models.folder import ModelFolderError, load_embedder, open_embedder, save_embedder
-from src.models.nano import train_tokenizer
-from src.models.tuning import FullTuning, LoraTuning
-from src.models.twin import ArchitectureError, check_architecture, fresh_adapter_difference
+from search_r3.models import twin
+from search_r3.models.folder import ModelFolderError, load_embedder, open_embedder, save_embedder
+from search_r3.models.nano import train_tokenizer
+from search_r3.models.tuning import FullTuning, LoraTuning
+from search_r3.models.twin import ArchitectureError, check_architecture, fresh_adapter_difference
 
 
 @pytest.fixture(autouse=True)

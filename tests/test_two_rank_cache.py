@@ -7,8 +7,8 @@ import torch
 from test_rl import data_of, likely_folder, opened, world
 from two_processes import on_two_ranks
 
-from src.index.ranks import Ranks
-from src.index.store import StoreError, open_store
+from search_r3.index.ranks import Ranks
+from search_r3.index.rows.cache import StoreError, open_store
 
 
 def not_finite(embedder, rank):

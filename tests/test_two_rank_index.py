@@ -8,11 +8,12 @@ from drifting import DriftingCorpus, dcg_on
 from test_live_index import KEY, RULES, created, settings_of, without_seconds
 from two_processes import on_two_ranks
 
-from src.index.base import InPlaceIndex
-from src.index.live_index import LiveIndex
-from src.index.ranks import Ranks
-from src.index.refresh import Full, StepQueries
-from src.index.store import StoreError
+from search_r3.index.backends.base import InPlaceIndex
+from search_r3.index.ranks import Ranks
+from search_r3.index.rows.cache import StoreError
+from search_r3.index.rules.base import StepQueries
+from search_r3.index.rules.full import Full
+from search_r3.index.served import LiveIndex
 
 SETTINGS = {"background": 0.02, "budget": 61}
 N = 401  # the second rank has one row more

@@ -16,11 +16,9 @@ from torch.utils.data import DataLoader
 from transformers import Qwen2Config, Qwen2Model
 from two_processes import on_two_ranks
 
-from src.data.datamodules import SFTDataModule
-from src.data.types import Benchmark, Corpus
-from src.evaluation.query_means import QueryMeans
-from src.evaluation.validation import validate
-from src.objectives.losses import (
+from search_r3.data.types import Benchmark, Corpus
+from search_r3.evaluation.query_means import QueryMeans
+from search_r3.objectives.losses import (
     gather_documents,
     hardest_negative_margin,
     has_negative,
@@ -28,8 +26,8 @@ from src.objectives.losses import (
     row_counts,
     share_of_count,
 )
-from src.stages.callbacks import TrainableCheckpoint
-from src.stages.optimization import (
+from search_r3.stages.callbacks import TrainableCheckpoint
+from search_r3.stages.optimization import (
     ChunkOutput,
     NonFiniteLossError,
     OptimizationSettings,
@@ -39,8 +37,10 @@ from src.stages.optimization import (
     build_scheduler,
     optimization_step,
 )
-from src.stages.sampling import GroupedBatchSampler
-from src.stages.sft import SelfWritten
+from search_r3.stages.sampler import GroupedBatchSampler
+from search_r3.stages.sft.data import SFTDataModule
+from search_r3.stages.sft.settings import SelfWritten
+from search_r3.stages.validation import validate
 from tests.closeness import ULP, assert_close_in_ulps
 
 N_ROWS, WIDTH, N_STEPS = 8, 6, 3

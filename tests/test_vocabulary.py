@@ -16,11 +16,11 @@ from plain_folders import (
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src.models.embedder import ReasoningEmbedder
-from src.models.folder import load_embedder, open_embedder, save_embedder
-from src.models.prompts import EMBED_TOKEN
-from src.models.tuning import FullTuning, LoraTuning
-from src.models.vocabulary import add_embed_token, give_pad_token
+from search_r3.models.embedder import ReasoningEmbedder
+from search_r3.models.folder import load_embedder, open_embedder, save_embedder
+from search_r3.models.prompts import EMBED_TOKEN
+from search_r3.models.tuning import FullTuning, LoraTuning
+from search_r3.models.vocabulary import add_embed_token, give_pad_token
 
 UNUSED = {"name": None, "create": None, "prompts": {}, "lengths": {}}
 TOKENIZERS = {

@@ -8,8 +8,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from src.data.types import Benchmark, Corpus, Example, TrainingData
-from src.models.embedder import ReasoningEmbedder
+from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
+from search_r3.models.embedder import ReasoningEmbedder
 
 TEXTS = tuple(
     f"def add_{word}(x):\n    return x + {number}" for number, word in enumerate("abcdefghijklmnop")
@@ -107,7 +107,7 @@ datamodule:
   batch_size: 4
 callbacks:
   checkpoint:
-    _target_: src.stages.callbacks.TrainableCheckpoint
+    _target_: search_r3.stages.callbacks.TrainableCheckpoint
     folder: ${output_dir}/checkpoints
     monitor: val/direct/ndcg@10
     save_every_n_steps: 50
@@ -125,11 +125,11 @@ path: null
 columns: {}
 """
 MODEL = """
-_target_: src.models.folder.open_embedder
+_target_: search_r3.models.folder.open_embedder
 path: null
 name: null
 create:
-  _target_: src.models.nano.create_nano
+  _target_: search_r3.models.nano.create_nano
   _partial_: true
   vocab_size: 300
   hidden_size: 16
@@ -142,7 +142,7 @@ create:
 prompts: {direct_system: d, reasoning_system: r, document_system: t, lead_in: "", closing: ""}
 lengths: {query: 16, document: 16, reasoning: 8}
 tuning:
-  _target_: src.models.tuning.FullTuning
+  _target_: search_r3.models.tuning.FullTuning
 """
 
 

@@ -22,8 +22,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from src.progress import Progress
-from src.run_folder import provenance, write_json
+from search_r3.cli.run_folder import provenance
+from search_r3.files import write_json
+from search_r3.progress import Progress
 from tests.faults import damage, disks, kills, ranks, starters
 from tests.faults.attack import KEPT, OUTCOMES, Attack, Verdict, Workshop, is_among
 

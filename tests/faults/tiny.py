@@ -15,10 +15,10 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from src.models.embedder import ReasoningEmbedder
-from src.models.folder import save_embedder
-from src.models.nano import create_nano
-from src.models.prompts import Lengths, Prompts
+from search_r3.models.embedder import ReasoningEmbedder
+from search_r3.models.folder import save_embedder
+from search_r3.models.nano import create_nano
+from search_r3.models.prompts import Lengths, Prompts
 from tests.faults import results
 from tests.faults.commands import Command
 from tests.faults.moments import DISK

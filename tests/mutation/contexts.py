@@ -49,7 +49,7 @@ def _started() -> object:
     coverage.measured = coverage.Coverage(
         data_file=folder / "lines",
         data_suffix=f"{os.getpid()}-{time.monotonic_ns()}",
-        source=["src"],
+        source=["src/search_r3"],
         context=_test_above(folder),
         config_file=False,
     )

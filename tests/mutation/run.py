@@ -2,12 +2,12 @@
 
     make mutants [SEED=13] [N=100]
 
-draws `N` single-line mutants of `src/{stages,data,index,evaluation}` (see `mutants.py`) with a seed, and runs
-for each the tests that execute its line, fastest first, until one fails. Which tests those are is measured
-first, once, by a run of the whole suite under `coverage` (see `contexts.py`), and kept in
-`outputs/mutants/measured`. Where the source has changed since, lines are carried over by a comparison, and a
-line that is new has the tests of its function. Delete that folder to measure again, or add to it with
-`--measure [arguments of pytest]`.
+draws `N` single-line mutants of the folders `stages`, `data`, `index` and `evaluation` of the package (see
+`mutants.py`) with a seed, and runs for each the tests that execute its line, fastest first, until one fails.
+Which tests those are is measured first, once, by a run of the whole suite under `coverage` (see
+`contexts.py`), and kept in `outputs/mutants/measured`. Where the source has changed since, lines are carried
+over by a comparison, and a line that is new has the tests of its function. Delete that folder to measure
+again, or add to it with `--measure [arguments of pytest]`.
 
 The result is `outputs/mutants/seed-<SEED>.jsonl`. A run that was broken off goes on where it was. `--again
 FILE...` judges the survivors once more, by test files that are new or changed.
@@ -36,7 +36,7 @@ from tests.mutation.contexts import FOLDER, hook
 from tests.mutation.mutants import Mutant, sample
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("src/stages", "src/data", "src/index", "src/evaluation")
+FOLDERS = ("src/search_r3/stages", "src/search_r3/data", "src/search_r3/index", "src/search_r3/evaluation")
 LEFT_OUT = {".git", ".venv", "outputs", "__pycache__", ".cache", ".pytest_cache", ".ruff_cache", "wandb"}
 FIRST_S = 20.0
 """Seconds of tests that are tried first; the others only if these all pass."""
@@ -59,6 +59,11 @@ def copied(folder: Path) -> Path:
     return folder
 
 
+def paths(tree: Path) -> str:
+    """The `PYTHONPATH` by which a copy's own package comes before the one that is installed."""
+    return os.pathsep.join([str(tree), str(tree / "src")])
+
+
 # ---- which tests run which line
 
 
@@ -72,7 +77,7 @@ def measure(folder: Path, library: Path, arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as place:
         tree = copied(Path(place) / "tree")
         (tree / "sitecustomize.py").write_text(hook(library), encoding="utf-8")
-        environment = os.environ | {FOLDER: str(folder), "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {FOLDER: str(folder), "PYTHONPATH": paths(tree), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.mutation.contexts", *arguments]
         subprocess.run(command, cwd=tree, env=environment, check=False)
         keep(folder, tree, library)
@@ -237,10 +242,13 @@ def _work(tree: Path, module: str, tests: Sequence[str], note: Path) -> None:
     try:
         os.setsid()
         os.chdir(tree)
-        os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+        os.environ |= {"PYTHONPATH": paths(tree), "PYTHONDONTWRITEBYTECODE": "1"}
         sys.dont_write_bytecode = True
-        sys.path[:] = [str(tree), *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
-        for name in [name for name in sys.modules if name.split(".")[0] in ("src", "tests")]:
+        sys.path[:] = [
+            *paths(tree).split(os.pathsep),
+            *(path for path in sys.path if Path(path or ".").resolve() != ROOT),
+        ]
+        for name in [name for name in sys.modules if name.split(".")[0] in ("search_r3", "tests")]:
             del sys.modules[name]
         out = os.open(note.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
@@ -274,7 +282,7 @@ def judged(mutant: Mutant, tests: Sequence[str], measured: Measured | None, plac
     started = time.monotonic()
     tree = copied(place / "tree")
     (tree / mutant.path).write_text(mutant.applied(source), encoding="utf-8")
-    module = mutant.path.removesuffix(".py").replace("/", ".")
+    module = mutant.path.removeprefix("src/").removesuffix(".py").replace("/", ".")
     verdict, by, n_run = ("survived", "", 0) if tests else ("uncovered", "", 0)
     for part in _parts(tests, measured):
         expected = 20.0 * len(part) if measured is None else sum(map(measured.seconds, part))

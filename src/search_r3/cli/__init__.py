@@ -1,0 +1,1 @@
+"""What a command line becomes: composed, checked, in a run folder."""

@@ -1,0 +1,100 @@
+"""From a command line to a running job: compose the configuration, refuse nonsense, make the run folder.
+
+Only this file and the entry points import Hydra. A refused command costs no more than composing a YAML
+file: the checks read the configuration and the source of its targets, never torch. Entry points therefore
+import everything heavy inside their `run`.
+
+A single run is composed here and called directly; `--multirun` goes through Hydra, with its sweepers and
+launchers, and each of its jobs ends in the same `execute`.
+"""
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+from hydra._internal.utils import get_args_parser
+from omegaconf import DictConfig
+
+from search_r3.cli.compose import ConfigSource
+from search_r3.cli.entry import Check, Entry, Reached, Run
+from search_r3.cli.last_resort import run_command
+from search_r3.cli.overrides import quote_free_text
+from search_r3.cli.run import run_one
+from search_r3.cli.sweep import run_many, through_hydra
+from search_r3.errors import UsageError
+from search_r3.shipped import CONF
+
+
+def entry_point(
+    config_name: str,
+    run: Run,
+    check: Check | None = None,
+    reached: Reached | None = None,
+    folder: Callable[[DictConfig], Path] | None = None,
+    module: str | None = None,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Runs a command and ends the process: 0 done, 1 failed, 2 refused, 130 interrupted; see `last_resort`.
+
+    Args:
+        config_name: file in conf/ without its ending.
+        run: the job. Imports what is heavy inside.
+        check: extra rules on the composed configuration.
+        reached: the step of a run folder's last checkpoint, for a command with `resume=` and `if_exists=`.
+        folder: names the run folder where `output_dir` is not given.
+        module: what `python -m` is given; `src.<config_name>` where None.
+        argv: what follows the name of the command; None for what this process was given.
+    """
+    check = check or (lambda config, is_sweep: None)
+    entry = Entry(config_name, run, check, reached, folder, module or f"src.{config_name}")
+    signal.signal(signal.SIGTERM, _interrupt)
+    run_command(lambda: _main(entry, sys.argv[1:] if argv is None else argv))
+
+
+def _interrupt(signal_number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _main(entry: Entry, argv: Sequence[str]) -> int:
+    is_sweep = any(argument in ("--multirun", "-m") for argument in argv)
+    parser = get_args_parser()
+    parser.error = _refuse_arguments
+    arguments = parser.parse_intermixed_args(quote_free_text(argv, is_sweep))
+    if any((arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion)):
+        through_hydra(entry.config_name, lambda config: None, arguments)
+        return 0
+    with ConfigSource(arguments.config_dir) as source:
+        if arguments.help:
+            print(_help(entry, source))
+            return 0
+        if arguments.multirun:
+            return run_many(entry, source, arguments)
+        return run_one(entry, source, arguments.overrides)
+
+
+def _refuse_arguments(message: str) -> NoReturn:
+    raise UsageError(message)
+
+
+def _help(entry: Entry, source: "ConfigSource") -> str:
+    program = f"python -m {entry.module}"
+    own = yaml.safe_load((CONF / f"{entry.config_name}.yaml").read_text(encoding="utf-8"))
+    used = [group for default in own["defaults"] if isinstance(default, dict) for group in default]
+    used = [group.removeprefix("optional ") for group in used]
+    groups = {group: options for group, options in source.groups().items() if group in used}
+    width = max(map(len, groups), default=0)
+    lines = [f"  {group.ljust(width)}  {', '.join(options)}" for group, options in groups.items()]
+    keys = ", ".join(f"{key}=" for key in own if key not in ("defaults", "hydra"))
+    return "\n".join(
+        [
+            f"{program} group=option ... key=value ...",
+            *(["", "groups", *lines] if lines else []),
+            "",
+            f"keys of this command: {keys}",
+            f"every key, with its value:  {program} ... --cfg job",
+            f"a sweep, one job per value: {program} --multirun ... key=1,2,3",
+        ]
+    )

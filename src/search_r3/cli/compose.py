@@ -1,0 +1,333 @@
+"""From options and keys to a configuration that passed every check."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import hydra
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from search_r3.cli.devices import cpu_precision
+from search_r3.cli.entry import Composed
+from search_r3.cli.model_choice import Given, read_facts, refuse_conflicts
+from search_r3.cli.names import check_names
+from search_r3.cli.number_ranges import check_numbers
+from search_r3.cli.overrides import addable_keys, did_you_mean, flat_keys, literal
+from search_r3.cli.renamed import RENAMED
+from search_r3.cli.trust import calls, checked_trust, targets_in
+from search_r3.errors import UsageError
+from search_r3.shipped import CONF, shipped
+
+RL_GROUPS = ("index", "refresh", "reward")
+SHIPPED = "${shipped:"
+"""Opens a path in conf/ to what lies beside the package; config.yaml keeps it as it is, for any machine."""
+OmegaConf.register_new_resolver("cpu_precision", cpu_precision, replace=True)
+OmegaConf.register_new_resolver("shipped", shipped, replace=True)
+
+
+def mapped_text(node: object, change: Callable[[str, str], str], key: str = "") -> object:
+    """A plain container with every text in it changed; `change` is told the text and its dotted key."""
+    if isinstance(node, dict):
+        below = f"{key}." if key else ""
+        return {name: mapped_text(value, change, f"{below}{name}") for name, value in node.items()}
+    if isinstance(node, list):
+        return [mapped_text(value, change, f"{key}.{place}") for place, value in enumerate(node)]
+    return change(node, key) if isinstance(node, str) else node
+
+
+class ConfigSource:
+    """Composes configurations from conf/ and, before it, a folder of the user's own (`--config-dir`)."""
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        """Takes a folder of additional configs, or None.
+
+        Raises:
+            UsageError: If the folder does not exist.
+        """
+        if folder is not None and not Path(folder).is_dir():
+            raise UsageError(f"--config-dir: {folder} is not a folder")
+        self._folder = None if folder is None else Path(folder).resolve()
+
+    def __enter__(self) -> "ConfigSource":
+        search_path = create_config_search_path(str(CONF))
+        if self._folder is not None:
+            search_path.prepend("command-line", f"file://{self._folder}")
+        GlobalHydra.instance().clear()
+        hydra.version.setbase("1.3")
+        self.loader = Hydra.create_main_hydra2("search-r3", search_path).config_loader
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        GlobalHydra.instance().clear()
+
+    def own_targets(self, but: Path) -> frozenset[str]:
+        """Every `_target_` that the user's folder of configs names; none where that is the folder `but`."""
+        folder, other = self._folder, but.resolve()
+        if folder is None or folder.is_relative_to(other) or other.is_relative_to(folder):
+            return frozenset()
+        return targets_in(folder)
+
+    def groups(self) -> dict[str, list[str]]:
+        """Options of every config group of ours."""
+        groups = self.loader.list_groups("")
+        return {group: self.loader.get_group_options(group) for group in groups if group != "hydra"}
+
+    def parse(self, overrides: Sequence[str]) -> list[Override]:
+        """Overrides as Hydra reads them.
+
+        Raises:
+            UsageError: If one is not of the form key=value, or its value does not parse.
+        """
+        parser = OverridesParser.create(config_loader=self.loader)
+        parsed = []
+        for text in overrides:
+            try:
+                parsed.append(parser.parse_override(text))
+            except HydraException as error:
+                reason = str(error).splitlines()[0]
+                raise UsageError(
+                    f"cannot read {text!r}: {reason}. The form is key=value; quote text"
+                ) from None
+        return parsed
+
+    def load(self, config_name: str, overrides: Sequence[str]) -> DictConfig:
+        """The composed configuration, `hydra` node included.
+
+        Raises:
+            UsageError: Where Hydra or OmegaConf refuses, with the first line of the reason.
+        """
+        try:
+            return self.loader.load_configuration(config_name, list(overrides), RunMode.RUN)
+        except (HydraException, OmegaConfBaseException) as error:
+            missing = re.search(r"You must specify '(\w+)'", str(error))
+            if missing:
+                options = (f"{missing[1]}={option}" for option in self.groups()[missing[1]])
+                raise UsageError(f"{missing[1]}= is missing. Choices: {', '.join(options)}") from None
+            raise UsageError("; ".join(str(error.__cause__ or error).strip().splitlines()[:2])) from None
+
+    def keys_of_experiments(self, config_name: str, overrides: Sequence[str]) -> dict[str, str]:
+        """Keys that the chosen experiments set themselves, each with the name of the experiment."""
+        keys: dict[str, str] = {}
+        for part in self.loader.compute_defaults_list(config_name, list(overrides), RunMode.RUN).defaults:
+            group, _, option = (part.config_path or "").partition("/")
+            if group == "experiment" and part.config_path is not None:
+                own = self.loader.repository.load_config(part.config_path).config
+                prefix = f"{part.package}." if part.package else ""
+                keys |= {f"{prefix}{key}": f"experiment={option}" for key in flat_keys(plain_container(own))}
+        return keys
+
+
+def compose(config_name: str, overrides: Sequence[str], source: ConfigSource) -> Composed:
+    """Composes a configuration in which every key means something.
+
+    Args:
+        config_name: file in conf/.
+        overrides: one value each, free text already quoted.
+        source: where configs are read from.
+
+    Raises:
+        UsageError: For an unknown group option or key (with `+` as well), a group that the choices do not
+            use, a value that is still missing, or a number out of its range.
+    """
+    parsed = source.parse(overrides)
+    groups = source.groups()
+    in_groups = [override for override in parsed if override.key_or_group in groups]
+    _check_options(in_groups, groups)
+    texts = [override.input_line for override in in_groups]
+    hydra_texts = [override.input_line for override in parsed if override.key_or_group.startswith("hydra")]
+    base = _load_choices(config_name, texts, in_groups, source, groups)
+    container = plain_container(base)
+    restated = _agreed_with_folder(base, parsed, source.keys_of_experiments(config_name, texts))
+    keys = [
+        checked_key(override, container, groups)
+        for override in parsed
+        if override not in in_groups
+        and override.input_line not in hydra_texts
+        and (override.key_or_group not in restated or override.key_or_group in flat_keys(container))
+    ]
+    full = source.load(config_name, [*texts, *keys, *hydra_texts])
+    choices = {name: choice for name, choice in full.hydra.runtime.choices.items() if name in groups}
+    config = OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"])
+    check_complete(config)
+    return Composed(config, choices, [*texts, *keys])
+
+
+def plain_container(config: DictConfig) -> dict:
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if key != "hydra"}
+
+
+def _check_options(overrides: Sequence[Override], groups: dict[str, list[str]]) -> None:
+    for override in overrides:
+        group, value = override.key_or_group, override.value()
+        if override.is_delete() or value is None:
+            continue
+        if value not in groups[group]:
+            hint = did_you_mean(str(value), groups[group])
+            raise UsageError(f"{group}={value} does not exist.{hint} Choices: {', '.join(groups[group])}")
+
+
+def _load_choices(
+    config_name: str,
+    texts: Sequence[str],
+    overrides: Sequence[Override],
+    source: ConfigSource,
+    groups: dict[str, list[str]],
+) -> DictConfig:
+    try:
+        return source.load(config_name, texts)
+    except UsageError as error:
+        for override in overrides:
+            if f"override '{override.key_or_group}'" in str(error):
+                stage = next((o.value() for o in overrides if o.key_or_group == "stage"), None)
+                of = f"stage={stage}" if stage else f"this {config_name}"
+                if override.key_or_group in RL_GROUPS and config_name == "train":
+                    key = override.key_or_group
+                    raise UsageError(f"{key}= belongs to stage=rl; {of} has no {key}") from None
+                raise UsageError(
+                    f"{override.key_or_group}= has no meaning under {of}: it uses no such group"
+                ) from None
+        raise
+
+
+def checked_key(override: Override, config: dict, groups: dict[str, list[str]]) -> str:
+    """The override, marked `++` where it adds a key that the configuration leaves open.
+
+    Raises:
+        UsageError: If the key neither exists nor is an argument of the node it stands in.
+    """
+    key, known = override.key_or_group, flat_keys(config)
+    if key in known and not override.is_delete():
+        is_open_mapping = known[key] == {} and isinstance(override.value(), dict)
+        return f"++{bare_text(override)}" if is_open_mapping or override.is_add() else override.input_line
+    if override.is_delete():
+        if key in known and "." not in key:
+            raise UsageError(f"~{key}: a key of the command cannot be removed, only set")
+        if key in known:
+            return override.input_line
+    else:
+        parent, _, name = key.rpartition(".")
+        addable = addable_keys(config, parent)
+        if parent and (addable is None or name in addable):
+            return f"++{bare_text(override)}"
+        known = known | {f"{parent}.{other}": None for other in addable or () if parent}
+    if key in RL_GROUPS:
+        raise UsageError(f"{key}= belongs to stage=rl; the chosen stage has no {key}")
+    raise UsageError(f"there is no key {key}.{did_you_mean(key, [*known, *groups])}")
+
+
+def _agreed_with_folder(
+    base: DictConfig, parsed: Sequence[Override], by_experiment: Mapping[str, str]
+) -> set[str]:
+    """Keys given by hand that say what the folder of `model.path` says.
+
+    By hand is what stands on the command line or in an experiment; what a group's option says is a default.
+
+    Args:
+        base: composed from the choices alone.
+        parsed: the command line, which comes after the experiment.
+        by_experiment: keys that the experiment sets, with its name.
+
+    Raises:
+        UsageError: If one says something else, or the `model=` choice is for another pretrained model.
+    """
+    typed = {
+        override.key_or_group: override
+        for override in parsed
+        if override.key_or_group.startswith("model.")
+        and not (override.is_delete() or override.is_sweep_override())
+    }
+    path = value_of(typed["model.path"]) if "model.path" in typed else selected(base, "model.path")
+    facts = read_facts(str(path)) if path is not None else None
+    if facts is None:
+        return set()
+    given = {key: (selected(base, key), origin) for key, origin in by_experiment.items()}
+    for key, override in typed.items():
+        whole = flat_keys({key: plain_value(value_of(override))})
+        given |= {name: (value, "") for name, value in whole.items()}
+    decided = {
+        key: Given(key.removeprefix("model."), value, origin)
+        for key, (value, origin) in given.items()
+        if key.startswith(("model.prompts.", "model.lengths.", "model.create.")) or key == "model.name"
+    }
+    leaves = [each for each in decided.values() if not isinstance(plain_value(each.value), (dict, list))]
+    name = None if "model.name" in decided else selected(base, "model.name")
+    refuse_conflicts(facts, leaves, base.hydra.runtime.choices.get("model"), name)
+    return {key for key in typed if key.removeprefix("model.") in facts.values}
+
+
+def selected(config: DictConfig, key: str) -> object:
+    return OmegaConf.select(config, key, throw_on_missing=False, throw_on_resolution_failure=False)
+
+
+def plain_value(value: object) -> object:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def bare_text(override: Override) -> str:
+    return override.input_line.lstrip("+") if override.input_line else ""
+
+
+def check_complete(config: DictConfig) -> None:
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UsageError(f"{' and '.join(f'{key}=' for key in missing)} must be given")
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UsageError(str(error).splitlines()[0]) from None
+    checked_trust(plain.get("trust"))
+    _refuse_renamed(plain)
+    check_names(plain)
+    check_numbers(plain)
+
+
+def resolved_yaml(config: DictConfig) -> str:
+    """The configuration with references replaced by their values, readable back to the same values.
+
+    References to `output_dir` stay, so that a run folder that was moved resumes where it now is, and so do
+    those to what is shipped.
+    """
+    placeholder = "\0output_dir\0"
+    resolved = OmegaConf.to_container(
+        OmegaConf.merge(config, {"output_dir": placeholder} if "output_dir" in config else {}), resolve=True
+    )
+    raw = flat_keys(OmegaConf.to_container(config, resolve=False))
+
+    def escaped(text: str, key: str) -> str:
+        if str(raw.get(key)).startswith(SHIPPED):
+            return raw[key]
+        return literal(text).replace(placeholder, "${output_dir}")
+
+    content = mapped_text(resolved, escaped)
+    assert isinstance(content, dict)
+    if "output_dir" in config:
+        content["output_dir"] = None if config.output_dir is None else literal(config.output_dir)
+    return OmegaConf.to_yaml(OmegaConf.create(content))
+
+
+def value_of(override: Override) -> object:
+    """The value as it composes: quotes and escapes undone."""
+    return OmegaConf.create({"value": override.value()}).value
+
+
+def given_value(overrides: Sequence[Override], key: str) -> str | None:
+    """The last value given for a key; None where it is not given, or is null."""
+    values = [value_of(override) for override in overrides if override.key_or_group == key]
+    return str(values[-1]) if values and values[-1] is not None else None
+
+
+def _refuse_renamed(config: Mapping) -> None:
+    """Refuses a `_target_` that goes by its name of before, which no folder of ours says by then."""
+    for key, target, _ in calls(config):
+        if target in RENAMED:
+            raise UsageError(f"{key} is {target}, which is called {RENAMED[target]} now")

@@ -1,0 +1,206 @@
+"""What a user typed, before any configuration is composed.
+
+Free text and paths are quoted so that Hydra's grammar never reads them, a misspelt name is answered with
+its neighbours, and the arguments of a `_target_` are read from its source, because importing it would
+import torch. Nothing here is heavy and nothing here knows Hydra.
+"""
+
+import ast
+import difflib
+import importlib.util
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+from search_r3.errors import UsageError
+
+FREE_TEXT = ("data.columns.query",)
+"""Keys whose value is text: even `null` is a word there. Whole keys: `model.lengths.query` is a number."""
+PATHS = ("corpus", "path", "folder", "dir", "file", "resume", "study", "space", "reasonings")
+"""Keys whose value is a path, by last component or as an ending (`output_dir`); `null` unsets them."""
+PATH_LISTS = ("files",)
+"""Keys whose value is a path or a list of paths in brackets."""
+TRAINER_NODES = ("stage.trainer", "strategy", "debug")
+"""Nodes that are handed to `pytorch_lightning.Trainer` as arguments."""
+
+
+def literal(text: str) -> str:
+    """`text` as a value of an OmegaConf container that reads as exactly `text`: `${` refers to nothing."""
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", text)
+
+
+def quoted(text: str) -> str:
+    """`text` as a Hydra value that composes to exactly `text`.
+
+    Two readers are kept out: Hydra's grammar, by single quotes (a backslash counts there only before a
+    quote), and OmegaConf's interpolation, by a backslash before `${`.
+    """
+    text = literal(text)
+    text = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", text)
+    text = re.sub(r"(\\+)$", lambda match: match[1] * 2, text)
+    return f"'{text}'"
+
+
+def _is_named(key: str, names: Iterable[str]) -> bool:
+    last = key.rsplit(".", 1)[-1]
+    return any(last == name or last.endswith(f"_{name}") for name in names)
+
+
+def quote_free_text(arguments: Sequence[str], is_sweep: bool = False) -> list[str]:
+    """Command line with the values of free-text and path keys quoted.
+
+    Args:
+        arguments: what followed the module's name. Flags and `hydra.*` keys pass as they are.
+        is_sweep: whether a path may be swept over, as `model.path=choice(a,b)`; commas alone stay text.
+
+    Returns:
+        As many arguments, in the same order.
+
+    Raises:
+        UsageError: If an argument is not UTF-8, which no file of the run could hold, or a path begins with
+            the `~` that a shell leaves alone behind `=`.
+    """
+    result = []
+    for argument in arguments:
+        if not _is_utf8(argument):
+            raise UsageError(f"{argument!r} is not valid UTF-8; rename what it names")
+        match = re.match(r"^(\+{0,2}([A-Za-z_][\w.]*))=(.*)$", argument, re.DOTALL)
+        result.append(argument if match is None else f"{match[1]}={_value(match[2], match[3], is_sweep)}")
+    return result
+
+
+def _value(key: str, value: str, is_sweep: bool) -> str:
+    if key.startswith("hydra."):
+        return value
+    if key in FREE_TEXT:
+        return quoted(value)
+    is_choice = is_sweep and re.fullmatch(r"choice\(.*\)", value, re.DOTALL)
+    if _is_named(key, PATH_LISTS):
+        if value.startswith("[") and value.endswith("]"):
+            if re.search(r"""^\[\s*["']|["']\s*\]$""", value):
+                return value  # quoted by the user, as names with commas must be
+            items = [item.strip() for item in value[1:-1].split(",")]
+            return "[" + ",".join(_quoted_path(key, item) for item in items if item) + "]"
+        return value if is_choice else f"[{_quoted_path(key, value)}]"
+    if _is_named(key, PATHS) and not is_choice and value != "null":
+        return _quoted_path(key, value)
+    return value
+
+
+def _quoted_path(key: str, path: str) -> str:
+    if path.startswith("~"):
+        raise UsageError(
+            f"{key}={path}: a shell leaves ~ as it is behind '='; write the folder in full, as "
+            f'"$HOME/<name>", or ./{path} where that is its name'
+        )
+    return quoted(path)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
+    """The known names that look most like `name`, best first; the last component may match alone."""
+    names = sorted(set(names))
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
+    last = name.rsplit(".", 1)[-1]
+    for other in names:
+        if len(close) < count and other not in close and other.rsplit(".", 1)[-1] == last:
+            close.append(other)
+    return close
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A sentence that offers the nearest names, or nothing where none is near."""
+    close = nearest(name, names)
+    return f" Did you mean {', '.join(close)}?" if close else ""
+
+
+def flat_keys(node: object, prefix: str = "") -> dict[str, object]:
+    """Every dotted key of a plain nested container with its value, branches included."""
+    items: Iterable[tuple[object, object]] = ()
+    if isinstance(node, dict):
+        items = node.items()
+    elif isinstance(node, list):
+        items = enumerate(node)
+    keys: dict[str, object] = {}
+    for name, value in items:
+        key = f"{prefix}{name}"
+        keys[key] = value
+        keys.update(flat_keys(value, f"{key}."))
+    return keys
+
+
+def addable_keys(config: dict, parent: str) -> set[str] | None:
+    """Names that may be added under `parent`, beyond those that are there.
+
+    Returns:
+        The arguments of the callable that `parent` describes; the empty set where it describes none; None
+        where any name will do (an empty mapping such as `data.columns: {}`, or a callable that takes any).
+    """
+    keys = flat_keys(config)
+    node = keys.get(parent)
+    ancestors = [parent[:end] for end in range(len(parent) + 1) if end == len(parent) or parent[end] == "."]
+    if any(keys.get(ancestor) == {} and ancestor not in TRAINER_NODES for ancestor in ancestors):
+        return None
+    if parent in TRAINER_NODES:
+        return argument_names("pytorch_lightning.trainer.trainer.Trainer")
+    if isinstance(node, dict) and isinstance(node.get("_target_"), str):
+        return argument_names(node["_target_"])
+    return set()
+
+
+@cache
+def argument_names(target: str) -> frozenset[str] | None:
+    """Names of the arguments of a function or class, read from its source without importing it.
+
+    Returns:
+        None where the source cannot be found or the callable takes any keyword.
+    """
+    module, _, name = target.rpartition(".")
+    path = _source(module)
+    if path is None:
+        return None
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return _arguments(node, skip_first=False)
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return _constructor_arguments(node)
+    return None
+
+
+def _source(module: str) -> Path | None:
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top) if top else None  # a top-level name: nothing is imported
+    if spec is None:
+        return None
+    if not rest:
+        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    for root in spec.submodule_search_locations or ():
+        for path in (Path(root, *rest).with_suffix(".py"), Path(root, *rest, "__init__.py")):
+            if path.is_file():
+                return path
+    return None
+
+
+def _constructor_arguments(node: ast.ClassDef) -> frozenset[str] | None:
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            return _arguments(item, skip_first=True)
+    if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+        return frozenset(item.target.id for item in node.body if isinstance(item, ast.AnnAssign))
+    return None
+
+
+def _arguments(node: ast.FunctionDef, skip_first: bool) -> frozenset[str] | None:
+    if node.args.kwarg is not None:
+        return None
+    names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+    return frozenset(names[1:] if skip_first else names)

@@ -1,0 +1,66 @@
+"""The table that ends a sweep: one line per job, read from the job folders."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from search_r3.cli.run_folder import read_json, read_status, state_of
+from search_r3.records import RecordError
+
+MAIN_METRIC = "ndcg@10"
+
+
+def sweep_table(sweep: Path, jobs: Sequence[Sequence[str]]) -> tuple[str, bool]:
+    """State, time, result and error of each job.
+
+    Args:
+        sweep: folder with one folder per job, named by its number.
+        jobs: per job, the settings that tell it from the others.
+
+    Returns:
+        The table as text, and whether every job finished.
+    """
+    rows = [["job", "settings", "state", "seconds", MAIN_METRIC, "error"]]
+    states = []
+    for number, settings in enumerate(jobs):
+        folder = sweep / str(number)
+        try:
+            status, results = read_status(folder), _results(folder)
+            states.append(state_of(folder) or "not started")
+        except RecordError as error:
+            status, results = {"error": str(error)}, ""
+            states.append("not readable")
+        error = (status.get("error") or "").splitlines() or [""]
+        rows.append([str(number), " ".join(settings), states[-1], _seconds(status), results, error[0][:80]])
+    return aligned(rows), all(state == "finished" for state in states)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as columns of equal width; the first row is the heading, and empty columns are left out."""
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in zip(*columns, strict=True)
+    ]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _seconds(status: dict) -> str:
+    if not status.get("started") or not status.get("finished"):
+        return ""
+    try:
+        start, end = (datetime.fromisoformat(status[key]) for key in ("started", "finished"))
+    except ValueError:
+        return "?"
+    return f"{(end - start).total_seconds():.0f}"
+
+
+def _results(folder: Path) -> str:
+    file = folder / "metrics.json"
+    rows = read_json(file).get("rows", [])
+    try:
+        measured = [row for row in rows if MAIN_METRIC in row["metrics"]]
+        return " ".join(f"{row['mode']} {row['metrics'][MAIN_METRIC]:.4f}" for row in measured)
+    except (TypeError, KeyError, ValueError) as error:
+        raise RecordError(file, f"has a row that is none ({error!r})") from None

@@ -1,0 +1,1 @@
+"""Records, their readers, and the rules by which they are mined."""

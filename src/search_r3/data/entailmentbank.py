@@ -1,0 +1,202 @@
+"""EntailmentBank (Dalvi et al., EMNLP 2021) as retrieval: a science question to the facts that explain it.
+
+The folder is in BEIR layout, with what people reasoned in `explanations.jsonl`. The training questions are
+parted by a hash of their ids: some are set aside as a second test collection, since 187 dev questions cannot
+show a difference of 0.02; some are for tuning, which validation looks at; some are first seen by RL, so that
+its rewards measure no memory of SFT; the rest is for SFT, and for RL again where that is asked for. Sizes and
+the format of a reasoning are ours.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from search_r3.data.beir import load_beir_training
+from search_r3.data.jsonl import (
+    ConcatTexts,
+    DataError,
+    checked_text,
+    numbered_lines,
+    parse_object,
+    text_field,
+)
+from search_r3.data.splits import position
+from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
+
+SPLITS = ("sft", "rl", "all")
+RL_QUESTIONS = ("shared", "unseen", "both")
+TESTS = ("dev", "set_aside", "tuning")
+EXPLANATIONS = "explanations.jsonl"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How many training questions each purpose has; SFT has what is left.
+
+    Attributes:
+        set_aside: for testing; no stage and no choice of a setting sees them.
+        tuning: for validation and for choosing settings.
+        rl_only: RL trains on them and SFT does not.
+    """
+
+    set_aside: int
+    tuning: int
+    rl_only: int
+
+    def __post_init__(self) -> None:
+        for name in ("set_aside", "tuning", "rl_only"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"parts.{name} must not be negative, got {getattr(self, name)}")
+
+
+def load_entailmentbank(
+    path: str | Path,
+    split: str = "sft",
+    rl_questions: str = "both",
+    test_part: str = "dev",
+    parts: Parts = Parts(set_aside=400, tuning=108, rl_only=200),
+    max_facts: int = 3,
+    name: str = "entailmentbank",
+) -> TrainingData:
+    """Training rows of one stage, the tuning questions for validation, and one of the test collections.
+
+    Args:
+        path: the folder: corpus.jsonl, queries.jsonl, explanations.jsonl, qrels/train.tsv, qrels/dev.tsv.
+        split: "sft", "rl", or "all" questions that any stage trains on.
+        rl_questions: of the split "rl": "shared" with SFT, "unseen" by it, or "both".
+        test_part: "dev"; "set_aside", of the training questions; or "tuning", for choosing settings.
+        parts: sizes.
+        max_facts: intermediate conclusions in a reasoning, at most.
+        name: of the data set.
+
+    Returns:
+        A row per question and fact, with `short_reasoning`; every fact is in the corpus.
+
+    Raises:
+        DataError: If a file is missing or a row is bad.
+        ValueError: If a choice is unknown, or the parts leave no question to train on.
+    """
+    _check_choice("split", split, SPLITS)
+    _check_choice("rl_questions", rl_questions, RL_QUESTIONS)
+    _check_choice("test_part", test_part, TESTS)
+    file = Path(path) / EXPLANATIONS
+    reasonings = {
+        query: short_reasoning(answer, hypothesis, steps, max_facts)
+        for query, (answer, hypothesis, steps) in load_explanations(file).items()
+    }
+    whole = load_beir_training(path, name, validation_split="dev", test_split="dev", reasonings=reasonings)
+    rows: dict[str, list[Example]] = {}
+    for example in whole.examples:
+        rows.setdefault(example.id.partition("\t")[0], []).append(replace(example, source=name))
+    of = question_parts(list(rows), parts)
+    chosen = _trained(of, split, rl_questions)
+    if not chosen:
+        raise ValueError(
+            f"{name}: parts={asdict(parts)} leave none of {len(rows)} questions for split={split}"
+        )
+    tests = {
+        "dev": replace(whole.test, name=f"{name}-dev"),
+        "set_aside": _collection(f"{name}-set-aside", of["set_aside"], rows, whole.corpus),
+        "tuning": _collection(f"{name}-tuning", of["tuning"], rows, whole.corpus),
+    }
+    if tests[test_part] is None:
+        raise ValueError(f"{name}: test_part={test_part}, and parts={asdict(parts)} leave no question for it")
+    card = dict(whole.card) | {
+        "examples": sum(len(rows[query]) for query in chosen),
+        "train_queries": len(chosen),
+        "validation": "tuning questions of train",
+        "validation_queries": len(of["tuning"]),
+        "test": test_part,
+        "test_queries": len(tests[test_part].queries),
+        "parts": {part: len(queries) for part, queries in of.items()},
+        "split": split if split != "rl" else f"rl, {rl_questions}",
+        "licence": "Apache-2.0 in its repository; a copy elsewhere says CC-BY-4.0",
+    }
+    return replace(
+        whole,
+        examples=[example for query in chosen for example in rows[query]],
+        validation=tests["tuning"],
+        test=tests[test_part],
+        texts=ConcatTexts([whole.corpus.texts, [rows[query][0].query for query in chosen]]),
+        card=card,
+    )
+
+
+def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def question_parts(questions: Sequence[str], parts: Parts) -> dict[str, list[str]]:
+    """Ids by part, each in the order given: "set_aside", "tuning", "rl_only", "sft".
+
+    They are dealt out in the order of `position`, so that the order of the file does not matter.
+
+    Raises:
+        ValueError: If the parts ask for more questions than there are.
+    """
+    n_asked = parts.set_aside + parts.tuning + parts.rl_only
+    if n_asked > len(questions):
+        raise ValueError(f"parts={asdict(parts)} ask for {n_asked} of {len(questions)} questions")
+    dealt = iter(sorted(questions, key=position))
+    of = {name: {next(dealt) for _ in range(n)} for name, n in asdict(parts).items()}
+    of["sft"] = set(dealt)
+    return {name: [query for query in questions if query in chosen] for name, chosen in of.items()}
+
+
+def _trained(of: Mapping[str, Sequence[str]], split: str, rl_questions: str) -> list[str]:
+    """Questions that a stage trains on."""
+    shared, unseen = list(of["sft"]), list(of["rl_only"])
+    if split == "sft":
+        return shared
+    if split == "all":
+        return shared + unseen
+    return {"shared": shared, "unseen": unseen, "both": shared + unseen}[rl_questions]
+
+
+def _collection(
+    name: str, queries: Sequence[str], rows: Mapping[str, Sequence[Example]], corpus: Corpus
+) -> Benchmark | None:
+    if not queries:
+        return None
+    qrels = {query: {row.positive_id: 1 for row in rows[query]} for query in queries}
+    return Benchmark(name, corpus, {query: rows[query][0].query for query in queries}, qrels)
+
+
+def load_explanations(file: Path) -> dict[str, tuple[str, str, list[str]]]:
+    """Answer, hypothesis and intermediate conclusions by question id.
+
+    Raises:
+        DataError: If the file is missing or empty, or a row is bad.
+    """
+    found: dict[str, tuple[str, str, list[str]]] = {}
+    for line, raw in numbered_lines(file):
+        row = parse_object(raw, file, line)
+        query = text_field(row, "_id", file, line)
+        if query in found:
+            raise DataError(file, line, f"_id {query!r} occurs for the second time")
+        steps = row.get("steps")
+        if not isinstance(steps, list):
+            raise DataError(file, line, f"'steps' must be a list of strings, got {type(steps).__name__}")
+        facts = [checked_text(step, f"steps[{n}]", file, line) for n, step in enumerate(steps)]
+        found[query] = (
+            text_field(row, "answer", file, line), text_field(row, "hypothesis", file, line), facts
+        )  # fmt: skip
+    if not found:
+        raise DataError(file, 0, "the file holds no explanations")
+    return found
+
+
+def short_reasoning(answer: str, hypothesis: str, steps: Sequence[str], max_facts: int = 3) -> str:
+    """What a small model can learn to write: the answer first, then a few short facts.
+
+    The first intermediate conclusions are taken, which stand next to the facts that are looked for. Where
+    nobody wrote any, the hypothesis, which is the answer as a sentence, is the fact.
+
+    >>> short_reasoning("Helium.", "the sun makes helium", ["fusion makes helium", "the sun has fusion"])
+    'Helium. fusion makes helium. the sun has fusion.'
+    """
+    facts = list(steps[:max_facts]) or [hypothesis][:max_facts]
+    return " ".join(f"{part.strip().rstrip('.')}." for part in (answer, *facts))

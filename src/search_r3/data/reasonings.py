@@ -1,0 +1,57 @@
+"""Reasonings of queries from a file: JSON lines with `_id` and `text`, plain or with `.gz`.
+
+They are what SFT imitates (`data.reasonings=`) and what an evaluation reads in place of the model's own
+(`reasonings=`, mode `given-reasoning`).
+"""
+
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from search_r3.data.jsonl import DataError, numbered_lines, parse_object, text_field
+
+log = logging.getLogger(__name__)
+
+
+def load_reasonings(path: str | Path, known: Collection[str] | None = None) -> dict[str, str]:
+    """Reasoning by query id.
+
+    Args:
+        path: the file.
+        known: ids of the collection's queries, of all splits; None takes any.
+
+    Raises:
+        DataError: If the file is missing or holds no row, a row is bad, an id occurs twice, or it is no query
+            of the collection.
+    """
+    path = Path(path)
+    texts: dict[str, str] = {}
+    for line, raw in numbered_lines(path):
+        row = parse_object(raw, path, line)
+        query = text_field(row, "_id", path, line)
+        if query in texts:
+            raise DataError(path, line, f"_id {query!r} occurs for the second time")
+        if known is not None and query not in known:
+            raise DataError(path, line, f"_id {query!r} is no query of this collection")
+        texts[query] = text_field(row, "text", path, line)
+    if not texts:
+        raise DataError(path, 0, "the file holds no reasonings")
+    return texts
+
+
+def tell_missing(path: str | Path, texts: Mapping[str, str], asked: Collection[str], outcome: str) -> int:
+    """Counts the queries that the file has no reasoning for, and says so where there are any.
+
+    Args:
+        path: of the file, for the message.
+        texts: what it holds.
+        asked: the queries that need one.
+        outcome: what becomes of the others.
+    """
+    missing = [query for query in asked if query not in texts]
+    if missing:
+        log.warning(
+            "%s: %d of %d queries have no reasoning (the first: %r); %s",
+            path, len(missing), len(asked), missing[0], outcome,
+        )  # fmt: skip
+    return len(missing)

@@ -1,0 +1,72 @@
+"""From embeddings to a run: the best documents of every query, by the index that training uses."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from search_r3.data.types import Benchmark
+from search_r3.evaluation.metrics import ranked
+from search_r3.index.backends.flat import FlatIndex
+
+
+def id_order(ids: Sequence[str]) -> np.ndarray:
+    """Place `[N]` of each row when ids are sorted in descending order: how trec_eval orders equal scores.
+
+    >>> id_order(["a", "c", "b"]).tolist()
+    [2, 0, 1]
+    """
+    names = list(ids)
+    places = np.empty(len(names), dtype=np.int64)
+    places[sorted(range(len(names)), key=names.__getitem__, reverse=True)] = np.arange(len(names))
+    return places
+
+
+def document_index(documents: ArrayLike, document_ids: Sequence[str]) -> FlatIndex:
+    """Searches `[N, D]` fp32 embeddings where they are, and ranks equal scores as trec_eval does."""
+    return FlatIndex(np.asanyarray(documents), id_order(document_ids))
+
+
+def ranking_of(
+    queries: ArrayLike, index: FlatIndex, query_ids: Sequence[str], document_ids: Sequence[str], k: int
+) -> dict[str, dict[str, float]]:
+    """The best `k` documents of every query by inner product, ties by document id descending.
+
+    Args:
+        queries: `[Q, D]` fp32, unit norm.
+        index: what `document_index` gave for the same documents.
+        query_ids: `Q` ids.
+        document_ids: `N` ids.
+        k: cut-off; ask for one more where a query's own document is removed later.
+
+    Returns:
+        fp32 scores by document id by query id; best first.
+    """
+    scores, rows = index.search(queries, k)
+    return {
+        query: {document_ids[row]: value for row, value in zip(found, values, strict=True)}
+        for query, found, values in zip(query_ids, rows.tolist(), scores.tolist(), strict=True)
+    }
+
+
+def without_self_matches(
+    benchmark: Benchmark, run: Mapping[str, Mapping[str, float]], k: int
+) -> tuple[dict[str, dict[str, float]], int]:
+    """The best `k` of each ranking, without the query's own document where the collection asks for that.
+
+    Args:
+        benchmark: `remove_self_match` is read.
+        run: `k + 1` documents per query, so that `k` are left.
+        k: cut-off.
+
+    Returns:
+        The run, and how many documents were removed as self-matches.
+    """
+    removed = 0
+    kept = {}
+    for query, scores in run.items():
+        if benchmark.remove_self_match and query in scores:
+            removed += 1
+            scores = {document: score for document, score in scores.items() if document != query}
+        kept[query] = {document: scores[document] for document in ranked(scores)[:k]}
+    return kept, removed

@@ -1,0 +1,1 @@
+"""Who searches: flat, ivf, hnsw, and BM25 over words."""

@@ -1,0 +1,361 @@
+"""The exact rank of every positive among all rows, counted in blocks, over all ranks."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from search_r3.index.backends.flat import TIE
+from search_r3.objectives.rewards import Ranking
+
+DOUBT = 1e-7
+"""Times the square root of `D`: a fp32 score this near to the limit is computed again. That is six standard
+deviations of the rounding of `D` products that are added one by one up to 1 (2^-24 / sqrt(12) each)."""
+
+
+@dataclass(frozen=True)
+class Positives:
+    """The relevant documents of `B` queries.
+
+    Attributes:
+        rows: `[B, P]` long, rows in the corpus; -1 where a query has fewer than `P`.
+        grades: `[B, P]` fp32, above 0; 0 where there is no row.
+    """
+
+    rows: Tensor
+    grades: Tensor
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The rows of the corpus that this process holds.
+
+    Attributes:
+        rows: `[n, D]` fp32, unit norm; a NumPy array, a memory map or a tensor. Read block by block.
+        first_row: the corpus row of the first of them.
+        n_documents: `N`, the rows of all ranks together, each of which holds a part, maybe an empty one. None
+            where `rows` is the whole corpus: nothing is then asked of other ranks.
+    """
+
+    rows: np.ndarray | Tensor
+    first_row: int = 0
+    n_documents: int | None = None
+
+    @property
+    def is_part(self) -> bool:
+        return self.n_documents is not None
+
+    @property
+    def size(self) -> int:
+        """Rows of the whole corpus."""
+        return len(self.rows) if self.n_documents is None else self.n_documents
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How much is in memory at once: `rows` x D of the corpus, and `rows` x `queries` scores."""
+
+    rows: int = 8192
+    queries: int = 512
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.queries < 1:
+            raise ValueError(f"blocks need at least one row and one query, got {self.rows}, {self.queries}")
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """What an index found for every rollout.
+
+    Attributes:
+        scores: `[B, G, K]`, best first.
+        rows: `[B, G, K]` long, rows in the corpus.
+    """
+
+    scores: Tensor
+    rows: Tensor
+
+
+@torch.no_grad()
+def exact_ranking(
+    queries: Tensor,
+    positives: Positives,
+    shard: Shard,
+    blocks: Blocks | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Ranking:
+    """The rank of every positive in the whole corpus, by count.
+
+    Where the shard is a part of the corpus the call is collective: the queries of all ranks are gathered,
+    counted against every rank's rows, and each rank gets its own back. Memory is bounded by the blocks, by
+    the gathered queries and their positives.
+
+    Args:
+        queries: `[B, G, D]` fp32, unit norm; `B` may differ between ranks and be 0. Rows are brought to their
+            device.
+        positives: of the `B` queries.
+        shard: rows of one frozen view.
+        blocks: bounds of memory.
+        group: the ranks that hold the parts; the default group where None. Not used for a whole corpus.
+
+    Returns:
+        A ranking whose ranks are the same for any blocks and number of ranks; `best_wrong` too, but for wrong
+        documents closer than 1e-7 to each other.
+
+    Raises:
+        ValueError: If shapes do not fit, a query is not of unit norm, a row is not finite, or the parts are
+            not a partition of the corpus.
+    """
+    blocks = blocks or Blocks()
+    _check(queries, positives, shard)
+    shape, width = queries.shape[:2], positives.rows.shape[1]
+    asked, own = _all_ranks(_asked(queries, positives), shard, group)
+    with _full_precision(queries.device):
+        scores = _positive_scores(asked, shard, blocks, group)
+        n_above, best_wrong = _count(asked, scores, shard, blocks)
+    n_above = _reduced(n_above, dist.ReduceOp.SUM, shard, group)
+    best_wrong = _reduced(best_wrong, dist.ReduceOp.MAX, shard, group)
+    return Ranking(
+        rank=1 + n_above[own, :width].unflatten(0, shape),  # [B, G, P]; other ranks may have a larger P
+        scores=scores[own, :width].float().unflatten(0, shape),
+        best_wrong=best_wrong[own].float().unflatten(0, shape),
+        grades=positives.grades,
+        last_rank=_last_rank(positives, shard),
+    )
+
+
+@torch.no_grad()
+def topk_ranking(
+    queries: Tensor,
+    positives: Positives,
+    retrieved: Retrieved,
+    shard: Shard,
+    blocks: Blocks | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Ranking:
+    """The rank of every positive among the retrieved documents; beyond them it is not known.
+
+    Collective as `exact_ranking` is: a positive's score is asked of the rank that holds its row.
+
+    Args:
+        queries: `[B, G, D]` fp32, unit norm.
+        positives: of the `B` queries.
+        retrieved: the top K of each rollout in the whole corpus; K may be the whole corpus.
+        shard: rows of the same frozen view.
+        blocks: bounds of memory.
+        group: the ranks that hold the parts.
+
+    Returns:
+        A ranking in which a positive that was not retrieved has rank `last_rank + 1`. Where no wrong document
+        was retrieved, `best_wrong` is the lowest retrieved score, which the best wrong one cannot exceed.
+    """
+    _check(queries, positives, shard)
+    n_groups, n_rollouts, _ = queries.shape
+    if retrieved.rows.shape != retrieved.scores.shape or retrieved.rows.shape[:2] != queries.shape[:2]:
+        raise ValueError(
+            f"retrieved scores and rows must be [{n_groups}, {n_rollouts}, K], got "
+            f"{tuple(retrieved.scores.shape)} and {tuple(retrieved.rows.shape)}"
+        )
+    asked, own = _all_ranks(_asked(queries, positives), shard, group)
+    with _full_precision(queries.device):
+        scores = _positive_scores(asked, shard, blocks or Blocks(), group)[own]
+    scores = scores[:, : positives.rows.shape[1]].unflatten(0, (n_groups, n_rollouts))  # [B, G, P]
+    is_wrong = torch.ones_like(retrieved.rows, dtype=torch.bool)
+    last_rank = _last_rank(positives, shard)
+    ranks = []
+    for column in positives.rows.unbind(1):
+        is_wrong &= retrieved.rows != column[:, None, None]
+    for number, column in enumerate(positives.rows.unbind(1)):
+        is_above = is_wrong & (retrieved.scores.double() >= scores[:, :, number, None] - TIE)
+        is_found = (retrieved.rows == column[:, None, None]).any(-1)
+        ranks.append(torch.where(is_found, 1 + is_above.sum(-1), 1 + last_rank[:, None]))
+    best_wrong = retrieved.scores.masked_fill(~is_wrong, float("-inf")).amax(-1)
+    best_wrong = torch.where(is_wrong.any(-1), best_wrong, retrieved.scores.amin(-1))
+    return Ranking(torch.stack(ranks, -1), scores.float(), best_wrong.float(), positives.grades, last_rank)
+
+
+# Below, `Q` is B * G, on all ranks together where the corpus is in parts.
+@dataclass(frozen=True)
+class _Asked:
+    """vectors: `[Q, D]` fp32. rows: `[Q, P]` long, rows of the positives, -1 where there is none."""
+
+    vectors: Tensor
+    rows: Tensor
+
+
+def _asked(queries: Tensor, positives: Positives) -> _Asked:
+    rows = positives.rows.repeat_interleave(queries.shape[1], dim=0)  # [B * G, P]
+    return _Asked(queries.detach().float().flatten(0, 1), rows)
+
+
+def _check(queries: Tensor, positives: Positives, shard: Shard) -> None:
+    if queries.ndim != 3 or shard.rows.ndim != 2 or queries.shape[2] != shard.rows.shape[1]:
+        raise ValueError(
+            f"queries must be [B, G, D] and rows [n, D], got {tuple(queries.shape)} and "
+            f"{tuple(shard.rows.shape)}"
+        )
+    if positives.rows.shape != positives.grades.shape or len(positives.rows) != len(queries):
+        raise ValueError(
+            f"positives must be [{len(queries)}, P], got {tuple(positives.rows.shape)} and "
+            f"{tuple(positives.grades.shape)}"
+        )
+    if not torch.equal(positives.rows >= 0, positives.grades > 0):
+        raise ValueError("positives must have a row where, and only where, they have a grade above 0")
+    if (positives.rows >= shard.size).any():
+        raise ValueError(f"a positive is row {int(positives.rows.max())} of {shard.size} documents")
+    lengths = queries.detach().float().norm(dim=-1)
+    is_unit = (lengths - 1.0).abs() < 1e-3  # False for NaN
+    if not is_unit.all():
+        query, rollout = (~is_unit).nonzero()[0].tolist()
+        raise ValueError(
+            f"queries must have unit norm: rollout {rollout} of query {query} has "
+            f"{lengths[query, rollout]:.4g}"
+        )
+
+
+def _last_rank(positives: Positives, shard: Shard) -> Tensor:
+    return shard.size - (positives.rows >= 0).sum(1) + 1
+
+
+@contextlib.contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Products in fp32 throughout: TF32 errs by 1e-4, a hundred times a tie."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _read(rows: np.ndarray | Tensor, which: slice | Tensor, device: torch.device) -> Tensor:
+    """Some rows as fp32 on a device; a copy where they come from a file."""
+    if isinstance(rows, Tensor):
+        return rows[which if isinstance(which, slice) else which.to(rows.device)].to(device, torch.float32)
+    index = which if isinstance(which, slice) else which.cpu().numpy()
+    return torch.from_numpy(np.array(rows[index], dtype=np.float32)).to(device)
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Inner products `[n]` of the rows of two `[n, D]`, in float64: a row's neighbours do not matter."""
+    return (left.double() * right.double()).sum(-1)
+
+
+def _positive_scores(asked: _Asked, shard: Shard, blocks: Blocks, group: dist.ProcessGroup | None) -> Tensor:
+    """`[Q, P]` float64; 0 where there is no positive."""
+    scores = torch.zeros(asked.rows.shape, dtype=torch.float64, device=asked.vectors.device)
+    local = asked.rows - shard.first_row
+    pairs = ((asked.rows >= 0) & (local >= 0) & (local < len(shard.rows))).nonzero()  # [n, 2]
+    for query, place in (part.unbind(1) for part in pairs.split(blocks.rows)):
+        documents = _read(shard.rows, local[query, place], asked.vectors.device)
+        scores[query, place] = _dot(documents, asked.vectors[query])
+    scores = _reduced(scores, dist.ReduceOp.SUM, shard, group)
+    if not torch.isfinite(scores).all():
+        query, place = (~torch.isfinite(scores)).nonzero()[0].tolist()
+        raise ValueError(f"row {int(asked.rows[query, place])} of the corpus is not finite")
+    return scores
+
+
+def _count(asked: _Asked, scores: Tensor, shard: Shard, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """Over this shard: wrong documents above each positive `[Q, P]` long, and the best wrong score `[Q]`."""
+    device = asked.vectors.device
+    n_above = torch.zeros(asked.rows.shape, dtype=torch.long, device=device)
+    best = torch.full((len(asked.rows),), float("-inf"), dtype=torch.float64, device=device)
+    limits = scores - TIE
+    for start in range(0, len(shard.rows), blocks.rows):
+        documents = _read(shard.rows, slice(start, start + blocks.rows), device)  # [R, D]
+        local = asked.rows - shard.first_row - start
+        is_here = (asked.rows >= 0) & (local >= 0) & (local < len(documents))
+        for first in range(0, len(asked.rows), blocks.queries):
+            part = slice(first, first + blocks.queries)
+            vectors = asked.vectors[part]
+            wrong = vectors @ documents.T  # [Qc, R]
+            query, place = is_here[part].nonzero(as_tuple=True)
+            wrong[query, local[part][query, place]] = float("-inf")  # a positive is never a wrong document
+            best[part] = torch.maximum(best[part], _best(wrong, vectors, documents, shard.first_row + start))
+            for number in range(asked.rows.shape[1]):
+                chosen = (asked.rows[part, number] >= 0).nonzero()[:, 0]
+                if len(chosen):
+                    rows = (wrong, vectors, limits[part, number])
+                    if len(chosen) < len(wrong):
+                        rows = tuple(tensor[chosen] for tensor in rows)
+                    n_above[first + chosen, number] += _n_above(*rows, documents, blocks)
+    return n_above, best
+
+
+def _best(wrong: Tensor, vectors: Tensor, documents: Tensor, first_row: int) -> Tensor:
+    """The highest of `[Qc, R]` scores as `[Qc]` float64; -inf where a block has no wrong document."""
+    values, rows = wrong.max(1)
+    is_bad = values.isnan() | values.isposinf()
+    if is_bad.any():
+        bad = first_row + int((~torch.isfinite(documents).all(1)).nonzero()[0])
+        raise ValueError(f"row {bad} of the corpus is not finite")
+    return torch.where(values.isneginf(), values.double(), _dot(documents[rows], vectors))
+
+
+def _n_above(wrong: Tensor, vectors: Tensor, limits: Tensor, documents: Tensor, blocks: Blocks) -> Tensor:
+    """`[Qc]` how many of `[Qc, R]` scores reach the limits `[Qc]`; those in doubt are decided in float64."""
+    doubt = DOUBT * vectors.shape[1] ** 0.5
+    is_sure = wrong >= (limits + doubt).float()[:, None]
+    n_above = is_sure.sum(1)
+    in_doubt = (wrong >= (limits - doubt).float()[:, None]) & ~is_sure
+    pairs = in_doubt.nonzero()  # [n, 2]
+    if 16 * len(pairs) > in_doubt.numel():  # copies, or a collapsed encoder: one product takes less time
+        exact = vectors.double() @ documents.double().T
+        return n_above + (in_doubt & (exact >= limits[:, None])).sum(1)
+    for query, row in (pair.unbind(1) for pair in pairs.split(blocks.rows)):
+        is_above = _dot(documents[row], vectors[query]) >= limits[query]
+        n_above.index_add_(0, query, is_above.long())
+    return n_above
+
+
+def _is_alone(shard: Shard, group: dist.ProcessGroup | None) -> bool:
+    is_running = dist.is_available() and dist.is_initialized()
+    return not shard.is_part or not is_running or dist.get_world_size(group) == 1
+
+
+def _reduced(
+    values: Tensor, operation: dist.ReduceOp, shard: Shard, group: dist.ProcessGroup | None
+) -> Tensor:
+    """`values` over all ranks that hold a part; as they are where this process holds everything."""
+    if not _is_alone(shard, group):
+        dist.all_reduce(values, operation, group=group)
+    return values
+
+
+def _all_ranks(asked: _Asked, shard: Shard, group: dist.ProcessGroup | None) -> tuple[_Asked, slice]:
+    """What all ranks ask, in the order of ranks, and which of it is this rank's."""
+    n_asked, width = asked.rows.shape
+    if _is_alone(shard, group):
+        _check_parts(len(shard.rows), shard)
+        return asked, slice(0, n_asked)
+    device = asked.vectors.device
+    facts = torch.tensor([n_asked, width, len(shard.rows)], device=device)
+    all_facts = [torch.zeros_like(facts) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(all_facts, facts, group=group)
+    counts, widths, n_rows = torch.stack(all_facts).T.tolist()
+    _check_parts(sum(n_rows), shard)
+    rows = torch.full((n_asked, max(widths)), -1, dtype=torch.long, device=device)
+    rows[:, :width] = asked.rows
+    start = sum(counts[: dist.get_rank(group)])
+    gathered = (_gathered(values, counts, group) for values in (asked.vectors, rows))
+    return _Asked(*gathered), slice(start, start + n_asked)
+
+
+def _check_parts(n_rows: int, shard: Shard) -> None:
+    if n_rows != shard.size:
+        raise ValueError(f"the parts hold {n_rows} rows together, the corpus has {shard.size}")
+
+
+def _gathered(values: Tensor, counts: Sequence[int], group: dist.ProcessGroup | None) -> Tensor:
+    """`[sum of counts, ...]` from every rank's `[count, ...]`."""
+    own = values.new_zeros(max(counts), *values.shape[1:])  # collectives need one size for all ranks
+    own[: len(values)] = values
+    parts = [torch.empty_like(own) for _ in counts]
+    dist.all_gather(parts, own, group=group)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

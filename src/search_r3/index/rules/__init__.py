@@ -1,0 +1,1 @@
+"""Which rows are encoded again, a file per rule."""

@@ -1,0 +1,421 @@
+"""The rule `certified`: a stated share of the rollouts gets the reward of a freshly encoded corpus.
+
+The reward of a rollout reads the rank of its positives, which are fresh, and the best wrong score. A stale
+document changes the rank only if drift has carried its score across the positive's. Most of a score's drift
+is common to the corpus and can be foreseen (`forecast`). So a document is encoded if it is served
+on one side of the positive's score and expected on the other, or expected within a band around it; and if it
+is expected within the band below the best wrong score. Where so many documents are above whatever the drift
+that the positive is beyond the reward's cut-off, none is encoded.
+
+How wide is the band? That is calibrated (split conformal prediction). At an audit every rollout gets a
+number: the smallest band from which on the reward's inputs are those of the fresh corpus. The band used is
+the quantile of the latest of these numbers. Drift is not exchangeable, so two things follow it. The numbers
+are in units of the distance of the background's rows from where they were expected when they were encoded at
+that step, which is known before the band is chosen and goes with the speed of drift. And the quantile is
+stretched after every audit in which more was missed than stated, and shrunk otherwise: `log stretch` moves by
+`rate * (missed - miscoverage)`, the quantile tracking of arXiv:2307.16895 on a log scale. Moving the level
+instead (arXiv:2106.00170) would ask for an infinite band, and for many re-encodings of everything, after one
+bad audit. The rule is ours.
+
+The stated probability is marginal over rollouts, not for each one. It holds for the band: what a budget cuts
+off is not covered. So the ledger shows the coverage that was observed, of the rewards' inputs as served, over
+the audits of a calibrated rule: before, every row is encoded, and that all of it is covered says nothing.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from search_r3.index.backends.base import load_saved, save_whole
+from search_r3.index.backends.flat import TIE
+from search_r3.index.ranks import Ranks
+from search_r3.index.rules.base import NOTHING, Audit, Moved, Proposal, Rule, View
+from search_r3.index.rules.forecast import CommonDrift, Forecast, wrong_scores
+
+EDGES = np.concatenate([[0.0], np.geomspace(1e-6, 4.0, 255)])
+"""Bands that are told apart: a number is rounded up to the next, by 6 % at most."""
+
+SCORES = 1 << 18
+"""Scores `[Q, chunk]` held at once: 1 MiB, so that they stay in the processor's cache from pass to pass."""
+
+_FACTS = {"rule": "certified"}
+
+
+class Certified(Rule):
+    """Encodes the rows near enough to a decision, see above.
+
+    Until there are enough audited rollouts for the level, the band is infinite and every row is encoded; the
+    steps are audited then, which costs nothing more.
+
+    Args:
+        miscoverage: share of rollouts that may get another reward than from a fresh corpus.
+        window: audited rollouts that the quantile is taken over, the latest.
+        rate: of the stretch; 0 turns it off. At 1, an audit that misses a fifth widens the band by 21 %.
+        cut_off: rank beyond which the reward is 0, or None for none; in a run the reward tells it.
+        reads_best_wrong: whether the reward reads the best wrong score; in a run the reward tells it.
+        is_scaled: whether bands follow the spread of the background's drift; without it they are cosines.
+
+    `cut_off` and `reads_best_wrong` are no keys of conf/refresh/certified.yaml: `reward_reads` replaces them.
+    The config of an older run has them, and it goes on unless they say that less is read than is.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    wants_audits = True
+
+    def __init__(
+        self,
+        miscoverage: float = 0.01,
+        window: int = 2000,
+        rate: float = 1.0,
+        cut_off: int | None = None,
+        reads_best_wrong: bool = True,
+        is_scaled: bool = True,
+    ) -> None:
+        if not 0 < miscoverage < 1 or rate < 0 or (cut_off is not None and cut_off < 1):
+            raise ValueError(
+                "miscoverage must be within 0 and 1, rate not negative and cut_off at least 1 or null, "
+                f"got {miscoverage}, {rate}, {cut_off}"
+            )
+        if window < quantile_needs(miscoverage):
+            raise ValueError(
+                f"window must be at least {quantile_needs(miscoverage)} rollouts for a miscoverage of "
+                f"{miscoverage}, got {window}"
+            )
+        self.miscoverage, self.window, self.rate = miscoverage, window, rate
+        self.cut_off, self.reads_best_wrong, self.is_scaled = cut_off, reads_best_wrong, is_scaled
+        self._given = cut_off, reads_best_wrong
+        self._log_stretch = 0.0
+        self._numbers: list[float] = []
+        self._n_audited = self._n_exact = 0
+        self._band, self._band_step = math.inf, -1
+        self._drift = CommonDrift()
+
+    def reward_reads(self, best_wrong: bool, cut_off: int | None) -> None:
+        """Takes over what the reward depends on.
+
+        Raises:
+            ValueError: If the rule was made for a reward that reads less.
+        """
+        given_cut_off, given_best_wrong = self._given
+        if best_wrong and not given_best_wrong:
+            raise ValueError(
+                "refresh.rule.reads_best_wrong is false, and the reward reads the best wrong score: leave "
+                "the key out, the rule asks the reward"
+            )
+        if given_cut_off is not None and (cut_off is None or cut_off > given_cut_off):
+            what = "all ranks" if cut_off is None else f"ranks to {cut_off}"
+            raise ValueError(
+                f"refresh.rule.cut_off is {given_cut_off}, and the reward reads {what}: leave the key out, "
+                "the rule asks the reward"
+            )
+        self.reads_best_wrong, self.cut_off = best_wrong, cut_off
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether there are enough audited rollouts for a finite band."""
+        return len(self._numbers) >= quantile_needs(self.miscoverage)
+
+    def follow(self, moved: Moved) -> None:
+        self._drift.follow(moved)
+
+    def propose(self, view: View) -> Proposal:
+        quantile = conformal_quantile(self._numbers, self.miscoverage)
+        self._band = quantile * math.exp(self._log_stretch) * self._unit
+        self._band_step = view.step
+        self._drift.forget_before(-int(view.ranks.max(-view.encoded_at.min(keepdims=True))[0]))
+        if len(view.queries.vectors) == 0:
+            return NOTHING
+        band = self._band + TIE  # the scores come from another product than those of the environment
+        limits = positive_limits(view)
+        forecast = self._drift.forecast(view.queries)
+        n_above, best_wrong = self._overview(view, forecast, limits, band)
+        is_open = np.isfinite(limits)
+        if self.cut_off is not None:
+            is_open &= n_above < self.cut_off
+        return self._within(view, forecast, np.where(is_open, limits, np.inf), best_wrong, band)
+
+    def learn(self, audit: Audit) -> dict[str, float]:
+        """What was needed at an audit.
+
+        Returns:
+            `stated_coverage`, `stretch`; and where the rule was calibrated before this audit, `band_coverage`
+            of this one, and over all such audits `observed_coverage`, its Wilson interval
+            `observed_coverage_low, observed_coverage_high`, and `rollouts_audited`.
+        """
+        forecast = self._drift.forecast(audit.view.queries)
+        numbers, is_exact = needed_bands(audit, forecast, self.cut_off, self.reads_best_wrong)
+        if len(numbers) == 0:
+            return {}
+        band = self._band if self._band_step == audit.view.step else 0.0  # the rule may not have been asked
+        missed = float((numbers > band).mean())
+        had_band = self.is_calibrated  # before this audit: its band was not the infinite one
+        self._numbers = [*self._numbers, *(numbers / self._unit).tolist()][-self.window :]
+        if self._band_step == audit.view.step:
+            self._log_stretch += self.rate * (missed - self.miscoverage)
+        record = {"stated_coverage": 1 - self.miscoverage, "stretch": math.exp(self._log_stretch)}
+        if not had_band:
+            return record
+        self._n_audited += len(numbers)
+        self._n_exact += int(is_exact.sum())
+        low, high = wilson_interval(self._n_exact, self._n_audited)
+        return record | {
+            "band_coverage": 1 - missed,
+            "observed_coverage": self._n_exact / self._n_audited,
+            "observed_coverage_low": low,
+            "observed_coverage_high": high,
+            "rollouts_audited": float(self._n_audited),
+        }
+
+    def record(self) -> dict[str, float]:
+        return {"band": self._band}
+
+    def state_dict(self) -> dict:
+        return {
+            "numbers": self._numbers,
+            "log_stretch": self._log_stretch,
+            "n_audited": self._n_audited,
+            "n_exact": self._n_exact,
+        }
+
+    def load_state_dict(self, state: Mapping) -> None:
+        self._numbers, self._log_stretch = list(state["numbers"]), state["log_stretch"]
+        self._n_audited, self._n_exact = state["n_audited"], state["n_exact"]
+
+    def save(self, folder: Path) -> None:
+        save_whole(folder, self._drift.arrays(), _FACTS)
+
+    def load(self, folder: Path, view: View) -> None:
+        self._drift.load(load_saved(folder, _FACTS))
+
+    @property
+    def _unit(self) -> float:
+        if not self.is_scaled or self._drift.spread is None:
+            return 1.0
+        return max(self._drift.spread, 1e-6)
+
+    def _overview(
+        self, view: View, forecast: Forecast, limits: np.ndarray, band: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Wrong documents that stand above each limit `[Q, P]` whatever the drift, and the best wrong score
+        `[Q]` as expected."""
+        n_above = np.zeros(limits.shape, np.int64)
+        best = np.full(len(limits), -np.inf, np.float32)
+        columns = _finite_columns(limits)
+        for _, served, expected in _scores(view, forecast):
+            best = np.maximum(best, expected.max(1))
+            lowest = np.minimum(served, expected - band)
+            for column, asked in columns:
+                n_above[asked, column] += (lowest[asked] >= limits[asked, column, None]).sum(1)
+        return view.ranks.sum(n_above), view.ranks.max(best)
+
+    def _within(
+        self, view: View, forecast: Forecast, limits: np.ndarray, best_wrong: np.ndarray, band: float
+    ) -> Proposal:
+        """Rows in the band of a limit `[Q, P]`, or of its query's best wrong score; the nearest first."""
+        rows, priorities = [], []
+        is_read = np.isfinite(limits).any(1) & np.isfinite(best_wrong) & self.reads_best_wrong
+        read, columns = np.flatnonzero(is_read), _finite_columns(limits)
+        for first, served, expected in _scores(view, forecast):
+            ahead = np.maximum(served[read], expected[read])
+            nearest = (best_wrong[read, None] - ahead).min(0, initial=np.inf)
+            for column, asked in columns:
+                apart = distances(served[asked], expected[asked], limits[asked, column, None])
+                nearest = np.minimum(nearest, apart.min(0))
+            found = np.flatnonzero(nearest <= band)
+            rows.append(first + found)
+            priorities.append(nearest[found])
+        return Proposal(
+            np.concatenate([NOTHING.rows, *rows]), np.concatenate([NOTHING.priority, *priorities])
+        )
+
+
+def distances(served: np.ndarray, expected: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """How far documents are from the other side of a limit than that on which they are served.
+
+    Args:
+        served: `[...]` scores as served.
+        expected: `[...]` as they are expected by now.
+        limits: of a shape that broadcasts; infinite ones are never near.
+
+    Returns:
+        `[...]`, negative where the other side is expected.
+    """
+    ahead = expected - limits
+    return np.where(served >= limits, ahead, -ahead)
+
+
+def conformal_quantile(numbers: list[float], miscoverage: float) -> float:
+    """The `ceil((n + 1) (1 - miscoverage))`-th smallest; infinite where there are not that many.
+
+    >>> conformal_quantile([3.0, 1.0, 2.0], 0.25), conformal_quantile([3.0, 1.0, 2.0], 0.2)
+    (3.0, inf)
+    """
+    place = math.ceil((len(numbers) + 1) * (1 - miscoverage) - 1e-9)
+    return float(np.partition(numbers, place - 1)[place - 1]) if place <= len(numbers) else math.inf
+
+
+def quantile_needs(miscoverage: float) -> int:
+    """How many numbers a finite quantile needs.
+
+    >>> quantile_needs(0.25), quantile_needs(0.01)
+    (3, 99)
+    """
+    return math.ceil(1 / miscoverage - 1e-9) - 1
+
+
+def wilson_interval(n_hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, as of independent rollouts, which those of a group are not."""
+    share, spread = n_hits / n, z**2 / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def positive_limits(view: View) -> np.ndarray:
+    """Scores `[Q, P]` at which a wrong document counts as above the positive; inf where there is none."""
+    positives = view.queries.positives
+    places = positives - view.first_row
+    query, column = np.nonzero((places >= 0) & (places < len(view.rows)) & (positives >= 0))
+    scores = np.zeros(positives.shape)
+    rows = view.rows[places[query, column]].astype(np.float64)
+    scores[query, column] = (rows * view.queries.vectors[query].astype(np.float64)).sum(1)
+    return np.where(positives >= 0, view.ranks.sum(scores) - TIE, np.inf)
+
+
+@dataclass
+class _Tally:
+    """Counts of an audit: wrong documents by query, positive and band.
+
+    Attributes:
+        up: `[Q, P, E]` carried above the limit by drift, by the distance that they were served at below it.
+        down: `[Q, P, E]` carried below it.
+        above: `[Q, P]` above it when encoded anew.
+        surplus: `[Q, P]` above it as served after the refresh, less `above`.
+        expected, after, fresh: `[Q]` best wrong score as expected before the refresh, as served after it, and
+            encoded anew.
+        level_of_best: `[Q]` what the best when encoded anew was served or expected at before, the higher.
+    """
+
+    up: np.ndarray
+    down: np.ndarray
+    above: np.ndarray
+    surplus: np.ndarray
+    expected: np.ndarray
+    after: np.ndarray
+    fresh: np.ndarray
+    level_of_best: np.ndarray
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, int]) -> "_Tally":
+        bins = [np.zeros((*shape, len(EDGES)), np.int64) for _ in range(2)]
+        counts = [np.zeros(shape, np.int64) for _ in range(2)]
+        return cls(*bins, *counts, *(np.full(shape[0], -np.inf, np.float32) for _ in range(4)))
+
+    def add(
+        self,
+        before: np.ndarray,
+        expected: np.ndarray,
+        fresh: np.ndarray,
+        is_new: np.ndarray,
+        limits: np.ndarray,
+    ) -> None:
+        """Scores `[Q, n]` of some documents, and which of them `[n]` were encoded at this step."""
+        after = np.where(is_new, fresh, before)
+        best = fresh.argmax(1)
+        queries = np.arange(len(fresh))
+        is_better = fresh[queries, best] > self.fresh
+        level = np.maximum(before[queries, best], expected[queries, best])
+        self.level_of_best = np.where(is_better, level, self.level_of_best)
+        self.fresh = np.where(is_better, fresh[queries, best], self.fresh)
+        self.expected = np.maximum(self.expected, expected.max(1))
+        self.after = np.maximum(self.after, after.max(1))
+        for column in range(limits.shape[1]):
+            limit = limits[:, column, None]
+            is_above = fresh >= limit
+            self.above[:, column] += is_above.sum(1)
+            self.surplus[:, column] += (after >= limit).sum(1) - is_above.sum(1)
+            query, document = np.nonzero((before >= limit) != is_above)
+            changed = [scores[query, document] for scores in (before, expected)]
+            distance = distances(*changed, limits[query, column])
+            edge = np.minimum(np.searchsorted(EDGES, distance), len(EDGES) - 1)
+            for counts, side in ((self.up, is_above), (self.down, ~is_above)):
+                chosen = side[query, document]
+                np.add.at(counts, (query[chosen], column, edge[chosen]), 1)
+
+    def merged(self, ranks: Ranks) -> "_Tally":
+        """That of the whole corpus."""
+        counts = [ranks.sum(part) for part in (self.up, self.down, self.above, self.surplus)]
+        bests = [ranks.max(part) for part in (self.expected, self.after)]
+        fresh, of_best = ranks.gather(self.fresh[None]), ranks.gather(self.level_of_best[None])
+        fresh, of_best = np.concatenate(fresh), np.concatenate(of_best)  # [ranks, Q]
+        first = fresh.argmax(0)[None]
+        chosen = [np.take_along_axis(part, first, 0)[0] for part in (fresh, of_best)]
+        return _Tally(*counts, *bests, *chosen)
+
+
+def needed_bands(
+    audit: Audit, forecast: Forecast, cut_off: int | None, reads_best_wrong: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the band should have been, and what came of the one that was.
+
+    Args:
+        audit: all rows, as served before the refresh and encoded anew.
+        forecast: of the same queries.
+        cut_off: rank beyond which the reward is 0, or None.
+        reads_best_wrong: whether the reward reads the best wrong score.
+
+    Returns:
+        `[Q]` the smallest of `EDGES` from which on encoding the rows in the band gives the rank of every
+        positive (all ranks beyond the cut-off being one) and the best wrong score of the fresh corpus; and
+        `[Q]` bool, whether the rows served after the refresh gave these.
+    """
+    view = audit.view
+    limits = positive_limits(view)
+    tally = _Tally.zeros(limits.shape)
+    for rows in audit.chunks():
+        for start, stop in _parts(len(rows.before), len(limits)):
+            first = view.first_row + rows.start + start
+            before, expected = forecast.scores(rows.before[start:stop], first, rows.encoded_at[start:stop])
+            fresh = wrong_scores(rows.fresh[start:stop], first, view.queries)
+            tally.add(before, expected, fresh, rows.is_new[start:stop], limits)
+    tally = tally.merged(view.ranks)
+    cap = view.n_documents if cut_off is None else cut_off
+
+    # [Q, P, E]: wrong documents above the positive once a band is encoded; outside it the served side counts.
+    beyond = [counts.sum(2, keepdims=True) - np.cumsum(counts, 2) for counts in (tally.up, tally.down)]
+    counted = tally.above[:, :, None] + beyond[1] - beyond[0]
+    is_right = np.minimum(counted, cap) == np.minimum(tally.above, cap)[:, :, None]
+    edge = np.where(is_right, 0, np.arange(1, len(EDGES) + 1)).max(2)  # [Q, P]; the last edge is always right
+    numbers = EDGES[np.minimum(edge, len(EDGES) - 1)].max(1)
+    after = np.minimum(tally.above + tally.surplus, cap)
+    is_exact = (after == np.minimum(tally.above, cap)).all(1)
+    if reads_best_wrong:
+        is_read = ((tally.above < cap) & np.isfinite(limits)).any(1)
+        lag = tally.expected - np.minimum(tally.fresh, tally.level_of_best)
+        numbers = np.where(is_read, np.maximum(numbers, np.maximum(lag, 0)), numbers)
+        is_exact &= ~is_read | (np.abs(tally.after - tally.fresh) <= TIE)
+    return numbers, is_exact
+
+
+def _scores(view: View, forecast: Forecast) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """The corpus row of the first of some rows of this rank, their scores `[Q, n]` as served and expected."""
+    for start, stop in _parts(len(view.rows), len(view.queries.vectors)):
+        first = view.first_row + start
+        yield first, *forecast.scores(view.rows[start:stop], first, view.encoded_at[start:stop])
+
+
+def _finite_columns(limits: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """The columns `[Q, P]` that hold a finite limit, and of which queries: most have one positive."""
+    columns = ((column, np.flatnonzero(np.isfinite(limits[:, column]))) for column in range(limits.shape[1]))
+    return [(column, asked) for column, asked in columns if len(asked)]
+
+
+def _parts(n_rows: int, n_queries: int) -> Iterator[tuple[int, int]]:
+    size = min(8192, max(256, SCORES // max(n_queries, 1)))  # fewer rows make a slow product
+    for start in range(0, n_rows, size):
+        yield start, min(start + size, n_rows)

@@ -1,0 +1,289 @@
+"""The reasoning embedder: a causal language model whose state at one special token is the embedding.
+
+There is no projection head. A document and a directly embedded query are one forward; a reasoned query is
+written first and embedded in the same pass. Every text of the project becomes a vector here.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from search_r3.models.generation import Sampling, SpecialIds, decode, pad_left, position_ids, row_uniforms
+from search_r3.models.logits import decoder_path, own_logits
+from search_r3.models.prompts import Lengths, PromptEncoder, Prompts, Rendered
+from search_r3.models.tuning import base_model
+from search_r3.models.vocabulary import give_pad_token, unused_ids
+from search_r3.progress import Progress
+
+
+@dataclass(frozen=True)
+class Reasoned:
+    """Reasonings of `N` queries, in the caller's order.
+
+    Attributes:
+        texts: what was written before the embed token.
+        token_ids: the same as ids.
+        embeddings: `[N, D]` fp32 on the CPU, unit norm.
+        n_tokens: written tokens, the embed token not counted.
+        has_embed_token: True where the model wrote the token itself; elsewhere it was appended.
+    """
+
+    texts: list[str]
+    token_ids: list[list[int]]
+    embeddings: Tensor
+    n_tokens: list[int]
+    has_embed_token: list[bool]
+
+
+# Decoding runs one token of a row at a time and keeps keys and values alone, so more rows fit than in a
+# forward over whole texts; its cost is the number of its steps.
+_DECODING_BUDGETS = 4
+
+
+def length_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Row numbers in batches of similar length, longest first, each of at most `token_budget` padded tokens.
+
+    Longest first, so that a batch that does not fit into memory fails at the start.
+    """
+    batch: list[int] = []
+    width = 0
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if batch and (len(batch) + 1) * width > token_budget:
+            yield batch
+            batch = []
+        if not batch:
+            width = lengths[row]
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+class ReasoningEmbedder(nn.Module):
+    """Embeds documents and queries, and reasons about queries.
+
+    Args:
+        model: a causal language model, or a PEFT model around one.
+        tokenizer: with the embed token; gets a pad token where it has none.
+        prompts: the wording around a text.
+        lengths: the limits in tokens.
+        token_budget: the most tokens, padding included, in one forward at inference.
+        weights_sha256: hash of the weights as saved; None where the model is not a saved one.
+        is_trained: whether the weights come from training; KL to an untrained base means nothing.
+        rendered: the prompts as a model folder keeps them; None renders them now.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Prompts,
+        lengths: Lengths,
+        token_budget: int = 16384,
+        weights_sha256: str | None = None,
+        is_trained: bool = True,
+        rendered: Rendered | None = None,
+    ) -> None:
+        super().__init__()
+        give_pad_token(tokenizer)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.encoder = PromptEncoder(tokenizer, prompts, lengths, rendered)
+        self.token_budget = token_budget
+        self.is_trained = is_trained
+        self._weights_sha256 = weights_sha256
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        return base_model(self.model)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The transformer without its head; its last hidden state has passed the final norm."""
+        return self.causal_lm.get_decoder()
+
+    @cached_property
+    def _decoder_path(self) -> tuple[str, ...]:
+        return decoder_path(self.causal_lm)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """The model's own logits `[n, V]` of states `[n, D]`: scale, cap and bias included.
+
+        Every loss, log-probability and sampled token comes from here.
+        """
+        return own_logits(self.causal_lm, self._decoder_path, states)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows `V` of the head, spare ones included."""
+        return self.causal_lm.get_output_embeddings().weight.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype_name(self) -> str:
+        """Dtype of the weights, as "bfloat16"; under LoRA that of the frozen ones."""
+        return str(next(self.model.parameters()).dtype).removeprefix("torch.")
+
+    @property
+    def embed_token_id(self) -> int:
+        return self.encoder.embed_token_id
+
+    @property
+    def width(self) -> int:
+        """Dimension `D` of an embedding."""
+        return self.causal_lm.config.get_text_config().hidden_size
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hash of the weights as they were read; what training does to them later is not in it.
+
+        Raises:
+            ValueError: If this model was not read from a folder; every reported number is taken from one.
+        """
+        if self._weights_sha256 is None:
+            raise ValueError("only a model read from a folder has a weight hash; save it and load the folder")
+        return self._weights_sha256
+
+    @cached_property
+    def document_key(self) -> dict[str, str]:
+        """What a cached document embedding depends on, besides the document."""
+        dtype = f"torch.{self.dtype_name}"
+        return {"weights": self.weights_sha256, "prompts": self.encoder.fingerprint, "dtype": dtype}
+
+    @cached_property
+    def special_ids(self) -> SpecialIds:
+        """What ends a reasoning, and what it never contains: special tokens that neither end it nor embed.
+
+        Ids that are no token (spare rows of a large vocabulary, holes) cannot be decoded and are banned too.
+        """
+        configured = self.causal_lm.generation_config.eos_token_id
+        ids = configured if isinstance(configured, list) else [configured, self.tokenizer.eos_token_id]
+        stops = frozenset(token for token in ids if token is not None)
+        special = set(self.tokenizer.all_special_ids) - {self.embed_token_id} - stops
+        spare = unused_ids(self.tokenizer, self.vocabulary_size)
+        banned = tuple(sorted({*special, *spare}))
+        return SpecialIds(self.embed_token_id, stops, banned, self.tokenizer.pad_token_id)
+
+    def hidden_states(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """States `[B, L, D]` after the final norm of left-padded ids `[B, L]`; `mask` is True at tokens."""
+        return self.decoder(
+            input_ids=input_ids,
+            attention_mask=mask.long(),
+            position_ids=position_ids(mask),
+            use_cache=False,
+        ).last_hidden_state
+
+    def embed_ids(
+        self, sequences: Sequence[Sequence[int]], progress: bool = False, what: str = "texts"
+    ) -> Tensor:
+        """Embeddings `[N, D]`, fp32 on the CPU, unit norm, of sequences that end with the embed token."""
+        lengths = [len(sequence) for sequence in sequences]
+        result = torch.empty(len(sequences), self.width)
+        with self._inference(), Progress(len(sequences), "embed", what, progress) as bar:
+            for rows in length_batches(lengths, self.token_budget):
+                ids, mask = pad_left(
+                    [sequences[row] for row in rows], self.tokenizer.pad_token_id, self.device
+                )
+                last = self.hidden_states(ids, mask)[:, -1]
+                result[rows] = normalize(last.float(), dim=-1).cpu()
+                bar.update(len(rows))
+        return result
+
+    def embed_documents(self, texts: Sequence[str], progress: bool = False) -> Tensor:
+        """Embeddings `[N, D]` of documents, fp32 on the CPU, unit norm, in the caller's order."""
+        return self.embed_ids(self.encoder.documents(texts), progress, "documents")
+
+    def embed_queries(self, texts: Sequence[str], progress: bool = False) -> Tensor:
+        """Embeddings `[N, D]` of queries without reasoning, fp32 on the CPU, unit norm."""
+        return self.embed_ids(self.encoder.queries(texts), progress, "queries")
+
+    def embed_reasoned(
+        self, texts: Sequence[str], reasonings: Sequence[str], progress: bool = False
+    ) -> Tensor:
+        """Embeddings `[N, D]` of queries with a given reasoning, fp32 on the CPU, unit norm."""
+        ids = self.encoder.reasonings(reasonings)
+        return self.embed_ids(self.reasoned_ids(texts, ids), progress, "reasoned queries")
+
+    def reasoned_ids(self, texts: Sequence[str], reasonings: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Prompt, reasoning and embed token as whole sequences."""
+        prompts = self.encoder.reasoning_prompts(texts)
+        return [
+            [*prompt, *reasoning, self.embed_token_id]
+            for prompt, reasoning in zip(prompts, reasonings, strict=True)
+        ]
+
+    def reason(
+        self,
+        texts: Sequence[str],
+        seed: int = 0,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        progress: bool = False,
+        max_new_tokens: int | None = None,
+    ) -> Reasoned:
+        """Writes a reasoning for every query and embeds it in the same pass.
+
+        Sampling is seeded by (seed, position in `texts`): neither batch nor budget changes what is written.
+
+        Args:
+            texts: `N` queries.
+            seed: of sampling; unused at temperature 0.
+            temperature: 0 is greedy.
+            top_p: nucleus of sampling.
+            progress: whether to show a bar.
+            max_new_tokens: the most tokens of reasoning; `lengths.reasoning` where None.
+        """
+        limit = self.encoder.lengths.reasoning if max_new_tokens is None else max_new_tokens
+        sampling = Sampling(limit, temperature, top_p, self.encoder.lengths.repeat_ngram)
+        prompts = self.encoder.reasoning_prompts(texts)
+        token_ids: list[list[int]] = [[] for _ in prompts]
+        has_embed_token = [False] * len(prompts)
+        embeddings = torch.empty(len(prompts), self.width)
+        lengths = [len(prompt) + limit + 1 for prompt in prompts]
+        with self._inference(), Progress(len(prompts), "reason", "queries", progress) as bar:
+            for rows in length_batches(lengths, _DECODING_BUDGETS * self.token_budget):
+                decoded = decode(
+                    self.decoder,
+                    self.logits,
+                    [prompts[row] for row in rows],
+                    self.special_ids,
+                    sampling,
+                    None if temperature == 0.0 else row_uniforms(seed, rows, limit),
+                )
+                embeddings[rows] = normalize(decoded.hidden.float(), dim=-1).cpu()
+                for row, ids, has in zip(rows, decoded.token_ids, decoded.has_embed_token, strict=True):
+                    token_ids[row], has_embed_token[row] = ids, has
+                bar.update(len(rows))
+        written = [text.strip() for text in self.tokenizer.batch_decode(token_ids)] if token_ids else []
+        return Reasoned(written, token_ids, embeddings, [len(ids) for ids in token_ids], has_embed_token)
+
+    def truncated_share(self, texts: Sequence[str], kind: str) -> float:
+        """Share of texts whose end is cut; `kind` is "query" or "document"."""
+        return self.encoder.truncated_share(texts, kind)
+
+    def _inference(self) -> "_Inference":
+        return _Inference(self.model)
+
+
+class _Inference:
+    """No gradient and no dropout within; the mode is restored on leaving."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.no_grad = torch.no_grad()
+
+    def __enter__(self) -> None:
+        self.was_training = self.model.training
+        self.model.eval()
+        self.no_grad.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self.no_grad.__exit__(*error)
+        self.model.train(self.was_training)

@@ -1,0 +1,148 @@
+"""Prompts, and how a text becomes token ids.
+
+A prompt is a constant prefix, the user's text and a constant suffix; `templates` renders them. The three
+parts are tokenized apart, so that a path that shares the prefix and a path that writes the whole string give
+the same ids. Only the user's text is ever cut, at its end (a very long one before it is tokenized, see
+`text_ids`); a text never yields a special token, whatever it contains.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from search_r3.models.templates import EMBED_TOKEN, Prompts, Rendered, Template, render
+from search_r3.models.text_ids import plain_ids
+
+__all__ = ["EMBED_TOKEN", "Lengths", "PromptEncoder", "Prompts", "Rendered", "Template"]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The most tokens that are taken of a query's text, a document's text and a reasoning.
+
+    Attributes:
+        query: of its text.
+        document: of its text.
+        reasoning: the embed token not counted.
+        repeat_ngram: a reasoning ends where it would say an n-gram of this many tokens again, since greedy
+            decoding of a small model runs into loops; 0 lets it.
+    """
+
+    query: int
+    document: int
+    reasoning: int
+    repeat_ngram: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("query", "document", "reasoning"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"lengths.{name} must be at least 1 token, got {getattr(self, name)}")
+        if self.repeat_ngram < 0:
+            raise ValueError(f"lengths.repeat_ngram must be 0 (off) or more, got {self.repeat_ngram}")
+
+
+class PromptEncoder:
+    """Turns queries, documents and reasonings into token ids under one tokenizer and one set of prompts.
+
+    Args:
+        tokenizer: with the embed token.
+        prompts: the wording.
+        lengths: the limits.
+        rendered: the prompts as a model folder keeps them; None renders them now.
+
+    Raises:
+        ValueError: If the tokenizer is not one of the `tokenizers` library, or as `templates.render`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Prompts,
+        lengths: Lengths,
+        rendered: Rendered | None = None,
+    ) -> None:
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"{type(tokenizer).__name__} has no tokenizer.json, which a model folder keeps; "
+                "choose a model that comes with one"
+            )
+        self.tokenizer = tokenizer
+        self.prompts = prompts
+        self.lengths = lengths
+        self.rendered = rendered or render(tokenizer, prompts)
+        self.embed_token_id: int = tokenizer.convert_tokens_to_ids(EMBED_TOKEN)
+        self.closing = tuple(self.plain_ids(prompts.closing)) if prompts.closing else ()
+        self.n_lead_in = len(self.plain_ids(prompts.lead_in)) if prompts.lead_in else 0
+
+    @property
+    def document(self) -> Template:
+        """Around a document; ends with the embed token."""
+        return self.rendered.document
+
+    @property
+    def direct(self) -> Template:
+        """Around a directly embedded query; ends with the embed token."""
+        return self.rendered.direct
+
+    @property
+    def reasoning(self) -> Template:
+        """Around a query; the model writes on after it."""
+        return self.rendered.reasoning
+
+    def plain_ids(self, text: str) -> list[int]:
+        """Token ids of one text in which nothing is read as a special token."""
+        return self.text_ids([text])[0]
+
+    def text_ids(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
+        """Token ids of user texts, cut at `max_length`; nothing in them is read as a special token.
+
+        Of a text of more than 65,536 characters only a beginning is read: see `search_r3.models.text_ids`.
+        """
+        return plain_ids(self.tokenizer, texts, max_length)
+
+    def documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Whole sequences of documents; the last id is the embed token."""
+        return [self.document.wrap(ids) for ids in self.text_ids(texts, self.lengths.document)]
+
+    def queries(self, texts: Sequence[str]) -> list[list[int]]:
+        """Whole sequences of directly embedded queries; the last id is the embed token."""
+        return [self.direct.wrap(ids) for ids in self.text_ids(texts, self.lengths.query)]
+
+    def reasoning_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Sequences after which the model writes its reasoning."""
+        return [self.reasoning.wrap(ids) for ids in self.text_ids(texts, self.lengths.query)]
+
+    def reasonings(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of reasoning texts, without the embed token."""
+        return self.text_ids(texts, self.lengths.reasoning)
+
+    def truncated_share(self, texts: Sequence[str], kind: str) -> float:
+        """Share of `texts` whose end is cut; `kind` is "query" or "document"."""
+        limit = getattr(self.lengths, kind)
+        return sum(len(ids) > limit for ids in self.text_ids(texts, limit + 1)) / max(len(texts), 1)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over wording, limits, the ids of all three prompts and the tokenizer itself."""
+        templates = (self.document, self.direct, self.reasoning)
+        ids = [[each.prefix, each.suffix] for each in templates]
+        tokenizer = self.tokenizer.backend_tokenizer.to_str()
+        return _sha256([asdict(self.prompts), asdict(self.lengths), ids, tokenizer])
+
+    @property
+    def fingerprint_of_format_1(self) -> str:
+        """As folders of format 1 state it: the reasoning prompt is not in it."""
+        tokenizer = self.tokenizer.backend_tokenizer.to_str()
+        templates = (self.document, self.direct)
+        ids = [ids for each in templates for ids in (each.prefix, each.suffix)]
+        lengths = asdict(self.lengths)
+        if self.lengths.repeat_ngram == 0:
+            del lengths["repeat_ngram"]  # which folders that do not have it mean
+        return _sha256([asdict(self.prompts), lengths, ids, tokenizer])
+
+
+def _sha256(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

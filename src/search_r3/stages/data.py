@@ -1,0 +1,100 @@
+"""Data modules: they batch what a `data=` choice read."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from search_r3.data.types import Benchmark, Corpus, TrainingData
+from search_r3.stages.sampler import GroupedBatchSampler
+
+
+class Rows(Dataset):
+    """A sequence as a data set."""
+
+    def __init__(self, rows: Sequence) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> object:
+        return self.rows[row]
+
+
+class StreamingDataModule(pl.LightningDataModule):
+    """A data module whose place in its stream of batches is part of the checkpoint."""
+
+    sampler: GroupedBatchSampler | None = None
+    state: dict | None = None
+
+    def _start(self, sampler: GroupedBatchSampler) -> GroupedBatchSampler:
+        if self.state is not None:
+            sampler.load_state_dict(self.state)
+        self.sampler = sampler
+        return sampler
+
+    def state_dict(self) -> dict:
+        """The batches that were trained on; those that the loader fetched ahead are fetched again."""
+        return {} if self.sampler is None else self.sampler.state_dict(self.trainer.global_step)
+
+    def load_state_dict(self, state: dict) -> None:
+        self.state = state or None
+
+
+def thinned(benchmark: Benchmark, n_queries: int, n_documents: int, seed: int) -> Benchmark:
+    """A small part of a collection: some queries, all their relevant documents, and others to tell them from.
+
+    Args:
+        benchmark: the whole.
+        n_queries: kept at random.
+        n_documents: kept at random, the relevant ones always.
+        seed: of both draws.
+    """
+    random = np.random.default_rng(seed)
+    names = sorted(benchmark.queries)
+    chosen = [names[row] for row in sorted(random.permutation(len(names))[:n_queries])]
+    known = benchmark.corpus.row_of  # a judged document may be missing
+    relevant = {known[i] for query in chosen for i in benchmark.qrels[query] if i in known}
+    others = [row for row in random.permutation(len(benchmark.corpus)).tolist() if row not in relevant]
+    rows = sorted(relevant | set(others[: max(n_documents - len(relevant), 0)]))
+    corpus = benchmark.corpus
+    return Benchmark(
+        name=benchmark.name,
+        corpus=Corpus([corpus.ids[row] for row in rows], [corpus.texts[row] for row in rows]),
+        queries={query: benchmark.queries[query] for query in chosen},
+        qrels={query: benchmark.qrels[query] for query in chosen},
+        remove_self_match=benchmark.remove_self_match,
+    )
+
+
+class ExamplesDataModule(StreamingDataModule):
+    """Batches of training rows, and a small collection for in-training evaluation.
+
+    Args:
+        data: what was read.
+        validation_queries: of the data set's validation collection.
+        validation_documents: of the same.
+
+    Raises:
+        ValueError: If the data set has no rows.
+    """
+
+    def __init__(self, data: TrainingData, validation_queries: int, validation_documents: int) -> None:
+        super().__init__()
+        if not data.examples:
+            raise ValueError(f"data set {data.name!r} has no training rows")
+        self.examples = data.examples
+        self.validation = None
+        if data.validation is not None:
+            self.validation = thinned(data.validation, validation_queries, validation_documents, seed=0)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """One item: the collection itself."""
+        return [] if self.validation is None else DataLoader(Rows([self.validation]), batch_size=None)
+
+    def transfer_batch_to_device(self, batch: object, device: torch.device, dataloader_idx: int) -> object:
+        """Rows are texts until the module tokenizes them; there is nothing to move."""
+        return batch

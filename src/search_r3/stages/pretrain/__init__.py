@@ -1,0 +1,1 @@
+"""Causal language modelling, which makes a base."""

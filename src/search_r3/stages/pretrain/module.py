@@ -1,0 +1,57 @@
+"""The pretraining stage: plain causal language modelling, so that a model made from scratch can write.
+
+The paper starts from a model that can; `model=nano` cannot until it has been here. The embed token does not
+occur in the text, so its row stays as it was initialised.
+"""
+
+import torch
+from torch import Tensor
+
+from search_r3.models.embedder import ReasoningEmbedder
+from search_r3.objectives.losses import sft_cross_entropy, share_of_count
+from search_r3.stages.base import StageModule
+from search_r3.stages.optimization import (
+    ChunkOutput,
+    OptimizationSettings,
+    backward_with_cache,
+    block_sync,
+    optimization_step,
+)
+
+
+class PretrainModule(StageModule):
+    """Next-token prediction on packed blocks.
+
+    Args:
+        embedder: whose backbone is trained.
+        optimization: AdamW and schedule.
+        micro_batch: blocks per forward; the gradient does not depend on it.
+    """
+
+    def __init__(
+        self, embedder: ReasoningEmbedder, optimization: OptimizationSettings, micro_batch: int
+    ) -> None:
+        super().__init__(embedder, optimization)
+        self.micro_batch = micro_batch
+
+    def block_loss(self, blocks: Tensor, denominator: float) -> ChunkOutput:
+        """Summed cross-entropy of blocks `[n, L]` over `denominator` targets."""
+        states = self.embedder.hidden_states(blocks, torch.ones_like(blocks, dtype=torch.bool))
+        states, targets = states[:, :-1].flatten(0, 1), blocks[:, 1:].flatten()
+        loss = sft_cross_entropy(states, self.embedder.logits, targets, denominator=denominator)
+        return ChunkOutput(extra_loss=loss)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, int]:
+        self.check_fresh_adapter()
+        denominator = share_of_count(batch[:, 1:].numel(), self.device)
+
+        def run_backward() -> Tensor:
+            chunks = batch.split(self.micro_batch)
+            forward = lambda blocks: self.block_loss(blocks, denominator)  # noqa: E731
+            return backward_with_cache(chunks, forward, None, self.manual_backward, block_sync(self))[0]
+
+        names = [f"block {batch_idx}/{row}" for row in range(len(batch))]
+        result = optimization_step(self, run_backward, names, self.optimization.max_grad_norm)
+        self.log_dict({"train/loss": result.loss, "train/grad_norm": result.grad_norm}, prog_bar=True)
+        self.log("train/learning_rate", result.learning_rate)
+        return {"n_tokens": batch.numel()}

@@ -1,0 +1,1 @@
+"""The RL stage: sample, refresh, score, learn."""

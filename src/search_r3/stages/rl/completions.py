@@ -1,0 +1,89 @@
+"""The table of completions: what the model wrote, what it earned, and what it then retrieved."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytorch_lightning.loggers import Logger
+from torch import Tensor
+
+from search_r3.stages.appended import AppendedText
+from search_r3.stages.rl.rollouts import Rollouts
+
+COLUMNS = ("step", "query_id", "query", "reasoning", "reward", "rank_before", "rank_after", "top", "is_stale")
+
+
+class Completions:
+    """Appends to a JSONL file, a line per rollout, and to a W&B table where that logger is on.
+
+    Args:
+        file: in the run folder.
+        every_n_steps: 0 writes nothing.
+        n_queries: the first of a batch of all ranks, with all their rollouts.
+    """
+
+    def __init__(self, file: str | Path, every_n_steps: int, n_queries: int) -> None:
+        if every_n_steps < 0 or n_queries < 1:
+            raise ValueError(
+                f"completions need every_n_steps of 0 or more and a query, got {every_n_steps}, {n_queries}"
+            )
+        self.record, self.every_n_steps, self.n_queries = AppendedText(file), every_n_steps, n_queries
+
+    def is_due(self, step: int) -> bool:
+        return self.every_n_steps > 0 and step % self.every_n_steps == 0
+
+    def shown(self, n_queries: int, rank: int = 0, n_ranks: int = 1) -> int:
+        """How many of the queries of a rank are shown; it has every `n_ranks`-th of a batch."""
+        return min(len(range(rank, self.n_queries, n_ranks)), n_queries)
+
+    def lines(
+        self,
+        step: int,
+        queries: Sequence[tuple[str, str]],
+        rollouts: Rollouts,
+        rewards: Tensor,
+        rank_before: Tensor,
+        rank_after: Tensor,
+        titles: Sequence[Sequence[Sequence[str]]],
+        is_stale: Sequence[Sequence[Sequence[bool]]],
+    ) -> list[list[tuple]]:
+        """The rollouts of the first queries of a rank's batch, by query; a line has an entry per column.
+
+        Args:
+            step: of training.
+            queries: `n` ids and texts.
+            rollouts: of the batch; the first `n` groups are taken.
+            rewards: `[B, G]`.
+            rank_before: `[B]` rank of the best positive by the direct embedding.
+            rank_after: `[B, G]` after the reasoning.
+            titles: `[n, G, K]` first lines of the best documents.
+            is_stale: `[n, G, K]` whether each of them was encoded at an earlier step.
+        """
+        return [
+            [
+                (
+                    step, *query, rollouts.texts[number][g], round(float(rewards[number, g]), 6),
+                    int(rank_before[number]), int(rank_after[number, g]), titles[number][g],
+                    is_stale[number][g],
+                )
+                for g in range(rollouts.group_size)
+            ]
+            for number, query in enumerate(queries)
+        ]  # fmt: skip
+
+    def write(self, by_rank: Sequence[list[list[tuple]]], loggers: Sequence[Logger] = ()) -> None:
+        """Appends what `lines` gave on every rank, in the order of the whole batch.
+
+        Args:
+            by_rank: in the order of ranks.
+            loggers: of the trainer.
+        """
+        groups = (group for groups in itertools.zip_longest(*by_rank, fillvalue=[]) for group in groups)
+        rows = [row for group in groups for row in group]
+        lines = (json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=False) for row in rows)
+        self.record.append("".join(f"{line}\n" for line in lines))
+        for logger in loggers:
+            if hasattr(logger, "log_table"):
+                cells = [[*row[:7], "\n".join(row[7]), str(row[8])] for row in rows]
+                logger.log_table(key="completions", columns=list(COLUMNS), data=cells, step=rows[0][0])

@@ -1,0 +1,243 @@
+"""The data module of the RL stage: queries without answers, and the live index that they are searched in."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from search_r3.data.types import Corpus, Example, TrainingData
+from search_r3.index.backends.base import MakeIndex
+from search_r3.index.ranks import Ranks
+from search_r3.index.rows.cache import StoreError, open_store, store_folder, stored_embeddings
+from search_r3.index.rules.base import Refresh
+from search_r3.index.served import LiveIndex
+from search_r3.models.embedder import ReasoningEmbedder
+from search_r3.stages.data import ExamplesDataModule, Rows
+from search_r3.stages.rl.environment import Judgements
+from search_r3.stages.sampler import GroupedBatchSampler
+from search_r3.stages.validation import equal_forwards
+
+
+class RLDataModule(ExamplesDataModule):
+    """Batches of queries; owns the index and the judgements that their rollouts are scored with.
+
+    Args:
+        data: what was read. Rows of one query are one, with all their positives. Every training document is
+            searched, or `max_documents` of them.
+        embedder: encodes the documents.
+        batch_size: queries of all ranks together per step.
+        seed: of the order, and of which documents are kept.
+        max_documents: None keeps all. Of fewer, the training rows whose relevant documents are all kept are
+            left.
+        validation_queries: of the data set's validation collection.
+        validation_documents: of the same.
+        index: backend, from conf/index.
+        refresh: which rows are encoded when, from conf/refresh.
+        store: folder of the run's rows.
+        cache_dir: of embeddings under one model folder; a second run with it encodes nothing.
+        encode_batch: documents per call of the encoder.
+        updates_per_batch: optimizer steps per batch of queries, as the module takes them.
+
+    Raises:
+        ValueError: If the data set has no rows, or none is left.
+        EnvironmentDataError: If a query has no positive, or one that the corpus does not have.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        embedder: ReasoningEmbedder,
+        batch_size: int,
+        seed: int,
+        max_documents: int | None,
+        validation_queries: int,
+        validation_documents: int,
+        index: MakeIndex,
+        refresh: Refresh,
+        store: str | Path,
+        cache_dir: str | Path,
+        encode_batch: int = 1024,
+        updates_per_batch: int = 1,
+    ) -> None:
+        super().__init__(data, validation_queries, validation_documents)
+        self.embedder, self.batch_size, self.seed = embedder, batch_size, seed
+        self.corpus = data.corpus
+        self.examples = _by_query(self.examples)
+        if max_documents is not None and max_documents < len(data.corpus):
+            self.corpus, self.examples = _part(data, self.examples, max_documents, seed)
+        self.judgements = Judgements(_qrels(self.examples), self.corpus.row_of, len(self.corpus))
+        self.make_index, self.refresh = index, refresh
+        self.store, self.cache_dir, self.encode_batch = Path(store), Path(cache_dir), encode_batch
+        self.updates_per_batch = updates_per_batch
+        self.index: LiveIndex | None = None
+        self._index_state: Mapping | None = None
+
+    @property
+    def key(self) -> dict[str, str]:
+        """What the rows that a run starts from depend on."""
+        return {**self.embedder.document_key, "corpus": self.corpus.fingerprint}
+
+    def train_dataloader(self) -> DataLoader:
+        """Opens the index too: weights and this module's state are restored by now, and on their device."""
+        sampler = GroupedBatchSampler(
+            len(self.examples),
+            sources=[example.source for example in self.examples],
+            batch_size=self.batch_size,
+            seed=self.seed,
+            keys=[[example.query for example in self.examples]],
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        loader = DataLoader(Rows(self.examples), batch_sampler=self._start(sampler), collate_fn=tuple)
+        self._open_index()  # last, since it may encode the corpus: a bad batch size is met before
+        return loader
+
+    def teardown(self, stage: str) -> None:
+        if self.index is not None:
+            self.index.close()
+            self.index = None
+
+    # ---- the index
+
+    def encode(self, rows: np.ndarray) -> Tensor:
+        """Embeddings `[n, D]` of documents by row, in full precision; every rank calls it equally often."""
+        texts = [self.corpus.texts[row] for row in rows]
+        with torch.autocast(self.embedder.device.type, enabled=False), equal_forwards(self.embedder):
+            return self.embedder.embed_documents(texts)
+
+    def _open_index(self) -> None:
+        if self.index is not None:
+            return
+        if self._index_state is not None:
+            self.index = LiveIndex.restore(
+                self.store, self.key, self._index_state, self.make_index, self.refresh,
+                chunk_size=self.encode_batch,
+            )  # fmt: skip
+            return
+        root = Path(self.trainer.default_root_dir).resolve()
+        self.index = LiveIndex.create(
+            self.store, self.key, self._cached_rows(), self.make_index, self.refresh,
+            chunk_size=self.encode_batch,
+            # rows in this run's folder are those of its start, which made no checkpoint
+            overwrite=self.store.resolve().is_relative_to(root),
+        )  # fmt: skip
+
+    def _cached_rows(self) -> np.ndarray:
+        """The corpus as the model folder encodes it: by all ranks together; the first one keeps the cache.
+
+        Raises:
+            StoreError: On every rank, if the cache cannot be used or written, or a rank fails at encoding.
+        """
+        ranks, key = Ranks(), self.key
+        folder = store_folder(self.cache_dir, key)
+
+        def embed(texts: Sequence[str]) -> np.ndarray:
+            error = None
+            with equal_forwards(self.embedder):  # sharded weights need all ranks; none waits in silence
+                try:
+                    own = np.asarray(self.embedder.embed_documents(texts[ranks.shard(len(texts))]))
+                except Exception as failed:  # raised below: until then the other ranks need this one
+                    error = _not_encoded(folder, failed)
+            ranks.agree(error)
+            return ranks.joined(own)
+
+        def lead() -> np.ndarray | None:
+            """Sends texts, and at the end None and what went wrong, as `follow` reads them."""
+            found, error = None, None
+
+            def embed_by_all(texts: Sequence[str]) -> np.ndarray:
+                ranks.gather_objects((texts, None))
+                return embed(texts)
+
+            try:
+                size = self.encode_batch * ranks.size
+                found = stored_embeddings(self.cache_dir, key, self.corpus.texts, embed_by_all, size)
+            except Exception as failed:  # between two calls of `embed`, so the others listen
+                error = _not_encoded(folder, failed)
+            ranks.gather_objects((None, None if error is None else str(error)))
+            if error is not None:
+                raise error
+            return found
+
+        def follow() -> None:
+            texts, error = ranks.gather_objects(None)[0]
+            while texts is not None:
+                with contextlib.suppress(StoreError):  # it is on every rank, and the first one ends this
+                    embed(texts)
+                texts, error = ranks.gather_objects(None)[0]
+            if error is not None:
+                raise StoreError(error)
+
+        with torch.autocast(self.embedder.device.type, enabled=False):
+            rows = follow() if ranks.rank > 0 else lead()
+        return ranks.together(lambda: open_store(folder, key, len(self.corpus)) if rows is None else rows)
+
+    # ---- checkpoints
+
+    def state_dict(self) -> dict:
+        self._index_state = self.index.state_dict()
+        n_batches = self.trainer.global_step // self.updates_per_batch
+        return {"sampler": self.sampler.state_dict(n_batches), "index": self._index_state}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.state, self._index_state = state["sampler"], state["index"]
+
+    def checkpoint_is_saved(self) -> None:
+        """Called once the checkpoint with the last state is on disk."""
+        self.index.commit(self._index_state)
+
+
+def _not_encoded(folder: Path, error: Exception) -> StoreError:
+    """The error that ranks tell each other, of whatever kind it was where it happened."""
+    if isinstance(error, StoreError):
+        return error
+    result = StoreError(f"{folder}: the corpus could not be encoded ({type(error).__name__}: {error})")
+    result.__cause__ = error
+    return result
+
+
+def _qrels(examples: Sequence[Example]) -> dict[str, dict[str, float]]:
+    return {
+        example.id: dict.fromkeys(sorted({example.positive_id, *example.relevant_ids}), 1.0)
+        | dict(example.grades)
+        for example in examples
+    }
+
+
+def _by_query(examples: Sequence[Example]) -> list[Example]:
+    """A row per query, the first, with the positives of all: a query with many is not asked more often."""
+    merged: dict[tuple[str, str], Example] = {}
+    for example in examples:
+        first = merged.setdefault((example.source, example.query), example)
+        known = first.relevant_ids | {first.positive_id}
+        relevant = known | example.relevant_ids | {example.positive_id}
+        if relevant > known:
+            grades = dict(first.grades) | dict(example.grades)
+            merged[example.source, example.query] = replace(
+                first, relevant_ids=relevant, grades=tuple(sorted(grades.items()))
+            )
+    return list(merged.values())
+
+
+def _part(
+    data: TrainingData, examples: Sequence[Example], n_documents: int, seed: int
+) -> tuple[Corpus, list[Example]]:
+    """Some documents, drawn at random, and the rows all of whose relevant documents are among them."""
+    if n_documents < 2:
+        raise ValueError(f"max_documents must be at least 2, got {n_documents}")
+    drawn = np.random.default_rng(seed).permutation(len(data.corpus))[:n_documents]
+    rows = np.sort(drawn).tolist()
+    corpus = Corpus([data.corpus.ids[row] for row in rows], [data.corpus.texts[row] for row in rows])
+    examples = [
+        example
+        for example in examples
+        if all(document in corpus.row_of for document in (example.positive_id, *example.relevant_ids))
+    ]
+    if not examples:
+        raise ValueError(f"max_documents={n_documents} leaves no training row of {data.name!r} complete")
+    return corpus, examples

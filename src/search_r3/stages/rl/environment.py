@@ -1,0 +1,192 @@
+"""The environment of the RL stage: query embeddings in, ranks and rewards out.
+
+The rank of a positive is counted over the rows of the whole corpus: wrong documents that score above it, and
+those within `TIE` below it, which count against it. Nothing but rows is needed, so every index backend gets
+the same ranks. Rows and queries are read in blocks; no tensor is larger than a block of either side.
+
+A fp32 matrix product gives scores that differ with the way it is cut into blocks, and so with the number of
+ranks: by 1e-7 as a rule, by 5e-7 among a million pairs of vectors whose cosine is 0.9. Where that could
+decide, the score is computed again in float64.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from search_r3.index.exact_rank import Blocks, Positives, Retrieved, Shard, exact_ranking, topk_ranking
+from search_r3.index.ledger import SAME_REWARD
+from search_r3.objectives.rewards import Ranking, Reward, Rewards
+
+
+class EnvironmentDataError(ValueError):
+    """Queries, judgements and corpus that no reward can be computed from; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the environment says about `B` groups.
+
+    Attributes:
+        ranking: ranks and scores, of rollouts without an embed token too.
+        rewards: `[B, G]` and its parts.
+        rank_agreement: share of rollouts whose reward is the same (to 1e-6) by exact and by top-K rank; None
+            where only one of the two was computed.
+    """
+
+    ranking: Ranking
+    rewards: Rewards
+    rank_agreement: float | None = None
+
+
+class Judgements:
+    """The positives of every training query, as rows of the corpus; built once, before anything is spent.
+
+    Args:
+        qrels: grade by query id and document id; a grade above 0 makes a positive.
+        row_of: row by document id, as `Corpus.row_of`.
+        n_documents: `N`.
+
+    Raises:
+        EnvironmentDataError: If a query has no positive, its qrels name a document that the corpus does not
+            have, or no wrong document is left, so that every rollout would earn the same.
+    """
+
+    def __init__(
+        self, qrels: Mapping[str, Mapping[str, float]], row_of: Mapping[str, int], n_documents: int
+    ) -> None:
+        self.n_documents = n_documents
+        self._positives = {
+            query: _positives_of(query, grades, row_of, n_documents) for query, grades in qrels.items()
+        }
+
+    def __len__(self) -> int:
+        return len(self._positives)
+
+    def of(self, query_ids: Sequence[str], device: torch.device | str = "cpu") -> Positives:
+        """The positives of a batch.
+
+        Raises:
+            EnvironmentDataError: If a query is not in the qrels.
+        """
+        unknown = [query for query in query_ids if query not in self._positives]
+        if unknown:
+            raise EnvironmentDataError(f"query {unknown[0]!r} is not in the qrels, so it has no positive")
+        found = [self._positives[query] for query in query_ids]
+        width = max((len(rows) for rows, _ in found), default=1)
+        rows = torch.full((len(found), width), -1, dtype=torch.long)
+        grades = torch.zeros(len(found), width)
+        for number, (positive_rows, positive_grades) in enumerate(found):
+            rows[number, : len(positive_rows)] = torch.tensor(positive_rows)
+            grades[number, : len(positive_grades)] = torch.tensor(positive_grades)
+        return Positives(rows.to(device), grades.to(device))
+
+
+def _positives_of(
+    query: str, grades: Mapping[str, float], row_of: Mapping[str, int], n_documents: int
+) -> tuple[list[int], list[float]]:
+    relevant = {document: grade for document, grade in grades.items() if grade > 0}
+    if not relevant:
+        raise EnvironmentDataError(
+            f"query {query!r} has no positive: no grade above 0 in the qrels; leave the query out"
+        )
+    unknown = [document for document in grades if document not in row_of]
+    if unknown:
+        raise EnvironmentDataError(
+            f"the qrels of query {query!r} name document {unknown[0]!r}, which is not in the corpus"
+            f"{f', and {len(unknown) - 1} more' if len(unknown) > 1 else ''}; "
+            "use the qrels and the corpus of one collection"
+        )
+    if len(relevant) >= n_documents:
+        what = "one document" if n_documents == 1 else f"{n_documents} documents, all relevant"
+        raise EnvironmentDataError(
+            f"the corpus has {what} to query {query!r}: every rollout would earn the same and nothing could "
+            "be learnt; add documents that are not relevant"
+        )
+    return [row_of[document] for document in relevant], [float(grade) for grade in relevant.values()]
+
+
+class Environment:
+    """Scores groups of rollouts against one frozen view of the corpus.
+
+    The view is the caller's business: all rollouts of a step must be scored against the same rows, positives
+    included, so that a better reward comes from a better query and not from a fresher row. Refresh first,
+    then score everything.
+
+    Args:
+        judgements: of all training queries.
+        reward: from a ranking to what is earned.
+        rank: `exact` counts over the whole corpus; `topk` trusts what the index retrieved, and a positive
+            that is not in it earns 0 for its rank. For corpora where counting is too slow.
+        agreement_every_n_steps: how often both ranks are computed and compared, 0 for never. Needs what the
+            index retrieved.
+        blocks: bounds of memory.
+
+    Raises:
+        ValueError: If `rank` is neither of the two or the number of steps is negative.
+    """
+
+    def __init__(
+        self,
+        judgements: Judgements,
+        reward: Reward,
+        rank: Literal["exact", "topk"] = "exact",
+        agreement_every_n_steps: int = 0,
+        blocks: Blocks | None = None,
+    ) -> None:
+        if rank not in ("exact", "topk"):
+            raise ValueError(f"rank must be exact or topk, got {rank!r}")
+        if agreement_every_n_steps < 0:
+            raise ValueError(f"agreement_every_n_steps must not be negative, got {agreement_every_n_steps}")
+        self.judgements = judgements
+        self.reward = reward
+        self.rank = rank
+        self.agreement_every_n_steps = agreement_every_n_steps
+        self.blocks = blocks or Blocks()
+
+    def score(
+        self,
+        query_ids: Sequence[str],
+        queries: Tensor,
+        has_embed_token: Tensor,
+        shard: Shard,
+        step: int = 0,
+        retrieved: Retrieved | None = None,
+        group: dist.ProcessGroup | None = None,
+    ) -> Outcome:
+        """Ranks and rewards of `B` groups; collective where the shard is a part of the corpus.
+
+        Args:
+            query_ids: `B` ids; a rank may have none.
+            queries: `[B, G, D]` embeddings, unit norm.
+            has_embed_token: `[B, G]` bool, True where the model wrote the token itself.
+            shard: the frozen rows of this step.
+            step: decides whether the agreement of the two ranks is computed.
+            retrieved: needed by `rank="topk"` and by the agreement.
+            group: the ranks that hold the other parts; the default group where None.
+
+        Raises:
+            ValueError: If `retrieved` is missing where it is needed, or the corpus is not the one judged.
+        """
+        if shard.size != self.judgements.n_documents:
+            raise ValueError(
+                f"the rows are of {shard.size} documents, the judgements of {self.judgements.n_documents}"
+            )
+        is_compared = self.agreement_every_n_steps > 0 and step % self.agreement_every_n_steps == 0
+        if retrieved is None and (is_compared or self.rank == "topk"):
+            raise ValueError("rank=topk and the agreement with it need what the index retrieved")
+        positives = self.judgements.of(query_ids, queries.device)
+        rankings = {}
+        if is_compared or self.rank == "exact":
+            rankings["exact"] = exact_ranking(queries, positives, shard, self.blocks, group)
+        if is_compared or self.rank == "topk":
+            rankings["topk"] = topk_ranking(queries, positives, retrieved, shard, self.blocks, group)
+        rewards = {name: self.reward(ranking, has_embed_token) for name, ranking in rankings.items()}
+        agreement = None
+        if is_compared and len(query_ids):
+            gap = (rewards["exact"].total - rewards["topk"].total).abs()
+            agreement = (gap <= SAME_REWARD).float().mean().item()
+        return Outcome(rankings[self.rank], rewards[self.rank], agreement)

@@ -1,0 +1,1 @@
+"""The SFT stage: text, KL, contrast and margin in one step."""

@@ -1,0 +1,105 @@
+"""Batches of the SFT stage: queries, positives and hard negatives."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from torch.utils.data import DataLoader
+
+from search_r3.data.types import Corpus, Example, TrainingData
+from search_r3.models.embedder import ReasoningEmbedder
+from search_r3.stages.data import ExamplesDataModule, Rows
+from search_r3.stages.sampler import GroupedBatchSampler
+from search_r3.stages.sft.collate import collate_sft
+
+log = logging.getLogger(__name__)
+
+
+class SFTDataModule(ExamplesDataModule):
+    """Batches of pairs with their hard negatives and reasoning.
+
+    Args:
+        data: what was read.
+        embedder: unused here; every stage's data module takes it.
+        batch_size: queries of all ranks together per step.
+        hard_negatives: the most hard negatives per query.
+        cluster_share: share of batches drawn within one cluster, whose rows are alike.
+        seed: of the order.
+        validation_queries: of the data set's validation collection.
+        validation_documents: of the same.
+        num_workers: processes that collate.
+        miner: `(examples, corpus) -> examples` with hard negatives, see `mining`; None where rows keep those
+            that they came with.
+
+    Raises:
+        ValueError: If the data set has no rows.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        embedder: ReasoningEmbedder,
+        batch_size: int,
+        hard_negatives: int,
+        cluster_share: float,
+        seed: int,
+        validation_queries: int,
+        validation_documents: int,
+        num_workers: int = 0,
+        miner: Callable[[Sequence[Example], Corpus], list[Example]] | None = None,
+    ) -> None:
+        super().__init__(data, validation_queries, validation_documents)
+        self.data, self.miner = data, miner
+        self.batch_size, self.hard_negatives = batch_size, hard_negatives
+        self.cluster_share, self.seed, self.num_workers = cluster_share, seed, num_workers
+
+    def setup(self, stage: str) -> None:
+        if self.miner is not None and self.examples is self.data.examples:
+            self.examples = self.miner(self.data.examples, self.data.corpus)
+        if self.trainer is None or self.trainer.is_global_zero:
+            for line in self._unused_settings():
+                log.info("%s", line)
+
+    def _unused_settings(self) -> Iterator[str]:
+        """What is asked for and the rows do not have, or the other way round: a line each."""
+        n_rows = len(self.examples)
+        n_mined = sum(bool(example.hard_negatives) for example in self.examples)
+        if self.hard_negatives > 0 and n_mined == 0:
+            yield (
+                f"no hard negatives: stage.datamodule.hard_negatives={self.hard_negatives}, and no row has "
+                "any. Set stage.datamodule.miner, as conf/experiment/sft_hard_negatives.yaml does"
+            )
+        if self.hard_negatives == 0 and n_mined > 0:
+            yield (
+                f"hard negatives are left out: {n_mined} of {n_rows} rows have some. Set "
+                "stage.datamodule.hard_negatives to use them"
+            )
+        if not any(example.reasoning for example in self.examples):
+            yield (
+                "no row has a reasoning, so the embedding after a reasoning is not trained. "
+                "data.with_reasoning=true gives each row one, where the data set has that key"
+            )
+        if self.cluster_share > 0 and not any(example.cluster for example in self.examples):
+            yield (
+                f"no row names a cluster, so stage.datamodule.cluster_share={self.cluster_share} does "
+                "nothing; set it to 0"
+            )
+
+    def train_dataloader(self) -> DataLoader:
+        rows = self.examples
+        sampler = GroupedBatchSampler(
+            len(rows),
+            sources=[example.source for example in rows],
+            clusters=[example.cluster for example in rows],
+            batch_size=self.batch_size,
+            seed=self.seed,
+            weights=self.data.weights or None,
+            same_cluster_share=self.cluster_share,
+            keys=[[example.positive_id for example in rows]],
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        collate = partial(collate_sft, hard_negatives=self.hard_negatives)
+        return DataLoader(
+            Rows(rows), batch_sampler=self._start(sampler), collate_fn=collate, num_workers=self.num_workers
+        )

@@ -1,1 +1,0 @@
-"""Training stages and the optimization step they share."""

@@ -1,0 +1,89 @@
+"""Folders that were written under the names of before are read under those of today."""
+
+import importlib
+import json
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from search_r3.cli.compose import ConfigSource, compose, resolved_yaml
+from search_r3.cli.model_choice import Given, read_facts, refuse_conflicts
+from search_r3.cli.renamed import RENAMED
+from search_r3.cli.resume import resumed
+from search_r3.cli.trust import BUILDERS, stored_config
+from search_r3.errors import UsageError
+
+BEFORE = {new: old for old, new in RENAMED.items()}
+
+
+def as_before(text: str) -> str:
+    """A configuration's text with the names of before."""
+    for new, old in sorted(BEFORE.items(), key=lambda pair: -len(pair[0])):
+        text = text.replace(f"_target_: {new}\n", f"_target_: {old}\n")
+    return text
+
+
+@pytest.mark.parametrize("name", sorted(set(RENAMED.values())))
+def test_every_name_of_today_is_defined_where_it_says(name):
+    module, _, attribute = name.rpartition(".")
+
+    assert name in BUILDERS
+    assert getattr(importlib.import_module(module), attribute).__module__ == module
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "rl"])
+def test_the_configuration_of_a_run_of_before_is_the_one_of_today(stage, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ConfigSource() as source:
+        path = [] if stage == "pretrain" else ["model.path=model"]
+        config = compose("train", [f"stage={stage}", "output_dir=run", *path], source).config
+        today = resolved_yaml(config)
+        folder = tmp_path / "run"
+        folder.mkdir()
+        (folder / "config.yaml").write_text(as_before(today))
+        assert "_target_: src." in as_before(today)
+        assert "_target_: search_r3." not in as_before(today)
+
+        stored = stored_config(folder / "config.yaml")
+        later = resumed(source, ["resume=run", "stage.trainer.max_steps=9999"], folder)
+
+    assert OmegaConf.to_container(stored) == yaml.safe_load(today)
+    assert later.config.stage.trainer.max_steps == 9999
+
+
+def test_a_name_of_before_without_one_of_today_is_refused_in_words(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ConfigSource() as source:
+        text = resolved_yaml(compose("train", ["stage=sft", "model.path=m", "output_dir=run"], source).config)
+        (tmp_path / "run").mkdir()
+        gone = text.replace("search_r3.stages.sft.module.SFTModule", "src.stages.sft.OtherModule")
+        (tmp_path / "run" / "config.yaml").write_text(gone)
+
+        with pytest.raises(UsageError, match=r"stage\.module\._target_ is src\.stages\.sft\.OtherModule"):
+            resumed(source, ["resume=run"], tmp_path / "run")
+
+
+def test_a_configuration_of_ones_own_is_told_the_name_of_today(tmp_path):
+    (tmp_path / "reward").mkdir()
+    (tmp_path / "reward" / "mine.yaml").write_text(
+        "# @package _global_\nreward:\n  _target_: src.objectives.rewards.Reward\n"
+        "  ranking: {_partial_: true, _target_: src.objectives.rewards.dcg}\n"
+    )
+    with (
+        ConfigSource(tmp_path) as source,
+        pytest.raises(UsageError, match=r"search_r3\.objectives\.rewards\."),
+    ):
+        compose("train", ["stage=rl", "model.path=m", "reward=mine"], source)
+
+
+def test_a_model_folder_of_before_says_what_it_was_made_by(tmp_path):
+    description = {"prompts": {}, "lengths": {}}
+    description["provenance"] = {"base_model": "made by src.models.nano.create_nano"}
+    (tmp_path / "search_r3.json").write_text(json.dumps(description))
+    (tmp_path / "config.json").write_text("{}")
+
+    facts = read_facts(str(tmp_path))
+    refuse_conflicts(facts, [Given("create._target_", "search_r3.models.nano.create_nano")], None, None)
+    with pytest.raises(UsageError, match="create"):
+        refuse_conflicts(facts, [Given("create._target_", "search_r3.models.other.create")], None, None)
