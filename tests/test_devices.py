@@ -58,7 +58,7 @@ def test_fp32_is_taken_where_nothing_says_what_the_processor_can(tmp_path, monke
 
 
 def test_waiting_threads_sleep_unless_the_user_says_otherwise():
-    program = "import os, src, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    program = "import os, search_r3, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
     for given, expected in ((None, "PASSIVE False"), ("ACTIVE", "ACTIVE False")):
         environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
         environment |= {"PYTHONPATH": PYTHONPATH} | ({"OMP_WAIT_POLICY": given} if given else {})

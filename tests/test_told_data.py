@@ -30,9 +30,9 @@ def data_of(has_validation=True, **fields):
 def told(caplog, data, **settings):
     settings = {"batch_size": 5, "hard_negatives": 0, "cluster_share": 0.0, "seed": 0, **settings}
     module = SFTDataModule(data, None, validation_queries=5, validation_documents=5, **settings)
-    with caplog.at_level(logging.INFO, "search_r3.stages.data"):
+    with caplog.at_level(logging.INFO, "search_r3.stages.sft.data"):
         module.setup("fit")
-    return [record.getMessage() for record in caplog.records if record.name == "search_r3.stages.data"]
+    return [record.getMessage() for record in caplog.records if record.name == "search_r3.stages.sft.data"]
 
 
 @pytest.mark.parametrize(

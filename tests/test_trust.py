@@ -600,7 +600,7 @@ def check_space(text, *overrides, trust=None):
         (
             "stage.module.optimization._target_",
             "[search_r3.files.write_text, os.mkdir]",
-            "search_r3.cli.run_folder",
+            "search_r3.files",
         ),
         ("stage.module.optimization._target_", "[my_rules.Rule, my_rules.reward]", "trust=[my_rules]"),
         ("stage.module.optimization._target_", "[1, 2]", "dotted name"),

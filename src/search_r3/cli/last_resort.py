@@ -20,7 +20,7 @@ from search_r3.cli.run_folder import Failed, Interrupted
 from search_r3.errors import UsageError
 from search_r3.files import os_error_text
 from search_r3.records import LONGEST_MESSAGE, clipped
-from search_r3.shipped import PACKAGE
+from search_r3.shipped import IS_CHECKOUT, ROOT
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -73,10 +73,16 @@ def described(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return os_error_text(error)
     frames = traceback.extract_tb(error.__traceback__)
-    place = next((frame for frame in reversed(frames) if Path(frame.filename).is_relative_to(PACKAGE)), None)
-    where = f" ({Path(place.filename).relative_to(PACKAGE.parent)}:{place.lineno})" if place else ""
+    place = next((frame for frame in reversed(frames) if _is_ours(frame.filename)), None)
+    where = f" ({Path(place.filename).relative_to(ROOT)}:{place.lineno})" if place else ""
     message = _one_line(error)
     return f"{type(error).__name__}{': ' if message else ''}{message}{where}"
+
+
+def _is_ours(file: str) -> bool:
+    """Whether a frame is of this checkout, or of the installed package."""
+    is_library = IS_CHECKOUT and Path(file).is_relative_to(sys.prefix)
+    return Path(file).is_relative_to(ROOT) and not is_library
 
 
 class Parser(argparse.ArgumentParser):
