@@ -7,7 +7,9 @@ import pytorch_lightning as pl
 import torch
 from conftest import PROMPTS, TEXTS, build_embedder
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
+from search_r3.data.queries import one_row_per_query
 from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
 from search_r3.models.folder import open_embedder, save_embedder
 from search_r3.models.tuning import FullTuning, LoraTuning
@@ -100,6 +102,50 @@ def test_gradient_caching_gives_the_plain_gradient_of_all_four_losses(trained_fo
     assert plain.keys() == cached.keys()
     for name, value in plain.items():
         assert_close_in_ulps(cached[name], value, 1024, name)  # a temperature of 0.05 multiplies by 20
+
+
+class WholeBatch(SFTDataModule):
+    """All rows in one batch; the sampler would part those that share a document."""
+
+    def train_dataloader(self):
+        return DataLoader([collate_sft(self.examples, 1)], batch_size=None)
+
+
+def contrastive_gradients(examples):
+    """Gradients of a step of the contrastive losses over one batch of all rows, and what it logged."""
+    kept = {}
+
+    class Keep(pl.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            kept.update({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
+
+    module = module_of(build_embedder(), losses={"sft": 0.0, "kl": 0.0})
+    run = trainer(1, callbacks=[Keep()], limit_val_batches=0)
+    run.fit(
+        module, WholeBatch(replace(training_data(), examples=examples), module.embedder, 5, 1, 0.0, 0, 5, 5)
+    )
+    return kept, run.callback_metrics
+
+
+def test_a_query_with_all_its_positives_has_the_losses_of_a_row_for_each():
+    facts = [text.split("\n", 1)[1] for text in TEXTS[:4]]
+    relevant = frozenset({"d0", "d1"})
+    pairs = [
+        Example("q0", "why", facts[0], "d0", relevant_ids=relevant, reasoning="so", source="t"),
+        Example("q1", "how", facts[2], "d2", source="t"),
+        Example("q2", "why", facts[1], "d1", relevant_ids=relevant, reasoning="so", source="t"),
+        Example("q3", "what", facts[3], "d3", source="t"),
+    ]
+
+    merged, logged = contrastive_gradients(one_row_per_query(pairs, 2))
+    apart, of_pairs = contrastive_gradients(pairs)
+
+    assert logged["train/info_nce_reasoned"] > 0
+    for name in ("info_nce_direct", "info_nce_reasoned", "triplet_direct"):
+        assert_close_in_ulps(logged[f"train/{name}"], of_pairs[f"train/{name}"], 256, name)
+    assert max(value.abs().max() for value in apart.values()) > 1e-3
+    for name, value in apart.items():
+        assert_close_in_ulps(merged[name], value, 1024, name)
 
 
 @pytest.mark.parametrize("loss", ["sft", "kl", "info_nce", "triplet"])

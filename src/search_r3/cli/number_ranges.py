@@ -172,6 +172,7 @@ TARGETS: Mapping[str, Mapping[str, Range]] = {
     "search_r3.stages.sft.data.SFTDataModule": {
         "batch_size": COUNT,
         "hard_negatives": FROM_0,
+        "positives_per_query": COUNT,
         "cluster_share": SHARE,
         "seed": SEED,
         "num_workers": FROM_0,

@@ -58,6 +58,8 @@ class Example:
         query: text of the query.
         positive: text of one relevant document.
         positive_id: its id in the corpus.
+        more_positives: texts of further relevant documents that a step pulls to the same query; may be empty.
+        more_positive_ids: their corpus ids, aligned with `more_positives`.
         hard_negatives: texts of documents that look relevant and are not; may be empty.
         hard_negative_ids: their corpus ids, aligned with `hard_negatives`.
         relevant_ids: every document known to be relevant, the positive included. A document in this set is
@@ -73,6 +75,8 @@ class Example:
     query: str
     positive: str
     positive_id: str
+    more_positives: tuple[str, ...] = ()
+    more_positive_ids: tuple[str, ...] = ()
     hard_negatives: tuple[str, ...] = ()
     hard_negative_ids: tuple[str, ...] = ()
     relevant_ids: frozenset[str] = frozenset()

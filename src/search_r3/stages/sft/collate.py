@@ -14,13 +14,15 @@ class SFTBatch:
         examples: `B` rows.
         documents: `M` texts, each document id once.
         document_ids: `M` ids.
-        positive_index: `B` columns, that of each query's positive.
-        relevant_ids: `B` lists of the documents known to be relevant, the positive first.
+        query_index: `P` rows, the query of each pair of a query and a positive; each query has at least one.
+        positive_index: `P` columns, the positive of each pair.
+        relevant_ids: `B` lists of the documents known to be relevant, the positives first.
     """
 
     examples: tuple[Example, ...]
     documents: tuple[str, ...]
     document_ids: tuple[str, ...]
+    query_index: tuple[int, ...]
     positive_index: tuple[int, ...]
     relevant_ids: tuple[tuple[str, ...], ...]
 
@@ -31,26 +33,34 @@ def collate_sft(examples: Sequence[Example], hard_negatives: int, max_relevant: 
     Args:
         examples: `B` rows.
         hard_negatives: the first so many of each row are used.
-        max_relevant: so many relevant ids per query are masked; the positive and those in the batch first.
+        max_relevant: so many relevant ids per query are masked; the positives and those in the batch first.
     """
     documents: dict[str, str] = {}
     for example in examples:
         documents.setdefault(example.positive_id, example.positive)
-        pairs = zip(example.hard_negative_ids, example.hard_negatives, strict=True)
-        for document_id, text in list(pairs)[:hard_negatives]:
+        documents |= {
+            document_id: text
+            for document_id, text in zip(example.more_positive_ids, example.more_positives, strict=True)
+            if document_id not in documents
+        }
+        negatives = zip(example.hard_negative_ids, example.hard_negatives, strict=True)
+        for document_id, text in list(negatives)[:hard_negatives]:
             documents.setdefault(document_id, text)
     column = {document_id: index for index, document_id in enumerate(documents)}
+    positives = [(example.positive_id, *example.more_positive_ids) for example in examples]
     relevant = [
         (
-            example.positive_id,
-            *sorted(example.relevant_ids - {example.positive_id}, key=lambda i: (i not in column, i)),
-        )[:max_relevant]
-        for example in examples
+            *own,
+            *sorted(example.relevant_ids.difference(own), key=lambda i: (i not in column, i)),
+        )[: max(max_relevant, len(own))]
+        for own, example in zip(positives, examples, strict=True)
     ]
+    pairs = [(row, column[document_id]) for row, own in enumerate(positives) for document_id in own]
     return SFTBatch(
         examples=tuple(examples),
         documents=tuple(documents.values()),
         document_ids=tuple(documents),
-        positive_index=tuple(column[example.positive_id] for example in examples),
+        query_index=tuple(row for row, _ in pairs),
+        positive_index=tuple(index for _, index in pairs),
         relevant_ids=tuple(relevant),
     )

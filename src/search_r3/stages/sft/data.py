@@ -6,6 +6,7 @@ from functools import partial
 
 from torch.utils.data import DataLoader
 
+from search_r3.data.queries import one_row_per_query
 from search_r3.data.types import Corpus, Example, TrainingData
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.stages.data import ExamplesDataModule, Rows
@@ -30,6 +31,8 @@ class SFTDataModule(ExamplesDataModule):
         num_workers: processes that collate.
         miner: `(examples, corpus) -> examples` with hard negatives, see `mining`; None where rows keep those
             that they came with.
+        positives_per_query: above 1, all rows of a query are one row of the batch, with so many of its
+            positives; the query and its reasoning are embedded once for all of them.
 
     Raises:
         ValueError: If the data set has no rows.
@@ -47,15 +50,19 @@ class SFTDataModule(ExamplesDataModule):
         validation_documents: int,
         num_workers: int = 0,
         miner: Callable[[Sequence[Example], Corpus], list[Example]] | None = None,
+        positives_per_query: int = 1,
     ) -> None:
         super().__init__(data, validation_queries, validation_documents)
         self.data, self.miner = data, miner
+        if positives_per_query > 1:
+            self.examples = one_row_per_query(data.examples, positives_per_query)
         self.batch_size, self.hard_negatives = batch_size, hard_negatives
         self.cluster_share, self.seed, self.num_workers = cluster_share, seed, num_workers
+        self.is_mined = False
 
     def setup(self, stage: str) -> None:
-        if self.miner is not None and self.examples is self.data.examples:
-            self.examples = self.miner(self.data.examples, self.data.corpus)
+        if self.miner is not None and not self.is_mined:
+            self.examples, self.is_mined = self.miner(self.examples, self.data.corpus), True
         if self.trainer is None or self.trainer.is_global_zero:
             for line in self._unused_settings():
                 log.info("%s", line)

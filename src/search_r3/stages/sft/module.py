@@ -325,17 +325,23 @@ class SFTModule(ValidatedModule):
         documents = gather_documents(own, counts)
         offset = sum(counts[: self.global_rank])
         numbers = gather_documents(id_numbers(batch.document_ids).to(own.device), counts)
-        positive = torch.tensor(batch.positive_index, device=own.device) + offset
+        positive = torch.tensor(batch.positive_index, device=own.device) + offset  # [P]
+        query = torch.tensor(batch.query_index, device=own.device)  # [P]
         width = max(len(ids) for ids in batch.relevant_ids)
-        relevant = torch.full((len(positive), width), -1)
+        relevant = torch.full((len(batch.relevant_ids), width), -1)
         for row, ids in enumerate(batch.relevant_ids):
             relevant[row, : len(ids)] = id_numbers(ids)
-        by_id, n_by_id = negatives_mask(numbers, positive, relevant.to(own.device))
+        by_id, n_by_id = negatives_mask(numbers, positive, relevant.to(own.device)[query])
         losses, metrics = [], {"masked_by_id": torch.tensor(float(n_by_id))}
-        rows = torch.tensor(list(with_reasoning), dtype=torch.long, device=own.device)
-        views = [("direct", 1.0, direct, positive, by_id)]
-        if len(batch.examples) and (len(rows) or self.trainer.world_size > 1):
-            views.append(("reasoned", self.losses.reasoned, reasoned, positive[rows], by_id[rows]))
+        views = [("direct", 1.0, direct[query], positive, by_id)]
+        if len(batch.examples) and (len(with_reasoning) or self.trainer.world_size > 1):
+            place = torch.full((len(batch.examples),), -1, device=own.device)
+            place[list(with_reasoning)] = torch.arange(len(with_reasoning), device=own.device)
+            place = place[query]  # [P], that of the reasoned embedding of a pair
+            kept = place >= 0
+            views.append(
+                ("reasoned", self.losses.reasoned, reasoned[place[kept]], positive[kept], by_id[kept])
+            )
         for name, weight, queries, index, mask in views:
             keep, n_high = false_negative_mask(
                 cosine_scores(queries, documents),
