@@ -11,9 +11,14 @@ QUICKSTART := outputs/quickstart$(if $(filter-out 1,$(SEED)),-seed$(SEED))
 REFRESH ?= candidates
 HOPS := outputs/hops$(if $(filter-out 1,$(SEED)),-seed$(SEED))
 HOPS_RL := $(if $(filter-out candidates,$(REFRESH)),-$(REFRESH))
+# Of the command line only: some systems have a NAME of their own in the environment.
+REPRODUCED := $(if $(filter command,$(origin NAME)),$(NAME))
+REPRODUCE = BEIR_DIR="$(BEIR_DIR)" ENTAILMENTBANK_DIR="$(ENTAILMENTBANK_DIR)" \
+	$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) -m experiments.reproduce
 
 .DEFAULT_GOAL := help
-.PHONY: help setup base train hops test lint mutants faults eval eval-arguments bench-refresh bench-scale clean
+.PHONY: help setup base train hops test lint mutants faults eval eval-arguments bench-refresh bench-scale \
+	reproduce reproduce-arguments tables clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -87,6 +92,15 @@ bench-refresh: setup  ## [MODEL=<folder>]: one RL run under every refresh rule: 
 
 bench-scale: setup  ## every refresh rule on a million rows, by the drift that bench-refresh recorded
 	@$(RUN) -m src.benchmarks.scale
+
+reproduce: reproduce-arguments $(if $(REPRODUCED),setup)  ## the list of experiments; [NAME=bm25] [BEIR_DIR=<folder>]: what its table shows
+	@$(if $(REPRODUCED),$(REPRODUCE) "$(REPRODUCED)",:)
+
+reproduce-arguments:
+	@$(REPRODUCE) $(if $(REPRODUCED),--check "$(REPRODUCED)")
+
+tables: setup  ## fill the tables of README and experiments/ from their metrics.json files
+	@$(RUN) -m experiments.tables
 
 clean:  ## remove the environment and the caches; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info

@@ -1,0 +1,429 @@
+"""Which figures stand in which table of which document; how a table looks is in `experiments/markdown.py`.
+
+A new table is a function here and a line in `FIGURES`.
+"""
+
+import csv
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from experiments.markdown import (
+    EXPERIMENTS,
+    METRIC,
+    by_mode,
+    cell,
+    commit,
+    content,
+    cut_off,
+    number,
+    over_runs,
+    row,
+    rows,
+    score,
+    span,
+    table,
+    thousands,
+    words,
+)
+
+SEEDS = (1, 2, 3)
+
+
+# ---- the front page
+
+
+def results() -> str:
+    """What the front page says of the embedded default, on code and elsewhere."""
+    header = ("test collection", "BM25", "untrained base", "direct", "reasoning", "RL direct", "RL reasoning")
+    return table(
+        (*header, "runs, commit", "made by"),
+        [
+            _results_on_pydocs(),
+            _results_elsewhere("cosqa", "CoSQA: web queries to code, 500 queries"),
+            _results_elsewhere("scifact", "SciFact: scientific claims, 300 queries"),
+        ],
+    )
+
+
+def _results_on_pydocs() -> tuple[str, ...]:
+    runs = {line["label"]: line for line in content("quickstart/runs.json")["rows"]}
+
+    def over(label: str) -> str:
+        line = runs[label]
+        return f"{number(line['mean'])} ({span((line['lowest'], line['highest']))})"
+
+    told = content("quickstart/runs.json")["runs"]
+    return (
+        "pydocs: code of unseen modules, 3,826 queries",
+        number(runs["bm25"]["mean"]),
+        number(runs["experiments/nano_base base-direct"]["mean"]),
+        *(over(f"{model} {mode}") for model in ("sft", "rl") for mode in ("direct", "reasoning")),
+        f"{len(told)}, `{told[0]['commit'][:7]}`",
+        "[`make reproduce NAME=quickstart`](experiments/quickstart)",
+    )
+
+
+def _results_elsewhere(benchmark: str, name: str) -> tuple[str, ...]:
+    file = "other_collections/metrics.json"
+    bm25, *modes = (
+        number(row(file, benchmark=benchmark, mode=mode)["metrics"][METRIC])
+        for mode in ("bm25", "direct", "reasoning")
+    )
+    link = "[`make reproduce NAME=other_collections`](experiments/other_collections)"
+    return (name, f"**{bm25}**", "", *modes, "", "", f"1, {commit(file)}", link)
+
+
+# ---- experiments on pydocs and CoSQA
+
+
+def bm25() -> str:
+    """BM25 on public collections, by analyzer."""
+    names = {"scifact": "SciFact", "cosqa": "CoSQA", "cranfield": "Cranfield"}
+    found = [row("bm25/metrics_auto.json", benchmark="scifact")]
+    found += [row(f"bm25/metrics_{analyzer}.json", benchmark="cosqa") for analyzer in ("english", "auto")]
+    found += [row("bm25/metrics_auto.json", benchmark="cranfield")]
+    return table(
+        ("collection", "analyzer", ">queries", ">nDCG@10 (95 % interval)", ">recall@100"),
+        [
+            (
+                names[line["benchmark"]],
+                re.search(r"\((\w+),", line["model"])[1],
+                thousands(line["n_queries"]),
+                score(line),
+                number(line["metrics"]["recall@100"]),
+            )
+            for line in found
+        ],
+    )
+
+
+def evaluations(file: str) -> str:
+    """All rows of one metrics.json of `python -m src.evaluate`."""
+    return table(
+        ("collection", "mode", ">queries", ">documents", ">nDCG@10 (95 % interval)", ">recall@100"),
+        [
+            (
+                line["benchmark"],
+                line["mode"],
+                thousands(line["n_queries"]),
+                thousands(line["n_docs"]),
+                score(line),
+                number(line["metrics"]["recall@100"]),
+            )
+            for line in content(file)["rows"]
+        ],
+    )
+
+
+MODES = {
+    "bm25": "BM25 (code)",
+    "base-direct": "untrained base, direct",
+    "direct": "direct",
+    "reasoning": "reasoning",
+    "base-reasoning": "the base writes",
+    "shuffled-reasoning": "another query's reasoning",
+}
+
+
+def sft_seeds() -> str:
+    """Three seeds of SFT on all pairs, on two collections."""
+    lines = []
+    for benchmark, stem in (("pydocs-test", "metrics"), ("cosqa", "metrics_cosqa")):
+        files = [f"sft_quickstart/{stem}_seed{seed}.json" for seed in SEEDS]
+        for mode in [line["mode"] for line in content(files[0])["rows"]]:
+            found = [row(file, benchmark=benchmark, mode=mode) for file in files]
+            lines.append((benchmark, MODES[mode], *map(score, found), *_means(found)))
+    header = ("collection", "mode", ">seed 1", ">seed 2", ">seed 3", ">mean", ">recall@100", ">tokens")
+    return table((*header, ">no embed token"), lines)
+
+
+def _means(found: Sequence[Mapping]) -> tuple[str, ...]:
+    """Means over seeds of nDCG@10, recall@100, tokens and queries without the embed token."""
+
+    def mean(value: Callable[[Mapping], float]) -> float:
+        return sum(map(value, found)) / len(found)
+
+    return (
+        number(mean(lambda line: line["metrics"][METRIC])),
+        number(mean(lambda line: line["metrics"]["recall@100"])),
+        f"{mean(lambda line: line['tokens_per_query']):.1f}",
+        thousands(mean(lambda line: line["missing_embed_token"])),
+    )
+
+
+def one_run_of_sft(pydocs: str, cosqa: str | None = None) -> str:
+    """A line for each mode of one SFT model, on pydocs and CoSQA where it was evaluated on both."""
+    files = {"pydocs-test": pydocs} | ({"cosqa": cosqa} if cosqa else {})
+    lines = []
+    for mode in [line["mode"] for line in content(pydocs)["rows"]]:
+        found = [rows(file, benchmark=name, mode=mode) for name, file in files.items()]
+        lines.append((MODES[mode], *(score(line[0]) if line else "" for line in found)))
+    return table(("nDCG@10", *(f">{name}" for name in files)), lines)
+
+
+def sft_and_rl(file: str) -> str:
+    """A line for the SFT model and one for the RL model of `make train`."""
+    written = {"SFT": "sft/model", "RL": "rl/model"}
+    modes = ("direct", "reasoning", "base-reasoning", "shuffled-reasoning")
+    header = ("model", ">direct", ">reasoning", ">the model before it writes", ">another query's reasoning")
+    return table(
+        (*header, ">cut off"),
+        [
+            (
+                name,
+                *(score(row(file, mode=mode, model=model)) for mode in modes),
+                cut_off(row(file, mode="reasoning", model=model)),
+            )
+            for name, model in written.items()
+        ],
+    )
+
+
+def rl_seeds(folder: str, sft: str) -> str:
+    """SFT and three seeds of RL, on pydocs and on CoSQA."""
+    parts = []
+    for benchmark, name in (("pydocs-test", "pydocs test"), ("cosqa", "CoSQA")):
+        columns = {
+            "direct": cell(benchmark=benchmark, mode="direct"),
+            "reasoning": cell(benchmark=benchmark, mode="reasoning"),
+            "SFT writes, RL embeds": cell(benchmark=benchmark, mode="base-reasoning"),
+            "another query's reasoning": cell(benchmark=benchmark, mode="shuffled-reasoning"),
+            "words": cell(words, benchmark=benchmark, mode="reasoning"),
+            "cut off": cell(cut_off, benchmark=benchmark, mode="reasoning"),
+        }
+        files = {f"RL {seed}": f"{folder}/metrics_seed{seed}.json" for seed in SEEDS}
+        bm25_score = number(row(sft, benchmark=benchmark, mode="bm25")["metrics"][METRIC])
+        parts.append(by_mode(f"{name} (BM25 {bm25_score})", columns, {"SFT": sft} | files))
+    return "\n\n".join(parts)
+
+
+# ---- the generated world
+
+
+def hops(files: Mapping[str, str]) -> str:
+    """A line for each run of `make hops`: BM25, both modes of SFT and of RL, two controls."""
+    return by_mode(
+        "seed",
+        {
+            "BM25": cell(mode="bm25"),
+            "SFT direct": cell(mode="direct", model="sft/model"),
+            "SFT reasoning": cell(mode="reasoning", model="sft/model"),
+            "RL direct": cell(mode="direct", model="rl/model"),
+            "RL reasoning": cell(mode="reasoning", model="rl/model"),
+            "SFT writes, RL embeds": cell(mode="base-reasoning", model="rl/model"),
+            "another query's reasoning": cell(mode="shuffled-reasoning", model="rl/model"),
+        },
+        files,
+    )
+
+
+HOPS_RUNS = {
+    "1": "hops/metrics_2026_11_25_seed1.json",
+    "2": "hops/metrics_2026_11_25_seed2.json",
+    "3": "hops/metrics_2026_11_25_seed3.json",
+    "1, two threads": "hops/metrics_2026_11_25_seed1_2threads.json",
+    "1, AVX2 kernels": "hops/metrics_2026_11_25_seed1_avx2.json",
+}
+
+
+def hops_rules() -> str:
+    """RL in the generated world under every refresh rule."""
+    modes = ("direct", "reasoning", "shuffled-reasoning")
+    return table(
+        ("rule", ">RL direct", ">RL reasoning", ">another query's reasoning", "commit"),
+        [
+            (
+                f"`{rule}`",
+                *(score(next(line for line in part["rows"] if line["mode"] == mode)) for mode in modes),
+                f"`{part['commit'][:7]}`",
+            )
+            for rule, part in content("hops/metrics_rules.json").items()
+        ],
+    )
+
+
+# ---- freshness
+
+
+def refresh() -> str:
+    """Every refresh rule on 20,000 documents; those called `certified` are of the later part."""
+    before, after = "refresh/metrics.json", "refresh/metrics_certified.json"
+    files = dict.fromkeys(("frozen", "drift", "graph", "candidates"), before)
+    files |= dict.fromkeys(("certified_budget", "certified_97", "certified"), after) | {"full": before}
+    header = ("rule", ">documents per step", ">median", ">mean share", ">s per step", ">identical rewards")
+    header += (">mean difference", ">Kendall tau", ">sign of the advantage", ">nDCG@10", ">stated: observed")
+    return table(header, [_refresh_line(file, rule) for rule, file in files.items()])
+
+
+def _refresh_line(file: str, rule: str) -> tuple[str, ...]:
+    line, detail = row(file, rule=rule), content(file)["detail"][rule]
+    share = line["share_of_corpus"]
+    stated = line.get("stated_coverage")
+    observed = (
+        ""
+        if stated is None
+        else f"{stated:.2f}: {number(line['observed_coverage'])} ({span(detail['coverage_interval'])})"
+    )
+    return (
+        f"`{rule}`",
+        thousands(line["docs_per_step"]),
+        thousands(detail["median_documents"]),
+        "100 %" if share == 1 else f"{share:.2%}".replace("%", " %"),
+        f"{line['seconds_per_step']:.2f}",
+        number(line["identical_rewards"]),
+        f"{line['mean_abs_difference']:.4f}",
+        number(line["kendall_tau"]),
+        number(line["advantage_sign_agreement"]),
+        number(line[METRIC]),
+        observed,
+    )
+
+
+def scale() -> str:
+    """Every refresh rule on a million rows; documents per step are medians."""
+    files = dict.fromkeys(("frozen", "drift", "candidates", "graph"), "refresh_scale/metrics.json")
+    files |= {"certified": "refresh_scale/metrics_certified.json", "full": "refresh_scale/metrics.json"}
+    header = ("rule", ">documents per step (median)", ">share (median)", ">identical rewards")
+    header += (">mean difference", ">sign of the advantage", ">search, s", ">refresh, s", ">exact ranks, s")
+    header += (">commit, s", ">peak memory, GiB")
+    return table(header, [_scale_line(file, rule) for rule, file in files.items()])
+
+
+def _scale_line(file: str, rule: str) -> tuple[str, ...]:
+    line, detail = row(file, rule=rule), content(file)["detail"][rule]
+    by_step = sorted(detail["documents_by_step"])
+    median = by_step[len(by_step) // 2]  # of ten steps, the upper one of the two in the middle
+    share = median / content(file)["setting"]["n_documents"]
+    seconds = [f"{detail['seconds'][part]:.2f}" for part in ("search", "refresh", "scoring", "commit")]
+    return (
+        f"`{rule}`",
+        thousands(median),
+        "100 %" if share == 1 else f"{share:.3%}".replace("%", " %"),
+        number(line["identical_rewards"]),
+        f"{line['mean_abs_difference']:.4f}",
+        number(line["advantage_sign_agreement"]),
+        *seconds,
+        f"{detail['memory']['peak_resident'] / 2**30:.1f}",
+    )
+
+
+# ---- the rest
+
+
+def parity() -> str:
+    """Token ids of the folder that `make base` writes, against those of the original's tokenizer."""
+    header = (
+        "kind",
+        ">texts",
+        ">tokens",
+        ">differ in the folder",
+        ">differ in what transformers makes of it",
+    )
+    keys = ("texts", "tokens", "differ_in_folder", "differ_in_transformers")
+    kinds = content("base/parity.json")["tokens"]
+    return table(header, [(kind, *(thousands(found[key]) for key in keys)) for kind, found in kinds.items()])
+
+
+def popularity() -> str:
+    """BM25, favourite facts and both, on all judgements, on facts that training has seen, and on others."""
+    names = {"entailmentbank-dev": "dev", "entailmentbank-set-aside": "set aside"}
+    rankings = {"bm25": "BM25", "popularity": "popularity", "bm25 + popularity": "both"}
+    lines = []
+    for benchmark, name in names.items():
+        for ranking, label in rankings.items():
+            found = row("science/popularity.json", benchmark=benchmark, ranking=ranking)
+            shown = [
+                f"{number(p[METRIC])} ({span(p['ci95'])})" for p in map(found.get, ("all", "seen", "unseen"))
+            ]
+            lines.append((f"{name} ({found['all']['n_queries']})", label, *shown))
+    return table(("collection", "ranking", ">all", ">seen", ">unseen"), lines)
+
+
+FAULTS = (
+    ("kill: SFT, RL, pretraining, evaluation, cache", "kills", r"kill/(?!mining)"),
+    ("kill: mining", "kills", "kill/mining"),
+    ("kill: mining, mended", "kills_mining", "kill/mining"),
+    ("two ranks, SFT and RL: all killed, or the second alone", "others", "ranks/"),
+    ("full disk: SFT, RL, pretraining, evaluation", "others", "full/"),
+    ("disk that can only be read; 64 KiB of `TMPDIR`", "others", "(read-only|tmpdir)"),
+    ("two starters: SFT, RL, evaluation, search", "others", "starters/"),
+    ("another machine, another process with its number", "others", "records"),
+    ("damage: run, LoRA run", "damage", "damage/run"),
+    ("damage: model folder", "damage", "damage/model"),
+    ("damage: caches of embeddings", "damage", "damage/cache"),
+    ("damage: mined pairs", "damage", "damage/mined"),
+    ("damage: evaluation", "damage", "damage/evaluation"),
+    ("damage: cache of checked architectures", "damage", "damage/architectures"),
+    ("damage: study of a search, its trials", "damage_study", "damage/study"),
+)
+
+
+def faults() -> str:
+    """Attacks by kind: how many were tried, and how many ended as promised."""
+    lines = []
+    for name, stem, pattern in FAULTS:
+        file = f"faults/{stem}.json"
+        found = [line for line in content(file)["rows"] if re.match(pattern, line["kind"])]
+        tried, equal, refused = (sum(line[key] for line in found) for key in ("tried", "equal", "refused"))
+        lines.append((name, tried, equal, refused, tried - equal - refused, commit(file)))
+    return table(("attack", ">tried", ">equal", ">refused", ">broken", "commit"), lines)
+
+
+def mutants() -> str:
+    """Verdicts over a hundred planted bugs."""
+    with (EXPERIMENTS / "mutants" / "seed-13.csv").open(encoding="utf-8", newline="") as file:
+        verdicts = [line["verdict"] for line in csv.DictReader(file)]
+    names = {
+        "killed": "killed by a test",
+        "timeout": "killed by a hang of two ranks",
+        "survived": "live, and change nothing that is right",
+    }
+    return table(("", ">mutants"), [(name, verdicts.count(verdict)) for verdict, name in names.items()])
+
+
+# ---- what stands where
+
+FIGURES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"results": results},
+    "experiments/base/README.md": {"parity": parity},
+    "experiments/base_in_budget/README.md": {
+        "modes": lambda: one_run_of_sft("base_in_budget/metrics.json"),
+    },
+    "experiments/bm25/README.md": {"collections": bm25},
+    "experiments/faults/README.md": {"attacks": faults},
+    "experiments/hops/README.md": {
+        "runs": lambda: hops(HOPS_RUNS),
+        "over-runs": lambda: over_runs("hops/runs.json"),
+        "before": lambda: hops({str(seed): f"hops/metrics_seed{seed}.json" for seed in SEEDS}),
+        "rules": hops_rules,
+    },
+    "experiments/mutants/README.md": {"verdicts": mutants},
+    "experiments/other_collections/README.md": {
+        "collections": lambda: evaluations("other_collections/metrics.json"),
+    },
+    "experiments/quickstart/README.md": {
+        "over-runs": lambda: over_runs("quickstart/runs.json"),
+        "seed-1": lambda: sft_and_rl("quickstart/metrics.json"),
+    },
+    "experiments/refresh/README.md": {"rules": refresh},
+    "experiments/refresh_scale/README.md": {"rules": scale},
+    "experiments/rl_pydocs/README.md": {
+        "seeds": lambda: rl_seeds("rl_pydocs", "rl_pydocs/metrics_sft.json"),
+    },
+    "experiments/rl_pydocs_fresh/README.md": {
+        "seeds": lambda: rl_seeds("rl_pydocs_fresh", "rl_pydocs_full/metrics_sft.json"),
+    },
+    "experiments/rl_pydocs_full/README.md": {
+        "seeds": lambda: rl_seeds("rl_pydocs_full", "rl_pydocs_full/metrics_sft.json"),
+    },
+    "experiments/rl_quickstart/README.md": {"models": lambda: sft_and_rl("rl_quickstart/metrics.json")},
+    "experiments/science/README.md": {"popularity": popularity},
+    "experiments/sft_pydocs_full/README.md": {
+        "modes": lambda: one_run_of_sft("sft_pydocs_full/metrics.json", "sft_pydocs_full/metrics_cosqa.json"),
+    },
+    "experiments/sft_quickstart/README.md": {
+        "seeds": sft_seeds,
+        "in-260-steps": lambda: one_run_of_sft("sft_quickstart/metrics_260.json"),
+    },
+}
+"""By document, what each of its tables of figures is made by."""
