@@ -123,7 +123,7 @@ def over_runs(file: str) -> str:
         ("nDCG@10", ">mean", ">range of runs", ">95 % interval", f">{best} less this"),
         [
             (
-                LABELS[line["label"]],
+                LABELS.get(line["label"], line["label"]),
                 number(line["mean"]),
                 span((line["lowest"], line["highest"])),
                 span(line["ci95"]),
