@@ -9,7 +9,7 @@ from drifting import DriftingCorpus
 
 from search_r3.benchmarks.drift import RecordedFull, Recording, RecordingError, Replay
 from search_r3.benchmarks.replay import PARTS, Task, replayed
-from search_r3.index.backends.base import InPlaceIndex
+from search_r3.index.backends.flat import InPlaceIndex
 from search_r3.index.rules.base import Refresh
 from search_r3.index.rules.candidates import Candidates
 from search_r3.index.rules.certified import Certified

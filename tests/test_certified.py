@@ -8,7 +8,7 @@ import pytest
 from drifting import DriftingCorpus, dcg_on, unit
 from test_live_index import KEY, created, ran
 
-from search_r3.index.backends.base import InPlaceIndex
+from search_r3.index.backends.flat import InPlaceIndex
 from search_r3.index.ranks import Ranks
 from search_r3.index.rules.base import Audit, AuditedRows, Moved, StepQueries, View
 from search_r3.index.rules.certified import (

@@ -6,7 +6,7 @@ from drifting import DriftingCorpus, unit
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from search_r3.index.backends.base import InPlaceIndex
+from search_r3.index.backends.flat import InPlaceIndex
 from search_r3.index.rules.base import Refresh
 from search_r3.index.rules.frozen import Frozen
 from search_r3.index.served import LiveIndex

@@ -7,11 +7,12 @@ from functools import partial
 import numpy as np
 import pytest
 
-from search_r3.index.backends.base import InPlaceIndex, load_saved, save_whole
+from search_r3.index.backends.flat import InPlaceIndex
 from search_r3.index.backends.hnsw import GraphIndex
 from search_r3.index.backends.ivf import IVFIndex
 from search_r3.index.rows.cache import StoreError
 from search_r3.index.rows.live import LiveStore
+from search_r3.index.rows.saved import load_saved, save_whole
 
 EXACT = {"flat": InPlaceIndex, "ivf, all lists": partial(IVFIndex, n_lists=7, n_probe=7)}
 APPROXIMATE = {

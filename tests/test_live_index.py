@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from drifting import DriftingCorpus, dcg_on
 
-from search_r3.index.backends.base import InPlaceIndex
+from search_r3.index.backends.flat import InPlaceIndex
 from search_r3.index.backends.hnsw import GraphIndex
 from search_r3.index.backends.ivf import IVFIndex
 from search_r3.index.ranks import Ranks

@@ -13,7 +13,7 @@ from conftest import TEXTS, build_embedder
 from pytorch_lightning.loggers import CSVLogger
 
 from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
-from search_r3.index.backends.base import InPlaceIndex
+from search_r3.index.backends.flat import InPlaceIndex
 from search_r3.index.exact_rank import Positives
 from search_r3.index.rules.base import Refresh
 from search_r3.index.rules.candidates import Candidates

@@ -23,7 +23,7 @@ RENAMED: Mapping[str, str] = {
     "src.data.pydocs.load_pydocs": "search_r3.data.pydocs.load_pydocs",
     "src.data.rl.RLDataModule": "search_r3.stages.rl.data.RLDataModule",
     "src.data.triples.load_triples": "search_r3.data.triples.load_triples",
-    "src.index.base.InPlaceIndex": "search_r3.index.backends.base.InPlaceIndex",
+    "src.index.base.InPlaceIndex": "search_r3.index.backends.flat.InPlaceIndex",
     "src.index.certified.Certified": "search_r3.index.rules.certified.Certified",
     "src.index.graph.GraphIndex": "search_r3.index.backends.hnsw.GraphIndex",
     "src.index.ivf.IVFIndex": "search_r3.index.backends.ivf.IVFIndex",

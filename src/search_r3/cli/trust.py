@@ -42,7 +42,7 @@ BUILDERS = frozenset(
         "search_r3.data.pydocs.load_pydocs",
         "search_r3.stages.rl.data.RLDataModule",
         "search_r3.data.triples.load_triples",
-        "search_r3.index.backends.base.InPlaceIndex",
+        "search_r3.index.backends.flat.InPlaceIndex",
         "search_r3.index.rules.certified.Certified",
         "search_r3.index.backends.hnsw.GraphIndex",
         "search_r3.index.backends.ivf.IVFIndex",

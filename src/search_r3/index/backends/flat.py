@@ -7,10 +7,13 @@ float64, one by one. What is equal then, as fp32, is a tie, and ties stand in th
 given. This holds at the cut-off too, however long the run of ties that it falls into.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from search_r3.index.backends.base import changed_rows, exact_scores
 from search_r3.index.rows.checks import checked_queries, first_not_finite
 
 TIE = 1e-6
@@ -22,36 +25,6 @@ SLACK = 16
 
 SCAN_ROWS = 4096
 """Documents scored at once."""
-
-GATHERED = 1 << 18
-"""Numbers gathered at once when documents are scored one by one: 2 MiB in float64, so that they stay in the
-processor's cache; 128 MiB take three times as long."""
-
-
-def exact_scores(embeddings: np.ndarray, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Inner products in float64, rounded to fp32: a score does not depend on what else is scored with it.
-
-    Args:
-        embeddings: `[N, D]` fp32.
-        queries: `[Q, D]` fp32.
-        candidates: `[Q, C]` rows of each query.
-
-    Returns:
-        `[Q, C]` fp32.
-    """
-    scores = np.empty(candidates.shape, dtype=np.float32)
-    n_pairs = max(1, GATHERED // embeddings.shape[1])
-    n_columns = max(1, min(candidates.shape[1], n_pairs))
-    n_queries = max(1, n_pairs // n_columns)
-    for start in range(0, len(queries), n_queries):
-        asked = slice(start, start + n_queries)
-        for first in range(0, candidates.shape[1], n_columns):
-            part = asked, slice(first, first + n_columns)
-            documents = embeddings[candidates[part]].astype(np.float64)  # [q, c, D]
-            documents *= queries[asked, None]
-            # A sum of products, not a matrix product: that would depend on the rows beside it.
-            scores[part] = documents.sum(-1)
-    return scores
 
 
 class FlatIndex:
@@ -163,3 +136,26 @@ class FlatIndex:
         places = rows if self.order is None else self.order[rows]
         best = np.lexsort((places, -scores), axis=-1)[..., :k]
         return np.take_along_axis(scores, best, -1), np.take_along_axis(rows, best, -1)
+
+
+class InPlaceIndex(FlatIndex):
+    """Exact search over live rows: there is nothing to update, and nothing to save.
+
+    Args:
+        embeddings: `[N, D]` fp32, such as the memory map of a live store.
+        saved: taken like every backend does, and not needed.
+    """
+
+    def __init__(self, embeddings: np.ndarray, saved: str | Path | None = None) -> None:
+        super().__init__(embeddings)
+
+    def update(self, rows: ArrayLike) -> None:
+        """Checks the row numbers.
+
+        Raises:
+            ValueError: If a row is unknown.
+        """
+        changed_rows(rows, len(self))
+
+    def save(self, folder: str | Path) -> None:
+        """Writes nothing."""

@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from usearch.index import Index as Graph
 
-from search_r3.index.backends.base import best_candidates, changed_rows, load_saved, saved_whole
+from search_r3.index.backends.base import best_candidates, changed_rows
 from search_r3.index.backends.flat import SLACK, TIE, FlatIndex
 from search_r3.index.rows.checks import checked_queries, finite_chunks
+from search_r3.index.rows.saved import load_saved, saved_whole
 
 log = logging.getLogger(__name__)
 

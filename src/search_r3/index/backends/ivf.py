@@ -19,10 +19,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from search_r3.index.backends.base import best_candidates, changed_rows, load_saved, save_whole
+from search_r3.index.backends.base import best_candidates, changed_rows
 from search_r3.index.backends.flat import SLACK, TIE
 from search_r3.index.backends.library import faiss
 from search_r3.index.rows.checks import checked_queries, finite_chunks, finite_rows
+from search_r3.index.rows.saved import load_saved, save_whole
 
 ROWS_PER_CENTROID = 39
 """Below so many training rows per centroid faiss finds k-means unreliable."""

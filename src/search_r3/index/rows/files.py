@@ -1,6 +1,9 @@
 """Writing where a disk may be full: not through a map, which would kill the process, and never in part."""
 
+import itertools
 import os
+
+import numpy as np
 
 
 def reserve(file: int, size: int) -> None:
@@ -18,3 +21,13 @@ def write_all(file: int, content: bytes | memoryview, offset: int | None = None)
         written = os.write(file, view) if offset is None else os.pwrite(file, view, offset)
         offset = None if offset is None else offset + written
         view = view[written:]
+
+
+def write_rows(file: int, rows: np.ndarray, values: np.ndarray) -> None:
+    """Writes the values `[n, ...]` of ascending rows, those that are neighbours in one call."""
+    if len(rows) and (np.diff(rows) <= 0).any():
+        raise ValueError("rows must ascend")
+    edges = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+    for start, stop in itertools.pairwise(edges):
+        part = memoryview(values[start:stop]).cast("B")
+        write_all(file, part, int(rows[start]) * (len(part) // (stop - start)))

@@ -22,13 +22,9 @@ was restored is verified against the digest row by row, so that a damaged file i
 
 import fcntl
 import hashlib
-import itertools
-import logging
 import os
-import re
-import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -36,9 +32,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from search_r3.files import sync, write_json
+from search_r3.index.rows.ages import AGE, aged, digest_of
 from search_r3.index.rows.cache import StoreError
 from search_r3.index.rows.checks import first_not_finite
-from search_r3.index.rows.files import write_all
+from search_r3.index.rows.files import write_all, write_rows
+from search_r3.index.rows.journal import (
+    ENTRY,
+    ENTRY_MAGIC,
+    HEAD,
+    forget_undone,
+    journal_name,
+    journals,
+    new_journal,
+    refuse_unreachable,
+    undo,
+)
 from search_r3.records import read_json
 
 FORMAT_VERSION = 1
@@ -47,13 +55,6 @@ NEVER = -1
 
 CHUNK = 1 << 14
 """Rows copied, verified or restored at once."""
-
-_AGE = np.dtype([("encoded_at", "<i8"), ("checksum", "<u4"), ("unused", "<u4")])
-_HEAD = struct.Struct("<8s32s")  # magic, digest of the checkpoint
-_HEAD_MAGIC = b"SR3LIVE1"
-_ENTRY = struct.Struct("<4sII")  # magic, rows, CRC-32 of what follows
-_ENTRY_MAGIC = b"UNDO"
-log = logging.getLogger(__name__)
 
 
 class LiveStore:
@@ -75,13 +76,13 @@ class LiveStore:
         self._age_file = os.open(folder / "ages.bin", os.O_RDWR)
         # As a plain array: rows of a np.memmap are memmaps, and making one costs more than its checksum.
         self.rows = np.asarray(np.memmap(folder / "rows.f32", dtype="<f4", mode="r", shape=shape))
-        self._ages = np.fromfile(folder / "ages.bin", dtype=_AGE)
+        self._ages = np.fromfile(folder / "ages.bin", dtype=AGE)
         self.encoded_at = self._ages["encoded_at"]
         self.encoded_at.flags.writeable = False
         self._is_kept = np.zeros(shape[0], dtype=bool)  # rows whose old value is in the current journal
-        self._number = max(_journals(folder))
+        self._number = max(journals(folder))
         self._committed = self._number
-        self._journal = os.open(folder / _journal_name(self._number), os.O_RDWR | os.O_APPEND)
+        self._journal = os.open(folder / journal_name(self._number), os.O_RDWR | os.O_APPEND)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -139,7 +140,7 @@ class LiveStore:
                 _remove(folder)
                 raise StoreError(
                     f"{folder}: no live store of {shape[0]} rows could be made, which takes "
-                    f"{shape[0] * (shape[1] * 4 + _AGE.itemsize) / 2**20:.0f} MiB ({error}); "
+                    f"{shape[0] * (shape[1] * 4 + AGE.itemsize) / 2**20:.0f} MiB ({error}); "
                     "free that much or choose another folder"
                 ) from error
             return cls(folder, facts, lock)
@@ -172,12 +173,12 @@ class LiveStore:
                     f"{at_checkpoint['n_rows']} of {at_checkpoint['width']}; resume from the run's own"
                 )
             number = at_checkpoint["number"]
-            _refuse_unreachable(folder, number, at_checkpoint["digest"])
-            _undo(folder, facts["width"], number)
+            refuse_unreachable(folder, number, at_checkpoint["digest"])
+            undo(folder, facts["width"], number)
             store = cls(folder, facts, lock)
             try:
                 store._verify(at_checkpoint["digest"])
-                _forget_undone(folder, number)
+                forget_undone(folder, number)
             except BaseException:
                 store._close_files()
                 raise
@@ -186,13 +187,13 @@ class LiveStore:
             raise
         store._number = store._committed = number
         os.close(store._journal)
-        store._journal = os.open(folder / _journal_name(number), os.O_RDWR | os.O_APPEND)
+        store._journal = os.open(folder / journal_name(number), os.O_RDWR | os.O_APPEND)
         return store
 
     @property
     def checkpoints(self) -> list[int]:
         """Numbers of the checkpoints that the rows can go back to, ascending."""
-        return _journals(self.folder)
+        return journals(self.folder)
 
     def update(self, rows: ArrayLike, vectors: ArrayLike, step: int | np.ndarray) -> None:
         """Overwrites rows; their old vectors and ages are in the journal first.
@@ -217,7 +218,7 @@ class LiveStore:
         rows, vectors, ages = rows[order], vectors[order], ages[order]
         try:
             self._keep_old(rows[~self._is_kept[rows]])
-            _write_rows(self._row_file, rows, vectors)
+            write_rows(self._row_file, rows, vectors)
         except OSError as error:
             self._error = error
             raise StoreError(
@@ -240,8 +241,8 @@ class LiveStore:
             self._write_ages(np.flatnonzero(self._is_kept))
             os.fsync(self._row_file)
             os.fsync(self._age_file)
-            if os.fstat(self._journal).st_size > _HEAD.size:
-                following = _new_journal(self.folder, self._number + 1, _digest(self._ages))
+            if os.fstat(self._journal).st_size > HEAD.size:
+                following = new_journal(self.folder, self._number + 1, digest_of(self._ages))
                 os.close(self._journal)
                 self._journal, self._number = following, self._number + 1
                 self._is_kept[:] = False
@@ -251,7 +252,12 @@ class LiveStore:
                 f"{self.folder}: no checkpoint of the rows could be made ({error}); make room, then resume"
             ) from error
         n_rows, width = self.rows.shape
-        return {"number": self._number, "digest": _digest(self._ages).hex(), "n_rows": n_rows, "width": width}
+        return {
+            "number": self._number,
+            "digest": digest_of(self._ages).hex(),
+            "n_rows": n_rows,
+            "width": width,
+        }
 
     def commit(self, state: Mapping) -> None:
         """Says that the trainer's checkpoint with this state is on disk.
@@ -268,9 +274,9 @@ class LiveStore:
             )
         if number == self._committed:
             return
-        for old in sorted(_journals(self.folder)):  # the oldest first: what a kill leaves is without a gap
+        for old in sorted(journals(self.folder)):  # the oldest first: what a kill leaves is without a gap
             if old < self._committed:
-                os.unlink(self.folder / _journal_name(old))
+                os.unlink(self.folder / journal_name(old))
         self._committed = number
 
     def close(self) -> None:
@@ -337,7 +343,7 @@ class LiveStore:
                 part = rows[start : start + CHUNK]
                 payload = part.astype("<i8").tobytes() + self._ages["encoded_at"][part].tobytes()
                 payload += self.rows[part].tobytes()
-                write_all(self._journal, _ENTRY.pack(_ENTRY_MAGIC, len(part), zlib.crc32(payload)) + payload)
+                write_all(self._journal, ENTRY.pack(ENTRY_MAGIC, len(part), zlib.crc32(payload)) + payload)
             os.fsync(self._journal)
         except OSError:
             os.ftruncate(self._journal, whole)
@@ -348,50 +354,29 @@ class LiveStore:
         """Ages and checksums of ascending rows as they are now."""
         for start in range(0, len(rows), CHUNK):
             part = rows[start : start + CHUNK]
-            self._ages[part] = _aged(self.rows[part], self._ages["encoded_at"][part])
-            _write_rows(self._age_file, part, self._ages[part])
+            self._ages[part] = aged(self.rows[part], self._ages["encoded_at"][part])
+            write_rows(self._age_file, part, self._ages[part])
 
     def _verify(self, digest: str) -> None:
         for start in range(0, len(self), CHUNK):
             part = slice(start, start + CHUNK)
-            found = _aged(self.rows[part], self._ages["encoded_at"][part])["checksum"]
+            found = aged(self.rows[part], self._ages["encoded_at"][part])["checksum"]
             is_wrong = found != self._ages["checksum"][part]
             if is_wrong.any():
                 raise StoreError(
                     f"{self.folder}: row {start + int(is_wrong.argmax())} does not match its checksum, the "
                     f"file is damaged; start the run anew after rm -r '{self.folder}'"
                 )
-        if _digest(self._ages).hex() != digest:
+        if digest_of(self._ages).hex() != digest:
             raise StoreError(
                 f"{self.folder}: its ages or journals are damaged, its rows are not those of the checkpoint; "
                 f"start the run anew after rm -r '{self.folder}'"
             )
 
 
-def _journal_name(number: int) -> str:
-    return f"journal-{number:06d}.bin"
-
-
-def _journals(folder: Path) -> list[int]:
-    found = (re.fullmatch(r"journal-(\d+)\.bin", file.name) for file in folder.iterdir())
-    return sorted(int(match[1]) for match in found if match)
-
-
-def _new_journal(folder: Path, number: int, digest: bytes) -> int:
-    file = os.open(folder / _journal_name(number), os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
-    write_all(file, _HEAD.pack(_HEAD_MAGIC, digest))
-    os.fsync(file)
-    sync(folder)
-    return file
-
-
-def _digest(ages: np.ndarray) -> bytes:
-    return hashlib.sha256(memoryview(ages).cast("B")).digest()
-
-
 def _remove(folder: Path) -> None:
     """Removes all but the lock; `facts.json` first, so that what a kill leaves is no store."""
-    names = ["facts.json", *(_journal_name(number) for number in _journals(folder)), "rows.f32", "ages.bin"]
+    names = ["facts.json", *(journal_name(number) for number in journals(folder)), "rows.f32", "ages.bin"]
     for name in names:
         (folder / name).unlink(missing_ok=True)
 
@@ -418,13 +403,13 @@ def _fill(folder: Path, source: np.ndarray | tuple[int, int], shape: tuple[int, 
             part = source[start:stop] if is_copy else np.zeros((stop - start, shape[1]), np.float32)
             part = np.ascontiguousarray(part)
             rows.write(part)
-            aged = _aged(part, np.full(stop - start, step if is_copy else NEVER))
-            ages.write(aged)
-            digest.update(aged)
+            said = aged(part, np.full(stop - start, step if is_copy else NEVER))
+            ages.write(said)
+            digest.update(said)
         for file in (rows, ages):
             file.flush()
             os.fsync(file.fileno())
-    os.close(_new_journal(folder, 0, digest.digest()))
+    os.close(new_journal(folder, 0, digest.digest()))
 
 
 def _checked_facts(folder: Path, key: Mapping[str, str]) -> dict:
@@ -440,95 +425,8 @@ def _checked_facts(folder: Path, key: Mapping[str, str]) -> dict:
     differing = sorted(name for name in found.keys() | key.keys() if found.get(name) != key.get(name))
     if differing:
         raise StoreError(f"{folder}: was made for another {', '.join(differing)} and is not used; {remedy}")
-    for name, size in (("rows.f32", n_rows * width * 4), ("ages.bin", n_rows * _AGE.itemsize)):
+    for name, size in (("rows.f32", n_rows * width * 4), ("ages.bin", n_rows * AGE.itemsize)):
         file = folder / name
         if not file.is_file() or file.stat().st_size != size:
             raise StoreError(f"{folder}: {name} should have {size} bytes and has not; {remedy}")
     return facts
-
-
-def _refuse_unreachable(folder: Path, number: int, digest: str) -> None:
-    """Raises where the journals do not lead back to this very checkpoint."""
-    numbers = _journals(folder)
-    if not numbers or not set(range(number, numbers[-1] + 1)) <= set(numbers):
-        raise StoreError(
-            f"{folder}: cannot go back to checkpoint {number}, it keeps {numbers}; "
-            "resume from the run's last checkpoint"
-        )
-    with (folder / _journal_name(number)).open("rb") as stream:
-        head = stream.read(_HEAD.size)
-    if head != _HEAD.pack(_HEAD_MAGIC, bytes.fromhex(digest)):
-        raise StoreError(
-            f"{folder}: checkpoint {number} was written by another run, or by a part of this run that was "
-            "undone; resume from the run's last checkpoint"
-        )
-
-
-def _undo(folder: Path, width: int, number: int) -> None:
-    """Writes back what the journals from the newest to `number` kept; doing it twice changes nothing."""
-    row_file, age_file = (os.open(folder / name, os.O_RDWR) for name in ("rows.f32", "ages.bin"))
-    n_restored = 0
-    try:
-        for journal in sorted((known for known in _journals(folder) if known >= number), reverse=True):
-            for rows, ages, vectors in _entries(folder / _journal_name(journal), width):
-                _write_rows(row_file, rows, vectors)
-                _write_rows(age_file, rows, _aged(vectors, ages))
-                n_restored += len(rows)
-        os.fsync(row_file)
-        os.fsync(age_file)
-    except OSError as error:
-        raise StoreError(
-            f"{folder}: rows could not be restored ({error}); free the disk and resume"
-        ) from error
-    finally:
-        os.close(row_file)
-        os.close(age_file)
-    if n_restored:
-        log.info("%s: %d rows went back to checkpoint %d", folder, n_restored, number)
-
-
-def _entries(journal: Path, width: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Rows, ages and vectors of a journal; ends at the first entry that is not whole.
-
-    Only the last one can be so, since an entry is on disk before its rows are overwritten; were an earlier
-    one damaged, the digest of the checkpoint would not be met.
-    """
-    with journal.open("rb") as stream:
-        stream.seek(_HEAD.size)
-        while len(head := stream.read(_ENTRY.size)) == _ENTRY.size:
-            magic, n, checksum = _ENTRY.unpack(head)
-            payload = stream.read(n * (16 + width * 4)) if magic == _ENTRY_MAGIC else b""
-            if len(payload) != n * (16 + width * 4) or zlib.crc32(payload) != checksum or n == 0:
-                return
-            rows, ages = np.frombuffer(payload, "<i8", 2 * n).reshape(2, n)
-            yield rows, ages, np.frombuffer(payload, "<f4", offset=16 * n).reshape(n, width)
-
-
-def _forget_undone(folder: Path, number: int) -> None:
-    """Drops the journals that were undone, the newest first: what a kill leaves still leads to `number`."""
-    for journal in reversed(_journals(folder)):
-        if journal > number:
-            os.unlink(folder / _journal_name(journal))
-    os.truncate(folder / _journal_name(number), _HEAD.size)
-    sync(folder)
-
-
-def _aged(vectors: np.ndarray, ages: np.ndarray) -> np.ndarray:
-    """What `ages.bin` says of rows `[n, D]` encoded at `ages [n]`."""
-    result = np.zeros(len(vectors), dtype=_AGE)
-    result["encoded_at"] = ages
-    starts = (np.asarray(ages, dtype=np.int64) & 0xFFFFFFFF).tolist()
-    result["checksum"] = [
-        zlib.crc32(row, start) for row, start in zip(np.asarray(vectors), starts, strict=True)
-    ]
-    return result
-
-
-def _write_rows(file: int, rows: np.ndarray, values: np.ndarray) -> None:
-    """Writes the values `[n, ...]` of ascending rows, those that are neighbours in one call."""
-    if len(rows) and (np.diff(rows) <= 0).any():
-        raise ValueError("rows must ascend")
-    edges = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
-    for start, stop in itertools.pairwise(edges):
-        part = memoryview(values[start:stop]).cast("B")
-        write_all(file, part, int(rows[start]) * (len(part) // (stop - start)))

@@ -29,9 +29,9 @@ from pathlib import Path
 
 import numpy as np
 
-from search_r3.index.backends.base import load_saved, save_whole
 from search_r3.index.backends.flat import TIE
 from search_r3.index.ranks import Ranks
+from search_r3.index.rows.saved import load_saved, save_whole
 from search_r3.index.rules.base import NOTHING, Audit, Moved, Proposal, Rule, View
 from search_r3.index.rules.forecast import CommonDrift, Forecast, wrong_scores
 

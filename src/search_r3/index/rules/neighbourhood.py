@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from search_r3.index.backends.base import load_saved, save_whole
+from search_r3.index.rows.saved import load_saved, save_whole
 from search_r3.index.rules.base import Proposal, Rule, View
 from search_r3.progress import Progress
 

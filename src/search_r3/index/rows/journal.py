@@ -1,0 +1,105 @@
+"""The rollback journals of live rows: what a checkpoint held before it was overwritten."""
+
+import logging
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from search_r3.files import sync
+from search_r3.index.rows.ages import aged
+from search_r3.index.rows.cache import StoreError
+from search_r3.index.rows.files import write_all, write_rows
+
+HEAD = struct.Struct("<8s32s")  # magic, digest of the checkpoint
+HEAD_MAGIC = b"SR3LIVE1"
+ENTRY = struct.Struct("<4sII")  # magic, rows, CRC-32 of what follows
+ENTRY_MAGIC = b"UNDO"
+log = logging.getLogger(__name__)
+
+
+def journal_name(number: int) -> str:
+    return f"journal-{number:06d}.bin"
+
+
+def journals(folder: Path) -> list[int]:
+    found = (re.fullmatch(r"journal-(\d+)\.bin", file.name) for file in folder.iterdir())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def new_journal(folder: Path, number: int, digest: bytes) -> int:
+    file = os.open(folder / journal_name(number), os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
+    write_all(file, HEAD.pack(HEAD_MAGIC, digest))
+    os.fsync(file)
+    sync(folder)
+    return file
+
+
+def refuse_unreachable(folder: Path, number: int, digest: str) -> None:
+    """Raises where the journals do not lead back to this very checkpoint."""
+    numbers = journals(folder)
+    if not numbers or not set(range(number, numbers[-1] + 1)) <= set(numbers):
+        raise StoreError(
+            f"{folder}: cannot go back to checkpoint {number}, it keeps {numbers}; "
+            "resume from the run's last checkpoint"
+        )
+    with (folder / journal_name(number)).open("rb") as stream:
+        head = stream.read(HEAD.size)
+    if head != HEAD.pack(HEAD_MAGIC, bytes.fromhex(digest)):
+        raise StoreError(
+            f"{folder}: checkpoint {number} was written by another run, or by a part of this run that was "
+            "undone; resume from the run's last checkpoint"
+        )
+
+
+def undo(folder: Path, width: int, number: int) -> None:
+    """Writes back what the journals from the newest to `number` kept; doing it twice changes nothing."""
+    row_file, age_file = (os.open(folder / name, os.O_RDWR) for name in ("rows.f32", "ages.bin"))
+    n_restored = 0
+    try:
+        for journal in sorted((known for known in journals(folder) if known >= number), reverse=True):
+            for rows, ages, vectors in entries(folder / journal_name(journal), width):
+                write_rows(row_file, rows, vectors)
+                write_rows(age_file, rows, aged(vectors, ages))
+                n_restored += len(rows)
+        os.fsync(row_file)
+        os.fsync(age_file)
+    except OSError as error:
+        raise StoreError(
+            f"{folder}: rows could not be restored ({error}); free the disk and resume"
+        ) from error
+    finally:
+        os.close(row_file)
+        os.close(age_file)
+    if n_restored:
+        log.info("%s: %d rows went back to checkpoint %d", folder, n_restored, number)
+
+
+def entries(journal: Path, width: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Rows, ages and vectors of a journal; ends at the first entry that is not whole.
+
+    Only the last one can be so, since an entry is on disk before its rows are overwritten; were an earlier
+    one damaged, the digest of the checkpoint would not be met.
+    """
+    with journal.open("rb") as stream:
+        stream.seek(HEAD.size)
+        while len(head := stream.read(ENTRY.size)) == ENTRY.size:
+            magic, n, checksum = ENTRY.unpack(head)
+            payload = stream.read(n * (16 + width * 4)) if magic == ENTRY_MAGIC else b""
+            if len(payload) != n * (16 + width * 4) or zlib.crc32(payload) != checksum or n == 0:
+                return
+            rows, ages = np.frombuffer(payload, "<i8", 2 * n).reshape(2, n)
+            yield rows, ages, np.frombuffer(payload, "<f4", offset=16 * n).reshape(n, width)
+
+
+def forget_undone(folder: Path, number: int) -> None:
+    """Drops the journals that were undone, the newest first: what a kill leaves still leads to `number`."""
+    for journal in reversed(journals(folder)):
+        if journal > number:
+            os.unlink(folder / journal_name(journal))
+    os.truncate(folder / journal_name(number), HEAD.size)
+    sync(folder)
