@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import PROMPTS, TEXTS, build_embedder
 
-from search_r3.data.beir import load_benchmark
+from search_r3.data.beir.benchmark import load_benchmark
 from search_r3.data.jsonl import DataError
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.evaluate import analyzer_for

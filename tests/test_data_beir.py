@@ -11,13 +11,10 @@ from pathlib import Path
 import pytest
 import pytrec_eval
 
-from search_r3.data.beir import (
-    collection_name,
-    load_beir_training,
-    load_benchmark,
-    load_corpus,
-    removes_self_match,
-)
+from search_r3.data.beir.benchmark import load_benchmark
+from search_r3.data.beir.documents import load_corpus
+from search_r3.data.beir.layout import collection_name, removes_self_match
+from search_r3.data.beir.training import load_beir_training
 from search_r3.data.jsonl import ConcatTexts, DataError, LazyTexts, numbered_lines
 from search_r3.evaluation.metrics import per_query_metrics
 from search_r3.stages.data import thinned

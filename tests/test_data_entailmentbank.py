@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from search_r3.data.beir import load_beir_training
+from search_r3.data.beir.training import load_beir_training
 from search_r3.data.entailmentbank import Parts, load_entailmentbank, question_parts, short_reasoning
 from search_r3.data.jsonl import DataError
 from search_r3.data.reasonings import load_reasonings

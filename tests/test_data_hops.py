@@ -16,7 +16,8 @@ import Stemmer
 
 from search_r3.cli.compose import ConfigSource, compose
 from search_r3.cli.instantiate import instantiate
-from search_r3.data.hops import Sizes, TextSettings, chance_ndcg, load_hops
+from search_r3.data.hops.reader import chance_ndcg, load_hops
+from search_r3.data.hops.settings import Sizes, TextSettings
 from search_r3.evaluation.metrics import mean_metrics, per_query_metrics, query_metrics
 from search_r3.index.backends.bm25 import ANALYZERS, LexicalIndex, analyze
 from search_r3.models.prompts import PromptEncoder
@@ -307,7 +308,7 @@ def test_the_same_arguments_give_the_same_world_and_another_seed_another_one():
 
 def test_the_world_does_not_depend_on_the_process():
     program = (
-        "from search_r3.data.hops import *; import hashlib;"
+        "from search_r3.data.hops.reader import *; import hashlib;"
         f"data = load_hops(4, Sizes(sft_queries=7, **{SIZES}), TextSettings(**{TEXT}), 1);"
         "print(hashlib.sha256(repr((data.corpus, data.examples, list(data.texts))).encode()).hexdigest())"
     )

@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from search_r3.data.beir import load_benchmark
+from search_r3.data.beir.benchmark import load_benchmark
 from search_r3.data.mixture import load_mixture
 from search_r3.data.triples import load_triples
 from search_r3.data.types import Benchmark, Corpus, TrainingData

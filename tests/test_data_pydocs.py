@@ -17,7 +17,9 @@ import pytest
 
 from search_r3.data.docstrings import MIN_BODY_WORDS, mine_functions, plain_text, read_source, split_docstring
 from search_r3.data.duplicates import NearDuplicates, bands, jaccard, shingles
-from search_r3.data.pydocs import STDLIB, load_pydocs, source_files, split_of
+from search_r3.data.pydocs.reader import load_pydocs
+from search_r3.data.pydocs.settings import STDLIB, split_of
+from search_r3.data.pydocs.sources import source_files
 from search_r3.data.reasoning import cold_start_reasoning, identifier_words
 from tests.command import LIMIT_S, PYTHONPATH
 
@@ -315,7 +317,7 @@ def test_two_processes_that_start_at_once_build_once(tmp_path, monkeypatch):
     site = tmp_path / "site"
     write_distribution(site, "smallpack", "1.2", module_files("smallpack", 30))
     code = (
-        "import sys; from search_r3.data.pydocs import load_pydocs\n"
+        "import sys; from search_r3.data.pydocs.reader import load_pydocs\n"
         "options = {'include_stdlib': False, 'test_share': 0.3, 'min_test': 1}\n"
         "data = load_pydocs(['smallpack==1.2'], sys.argv[1], **options)\n"
         "print(data.corpus.fingerprint)"
@@ -431,7 +433,7 @@ def test_tests_vendored_generated_and_broken_files_are_not_mined(tmp_path, monke
 
 
 def test_a_failed_build_leaves_no_cache_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr("search_r3.data.pydocs.count_words", lambda texts: 1 / 0)
+    monkeypatch.setattr("search_r3.data.pydocs.cache.count_words", lambda texts: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         load_small(tmp_path, monkeypatch, module_files("smallpack", 20))
     assert list((tmp_path / "cache").iterdir()) == []
@@ -470,13 +472,13 @@ def test_a_mining_that_is_interrupted_ends_with_its_workers_and_without_a_traceb
     write_distribution(site, "smallpack", "1.2", module_files("smallpack", 30))
     code = (
         "import pathlib, signal, sys, time\n"
-        "import search_r3.data.pydocs as pydocs\n"
+        "from search_r3.data.pydocs import mining, reader\n"
         "def interrupt(*_):\n    raise KeyboardInterrupt\n"
         "signal.signal(signal.SIGTERM, interrupt)\n"
         "signal.signal(signal.SIGINT, interrupt)\n"  # a shell has it ignored in what runs in the background
         "def slow(file):\n    pathlib.Path(sys.argv[2]).touch()\n    time.sleep(600)\n"
-        "pydocs._mine_file = slow\n"
-        "try:\n    pydocs.load_pydocs(['smallpack==1.2'], sys.argv[1], include_stdlib=False, workers=2)\n"
+        "mining._mine_file = slow\n"
+        "try:\n    reader.load_pydocs(['smallpack==1.2'], sys.argv[1], include_stdlib=False, workers=2)\n"
         "except KeyboardInterrupt:\n    sys.exit(130)\n"
     )
     process = subprocess.Popen(

@@ -22,7 +22,8 @@ from omegaconf import OmegaConf
 from search_r3.cli.model_choice import read_facts
 from search_r3.cli.run_folder import read_status, state_of, write_metrics, write_status
 from search_r3.cli.sweep_table import sweep_table
-from search_r3.data.beir import load_corpus, load_qrels, load_queries
+from search_r3.data.beir.documents import load_corpus, load_queries
+from search_r3.data.beir.qrels import load_qrels
 from search_r3.data.jsonl import DataError
 from search_r3.data.triples import load_triples
 from search_r3.data.types import Benchmark, Corpus

@@ -55,7 +55,7 @@ def collection(folder, text, query):
 
 
 def evaluated(folder, model_folder, out, modes) -> None:
-    from search_r3.data.beir import load_benchmark
+    from search_r3.data.beir.benchmark import load_benchmark
     from search_r3.evaluation.benchmark import Model, Settings, evaluate_benchmark
     from search_r3.models.folder import load_embedder
 

@@ -114,7 +114,7 @@ def _check_collection(config: DictConfig, name: str) -> None:
         raise UsageError(
             f"benchmarks: {name} is not in {root}.{did_you_mean(name, known)} Choices: {', '.join(known)}"
         )
-    from search_r3.data.beir import available_splits
+    from search_r3.data.beir.layout import available_splits
 
     if config.split not in (splits := available_splits(root / name)):
         raise UsageError(f"split={config.split}: {name} has no such split. Choices: {', '.join(splits)}")
@@ -202,7 +202,7 @@ def _benchmark(config: DictConfig, name: str) -> "Benchmark":
         if data.test is None:
             raise ValueError(f"data set {data.name!r} has no test collection")
         return data.test
-    from search_r3.data.beir import load_benchmark
+    from search_r3.data.beir.benchmark import load_benchmark
 
     return load_benchmark(
         Path(config.beir_dir) / name,

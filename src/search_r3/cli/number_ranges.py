@@ -118,12 +118,12 @@ TARGETS: Mapping[str, Mapping[str, Range]] = {
         "seed": SEED,
     },
     "search_r3.models.tuning.LoraTuning": {"r": COUNT, "alpha": COUNT},
-    "search_r3.data.beir.load_beir_training": {"min_grade": COUNT, **_HELD_OUT_DATA},
+    "search_r3.data.beir.training.load_beir_training": {"min_grade": COUNT, **_HELD_OUT_DATA},
     "search_r3.data.triples.load_triples": _HELD_OUT_DATA,
     "search_r3.data.entailmentbank.load_entailmentbank": {"max_facts": FROM_0},
     "search_r3.data.entailmentbank.Parts": {"set_aside": FROM_0, "tuning": FROM_0, "rl_only": FROM_0},
     "search_r3.data.mixture.load_mixture": {"weights.*": POSITIVE},
-    "search_r3.data.pydocs.load_pydocs": {
+    "search_r3.data.pydocs.reader.load_pydocs": {
         "test_share": INNER,
         "validation_share": PART,
         "rl_share": PART,
@@ -139,8 +139,8 @@ TARGETS: Mapping[str, Mapping[str, Range]] = {
         "reasoning.max_words": COUNT,
         "reasoning.min_frequency": FROM_0,
     },
-    "search_r3.data.hops.load_hops": {"hops": Range(1, 4, is_whole=True), "seed": SEED},
-    "search_r3.data.hops.Sizes": {
+    "search_r3.data.hops.reader.load_hops": {"hops": Range(1, 4, is_whole=True), "seed": SEED},
+    "search_r3.data.hops.settings.Sizes": {
         "sft_people": COUNT,
         "sft_queries": COUNT,
         "rl_people": FROM_0,
@@ -151,7 +151,7 @@ TARGETS: Mapping[str, Mapping[str, Range]] = {
         "cities": COUNT,
         "regions": COUNT,
     },
-    "search_r3.data.hops.TextSettings": {
+    "search_r3.data.hops.settings.TextSettings": {
         "lines": COUNT,
         "facts_per_line": COUNT,
         "chain_share": SHARE,

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from search_r3.data.beir import load_beir_training
+from search_r3.data.beir.training import load_beir_training
 from search_r3.data.jsonl import (
     ConcatTexts,
     DataError,

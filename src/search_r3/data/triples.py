@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from search_r3.data.beir import load_benchmark, load_corpus
+from search_r3.data.beir.benchmark import load_benchmark
+from search_r3.data.beir.documents import load_corpus
 from search_r3.data.jsonl import (
     ConcatTexts,
     DataError,

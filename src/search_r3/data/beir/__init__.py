@@ -1,0 +1,1 @@
+"""Collections in BEIR layout: a folder, its documents and judgements; as a benchmark, as training rows."""

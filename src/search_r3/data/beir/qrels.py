@@ -1,0 +1,98 @@
+"""Judgements: tab-separated files whose every row is checked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from search_r3.data.beir.counted import Count
+from search_r3.data.jsonl import DataError, numbered_lines
+from search_r3.data.types import Corpus
+from search_r3.records import shown
+
+_HEADER = ["query-id", "corpus-id", "score"]
+_COLUMNS_RULE = f"a row must have 3 tab-separated columns ({', '.join(_HEADER)}), got {{}}"
+_UNMATCHED_HINT = (
+    "; allow_unmatched_judgements=true takes such rows as published scores do (an unknown document counts as "
+    "not found, an unknown query is left out)"
+)
+
+LONGEST_JUDGEMENT = 1 << 16
+"""Bytes of a line of judgements, which has two ids of at most `LONGEST_ID` characters and a grade."""
+
+
+@dataclass(frozen=True)
+class Qrels:
+    """What a file of judgements says.
+
+    Attributes:
+        grades: grade by query id and document id.
+        n_unknown_queries: judgements left out, since their query is not in the queries file.
+    """
+
+    grades: dict[str, dict[str, int]]
+    n_unknown_queries: int = 0
+
+
+def load_qrels(
+    path: str | Path, queries: Mapping[str, str], corpus: Corpus, allow_unmatched: bool = False
+) -> Qrels:
+    """Judgements of a tab-separated file; its header line may be missing.
+
+    Args:
+        path: three columns: query id, document id, integer grade.
+        queries: the known queries.
+        corpus: the known documents.
+        allow_unmatched: whether a row may name an unknown query, which is then left out, or an unknown
+            document, which is kept. Either is counted in a warning.
+
+    Raises:
+        DataError: If the file is missing or empty, a row has not three columns or no integer grade, names an
+            unknown query or document, or judges a pair for the second time; and if all rows are of unknown
+            queries, or all of unknown documents, so that it belongs to another collection.
+    """
+    path = Path(path)
+    qrels: dict[str, dict[str, int]] = {}
+    unasked: dict[str, dict[str, int]] = {}
+    n_rows, n_lines = 0, 0
+    without_query, without_document = Count(), Count()
+    for line, text in numbered_lines(path, LONGEST_JUDGEMENT):
+        n_lines += 1
+        columns = text.split("\t")
+        if n_lines == 1 and [column.strip() for column in columns] == _HEADER:
+            continue
+        if len(columns) != 3:
+            trec = "; TREC's format has 4: take the second column out" if len(text.split()) == 4 else ""
+            raise DataError(path, line, _COLUMNS_RULE.format(len(columns)) + trec)
+        query_id, document_id, grade = columns
+        if not grade.strip().removeprefix("-").isdecimal():
+            header = f"; a header line reads {', '.join(_HEADER)}" if n_lines == 1 else ""
+            raise DataError(path, line, f"the score must be an integer, got {shown(grade)}{header}")
+        if len(grade) > 20 or abs(int(grade)) >= 1 << 31:
+            raise DataError(path, line, f"the score must lie within 32 bits, got {shown(grade)}")
+        is_asked, is_known = query_id in queries, document_id in corpus.row_of
+        if not allow_unmatched and not (is_asked and is_known):
+            unknown = f"query {shown(query_id)} is not in the queries file"
+            if is_asked:
+                unknown = f"document {shown(document_id)} is not in the corpus"
+            raise DataError(path, line, unknown + _UNMATCHED_HINT)
+        grades = (qrels if is_asked else unasked).setdefault(query_id, {})
+        if document_id in grades:
+            raise DataError(
+                path, line, f"query {shown(query_id)} and document {shown(document_id)} are judged twice"
+            )
+        grades[document_id] = int(grade)
+        n_rows += 1
+        without_query.add(query_id, not is_asked)
+        without_document.add(document_id, is_asked and not is_known)
+    if not n_rows:
+        raise DataError(path, 0, "the file holds no judgements")
+    if not qrels:
+        raise DataError(path, 0, f"no judgement is of a query in the queries file ({n_rows} rows)")
+    if without_document.n == sum(map(len, qrels.values())):
+        first = f"the first is {shown(without_document.first)}, the corpus begins with {shown(corpus.ids[0])}"
+        raise DataError(path, 0, f"not one judged document is in the corpus ({first})")
+    without_query.tell(path, n_rows, "judgements are of a query without a text", "they are left out")
+    without_document.tell(
+        path, n_rows, "judgements are of a document that the corpus lacks", "it counts as not found"
+    )
+    return Qrels(qrels, without_query.n)

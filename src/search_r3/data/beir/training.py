@@ -1,0 +1,226 @@
+"""`data=beir`: training rows from the judgements of a folder in BEIR layout."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from search_r3.data.beir.benchmark import benchmark_of
+from search_r3.data.beir.counted import Count
+from search_r3.data.beir.documents import load_corpus, load_queries
+from search_r3.data.beir.layout import available_splits, collection_name, file_in, qrels_file
+from search_r3.data.beir.qrels import Qrels, load_qrels
+from search_r3.data.jsonl import ConcatTexts, DataError
+from search_r3.data.reasoning import cold_start_reasoning
+from search_r3.data.reasonings import load_reasonings, tell_missing
+from search_r3.data.splits import position
+from search_r3.data.types import Corpus, Example, TrainingData
+from search_r3.records import shown
+
+_LOG = logging.getLogger(__name__)
+
+
+def load_beir_training(
+    path: str | Path,
+    name: str | None = None,
+    train_split: str = "train",
+    validation_split: str | None = None,
+    test_split: str | None = "test",
+    validation_share: float = 0.1,
+    min_grade: int = 1,
+    with_reasoning: bool = False,
+    remove_self_match: bool | None = None,
+    allow_empty_documents: bool = False,
+    allow_unmatched_judgements: bool = False,
+    in_memory_mib: int = 256,
+    reasonings: str | Path | Mapping[str, str] | None = None,
+) -> TrainingData:
+    """Training rows from the judgements of a folder in BEIR layout: one row per (query, relevant document).
+
+    Args:
+        path: the folder.
+        name: of the data set; None for the folder's name as `path` writes it (`collection_name`).
+        train_split: the judgements that become training rows.
+        validation_split: the judgements for in-training evaluation; None for `dev` where the folder has it,
+            and else for a share of the training queries, which then are no training rows.
+        test_split: the judgements held out for testing, left out where the folder has no such file; None for
+            none.
+        validation_share: that share of the training queries, chosen by a hash of the query id.
+        min_grade: lowest grade of a relevant document; queries whose grades are all positive and below it are
+            left out with a warning.
+        with_reasoning: whether rows carry `cold_start_reasoning`; where `reasonings` are given, those of the
+            queries that have none there.
+        remove_self_match: as in `load_benchmark`.
+        allow_empty_documents: as in `load_benchmark`, but an error by default: such a row teaches nothing.
+        allow_unmatched_judgements: as in `load_benchmark` for the held-out collections. Training leaves out
+            the documents that the corpus lacks, and the queries that have no positive without them.
+        in_memory_mib: as in `load_benchmark`.
+        reasonings: JSONL of `_id` and `text`, what SFT teaches to write for a query; or the texts by query
+            id. A line counts the training queries without one.
+
+    Returns:
+        Rows, the whole corpus, both held-out collections over the same corpus. `texts` are all documents and
+        the training queries.
+
+    Raises:
+        DataError: If a file is missing or a row is bad, or all judgements of a training query are of grade 0.
+        ValueError: If no training row is left or `validation_share` is not in [0, 1).
+    """
+    if not 0 <= validation_share < 1:
+        raise ValueError(f"validation_share must be in [0, 1), got {validation_share}")
+    folder = Path(path)
+    name = name or collection_name(folder)
+    validation_split, test_split = _held_out_splits(name, folder, train_split, validation_split, test_split)
+    corpus = load_corpus(file_in(folder, "corpus.jsonl"), allow_empty_documents, in_memory_mib)
+    queries = load_queries(file_in(folder, "queries.jsonl"))
+    train_file = qrels_file(folder, train_split)
+
+    def judgements(split: str) -> Qrels:
+        return load_qrels(qrels_file(folder, split), queries, corpus, allow_unmatched_judgements)
+
+    train = judgements(train_split).grades
+    if validation_split:
+        validation = judgements(validation_split)
+    else:
+        validation = Qrels({query: train[query] for query in train if position(query) < validation_share})
+    test = judgements(test_split) if test_split else Qrels({})
+    held_out = validation.grades.keys() | test.grades.keys()
+    rows = {query: grades for query, grades in train.items() if query not in held_out}
+    n_held_out = len(train) - len(rows)
+    rows = _with_known_documents(train_file, rows, corpus, min(min_grade, 1))
+    given, facts = _given_reasonings(reasonings, queries, rows, with_reasoning)
+    examples = _examples(name, rows, queries, corpus, min_grade, with_reasoning, given)
+    if not examples:
+        raise ValueError(
+            f"{train_file}: no training row is left (min_grade={min_grade}, {len(train)} queries)"
+        )
+    _refuse_queries_without_positive(train_file, rows, min_grade)
+    card = {
+        "name": name,
+        "documents": len(corpus),
+        "examples": len(examples),
+        "train_queries": len(rows),
+        "train_queries_held_out": n_held_out,
+        "validation_queries": len(validation.grades),
+        "validation": validation_split or f"{validation_share:g} of {train_split}",
+        "test_queries": len(test.grades),
+        "licence": "that of the collection",
+    } | facts
+    if overlap := len(train.keys() & test.grades.keys()):
+        _LOG.warning("%s: %d training queries are judged in %s and left out", name, overlap, test_split)
+    if not validation.grades:
+        _LOG.log(
+            logging.WARNING if validation_share else logging.INFO,
+            "%s: no validation rows (%g of %d queries in %s); nothing is evaluated while training",
+            name, validation_share, len(train), train_split,
+        )  # fmt: skip
+    return TrainingData(
+        name=name,
+        corpus=corpus,
+        examples=examples,
+        validation=benchmark_of(f"{name}-validation", corpus, queries, validation, remove_self_match, name),
+        test=benchmark_of(f"{name}-test", corpus, queries, test, remove_self_match, name),
+        texts=ConcatTexts([corpus.texts, [queries[query] for query in rows]]),
+        card=card,
+        weights={name: 1.0},
+    )
+
+
+def _held_out_splits(
+    name: str, folder: Path, train: str, validation: str | None, test: str | None
+) -> tuple[str | None, str | None]:
+    """The validation and test splits: `dev` where none is named, no test split that is missing or trains."""
+    splits = available_splits(folder)
+    if validation is None and "dev" in splits and train != "dev":
+        validation = "dev"
+    if test is not None and test not in splits:
+        _LOG.warning("%s: no test collection: %s has no qrels/%s.tsv", name, folder, test)
+    return validation, test if test in splits and test != train else None
+
+
+def _with_known_documents(
+    file: Path, qrels: Mapping[str, Mapping[str, int]], corpus: Corpus, lowest: int
+) -> dict[str, dict[str, int]]:
+    """Judgements of documents that can be read; without queries whose positives are all missing."""
+    kept, left_out = {}, Count()
+    for query, grades in qrels.items():
+        known = {document: grade for document, grade in grades.items() if document in corpus.row_of}
+        if max(grades.values()) < lowest:
+            kept[query] = dict(grades)  # without a positive in any case; that has an error of its own
+        elif not any(grade >= lowest for grade in known.values()):
+            left_out.add(query)
+        else:
+            kept[query] = known
+    left_out.tell(
+        file, len(qrels), "training queries have no positive in the corpus", "they are left out of training"
+    )
+    return kept
+
+
+def _refuse_queries_without_positive(
+    file: Path, qrels: Mapping[str, Mapping[str, int]], min_grade: int
+) -> None:
+    """Queries that training would lose; those that `min_grade` alone takes away are only counted."""
+    best = {query: max(grades.values()) for query, grades in qrels.items()}
+    without = [query for query, grade in best.items() if grade < min(min_grade, 1)]
+    if without:
+        raise DataError(
+            file, 0,
+            f"query {shown(without[0])} has judgements and no positive among them, and a query to train on "
+            f"needs one ({len(without)} of {len(qrels)} queries have none): take its lines out, or give it a "
+            f"document of grade {max(min_grade, 1)} or more",
+        )  # fmt: skip
+    if n_below := sum(grade < min_grade for grade in best.values()):
+        _LOG.warning(
+            "%s: %d of %d queries have no document of min_grade=%d and are left out",
+            file, n_below, len(qrels), min_grade,
+        )  # fmt: skip
+
+
+def _given_reasonings(
+    given: str | Path | Mapping[str, str] | None,
+    queries: Mapping[str, str],
+    trained: Mapping[str, object],
+    with_reasoning: bool,
+) -> tuple[Mapping[str, str], dict[str, object]]:
+    """Reasonings by query id, and what the data card says of them."""
+    if given is None:
+        return {}, {}
+    is_file = not isinstance(given, Mapping)
+    texts = load_reasonings(given, queries) if is_file else given
+    outcome = "they get the cold-start reasoning" if with_reasoning else "their reasoning is not trained"
+    missing = tell_missing(given if is_file else "reasonings", texts, trained, outcome)
+    facts: dict[str, object] = {"train_queries_without_a_given_reasoning": missing}
+    return texts, facts | ({"reasonings": str(given)} if is_file else {})
+
+
+def _examples(
+    name: str,
+    qrels: Mapping[str, Mapping[str, int]],
+    queries: Mapping[str, str],
+    corpus: Corpus,
+    min_grade: int,
+    with_reasoning: bool,
+    reasonings: Mapping[str, str],
+) -> Sequence[Example]:
+    examples = []
+    for query_id, grades in qrels.items():
+        relevant = frozenset(document for document, grade in grades.items() if grade >= min_grade)
+        graded = tuple((i, float(grades[i])) for i in sorted(relevant) if grades[i] != 1)
+        for document_id in (document for document in grades if document in relevant):
+            query, positive = queries[query_id], corpus.texts[corpus.row_of[document_id]]
+            reasoning = reasonings.get(query_id)
+            if reasoning is None and with_reasoning:
+                reasoning = cold_start_reasoning(query, positive)
+            examples.append(
+                Example(
+                    id=f"{query_id}\t{document_id}",
+                    query=query,
+                    positive=positive,
+                    positive_id=document_id,
+                    relevant_ids=relevant,
+                    grades=graded,
+                    reasoning=reasoning,
+                    source=name,
+                )
+            )
+    return examples

@@ -1,0 +1,1 @@
+"""`data=pydocs`: settings, sources, mining, cache and card, and the reader that ties them together."""
