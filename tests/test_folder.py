@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.folder import (
     ModelFolderError,
-    add_embed_token,
     load_embedder,
     open_embedder,
     save_embedder,
@@ -19,6 +18,7 @@ from search_r3.models.folder import (
 from search_r3.models.nano import train_tokenizer
 from search_r3.models.prompts import EMBED_TOKEN
 from search_r3.models.tuning import FullTuning, LoraTuning, adapter_disabled
+from search_r3.models.vocabulary import add_embed_token
 
 UNUSED = {"name": None, "create": None, "prompts": {}, "lengths": {}}
 

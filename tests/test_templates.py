@@ -31,11 +31,11 @@ from search_r3.cli.run import execute
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.folder import (
     ModelFolderError,
-    _write_first,
     load_embedder,
     open_embedder,
     save_embedder,
 )
+from search_r3.models.folder.run_prompts import _write_first
 from search_r3.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder
 from search_r3.models.templates import Prompts, render
 from search_r3.models.tuning import FullTuning

@@ -125,7 +125,7 @@ path: null
 columns: {}
 """
 MODEL = """
-_target_: search_r3.models.folder.open_embedder
+_target_: search_r3.models.folder.opening.open_embedder
 path: null
 name: null
 create:

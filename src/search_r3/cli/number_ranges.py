@@ -99,7 +99,7 @@ _BATCHES = Range(1, is_whole=True, takes_share=True, others=(None,))
 _BATCHES_OR_NONE = replace(_BATCHES, low=0)
 
 TARGETS: Mapping[str, Mapping[str, Range]] = {
-    "search_r3.models.folder.open_embedder": {
+    "search_r3.models.folder.opening.open_embedder": {
         "lengths.query": COUNT,
         "lengths.document": COUNT,
         "lengths.reasoning": COUNT,

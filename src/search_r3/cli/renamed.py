@@ -33,7 +33,7 @@ RENAMED: Mapping[str, str] = {
     "src.index.refresh.Frozen": "search_r3.index.rules.frozen.Frozen",
     "src.index.refresh.Full": "search_r3.index.rules.full.Full",
     "src.index.refresh.Refresh": "search_r3.index.rules.base.Refresh",
-    "src.models.folder.open_embedder": "search_r3.models.folder.open_embedder",
+    "src.models.folder.open_embedder": "search_r3.models.folder.opening.open_embedder",
     "src.models.nano.create_nano": "search_r3.models.nano.create_nano",
     "src.models.tuning.FullTuning": "search_r3.models.tuning.FullTuning",
     "src.models.tuning.LoraTuning": "search_r3.models.tuning.LoraTuning",

@@ -52,7 +52,7 @@ BUILDERS = frozenset(
         "search_r3.index.rules.frozen.Frozen",
         "search_r3.index.rules.full.Full",
         "search_r3.index.rules.base.Refresh",
-        "search_r3.models.folder.open_embedder",
+        "search_r3.models.folder.opening.open_embedder",
         "search_r3.models.nano.create_nano",
         "search_r3.models.tuning.FullTuning",
         "search_r3.models.tuning.LoraTuning",

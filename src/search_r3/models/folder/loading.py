@@ -1,0 +1,54 @@
+"""A model folder for inference."""
+
+from pathlib import Path
+
+from search_r3.models.checksums import check_files
+from search_r3.models.embedder import ReasoningEmbedder
+from search_r3.models.folder.description import encoder_of, read_description
+from search_r3.models.folder.weights import OF_OURS, read_model, read_tokenizer, refuse_untrusted
+from search_r3.models.positions import check_lengths
+
+CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 2048, 16384
+"""Tokens of one forward in inference: what a CPU's cache holds, and what keeps a GPU busy."""
+
+
+def load_embedder(
+    path: str | Path,
+    device: str = "cpu",
+    dtype: str = "float32",
+    token_budget: int | None = None,
+    attention: str | None = None,
+) -> ReasoningEmbedder:
+    """Reads a model folder for inference.
+
+    Args:
+        path: the folder.
+        device: where the weights go.
+        dtype: of the weights.
+        token_budget: tokens of one forward, padding included; None takes what suits the device.
+        attention: attention implementation of transformers; None takes the best that the architecture has.
+
+    Raises:
+        ModelFolderError: If the folder is not one that `save_embedder` wrote, a file in it is not as it was
+            written, its tokenizer or prompts are not those it was trained with, or the attention is not to be
+            had.
+        ValueError: If its lengths do not fit into the model's positions.
+    """
+    description = read_description(path)
+    weights_sha256 = check_files(Path(path), description)
+    tokenizer = read_tokenizer(path, local_files_only=True)
+    encoder = encoder_of(path, description, tokenizer)
+    model = read_model(path, dtype, attention, **OF_OURS)
+    refuse_untrusted(model, str(path))
+    check_lengths(model, encoder)
+    embedder = ReasoningEmbedder(
+        model.to(device),
+        tokenizer,
+        encoder.prompts,
+        encoder.lengths,
+        token_budget or (CPU_TOKEN_BUDGET if device == "cpu" else GPU_TOKEN_BUDGET),
+        weights_sha256,
+        is_trained=description.get("is_trained", True),
+        rendered=encoder.rendered,
+    )
+    return embedder.eval()
