@@ -8,20 +8,12 @@ import pytest
 from drifting import DriftingCorpus, dcg_on, unit
 from test_live_index import KEY, created, ran
 
-from search_r3.index.backends.flat import InPlaceIndex
+from search_r3.index.backends.flat import TIE, InPlaceIndex
 from search_r3.index.ranks import Ranks
 from search_r3.index.rules.base import Audit, AuditedRows, Moved, StepQueries, View
-from search_r3.index.rules.certified import (
-    EDGES,
-    TIE,
-    Certified,
-    conformal_quantile,
-    needed_bands,
-    positive_limits,
-    quantile_needs,
-    wilson_interval,
-)
+from search_r3.index.rules.certified import Certified, conformal_quantile, quantile_needs, wilson_interval
 from search_r3.index.rules.forecast import CommonDrift
+from search_r3.index.rules.needed_bands import EDGES, needed_bands, positive_limits
 from search_r3.index.served import LiveIndex
 
 

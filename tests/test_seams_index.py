@@ -11,9 +11,9 @@ from test_live_index import created
 
 from search_r3.data.negatives import MarginRule, RankRule
 from search_r3.data.types import Corpus, Example, TrainingData
+from search_r3.index.backends.flat import TIE
 from search_r3.index.backends.ivf import IVFIndex
 from search_r3.index.rules.candidates import Candidates
-from search_r3.index.rules.certified import TIE
 from search_r3.index.rules.forecast import CommonDrift
 from search_r3.index.rules.neighbourhood import Graph
 from search_r3.models.folder import load_embedder

@@ -1,1 +1,1 @@
-"""Which rows are encoded again, a file per rule."""
+"""Which rows are encoded again, a file per rule; `certified` also has `forecast` and `needed_bands`."""
