@@ -11,7 +11,7 @@ from search_r3.cli.compose import ConfigSource, compose
 from search_r3.cli.names import check_names
 from search_r3.errors import UsageError
 from search_r3.folders import MARK, empty_part
-from search_r3.index.served import _saved_folders
+from search_r3.index.saved_state import saved_folders
 from search_r3.models.folder import load_embedder, save_embedder
 from search_r3.train import check
 
@@ -203,7 +203,7 @@ def test_only_states_of_an_index_count_as_states(tmp_path):
     ):
         (tmp_path / name).mkdir()
 
-    assert [path.name for path in _saved_folders(tmp_path)] == ["state-000001", "state-1000000"]
+    assert [path.name for path in saved_folders(tmp_path)] == ["state-000001", "state-1000000"]
 
 
 def test_the_replay_removes_its_own_folder_alone(tmp_path):

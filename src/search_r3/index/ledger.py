@@ -80,6 +80,14 @@ def age_counts(encoded_at: np.ndarray, step: int) -> np.ndarray:
     return np.bincount(step - encoded_at)
 
 
+def total_counts(parts: list[np.ndarray]) -> np.ndarray:
+    """The sum of the counts of several ranks, which may end at different ages."""
+    total = np.zeros(max(map(len, parts)), np.int64)
+    for part in parts:
+        total[: len(part)] += part
+    return total
+
+
 def age_record(counts: np.ndarray) -> dict[str, float]:
     """Mean, 99th percentile (the smallest age that 99 % of the rows do not exceed) and largest age, in steps.
 

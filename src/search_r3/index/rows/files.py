@@ -5,6 +5,9 @@ import os
 
 import numpy as np
 
+CHUNK = 1 << 14
+"""Rows copied, verified or restored at once."""
+
 
 def reserve(file: int, size: int) -> None:
     """Makes an open file `size` bytes long, with their place on the disk where the system can give it."""

@@ -13,7 +13,7 @@ import numpy as np
 from search_r3.files import sync
 from search_r3.index.rows.ages import aged
 from search_r3.index.rows.cache import StoreError
-from search_r3.index.rows.files import write_all, write_rows
+from search_r3.index.rows.files import CHUNK, write_all, write_rows
 
 HEAD = struct.Struct("<8s32s")  # magic, digest of the checkpoint
 HEAD_MAGIC = b"SR3LIVE1"
@@ -22,21 +22,80 @@ ENTRY_MAGIC = b"UNDO"
 log = logging.getLogger(__name__)
 
 
+class Journal:
+    """What a checkpoint held before it was overwritten, up to the next one; open for appending.
+
+    Attributes:
+        number: of the checkpoint.
+        is_kept: `[N]` bool, True where the row's old value was appended since this journal was opened.
+    """
+
+    def __init__(self, folder: Path, number: int, n_rows: int) -> None:
+        """Opens one that is there."""
+        self.number = number
+        self.is_kept = np.zeros(n_rows, dtype=bool)
+        self._file = os.open(folder / journal_name(number), os.O_RDWR | os.O_APPEND)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row was overwritten since the checkpoint."""
+        return os.fstat(self._file).st_size <= HEAD.size
+
+    def keep(self, rows: np.ndarray, vectors: np.ndarray, encoded_at: np.ndarray) -> None:
+        """Appends rows that it does not hold yet, an entry per chunk, and waits until they are on disk.
+
+        Args:
+            rows: `[n]` that are to be overwritten, ascending.
+            vectors: `[N, D]` of all rows as they are.
+            encoded_at: `[N]` of all rows.
+
+        Raises:
+            OSError: If the disk fails; the journal is as it was.
+        """
+        rows = rows[~self.is_kept[rows]]
+        if len(rows) == 0:
+            return
+        whole = os.fstat(self._file).st_size
+        try:
+            for start in range(0, len(rows), CHUNK):
+                part = rows[start : start + CHUNK]
+                payload = part.astype("<i8").tobytes() + encoded_at[part].tobytes() + vectors[part].tobytes()
+                write_all(self._file, ENTRY.pack(ENTRY_MAGIC, len(part), zlib.crc32(payload)) + payload)
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, whole)
+            raise
+        self.is_kept[rows] = True
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
 def journal_name(number: int) -> str:
     return f"journal-{number:06d}.bin"
 
 
 def journals(folder: Path) -> list[int]:
+    """Numbers of the checkpoints that a folder has a journal of, ascending."""
     found = (re.fullmatch(r"journal-(\d+)\.bin", file.name) for file in folder.iterdir())
     return sorted(int(match[1]) for match in found if match)
 
 
-def new_journal(folder: Path, number: int, digest: bytes) -> int:
-    file = os.open(folder / journal_name(number), os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
-    write_all(file, HEAD.pack(HEAD_MAGIC, digest))
-    os.fsync(file)
+def create_journal(folder: Path, number: int, digest: bytes) -> None:
+    """Writes an empty one to the disk.
+
+    Args:
+        folder: of the store.
+        number: of the checkpoint, which has none yet.
+        digest: of the checkpoint's ages and checksums.
+    """
+    file = os.open(folder / journal_name(number), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        write_all(file, HEAD.pack(HEAD_MAGIC, digest))
+        os.fsync(file)
+    finally:
+        os.close(file)
     sync(folder)
-    return file
 
 
 def refuse_unreachable(folder: Path, number: int, digest: str) -> None:
@@ -62,7 +121,7 @@ def undo(folder: Path, width: int, number: int) -> None:
     n_restored = 0
     try:
         for journal in sorted((known for known in journals(folder) if known >= number), reverse=True):
-            for rows, ages, vectors in entries(folder / journal_name(journal), width):
+            for rows, ages, vectors in _entries(folder / journal_name(journal), width):
                 write_rows(row_file, rows, vectors)
                 write_rows(age_file, rows, aged(vectors, ages))
                 n_restored += len(rows)
@@ -79,7 +138,7 @@ def undo(folder: Path, width: int, number: int) -> None:
         log.info("%s: %d rows went back to checkpoint %d", folder, n_restored, number)
 
 
-def entries(journal: Path, width: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _entries(journal: Path, width: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Rows, ages and vectors of a journal; ends at the first entry that is not whole.
 
     Only the last one can be so, since an entry is on disk before its rows are overwritten; were an earlier
@@ -94,6 +153,13 @@ def entries(journal: Path, width: int) -> Iterator[tuple[np.ndarray, np.ndarray,
                 return
             rows, ages = np.frombuffer(payload, "<i8", 2 * n).reshape(2, n)
             yield rows, ages, np.frombuffer(payload, "<f4", offset=16 * n).reshape(n, width)
+
+
+def forget_older(folder: Path, number: int) -> None:
+    """Drops the journals of earlier checkpoints, the oldest first: what a kill leaves is without a gap."""
+    for old in journals(folder):
+        if old < number:
+            os.unlink(folder / journal_name(old))
 
 
 def forget_undone(folder: Path, number: int) -> None:

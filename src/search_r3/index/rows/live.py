@@ -23,7 +23,6 @@ was restored is verified against the digest row by row, so that a damaged file i
 import fcntl
 import hashlib
 import os
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -35,15 +34,14 @@ from search_r3.files import sync, write_json
 from search_r3.index.rows.ages import AGE, aged, digest_of
 from search_r3.index.rows.cache import StoreError
 from search_r3.index.rows.checks import first_not_finite
-from search_r3.index.rows.files import write_all, write_rows
+from search_r3.index.rows.files import CHUNK, write_rows
 from search_r3.index.rows.journal import (
-    ENTRY,
-    ENTRY_MAGIC,
-    HEAD,
+    Journal,
+    create_journal,
+    forget_older,
     forget_undone,
     journal_name,
     journals,
-    new_journal,
     refuse_unreachable,
     undo,
 )
@@ -52,9 +50,6 @@ from search_r3.records import read_json
 FORMAT_VERSION = 1
 NEVER = -1
 """`encoded_at` of a row that was never encoded."""
-
-CHUNK = 1 << 14
-"""Rows copied, verified or restored at once."""
 
 
 class LiveStore:
@@ -79,10 +74,8 @@ class LiveStore:
         self._ages = np.fromfile(folder / "ages.bin", dtype=AGE)
         self.encoded_at = self._ages["encoded_at"]
         self.encoded_at.flags.writeable = False
-        self._is_kept = np.zeros(shape[0], dtype=bool)  # rows whose old value is in the current journal
-        self._number = max(journals(folder))
-        self._committed = self._number
-        self._journal = os.open(folder / journal_name(self._number), os.O_RDWR | os.O_APPEND)
+        self._journal = Journal(folder, max(journals(folder)), shape[0])
+        self._committed = self._journal.number
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -185,9 +178,9 @@ class LiveStore:
         except BaseException:
             os.close(lock)
             raise
-        store._number = store._committed = number
-        os.close(store._journal)
-        store._journal = os.open(folder / journal_name(number), os.O_RDWR | os.O_APPEND)
+        store._journal.close()
+        store._journal = Journal(folder, number, len(store))
+        store._committed = number
         return store
 
     @property
@@ -217,7 +210,7 @@ class LiveStore:
         order = np.argsort(rows)
         rows, vectors, ages = rows[order], vectors[order], ages[order]
         try:
-            self._keep_old(rows[~self._is_kept[rows]])
+            self._journal.keep(rows, self.rows, self.encoded_at)
             write_rows(self._row_file, rows, vectors)
         except OSError as error:
             self._error = error
@@ -238,26 +231,19 @@ class LiveStore:
         """
         self._refuse_after_failure()
         try:
-            self._write_ages(np.flatnonzero(self._is_kept))
+            self._write_ages(np.flatnonzero(self._journal.is_kept))
             os.fsync(self._row_file)
             os.fsync(self._age_file)
-            if os.fstat(self._journal).st_size > HEAD.size:
-                following = new_journal(self.folder, self._number + 1, digest_of(self._ages))
-                os.close(self._journal)
-                self._journal, self._number = following, self._number + 1
-                self._is_kept[:] = False
+            if not self._journal.is_empty:
+                self._begin_journal()
         except OSError as error:
             self._error = error
             raise StoreError(
                 f"{self.folder}: no checkpoint of the rows could be made ({error}); make room, then resume"
             ) from error
         n_rows, width = self.rows.shape
-        return {
-            "number": self._number,
-            "digest": digest_of(self._ages).hex(),
-            "n_rows": n_rows,
-            "width": width,
-        }
+        number, digest = self._journal.number, digest_of(self._ages).hex()
+        return {"number": number, "digest": digest, "n_rows": n_rows, "width": width}
 
     def commit(self, state: Mapping) -> None:
         """Says that the trainer's checkpoint with this state is on disk.
@@ -268,15 +254,14 @@ class LiveStore:
             ValueError: If `state` is not a checkpoint of this store, or older than one already committed.
         """
         number = state["number"]
-        if not self._committed <= number <= self._number:
+        newest = self._journal.number
+        if not self._committed <= number <= newest:
             raise ValueError(
-                f"checkpoint {number} cannot be committed: {self._committed} to {self._number} are open"
+                f"checkpoint {number} cannot be committed: {self._committed} to {newest} are open"
             )
         if number == self._committed:
             return
-        for old in sorted(journals(self.folder)):  # the oldest first: what a kill leaves is without a gap
-            if old < self._committed:
-                os.unlink(self.folder / journal_name(old))
+        forget_older(self.folder, self._committed)
         self._committed = number
 
     def close(self) -> None:
@@ -293,8 +278,16 @@ class LiveStore:
         self.close()
 
     def _close_files(self) -> None:
-        for file in (self._row_file, self._age_file, self._journal):
-            os.close(file)
+        os.close(self._row_file)
+        os.close(self._age_file)
+        self._journal.close()
+
+    def _begin_journal(self) -> None:
+        """Goes on to the journal of the rows as they are now."""
+        number = self._journal.number + 1
+        create_journal(self.folder, number, digest_of(self._ages))
+        self._journal.close()
+        self._journal = Journal(self.folder, number, len(self))
 
     def _refuse_after_failure(self) -> None:
         if self._lock < 0:
@@ -332,23 +325,6 @@ class LiveStore:
                 f"{ages[is_older.argmax()]}"
             )
         return rows, vectors, ages
-
-    def _keep_old(self, rows: np.ndarray) -> None:
-        """Appends rows to the journal and waits until they are on disk; one entry per chunk of rows."""
-        if len(rows) == 0:
-            return
-        whole = os.fstat(self._journal).st_size
-        try:
-            for start in range(0, len(rows), CHUNK):
-                part = rows[start : start + CHUNK]
-                payload = part.astype("<i8").tobytes() + self._ages["encoded_at"][part].tobytes()
-                payload += self.rows[part].tobytes()
-                write_all(self._journal, ENTRY.pack(ENTRY_MAGIC, len(part), zlib.crc32(payload)) + payload)
-            os.fsync(self._journal)
-        except OSError:
-            os.ftruncate(self._journal, whole)
-            raise
-        self._is_kept[rows] = True
 
     def _write_ages(self, rows: np.ndarray) -> None:
         """Ages and checksums of ascending rows as they are now."""
@@ -409,7 +385,7 @@ def _fill(folder: Path, source: np.ndarray | tuple[int, int], shape: tuple[int, 
         for file in (rows, ages):
             file.flush()
             os.fsync(file.fileno())
-    os.close(new_journal(folder, 0, digest.digest()))
+    create_journal(folder, 0, digest.digest())
 
 
 def _checked_facts(folder: Path, key: Mapping[str, str]) -> dict:

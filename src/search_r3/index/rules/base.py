@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -56,6 +57,21 @@ class StepQueries:
                 raise ValueError(
                     f"{name} must be [{len(self.vectors)}, ...] integers, got {value.dtype} {value.shape}"
                 )
+
+    def joined(self, ranks: Ranks) -> Self:
+        """Those of all ranks, where candidates are given; collective.
+
+        Positives and candidates are as wide as the widest, -1 where there were fewer columns.
+        """
+        rows = [_widened(rows, ranks) for rows in (self.positives, self.candidates)]
+        return type(self)(ranks.joined(self.vectors), *map(ranks.joined, rows))
+
+
+def _widened(rows: np.ndarray, ranks: Ranks) -> np.ndarray:
+    width = int(ranks.max(np.array([rows.shape[1]]))[0])
+    result = np.full((len(rows), width), -1, np.int64)
+    result[:, : rows.shape[1]] = rows
+    return result
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,34 @@
+"""The rows of the corpus that this rank holds, and which those are."""
+
+import numpy as np
+
+from search_r3.index.ranks import Ranks
+from search_r3.index.rows.live import LiveStore
+
+
+class Shard:
+    """An open store and its place in the corpus. Rows are rows of the corpus, places are rows of the store.
+
+    Attributes:
+        store: this rank's rows.
+        ranks: the processes that share the corpus.
+        first_row: the corpus row of the store's first.
+    """
+
+    def __init__(self, store: LiveStore, ranks: Ranks, n_documents: int) -> None:
+        self.store, self.ranks = store, ranks
+        self.first_row = ranks.shard(n_documents).start
+
+    def is_held(self, rows: np.ndarray) -> np.ndarray:
+        """`[n]` bool, True where this rank holds the corpus row."""
+        return (rows >= self.first_row) & (rows < self.first_row + len(self.store))
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """Where those of some corpus rows that this rank holds are in its store, in their order."""
+        return rows[self.is_held(rows)] - self.first_row
+
+    def stale(self, rows: np.ndarray, step: int) -> np.ndarray:
+        """Those of some rows that were not encoded at a step, ascending; known to all ranks, collective."""
+        places = self.places(np.unique(rows))
+        stale = self.store.encoded_at[places] != step
+        return self.ranks.joined(self.first_row + places[stale])
