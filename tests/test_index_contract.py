@@ -1,5 +1,6 @@
 """One contract for every backend: brute force over the rows as they are now."""
 
+import json
 import os
 import shutil
 from functools import partial
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from search_r3.index.backends.flat import InPlaceIndex
-from search_r3.index.backends.hnsw import GraphIndex
+from search_r3.index.backends.hnsw import HNSWIndex
 from search_r3.index.backends.ivf import IVFIndex
 from search_r3.index.rows.cache import StoreError
 from search_r3.index.rows.live import LiveStore
@@ -20,7 +21,7 @@ APPROXIMATE = {
     # each round 0.985 to 1.0), graph 0.998 to 1.0. For queries far from any document: ivf 0.90 to 0.99, graph
     # 0.995 to 1.0.
     "ivf": (partial(IVFIndex, n_lists=64, n_probe=16), 0.95),
-    "graph": (GraphIndex, 0.99),
+    "hnsw": (HNSWIndex, 0.99),
 }
 EVERY = [pytest.param(make, id=name) for name, make in EXACT.items()] + [
     pytest.param(make, id=name) for name, (make, _) in APPROXIMATE.items()
@@ -113,7 +114,7 @@ def test_every_row_is_found_where_more_are_asked_for_than_there_are(make):
     [
         pytest.param(InPlaceIndex, id="flat"),
         pytest.param(IVFIndex, id="ivf"),
-        pytest.param(GraphIndex, id="graph"),
+        pytest.param(HNSWIndex, id="hnsw"),
     ],
 )
 def test_one_document_is_a_corpus(make):
@@ -295,16 +296,30 @@ def test_a_save_killed_at_any_move_leaves_the_folder_before_or_the_new_one(numbe
 
 def test_a_graph_that_was_set_aside_is_found_with_all_of_its_files(tmp_path):
     rows, queries = clustered(300), clustered(10, 1)
-    index = GraphIndex(rows)
+    index = HNSWIndex(rows)
     index.save(tmp_path / "index")
     (tmp_path / "index").rename(tmp_path / "index.old")  # as a kill between the two moves leaves it
-    found = GraphIndex(rows, saved=tmp_path / "index").search(queries, 5)[1]
+    found = HNSWIndex(rows, saved=tmp_path / "index").search(queries, 5)[1]
     assert (found == index.search(queries, 5)[1]).all()
+
+
+def test_an_hnsw_that_was_saved_as_a_graph_is_read_and_one_of_another_backend_is_not(tmp_path):
+    rows, queries = clustered(300), clustered(10, 1)
+    index, file = HNSWIndex(rows), tmp_path / "index" / "facts.json"
+    index.save(tmp_path / "index")
+    facts = json.loads(file.read_text())
+    assert facts["backend"] == "hnsw"
+    file.write_text(json.dumps(facts | {"backend": "graph"}))  # as it was called before
+    found = HNSWIndex(rows, saved=tmp_path / "index").search(queries, 5)[1]
+    assert (found == index.search(queries, 5)[1]).all()
+    file.write_text(json.dumps(facts | {"backend": "ivf"}))
+    with pytest.raises(StoreError, match="backend 'ivf' instead of 'hnsw'"):
+        HNSWIndex(rows, saved=tmp_path / "index")
 
 
 def test_two_graphs_of_the_same_rows_and_changes_are_alike_bit_for_bit():
     rows, queries = clustered(2000), clustered(50, 1)
-    graphs = [GraphIndex(rows, n_links=6, ef_construction=16, ef_search=8) for _ in range(2)]
+    graphs = [HNSWIndex(rows, n_links=6, ef_construction=16, ef_search=8) for _ in range(2)]
     for round_number in range(3):
         chosen = np.random.default_rng(round_number).choice(2000, 200, replace=False)
         drift(rows, chosen, round_number)
@@ -317,7 +332,7 @@ def test_two_graphs_of_the_same_rows_and_changes_are_alike_bit_for_bit():
 
 def test_the_graph_is_built_anew_once_as_many_rows_have_changed_as_it_has(tmp_path):
     rows, queries = clustered(2000), clustered(50, 1)
-    narrow = partial(GraphIndex, n_links=6, ef_construction=16, ef_search=8, rebuild_above=1.0)
+    narrow = partial(HNSWIndex, n_links=6, ef_construction=16, ef_search=8, rebuild_above=1.0)
     graph = narrow(rows)
     for round_number in range(10):
         chosen = np.random.default_rng(round_number).choice(2000, 200, replace=False)
@@ -338,4 +353,4 @@ def test_the_graph_is_built_anew_once_as_many_rows_have_changed_as_it_has(tmp_pa
 def test_a_graph_whose_numbers_are_out_of_range_is_refused():
     for bad in ({"n_links": 0}, {"ef_search": 0}, {"rebuild_above": 0.0}):
         with pytest.raises(ValueError, match="rebuild_above above 0"):
-            GraphIndex(clustered(10), **bad)
+            HNSWIndex(clustered(10), **bad)

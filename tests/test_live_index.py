@@ -17,7 +17,7 @@ import pytest
 from drifting import DriftingCorpus, dcg_on
 
 from search_r3.index.backends.flat import InPlaceIndex
-from search_r3.index.backends.hnsw import GraphIndex
+from search_r3.index.backends.hnsw import HNSWIndex
 from search_r3.index.backends.ivf import IVFIndex
 from search_r3.index.ranks import Ranks
 from search_r3.index.rows.cache import StoreError
@@ -381,7 +381,7 @@ BACKENDS = [
     pytest.param(InPlaceIndex, id="flat"),
     pytest.param(partial(IVFIndex, n_lists=8, n_probe=3, retrain_above=0.1), id="ivf"),
     # so narrow that a graph with other links would answer otherwise
-    pytest.param(partial(GraphIndex, n_links=4, ef_construction=8, ef_search=4), id="graph"),
+    pytest.param(partial(HNSWIndex, n_links=4, ef_construction=8, ef_search=4), id="hnsw"),
 ]
 
 

@@ -87,3 +87,24 @@ def test_a_model_folder_of_before_says_what_it_was_made_by(tmp_path):
     refuse_conflicts(facts, [Given("create._target_", "search_r3.models.nano.create_nano")], None, None)
     with pytest.raises(UsageError, match="create"):
         refuse_conflicts(facts, [Given("create._target_", "search_r3.models.other.create")], None, None)
+
+
+def test_an_option_of_before_is_told_the_name_of_today():
+    with ConfigSource() as source:
+        with pytest.raises(UsageError, match=r"^index=graph is called index=hnsw now$"):
+            compose("train", ["stage=rl", "model.path=m", "index=graph"], source)
+        kept = compose("train", ["stage=rl", "model.path=m", "index=hnsw", "refresh=graph"], source).choices
+    assert (kept["index"], kept["refresh"]) == ("hnsw", "graph")
+
+
+def test_a_run_of_before_with_the_backend_graph_goes_on_with_hnsw(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with ConfigSource() as source:
+        config = compose("train", ["stage=rl", "model.path=m", "index=hnsw", "output_dir=run"], source).config
+        text = as_before(resolved_yaml(config))
+        assert "_target_: src.index.graph.GraphIndex" in text
+        (folder / "config.yaml").write_text(text)
+        later = resumed(source, ["resume=run", "stage.trainer.max_steps=9999"], folder).config
+    assert later.index._target_ == "search_r3.index.backends.hnsw.HNSWIndex"

@@ -21,7 +21,7 @@ from search_r3.cli.model_choice import Given, read_facts, refuse_conflicts
 from search_r3.cli.names import check_names
 from search_r3.cli.number_ranges import check_numbers
 from search_r3.cli.overrides import addable_keys, did_you_mean, flat_keys, literal
-from search_r3.cli.renamed import RENAMED
+from search_r3.cli.renamed import CHOICES, RENAMED
 from search_r3.cli.trust import calls, checked_trust, targets_in
 from search_r3.errors import UsageError
 from search_r3.shipped import CONF, shipped
@@ -172,6 +172,8 @@ def _check_options(overrides: Sequence[Override], groups: dict[str, list[str]]) 
         if override.is_delete() or value is None:
             continue
         if value not in groups[group]:
+            if name := CHOICES.get((group, str(value))):
+                raise UsageError(f"{group}={value} is called {group}={name} now")
             hint = did_you_mean(str(value), groups[group])
             raise UsageError(f"{group}={value} does not exist.{hint} Choices: {', '.join(groups[group])}")
 

@@ -284,7 +284,7 @@ TARGETS: Mapping[str, Mapping[str, Range]] = {
         "retrain_above": UP_TO_1,
         "seed": SEED,
     },
-    "search_r3.index.backends.hnsw.GraphIndex": {
+    "search_r3.index.backends.hnsw.HNSWIndex": {
         "n_links": COUNT,
         "ef_construction": COUNT,
         "ef_search": COUNT,

@@ -25,7 +25,7 @@ RENAMED: Mapping[str, str] = {
     "src.data.triples.load_triples": "search_r3.data.triples.load_triples",
     "src.index.base.InPlaceIndex": "search_r3.index.backends.flat.InPlaceIndex",
     "src.index.certified.Certified": "search_r3.index.rules.certified.Certified",
-    "src.index.graph.GraphIndex": "search_r3.index.backends.hnsw.GraphIndex",
+    "src.index.graph.GraphIndex": "search_r3.index.backends.hnsw.HNSWIndex",
     "src.index.ivf.IVFIndex": "search_r3.index.backends.ivf.IVFIndex",
     "src.index.neighbours.Graph": "search_r3.index.rules.neighbourhood.Graph",
     "src.index.refresh.Candidates": "search_r3.index.rules.candidates.Candidates",
@@ -54,6 +54,9 @@ RENAMED: Mapping[str, str] = {
     "src.stages.sft.SFTModule": "search_r3.stages.sft.module.SFTModule",
     "src.stages.sft.SelfWritten": "search_r3.stages.sft.settings.SelfWritten",
 }
+
+CHOICES: Mapping[tuple[str, str], str] = {("index", "graph"): "hnsw"}
+"""Options of config groups by their names of today; `refresh=graph` is another thing, and stays."""
 
 
 def renamed(name: str) -> str:

@@ -44,7 +44,7 @@ BUILDERS = frozenset(
         "search_r3.data.triples.load_triples",
         "search_r3.index.backends.flat.InPlaceIndex",
         "search_r3.index.rules.certified.Certified",
-        "search_r3.index.backends.hnsw.GraphIndex",
+        "search_r3.index.backends.hnsw.HNSWIndex",
         "search_r3.index.backends.ivf.IVFIndex",
         "search_r3.index.rules.neighbourhood.Graph",
         "search_r3.index.rules.candidates.Candidates",

@@ -25,10 +25,13 @@ from search_r3.index.backends.flat import SLACK, TIE, FlatIndex
 from search_r3.index.rows.checks import checked_queries, finite_chunks
 from search_r3.index.rows.saved import load_saved, saved_whole
 
+BEFORE = {"backend": "graph"}
+"""What the facts of a saved index said before the backend was called hnsw."""
+
 log = logging.getLogger(__name__)
 
 
-class GraphIndex:
+class HNSWIndex:
     """Approximate search; the recall grows with `ef_search`.
 
     One thread links and searches, since links, and with them results, depend on the order of insertion.
@@ -71,7 +74,7 @@ class GraphIndex:
         if saved is None:
             self._build()
         else:
-            counts = load_saved(saved, self._facts())["counts"]
+            counts = load_saved(saved, self._facts(), BEFORE)["counts"]
             self.n_builds, self._n_changed = counts.tolist()
             self._graph.load(str(Path(saved) / "graph.bin"))
 
@@ -142,4 +145,4 @@ class GraphIndex:
 
     def _facts(self) -> dict[str, int | str]:
         n_rows, width = self.embeddings.shape
-        return {"backend": "graph", "n_rows": n_rows, "width": width, "n_links": self.n_links}
+        return {"backend": "hnsw", "n_rows": n_rows, "width": width, "n_links": self.n_links}

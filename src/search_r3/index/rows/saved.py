@@ -50,8 +50,15 @@ def _set_aside(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.old")
 
 
-def load_saved(folder: str | Path, facts: Mapping[str, object]) -> dict[str, np.ndarray]:
+def load_saved(
+    folder: str | Path, facts: Mapping[str, object], before: Mapping[str, object] | None = None
+) -> dict[str, np.ndarray]:
     """Arrays of a saved folder by name.
+
+    Args:
+        folder: that `save_whole` or `saved_whole` wrote.
+        facts: that it must have been saved with.
+        before: values of facts that mean the same, as they were called before.
 
     Raises:
         StoreError: If the folder is missing or unreadable, or was saved with other facts.
@@ -65,6 +72,7 @@ def load_saved(folder: str | Path, facts: Mapping[str, object]) -> dict[str, np.
     except Exception as error:  # numpy reads a header as Python, whose errors are of many kinds
         said = clipped(error) or type(error).__name__
         raise StoreError(f"{folder}: no saved index can be read there ({said})") from error
+    found |= {name: facts[name] for name, value in (before or {}).items() if found.get(name) == value}
     differing = sorted(name for name in facts if found.get(name) != facts[name])
     if differing:
         said = ", ".join(f"{name} {found.get(name)!r} instead of {facts[name]!r}" for name in differing)
