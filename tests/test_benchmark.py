@@ -10,7 +10,6 @@ from conftest import PROMPTS, TEXTS, build_embedder
 from search_r3.data.beir.benchmark import load_benchmark
 from search_r3.data.jsonl import DataError
 from search_r3.data.types import Benchmark, Corpus
-from search_r3.evaluate import analyzer_for
 from search_r3.evaluation.benchmark import Model, Settings, _shuffled, document_embeddings, evaluate_benchmark
 from search_r3.evaluation.modes import MODES
 from search_r3.evaluation.significance import bootstrap_interval, paired_differences, paired_p_value
@@ -284,15 +283,6 @@ def test_bm25_on_real_collections_is_where_published_figures_are(
     settings = Settings(100, analyzer, 1.2, 0.75, seed=0)
     row = evaluate_benchmark(load_benchmark(beir_root / name), "bm25", tmp_path, settings)
     assert low <= row["metrics"]["ndcg@10"] <= high
-
-
-def test_the_baseline_on_code_splits_identifiers_unless_told_otherwise():
-    assert [analyzer_for("auto", name) for name in ("pydocs", "cosqa", "scifact")] == [
-        "code",
-        "code",
-        "english",
-    ]
-    assert analyzer_for("english", "pydocs") == "english"
 
 
 def write_collection(folder):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from search_r3.cli.compose import RL_GROUPS, ConfigSource, compose
+from search_r3.cli.compose import RL_GROUPS, ConfigSource, compose, with_choices
 from search_r3.cli.number_ranges import TARGETS, TRAINER, check_numbers, leaves
 from search_r3.errors import UsageError
 from search_r3.shipped import CONF
@@ -34,8 +34,9 @@ def configurations():
     with ConfigSource() as source:
 
         def load(name, command, overrides):
-            config = source.load(command, overrides)
-            config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+            full = source.load(command, overrides)
+            config = OmegaConf.masked_copy(full, [key for key in full if key != "hydra"])
+            config = with_choices(config, full.hydra.runtime.choices)
             for key in OmegaConf.missing_keys(config):
                 OmegaConf.update(config, key, "given")
             found[name] = OmegaConf.to_container(config, resolve=True)

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-READS_CODE = ("pydocs", "cosqa")
-
 
 def check(config: DictConfig, is_sweep: bool) -> None:
     """Refuses what cannot be evaluated, before anything is loaded.
@@ -59,8 +57,10 @@ def check(config: DictConfig, is_sweep: bool) -> None:
             raise UsageError(f"reasonings={config.reasonings}: no such file")
     if config.bm25.analyzer not in ("auto", "english", "code"):
         raise UsageError(f"bm25.analyzer={config.bm25.analyzer} does not exist. Choices: auto, english, code")
+    if not isinstance(config.bm25.code, ListConfig):
+        raise UsageError(f"bm25.code={config.bm25.code}: a list is needed, as bm25.code=[{config.bm25.code}]")
     for name in benchmarks:
-        if name != embedded(config):
+        if name != config.held_out:
             _check_collection(config, name)
     _check_output(config)
 
@@ -87,11 +87,6 @@ def listed(config: DictConfig, key: str) -> list[str]:
     return names
 
 
-def embedded(config: DictConfig) -> str:
-    """The name of the collection that `data=` holds out: that of its reader, `load_<name>`."""
-    return str(config.data._target_).rpartition(".load_")[2].removesuffix("_training")
-
-
 def _check_model(key: str, path: str | None) -> None:
     if path is None:
         raise UsageError(f"{key}= is needed by these modes: the model folder that a training run wrote")
@@ -103,14 +98,14 @@ def _check_collection(config: DictConfig, name: str) -> None:
     if config.beir_dir is None:
         raise UsageError(
             f"benchmarks: {name} needs beir_dir=, the folder that holds it; or data={name}, if there is such "
-            f"a choice: with this data= the embedded collection is {embedded(config)}"
+            f"a choice: with this data= the embedded collection is {config.held_out}"
         )
     root = Path(config.beir_dir)
     if not root.is_dir():
         raise UsageError(f"beir_dir={root}: no such folder")
     if not (root / name / "qrels").is_dir():
         found = sorted(folder.parent.relative_to(root).as_posix() for folder in _with_judgements(root))
-        known = [embedded(config), *found]
+        known = [config.held_out, *found]
         raise UsageError(
             f"benchmarks: {name} is not in {root}.{did_you_mean(name, known)} Choices: {', '.join(known)}"
         )
@@ -144,11 +139,11 @@ def _check_output(config: DictConfig) -> None:
             )
 
 
-def analyzer_for(configured: str, benchmark: str) -> str:
+def analyzer_for(configured: str, benchmark: "Benchmark") -> str:
     """The configured BM25 analyzer; where that is "auto", the one that fits what the collection holds."""
     if configured != "auto":
         return configured
-    return "code" if benchmark.rpartition("/")[2] in READS_CODE else "english"
+    return "code" if benchmark.holds_code else "english"
 
 
 def run(config: DictConfig) -> None:
@@ -161,14 +156,14 @@ def run(config: DictConfig) -> None:
     folder = Path(config.output_dir)
     target = Path(config.metrics_file) if config.metrics_file else folder / "metrics.json"
     _earlier(folder, target)  # refused before anything is encoded where it is something else
-    benchmarks = {name: _benchmark(config, name) for name in listed(config, "benchmarks")}
+    benchmarks = [_benchmark(config, name) for name in listed(config, "benchmarks")]
     model = None if NEED_NO_MODEL.issuperset(config.modes) else _load(config, config.model.path)
     base = None if NEED_BASE.isdisjoint(config.modes) else _load(config, config.base.path)
     reasonings = None if NEED_REASONINGS.isdisjoint(config.modes) else load_reasonings(config.reasonings)
     new: list[dict] = []
     rows: list[dict] = []
-    for name, benchmark in benchmarks.items():
-        analyzer = analyzer_for(config.bm25.analyzer, name)
+    for benchmark in benchmarks:
+        analyzer = analyzer_for(config.bm25.analyzer, benchmark)
         settings = Settings(config.top_k, analyzer, config.bm25.k1, config.bm25.b, config.seed, config.limit)
         for mode in config.modes:
             log.info("%s, %s", benchmark.name, mode)
@@ -197,7 +192,7 @@ def _earlier(folder: Path, target: Path) -> list[dict]:
 
 
 def _benchmark(config: DictConfig, name: str) -> "Benchmark":
-    if name == embedded(config):
+    if name == config.held_out:
         data = instantiate(config.data)
         if data.test is None:
             raise ValueError(f"data set {data.name!r} has no test collection")
@@ -210,6 +205,7 @@ def _benchmark(config: DictConfig, name: str) -> "Benchmark":
         split=config.split,
         remove_self_match=config.remove_self_match,
         allow_unmatched_judgements=config.allow_unmatched_judgements,
+        holds_code=name.rpartition("/")[2] in config.bm25.code,
     )
 
 

@@ -29,6 +29,8 @@ from search_r3.shipped import CONF, shipped
 RL_GROUPS = ("index", "refresh", "reward")
 SHIPPED = "${shipped:"
 """Opens a path in conf/ to what lies beside the package; config.yaml keeps it as it is, for any machine."""
+CHOICE = "${hydra:runtime.choices."
+"""Opens a reference to the option that is taken in a config group; Hydra alone knows it while it composes."""
 OmegaConf.register_new_resolver("cpu_precision", cpu_precision, replace=True)
 OmegaConf.register_new_resolver("shipped", shipped, replace=True)
 
@@ -156,8 +158,17 @@ def compose(config_name: str, overrides: Sequence[str], source: ConfigSource) ->
     full = source.load(config_name, [*texts, *keys, *hydra_texts])
     choices = {name: choice for name, choice in full.hydra.runtime.choices.items() if name in groups}
     config = OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"])
+    config = with_choices(config, choices)
     check_complete(config)
     return Composed(config, choices, [*texts, *keys])
+
+
+def with_choices(config: DictConfig, choices: Mapping[str, str | None]) -> DictConfig:
+    """The configuration, in which references to the option taken in a group have become that option."""
+    for key, value in flat_keys(plain_container(config)).items():
+        if isinstance(value, str) and value.startswith(CHOICE):
+            OmegaConf.update(config, key, choices[value.removeprefix(CHOICE).removesuffix("}")])
+    return config
 
 
 def plain_container(config: DictConfig) -> dict:

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from search_r3.cli.compose import ConfigSource, bare_text, compose, given_value
+from search_r3.cli.compose import ConfigSource, bare_text, compose, given_value, with_choices
 from search_r3.cli.entry import Composed, Entry, Run
 from search_r3.cli.last_resort import EXIT_FAILED, EXIT_INTERRUPTED, told
 from search_r3.cli.overrides import (
@@ -111,8 +111,8 @@ def _sweep_job(entry: Entry, sweep: Path, command: str) -> Run:
         ):
             write_status(folder, "skipped", error="an earlier job failed and sweep.fail_fast is true")
             return
-        config = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
         ours = {name: choice for name, choice in choices.items() if not name.startswith("hydra/")}
+        config = with_choices(OmegaConf.create(OmegaConf.to_container(config, resolve=False)), ours)
         try:
             execute(entry.config_name, entry.run, Composed(config, ours, overrides, command), folder)
         except Exception as error:  # the other jobs go on

@@ -110,4 +110,6 @@ def _joined(name: str, benchmarks: Sequence[tuple[str, Benchmark | None]]) -> Be
             qrels[prefix + query_id] = {f"{key}/{document}": grade for document, grade in grades.items()}
     corpus = _joined_corpora([(key, benchmark.corpus) for key, benchmark in present])
     n_unasked = sum(benchmark.judged_queries_missing for _, benchmark in present)
-    return Benchmark(name, corpus, queries, qrels, any(b.remove_self_match for _, b in present), n_unasked)
+    removes_self_match = any(benchmark.remove_self_match for _, benchmark in present)
+    holds_code = all(benchmark.holds_code for _, benchmark in present)
+    return Benchmark(name, corpus, queries, qrels, removes_self_match, n_unasked, holds_code)

@@ -97,6 +97,7 @@ class Benchmark:
         qrels: grade by query id and document id; a grade above 0 is relevant.
         remove_self_match: whether a document whose id equals the query's id is taken out of the ranking.
         judged_queries_missing: judgements that were left out, since their query has no text.
+        holds_code: whether the documents are source code, whose identifiers BM25 then splits.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Benchmark:
     qrels: Mapping[str, Mapping[str, int]]
     remove_self_match: bool = False
     judged_queries_missing: int = 0
+    holds_code: bool = False
 
     @property
     def judged_documents_missing(self) -> int:

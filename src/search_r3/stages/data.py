@@ -67,6 +67,7 @@ def thinned(benchmark: Benchmark, n_queries: int, n_documents: int, seed: int) -
         queries={query: benchmark.queries[query] for query in chosen},
         qrels={query: benchmark.qrels[query] for query in chosen},
         remove_self_match=benchmark.remove_self_match,
+        holds_code=benchmark.holds_code,
     )
 
 

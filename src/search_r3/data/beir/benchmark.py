@@ -20,6 +20,7 @@ def load_benchmark(
     allow_empty_documents: bool = True,
     allow_unmatched_judgements: bool = False,
     in_memory_mib: int = 256,
+    holds_code: bool = False,
 ) -> Benchmark:
     """A test collection from a folder in BEIR layout.
 
@@ -35,6 +36,7 @@ def load_benchmark(
             and counts among the relevant ones (ideal gain, recall), as it does where trec_eval is given the
             judgements. Such a query cannot be asked and is left out. A warning counts either.
         in_memory_mib: a larger uncompressed corpus file stays on disk and is read by row.
+        holds_code: whether the documents are source code, whose identifiers BM25 then splits.
 
     Returns:
         All documents, and the queries that have a judgement in `split`, whatever its grade. A query or a
@@ -54,7 +56,8 @@ def load_benchmark(
             "%s: %d of %d queries have no document of a grade above 0 and count 0",
             file, n_without, len(judged.grades),
         )  # fmt: skip
-    return benchmark_of(name, corpus, queries, judged, remove_self_match, name)
+    is_removed = removes_self_match(name) if remove_self_match is None else remove_self_match
+    return benchmark_of(name, corpus, queries, judged, is_removed, holds_code)
 
 
 def benchmark_of(
@@ -62,8 +65,8 @@ def benchmark_of(
     corpus: Corpus,
     queries: Mapping[str, str],
     qrels: Qrels,
-    remove_self_match: bool | None,
-    data_set: str,
+    remove_self_match: bool,
+    holds_code: bool,
 ) -> Benchmark | None:
     """The judged queries over a corpus; None where nothing is judged.
 
@@ -72,11 +75,11 @@ def benchmark_of(
         corpus: all documents.
         queries: text by query id, judged or not.
         qrels: judgements.
-        remove_self_match: None for mteb's default for `data_set`.
-        data_set: the name that this default goes by.
+        remove_self_match: whether a document whose id equals the query's id is taken out of the ranking.
+        holds_code: whether the documents are source code.
     """
     if not qrels.grades:
         return None
-    flag = removes_self_match(data_set) if remove_self_match is None else remove_self_match
     asked = {query: queries[query] for query in qrels.grades}
-    return Benchmark(name, corpus, asked, qrels.grades, flag, qrels.n_unknown_queries)
+    n_unknown = qrels.n_unknown_queries
+    return Benchmark(name, corpus, asked, qrels.grades, remove_self_match, n_unknown, holds_code)

@@ -2,12 +2,19 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from search_r3.data.beir.benchmark import benchmark_of
 from search_r3.data.beir.counted import Count
 from search_r3.data.beir.documents import load_corpus, load_queries
-from search_r3.data.beir.layout import available_splits, collection_name, file_in, qrels_file
+from search_r3.data.beir.layout import (
+    available_splits,
+    collection_name,
+    file_in,
+    qrels_file,
+    removes_self_match,
+)
 from search_r3.data.beir.qrels import Qrels, load_qrels
 from search_r3.data.jsonl import ConcatTexts, DataError
 from search_r3.data.reasoning import cold_start_reasoning
@@ -33,6 +40,7 @@ def load_beir_training(
     allow_unmatched_judgements: bool = False,
     in_memory_mib: int = 256,
     reasonings: str | Path | Mapping[str, str] | None = None,
+    holds_code: bool = False,
 ) -> TrainingData:
     """Training rows from the judgements of a folder in BEIR layout: one row per (query, relevant document).
 
@@ -56,6 +64,7 @@ def load_beir_training(
         in_memory_mib: as in `load_benchmark`.
         reasonings: JSONL of `_id` and `text`, what SFT teaches to write for a query; or the texts by query
             id. A line counts the training queries without one.
+        holds_code: as in `load_benchmark`, of both held-out collections.
 
     Returns:
         Rows, the whole corpus, both held-out collections over the same corpus. `texts` are all documents and
@@ -113,12 +122,14 @@ def load_beir_training(
             "%s: no validation rows (%g of %d queries in %s); nothing is evaluated while training",
             name, validation_share, len(train), train_split,
         )  # fmt: skip
+    is_removed = removes_self_match(name) if remove_self_match is None else remove_self_match
+    held_out_as = partial(benchmark_of, remove_self_match=is_removed, holds_code=holds_code)
     return TrainingData(
         name=name,
         corpus=corpus,
         examples=examples,
-        validation=benchmark_of(f"{name}-validation", corpus, queries, validation, remove_self_match, name),
-        test=benchmark_of(f"{name}-test", corpus, queries, test, remove_self_match, name),
+        validation=held_out_as(f"{name}-validation", corpus, queries, validation),
+        test=held_out_as(f"{name}-test", corpus, queries, test),
         texts=ConcatTexts([corpus.texts, [queries[query] for query in rows]]),
         card=card,
         weights={name: 1.0},

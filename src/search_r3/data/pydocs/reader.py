@@ -177,4 +177,4 @@ def _benchmark(name: str, rows: Sequence[dict[str, str]]) -> Benchmark | None:
         queries.setdefault(query_id, row["query"])
         qrels.setdefault(query_id, {})[row["id"]] = 1
     corpus = Corpus([row["id"] for row in rows], [row["document"] for row in rows])
-    return Benchmark(name, corpus, queries, qrels, remove_self_match=False)
+    return Benchmark(name, corpus, queries, qrels, remove_self_match=False, holds_code=True)
