@@ -117,11 +117,7 @@ def load_beir_training(
     if overlap := len(train.keys() & test.grades.keys()):
         _LOG.warning("%s: %d training queries are judged in %s and left out", name, overlap, test_split)
     if not validation.grades:
-        _LOG.log(
-            logging.WARNING if validation_share else logging.INFO,
-            "%s: no validation rows (%g of %d queries in %s); nothing is evaluated while training",
-            name, validation_share, len(train), train_split,
-        )  # fmt: skip
+        _tell_no_validation(name, validation_share, len(train), train_split)
     is_removed = removes_self_match(name) if remove_self_match is None else remove_self_match
     held_out_as = partial(benchmark_of, remove_self_match=is_removed, holds_code=holds_code)
     return TrainingData(
@@ -146,6 +142,15 @@ def _held_out_splits(
     if test is not None and test not in splits:
         _LOG.warning("%s: no test collection: %s has no qrels/%s.tsv", name, folder, test)
     return validation, test if test in splits and test != train else None
+
+
+def _tell_no_validation(name: str, share: float, n_queries: int, split: str) -> None:
+    """Warns where validation was asked for and none came of it."""
+    _LOG.log(
+        logging.WARNING if share else logging.INFO,
+        "%s: no validation rows (%g of %d queries in %s); nothing is evaluated while training",
+        name, share, n_queries, split,
+    )  # fmt: skip
 
 
 def _with_known_documents(

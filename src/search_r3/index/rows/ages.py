@@ -6,9 +6,11 @@ import zlib
 import numpy as np
 
 AGE = np.dtype([("encoded_at", "<i8"), ("checksum", "<u4"), ("unused", "<u4")])
+"""Of a row: the step it was encoded at, and the CRC-32 of that step and its vector."""
 
 
 def digest_of(ages: np.ndarray) -> bytes:
+    """SHA-256 of the ages and checksums `[N]` of all rows: what a checkpoint is known by."""
     return hashlib.sha256(memoryview(ages).cast("B")).digest()
 
 

@@ -1,4 +1,8 @@
-"""The rollback journals of live rows: what a checkpoint held before it was overwritten."""
+"""The rollback journals of live rows: what a checkpoint held before it was overwritten.
+
+A journal begins with the digest of its checkpoint, by which one of another run, or of a part of the run that
+was undone, is known. Its entries are rows with their old ages and vectors, each with a CRC-32.
+"""
 
 import logging
 import os
@@ -68,10 +72,12 @@ class Journal:
         self.is_kept[rows] = True
 
     def close(self) -> None:
+        """Closes the file."""
         os.close(self._file)
 
 
 def journal_name(number: int) -> str:
+    """The file of a checkpoint's journal."""
     return f"journal-{number:06d}.bin"
 
 

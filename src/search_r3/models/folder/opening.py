@@ -62,23 +62,13 @@ def open_embedder(
         raise ModelFolderError(f"{path}: has rendered prompts already; leave model.chat_template out")
     description = None if path is None else read_description(path)
     read_from = None if path is None else check_files(Path(path), description)
-    source = path if path is not None else name
-    if path is None and str(name).endswith(".gguf"):
-        from search_r3.models.gguf import read_gguf  # its package is imported where such a file is
-
-        model, tokenizer = read_gguf(name, dtype_named(dtype), attention)
-    elif source is not None:
-        tokenizer = read_tokenizer(source, local_files_only=path is not None)
-        model = read_model(source, dtype, attention, **(OF_OURS if path is not None else {}))
-    elif create is not None:
+    if path is None and name is None and create is not None:
         model, tokenizer = create(texts)
     else:
-        raise ModelFolderError(
-            "give model.path=<model folder>, or model.name=<hub name, folder or GGUF file>"
-        )
+        model, tokenizer = _read(path, name, dtype, attention)
     if chat_template is not None:
         tokenizer.chat_template = chat_template
-    refuse_untrusted(model, source or "the model", tuning)
+    refuse_untrusted(model, path or name or "the model", tuning)
     add_embed_token(model, tokenizer)
     if description is not None:
         encoder = encoder_of(path, description, tokenizer)
@@ -92,17 +82,29 @@ def open_embedder(
         model.enable_input_require_grads()
     token_id = tokenizer.convert_tokens_to_ids(EMBED_TOKEN)
     tuned = tuning.apply(model, token_id)
-    embedder = ReasoningEmbedder(
-        tuned,
-        tokenizer,
-        encoder.prompts,
-        encoder.lengths,
-        token_budget,
-        read_from,
-        is_trained,
-        encoder.rendered,
-    )
     trained = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
     total = sum(p.numel() for p in tuned.parameters())
     log.info("model: %.2f M parameters, %.2f M of them trained", total / 1e6, trained / 1e6)
-    return embedder
+    return ReasoningEmbedder(
+        tuned, tokenizer, encoder.prompts, encoder.lengths, token_budget, read_from, is_trained,
+        encoder.rendered,
+    )  # fmt: skip
+
+
+def _read(
+    path: str | None, name: str | None, dtype: str, attention: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a model folder, or else of a hub name, a plain folder or a GGUF file."""
+    if path is not None:
+        tokenizer = read_tokenizer(path, local_files_only=True)
+        return read_model(path, dtype, attention, **OF_OURS), tokenizer
+    if name is None:
+        raise ModelFolderError(
+            "give model.path=<model folder>, or model.name=<hub name, folder or GGUF file>"
+        )
+    if str(name).endswith(".gguf"):
+        from search_r3.models.gguf import read_gguf  # its package is imported where such a file is
+
+        return read_gguf(name, dtype_named(dtype), attention)
+    tokenizer = read_tokenizer(name, local_files_only=False)
+    return read_model(name, dtype, attention), tokenizer
