@@ -1,6 +1,7 @@
 """pydocs: on small distributions that the tests write, and on real modules of the standard library."""
 
 import ast
+import hashlib
 import json
 import logging
 import os
@@ -15,10 +16,16 @@ from pathlib import Path
 
 import pytest
 
-from search_r3.data.docstrings import MIN_BODY_WORDS, mine_functions, plain_text, read_source, split_docstring
-from search_r3.data.duplicates import NearDuplicates, bands, jaccard, shingles
+from search_r3.data.pydocs.docstrings import (
+    MIN_BODY_WORDS,
+    mine_functions,
+    plain_text,
+    read_source,
+    split_docstring,
+)
+from search_r3.data.pydocs.duplicates import NearDuplicates, bands, jaccard, shingles
 from search_r3.data.pydocs.reader import load_pydocs
-from search_r3.data.pydocs.settings import STDLIB, split_of
+from search_r3.data.pydocs.settings import STDLIB, Settings, cache_key, split_of
 from search_r3.data.pydocs.sources import source_files
 from search_r3.data.reasoning import cold_start_reasoning, identifier_words
 from tests.command import LIMIT_S, PYTHONPATH
@@ -607,3 +614,16 @@ def test_reasoning_may_say_words_of_the_query_that_the_positive_does_not_have():
 def test_reasoning_of_plain_text_is_shared_and_then_other_words():
     assert cold_start_reasoning("cells", "The rare mitochondria of cells.") == "cells, rare mitochondria"
     assert cold_start_reasoning("", "") == ""
+
+
+def test_a_cache_that_was_mined_before_is_found_under_the_same_name():
+    settings = Settings(("a", "b"), False, 0.08, 0.02, 8, 0.8, True)
+    version = f"{sys.version_info[0]}, {sys.version_info[1]}"
+    recipe = (
+        f'{{"code": 4, "python": [{version}], "settings": {{"include_stdlib": false, '
+        '"include_undocumented": true, "max_documents_per_query": 8, "packages": ["a", "b"], '
+        '"similarity": 0.8, "test_share": 0.08, "validation_share": 0.02}, '
+        '"versions": {"a": "1.0", "b": "2.1"}}'
+    )
+    digest = hashlib.sha256(recipe.encode()).hexdigest()[:16]
+    assert cache_key({"b": "2.1", "a": "1.0"}, settings) == f"py{version.replace(', ', '')}-{digest}"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from search_r3.data.docstrings import Mined, is_generated, mine_functions, read_source
-from search_r3.data.duplicates import NearDuplicates, bands, shingles
+from search_r3.data.pydocs.docstrings import Mined, is_generated, mine_functions, read_source
+from search_r3.data.pydocs.duplicates import NearDuplicates, bands, shingles
 from search_r3.data.pydocs.settings import SPLITS, Settings, split_of
 from search_r3.data.pydocs.sources import SourceFile
 from search_r3.progress import Progress

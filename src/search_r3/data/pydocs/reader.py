@@ -15,8 +15,8 @@ from pathlib import Path
 
 from search_r3.data.jsonl import LazyTexts, json_string
 from search_r3.data.pydocs.cache import build, check_sums, locked, read_lines
+from search_r3.data.pydocs.cold_start import reasonings_of
 from search_r3.data.pydocs.mining import normal
-from search_r3.data.pydocs.reasonings import reasonings_of
 from search_r3.data.pydocs.settings import (
     SPLITS,
     TRAINING_SPLITS,
