@@ -61,7 +61,7 @@ def load_pydocs(
         similarity: Jaccard similarity of word bigrams from which two documents are near-duplicates.
         include_undocumented: whether functions without a usable docstring, of training modules, add to
             `texts`.
-        reasoning: limits of `cold_start_reasoning` by argument name; None for its defaults.
+        reasoning: limits, as `cold_start_reasoning` has them; None for its defaults.
         split: which training pairs are examples: "sft", "rl" or "all". No module is in both of the first two,
             and "rl" asks no sentence that "sft" has: on pairs that SFT has trained on, a reward measures what
             was memorised. The corpus and the texts are those of all training modules in either case.
