@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     "src.train",
     "src.evaluate",
+    "src.search",
     "src.tune",
     "src.report",
     "src.upgrade",
@@ -57,6 +58,10 @@ def arguments(command, place, tmp_path, nano_folder):
         return [*tiny, f"output_dir={place}"]
     if command == "src.evaluate":
         return ["modes=[bm25]", f"output_dir={place}"]
+    if command == "src.search":
+        corpus = tmp_path / "corpus.jsonl"
+        corpus.write_text('{"_id": "d", "text": "a text"}\n')
+        return [f"model.path={nano_folder}", f"corpus={corpus}", "query=x", f"cache_dir={place}"]
     if command == "src.tune":
         space = tmp_path / "space.yaml"
         space.write_text("stage.module.learning_rate: {low: 0.1, high: 1.0}\n")

@@ -20,16 +20,16 @@ LAYERS = [
     ("models",),
     ("index",),
     ("evaluation",),
-    ("stages",),
+    ("stages", "api"),
     ("cli",),
-    ("train", "evaluate", "report", "tune", "upgrade", "base", "benchmarks", "__main__"),
+    ("train", "evaluate", "search", "report", "tune", "upgrade", "base", "benchmarks", "__main__"),
 ]
 """Modules and folders of the package from the bottom up. Those of one line do not know each other."""
 
 STRANGERS = {("index", "models"), ("models", "objectives")}
 """Neither may import the other, though one stands lower."""
 
-MAY_IMPORT_HYDRA = ("cli", "train", "evaluate", "tune", "benchmarks")
+MAY_IMPORT_HYDRA = ("cli", "train", "evaluate", "search", "tune", "benchmarks")
 ENTRY_POINTS_MAY_SHARE = {("tune", "train"), ("benchmarks", "train")}
 
 
@@ -69,7 +69,9 @@ def violations(root: Path) -> list[str]:
     problems = []
     for module, path in found.items():
         part = part_of(module)
-        if part and level_of(part) is None:
+        if not part:
+            continue  # the package itself names what users import
+        if level_of(part) is None:
             problems.append(f"{module} has no declared layer")
             continue
         for target in sorted(imports(path)):

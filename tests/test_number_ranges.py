@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": [],
     "tune": ["stage=sft"],
     "bench_refresh": [],
+    "search": ["model.path=m", "corpus=c"],
     "bench_scale": [],
 }
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]

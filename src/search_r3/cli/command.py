@@ -36,6 +36,7 @@ def entry_point(
     folder: Callable[[DictConfig], Path] | None = None,
     module: str | None = None,
     argv: Sequence[str] | None = None,
+    is_recorded: bool = True,
 ) -> None:
     """Runs a command and ends the process: 0 done, 1 failed, 2 refused, 130 interrupted; see `last_resort`.
 
@@ -47,9 +48,10 @@ def entry_point(
         folder: names the run folder where `output_dir` is not given.
         module: what `python -m` is given; `src.<config_name>` where None.
         argv: what follows the name of the command; None for what this process was given.
+        is_recorded: whether the job has a run folder.
     """
     check = check or (lambda config, is_sweep: None)
-    entry = Entry(config_name, run, check, reached, folder, module or f"src.{config_name}")
+    entry = Entry(config_name, run, check, reached, folder, module or f"src.{config_name}", is_recorded)
     signal.signal(signal.SIGTERM, _interrupt)
     run_command(lambda: _main(entry, sys.argv[1:] if argv is None else argv))
 

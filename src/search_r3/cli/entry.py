@@ -40,6 +40,7 @@ class Entry:
         check: raises UsageError for a combination that makes no sense; told whether this is a sweep.
         folder: names the run folder where `output_dir` is not given; None for a new one by date and time.
         module: what `python -m` is given.
+        is_recorded: whether the job has a run folder with its configuration, log and state; a query has none.
         reached: the step that a run folder's last checkpoint is of, None where there is none. A command
             without it knows no `resume=` and no `if_exists=`, and may be pointed at any folder that exists.
     """
@@ -50,6 +51,7 @@ class Entry:
     reached: Reached | None
     folder: Callable[[DictConfig], Path] | None
     module: str
+    is_recorded: bool = True
 
     @property
     def is_resumable(self) -> bool:

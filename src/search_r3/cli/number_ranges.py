@@ -330,6 +330,8 @@ COMMANDS: Mapping[str, Range] = {
     "startup_trials": FROM_0,
     "top_k": Range(100, is_whole=True),  # the largest cut-off of the metrics, recall@100
     "limit": or_null(COUNT),
+    "k": COUNT,
+    "max_new_tokens": or_null(FROM_0),
     "model.token_budget": or_null(COUNT),
     "bm25.k1": NOT_NEGATIVE,
     "bm25.b": SHARE,

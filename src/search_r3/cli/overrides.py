@@ -15,7 +15,7 @@ from pathlib import Path
 
 from search_r3.errors import UsageError
 
-FREE_TEXT = ("data.columns.query",)
+FREE_TEXT = ("data.columns.query", "query")
 """Keys whose value is text: even `null` is a word there. Whole keys: `model.lengths.query` is a number."""
 PATHS = ("corpus", "path", "folder", "dir", "file", "resume", "study", "space", "reasonings")
 """Keys whose value is a path, by last component or as an ending (`output_dir`); `null` unsets them."""

@@ -54,6 +54,9 @@ def run_one(entry: Entry, source: ConfigSource, overrides: Sequence[str]) -> int
         if resume is None:
             composed = compose(entry.config_name, overrides, source)
             entry.check(composed.config, False)
+            if not entry.is_recorded:
+                entry.run(composed.config)
+                return 0
             folder = _chosen_folder(entry, composed.config, stack)
         else:
             folder = Path(resume)

@@ -4,9 +4,9 @@ There is no projection head. A document and a directly embedded query are one fo
 written first and embedded in the same pass. Every text of the project becomes a vector here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -227,6 +227,7 @@ class ReasoningEmbedder(nn.Module):
         top_p: float = 1.0,
         progress: bool = False,
         max_new_tokens: int | None = None,
+        heard: Callable[[int, int], None] | None = None,
     ) -> Reasoned:
         """Writes a reasoning for every query and embeds it in the same pass.
 
@@ -239,6 +240,7 @@ class ReasoningEmbedder(nn.Module):
             top_p: nucleus of sampling.
             progress: whether to show a bar.
             max_new_tokens: the most tokens of reasoning; `lengths.reasoning` where None.
+            heard: called with a query's place in `texts` and a token of its reasoning as each one is written.
         """
         limit = self.encoder.lengths.reasoning if max_new_tokens is None else max_new_tokens
         sampling = Sampling(limit, temperature, top_p, self.encoder.lengths.repeat_ngram)
@@ -256,6 +258,7 @@ class ReasoningEmbedder(nn.Module):
                     self.special_ids,
                     sampling,
                     None if temperature == 0.0 else row_uniforms(seed, rows, limit),
+                    heard=None if heard is None else partial(_heard_in_order, heard, rows),
                 )
                 embeddings[rows] = normalize(decoded.hidden.float(), dim=-1).cpu()
                 for row, ids, has in zip(rows, decoded.token_ids, decoded.has_embed_token, strict=True):
@@ -270,6 +273,10 @@ class ReasoningEmbedder(nn.Module):
 
     def _inference(self) -> "_Inference":
         return _Inference(self.model)
+
+
+def _heard_in_order(heard: Callable[[int, int], None], rows: Sequence[int], row: int, token: int) -> None:
+    heard(rows[row], token)
 
 
 class _Inference:

@@ -306,6 +306,7 @@ def decode(
     sampling: Sampling,
     uniforms: Tensor | None = None,
     group_size: int = 1,
+    heard: Callable[[int, int], None] | None = None,
 ) -> Decoded:
     """Continues every prompt until the embed token, and returns the state at that token.
 
@@ -320,6 +321,7 @@ def decode(
         sampling: limit, temperature, nucleus.
         uniforms: `[B * G, max_new_tokens]` in [0, 1); None where the temperature is 0.
         group_size: `G` rollouts of every prompt.
+        heard: called with a row `b * G + g` and a token of it, the embed token left out, as each is written.
     """
     cache, rows = prefill(decoder, prompts, group_size, special.pad)
     n = len(rows.alive)
@@ -339,6 +341,8 @@ def decode(
             wrote_embed[row] = is_natural
             if not is_end:
                 written[row].append(new)
+                if heard is not None:
+                    heard(row, new)
             if counts:
                 log_probs[row].append(log_prob)
         keep = (~done).nonzero()[:, 0]

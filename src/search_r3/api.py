@@ -1,0 +1,243 @@
+"""The library in five lines: a trained folder reads a corpus, reasons about a query, and finds documents.
+
+from search_r3 import SearchR3
+
+model = SearchR3.load("outputs/quickstart/rl/model")
+model.read("my_corpus.jsonl")
+for hit in model.search("how do I open a file?").hits:
+    print(hit.rank, hit.score, hit.id)
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from search_r3.data.beir import load_corpus
+from search_r3.data.types import Corpus
+from search_r3.evaluation.ranking import document_index
+from search_r3.index.rows.cache import stored_embeddings
+from search_r3.models.embedder import Reasoned, ReasoningEmbedder
+from search_r3.models.folder import load_embedder
+
+MODES = ("direct", "reasoning")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A document that was found.
+
+    Attributes:
+        rank: from 1.
+        id: of the document in its corpus.
+        score: cosine of its embedding and the query's.
+        text: what was embedded, title and body joined.
+    """
+
+    rank: int
+    id: str
+    score: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a query found.
+
+    Attributes:
+        query: as it was asked.
+        mode: "direct" or "reasoning".
+        hits: best first.
+        reasoning: what the model wrote; None in direct mode.
+        n_tokens: of the reasoning.
+        has_embed_token: whether the model ended its reasoning itself; elsewhere the limit did.
+    """
+
+    query: str
+    mode: str
+    hits: tuple[Hit, ...]
+    reasoning: str | None = None
+    n_tokens: int = 0
+    has_embed_token: bool = True
+
+
+class SearchR3:
+    """Embeds, reasons and searches with a model folder that training wrote.
+
+    Args:
+        embedder: of the folder; `SearchR3.load` reads it.
+        cache_dir: where embeddings of a corpus are kept, one folder per weights, prompts and corpus.
+    """
+
+    def __init__(self, embedder: ReasoningEmbedder, cache_dir: str | Path = ".cache/embeddings") -> None:
+        self.embedder = embedder
+        self.cache_dir = Path(cache_dir)
+        self.corpus: Corpus | None = None
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        device: str = "cpu",
+        dtype: str = "float32",
+        token_budget: int | None = None,
+        attention: str | None = None,
+        cache_dir: str | Path = ".cache/embeddings",
+    ) -> "SearchR3":
+        """Reads a model folder; every file of it is compared with its checksum.
+
+        Args:
+            path: the folder, `<run>/model`.
+            device: "cpu", "cuda" or another of torch.
+            dtype: of the weights.
+            token_budget: tokens of one forward; None takes what suits the device.
+            attention: attention implementation of transformers; None takes the best that there is.
+            cache_dir: where embeddings of a corpus are kept.
+
+        Raises:
+            ModelFolderError: If the folder is not one that training wrote, or a file of it is damaged.
+        """
+        return cls(load_embedder(path, device, dtype, token_budget, attention), cache_dir)
+
+    def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
+        """`[N, D]` fp32, unit norm: the inner product of two embeddings is their cosine."""
+        return self.embedder.embed_documents(list(texts)).numpy()
+
+    def embed_queries(self, texts: Sequence[str], reasonings: Sequence[str] | None = None) -> np.ndarray:
+        """`[N, D]` fp32, unit norm: direct, or after given reasonings, one per query.
+
+        The model's own reasoning and its embeddings come from `reason`, in one pass.
+
+        Raises:
+            ValueError: If there is not one reasoning per query.
+        """
+        if reasonings is None:
+            return self.embedder.embed_queries(list(texts)).numpy()
+        if len(texts) != len(reasonings):
+            raise ValueError(
+                f"one reasoning per query: got {len(texts)} queries and {len(reasonings)} reasonings"
+            )
+        return self.embedder.embed_reasoned(list(texts), list(reasonings)).numpy()
+
+    def reason(
+        self,
+        texts: Sequence[str],
+        temperature: float = 0.0,
+        seed: int = 0,
+        max_new_tokens: int | None = None,
+        heard: Callable[[int, int], None] | None = None,
+    ) -> Reasoned:
+        """Writes a reasoning for every query; its texts and embeddings, in the order of the queries.
+
+        Args:
+            texts: `N` queries.
+            temperature: 0 is greedy.
+            seed: of sampling.
+            max_new_tokens: the most tokens; None takes the limit of the folder.
+            heard: called with a query's place and a token's id as each token is written.
+        """
+        return self.embedder.reason(
+            list(texts), seed, temperature, max_new_tokens=max_new_tokens, heard=heard
+        )
+
+    def read(self, corpus: str | Path | Corpus | Sequence[str], progress: bool = True) -> "SearchR3":
+        """Reads and embeds the documents that `search` looks through; a second call reads the cache.
+
+        Args:
+            corpus: a folder in BEIR layout, a JSONL file of `_id`, `text` and perhaps `title`, texts, or
+                documents with ids of one's own.
+            progress: whether to show how far the encoding is.
+
+        Raises:
+            DataError: If the file is missing, or a row of it is bad.
+            StoreError: If the cache is damaged, or does not fit on the disk.
+        """
+        self.corpus = as_corpus(corpus)
+        key = {**self.embedder.document_key, "corpus": self.corpus.fingerprint}
+        rows = stored_embeddings(
+            self.cache_dir, key, self.corpus.texts, self.embedder.embed_documents, progress=progress
+        )
+        self._index = document_index(rows, self.corpus.ids)
+        return self
+
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        mode: str = "reasoning",
+        max_new_tokens: int | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Found:
+        """The best documents for one query.
+
+        Args:
+            query: free text.
+            k: how many; all where the corpus has fewer.
+            mode: "reasoning" writes first, "direct" embeds at once.
+            max_new_tokens: the most tokens of reasoning; None takes the limit of the folder.
+            on_text: called with each further piece of the reasoning as it is written.
+
+        Raises:
+            ValueError: If no corpus was read, the query is empty, `k` is below 1, or there is no such mode.
+        """
+        if self.corpus is None:
+            raise ValueError("there is nothing to search yet: read(corpus) first")
+        if not query.strip():
+            raise ValueError("the query is empty")
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        if mode == "direct":
+            return Found(query, mode, self._hits(self.embed_queries([query]), k))
+        spoken = _Spoken(self.embedder.tokenizer.decode, on_text or (lambda piece: None))
+        said = self.reason([query], max_new_tokens=max_new_tokens, heard=spoken.hear)
+        spoken.end()
+        hits = self._hits(said.embeddings.numpy(), k)
+        return Found(query, mode, hits, said.texts[0], said.n_tokens[0], said.has_embed_token[0])
+
+    def _hits(self, vectors: np.ndarray, k: int) -> tuple[Hit, ...]:
+        scores, rows = self._index.search(vectors, k)
+        return tuple(
+            Hit(rank, self.corpus.ids[row], score, self.corpus.texts[row])
+            for rank, (row, score) in enumerate(zip(rows[0].tolist(), scores[0].tolist(), strict=True), 1)
+        )
+
+
+class _Spoken:
+    """Turns tokens into text as they come; a character that is not whole yet waits for its last token."""
+
+    def __init__(self, decode: Callable[[list[int]], str], on_text: Callable[[str], None]) -> None:
+        self.decode, self.on_text = decode, on_text
+        self.ids: list[int] = []
+        self.told = ""
+
+    def hear(self, place: int, token: int) -> None:
+        """The next token of the one query."""
+        self.ids.append(token)
+        text = self.decode(self.ids)
+        if not text.endswith("\ufffd"):
+            self._tell(text)
+
+    def end(self) -> None:
+        """Tells what is left, whole or not."""
+        self._tell(self.decode(self.ids) if self.ids else "")
+
+    def _tell(self, text: str) -> None:
+        if len(text) > len(self.told):
+            self.on_text(text[len(self.told) :])
+            self.told = text
+
+
+def as_corpus(corpus: str | Path | Corpus | Sequence[str]) -> Corpus:
+    """Documents by id: of a folder in BEIR layout, a JSONL file, or texts, whose ids are their numbers."""
+    if isinstance(corpus, Corpus):
+        return corpus
+    if isinstance(corpus, (str, Path)):
+        path = Path(corpus)
+        if path.is_dir():
+            found = [path / name for name in ("corpus.jsonl", "corpus.jsonl.gz") if (path / name).is_file()]
+            path = found[0] if found else path / "corpus.jsonl"
+        return load_corpus(path)
+    return Corpus([str(number) for number in range(len(corpus))], list(corpus))

@@ -1,0 +1,124 @@
+"""Searches a corpus: `python -m src.search model.path=<folder> corpus=<folder or JSONL> query="..."`.
+
+The reasoning is shown as it is written, then the documents, direct and reasoned side by side. Without
+`query=` it asks in a loop; queries that are piped in are read line by line, and what is piped out is JSONL.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, ListConfig
+
+from search_r3.cli.command import entry_point
+from search_r3.cli.overrides import did_you_mean
+from search_r3.errors import UsageError
+
+if TYPE_CHECKING:
+    from search_r3.api import SearchR3
+
+MODES = ("direct", "reasoning")
+FORMATS = ("table", "jsonl")
+
+
+def check(config: DictConfig, is_sweep: bool) -> None:
+    """Refuses what cannot be searched, before anything is loaded.
+
+    Raises:
+        UsageError: With what to give.
+    """
+    if is_sweep:
+        raise UsageError("src.search answers queries; --multirun does not apply")
+    if not (Path(config.model.path) / "search_r3.json").is_file():
+        raise UsageError(f"model.path={config.model.path}: not a model folder (it has no search_r3.json)")
+    corpus = Path(config.corpus)
+    if not corpus.exists():
+        raise UsageError(f"corpus={corpus}: no such folder or file")
+    if corpus.is_dir() and not any((corpus / f"corpus.jsonl{end}").is_file() for end in ("", ".gz")):
+        raise UsageError(f"corpus={corpus}: there is no corpus.jsonl in this folder")
+    if not isinstance(config.modes, ListConfig) or not config.modes:
+        raise UsageError(f"modes={config.modes}: a list is needed, as modes=[direct,reasoning]")
+    for mode in config.modes:
+        if mode not in MODES:
+            raise UsageError(f"modes: {mode} does not exist.{did_you_mean(str(mode), MODES)}")
+    if config.format not in (None, *FORMATS):
+        raise UsageError(f"format={config.format} does not exist. Choices: {', '.join(FORMATS)}")
+    if config.query is not None and not str(config.query).strip():
+        raise UsageError("query= is empty; leave it out to be asked")
+
+
+def run(config: DictConfig) -> None:
+    """Loads the model and the corpus, then answers every query."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from search_r3.api import SearchR3
+
+    disable_progress_bar()  # of reading weights, which takes less time than to look at it
+    model = config.model
+    is_table = config.format == "table" or (config.format is None and sys.stdout.isatty())
+    searcher = SearchR3.load(
+        model.path, model.device, model.dtype, model.token_budget, model.attention, config.cache_dir
+    ).read(config.corpus, progress=True)
+    for query in _queries(config.query):
+        if is_table:
+            _show(searcher, query, config)
+        else:
+            print(json.dumps(_answer(searcher, query, config), ensure_ascii=False), flush=True)
+
+
+def _queries(given: str | None) -> Iterator[str]:
+    """The query of the command, else those of standard input; empty lines are passed over."""
+    if given is not None:
+        yield str(given)
+        return
+    if not sys.stdin.isatty():
+        yield from (line.strip() for line in sys.stdin if line.strip())
+        return
+    while True:
+        try:
+            query = input("query> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if query:
+            yield query
+
+
+def _answer(searcher: "SearchR3", query: str, config: DictConfig) -> dict:
+    """What a query found, as a JSON object: each mode with its documents, best first."""
+    answer: dict = {"query": query}
+    for mode in config.modes:
+        found = searcher.search(query, config.k, mode, config.max_new_tokens)
+        hits = [{"rank": hit.rank, "id": hit.id, "score": hit.score, "text": hit.text} for hit in found.hits]
+        answer[mode] = {"hits": hits}
+        if mode == "reasoning":
+            answer[mode] |= {
+                "reasoning": found.reasoning,
+                "n_tokens": found.n_tokens,
+                "has_embed_token": found.has_embed_token,
+            }
+    return answer
+
+
+def _show(searcher: "SearchR3", query: str, config: DictConfig) -> None:
+    """The reasoning as it is written, and the documents of all modes side by side."""
+    from search_r3.cli.hits import Screen
+
+    screen = Screen()
+    screen.ask(query)
+    found = {}
+    for mode in config.modes:
+        said = screen.say if mode == "reasoning" else None
+        found[mode] = searcher.search(query, config.k, mode, config.max_new_tokens, said)
+    screen.show(list(found.values()))
+
+
+def command(argv: Sequence[str] | None = None) -> None:
+    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
+    entry_point("search", run, check, argv=argv, is_recorded=False)
+
+
+if __name__ == "__main__":
+    command()
