@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from search_r3.data.beir import load_corpus
+from search_r3.data.beir.documents import load_corpus
 from search_r3.data.types import Corpus
 from search_r3.evaluation.ranking import document_index
 from search_r3.index.rows.cache import stored_embeddings
 from search_r3.models.embedder import Reasoned, ReasoningEmbedder
-from search_r3.models.folder import load_embedder
+from search_r3.models.folder.loading import load_embedder
 
 MODES = ("direct", "reasoning")
 
