@@ -31,6 +31,7 @@ COMMANDS = (
     "src.benchmarks.popularity",
     "src.benchmarks.refresh",
     "src.benchmarks.scale",
+    "src.benchmarks.waiting",
 )
 
 
@@ -79,6 +80,8 @@ def arguments(command, place, tmp_path, nano_folder):
         return [f"--output={place}"]
     if command == "src.benchmarks.base_parity":
         return [f"--folder={place}"]
+    if command == "src.benchmarks.waiting":
+        return [f"--output={place}/waiting.json"]
     if command == "src.benchmarks.refresh":
         return [f"model.path={nano_folder}", f"output_dir={place}"]
     drift = tmp_path / "drift"
