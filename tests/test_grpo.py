@@ -11,6 +11,7 @@ from torch.distributions import Categorical
 from torch.testing import assert_close
 from two_processes import on_two_ranks
 
+from search_r3.distributed import share_of_count
 from search_r3.models.generation import sample
 from search_r3.objectives.grpo import (
     PolicyBatch,
@@ -26,12 +27,11 @@ from search_r3.objectives.grpo import (
     policy_loss,
     policy_statistics,
     token_log_probs,
-    token_weights,
     trained_tokens,
     unpacked,
 )
-from search_r3.objectives.losses import share_of_count
 from search_r3.objectives.rewards import Ranking
+from search_r3.stages.rl.policy import token_weights
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 B, G, L = 3, 4, 5

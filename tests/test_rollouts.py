@@ -17,9 +17,9 @@ from search_r3.objectives.grpo import (
     per_sequence,
     per_token,
     policy_loss,
-    token_weights,
     trained_tokens,
 )
+from search_r3.stages.rl.policy import token_weights
 from search_r3.stages.rl.rollouts import (
     frozen_log_probs,
     group_batches,

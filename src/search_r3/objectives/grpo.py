@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from search_r3.objectives.losses import LogitsOf, share_of_count
+from search_r3.objectives.losses import LogitsOf
 
 STD_FLOOR = 0.005
 """What advantages are divided by at least; the arithmetic is in `group_advantages`."""
@@ -145,23 +145,6 @@ def dr_grpo(mask: Tensor, has_spread: Tensor, max_tokens: int) -> tuple[Tensor, 
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
     return mask / float(max_tokens), int(has_spread.sum()) * mask.shape[1]
-
-
-def token_weights(mask: Tensor, has_spread: Tensor, normalisation: Normalisation) -> Tensor:
-    """What each token's loss is multiplied by before everything is summed; the denominator is inside.
-
-    Collective: every rank calls it, with an empty batch too.
-
-    Args:
-        mask: `[B, G, L]` bool, from `trained_tokens`, of all groups of this rank.
-        has_spread: `[B]` bool.
-        normalisation: `per_token`, `per_sequence`, or `dr_grpo` with its constant.
-
-    Returns:
-        `[B, G, L]` fp32, 0 where `mask` is False.
-    """
-    weights, count = normalisation(mask, has_spread)
-    return weights / share_of_count(count, mask.device)
 
 
 # KL to the reference model, estimated at the sampled token

@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
+from search_r3.distributed import reduced
 from search_r3.stages.checkpoint_files import (
     BEST,
     CheckpointError,
@@ -288,7 +289,7 @@ class FalseNegatives(Callback):
             return
         counts = torch.tensor([int(outputs.get(name, 0)) for name in self.NAMES], device=pl_module.device)
         # Kept on the device: reading it would wait for every step.
-        self._totals = self._totals.to(counts.device) + trainer.strategy.reduce(counts, reduce_op="sum")
+        self._totals = self._totals.to(counts.device) + reduced(counts)
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Count and share of the candidates by way of masking; empty where nothing was compared."""

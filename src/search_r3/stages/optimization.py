@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import torch
-import torch.distributed as dist
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from search_r3.distributed import Ranks, all_true
 
 log = logging.getLogger(__name__)
 
@@ -362,7 +363,7 @@ def optimization_step(
     optimizer, scheduler = module.optimizers(), module.lr_schedulers()
     rate = optimizer.param_groups[0]["lr"]
     optimizer.zero_grad(set_to_none=True)
-    if _on_all_ranks(skip, module.device):
+    if all_true(skip, module.device):
         optimizer._on_before_step()  # counts the step, which Lightning does nowhere else
         optimizer._on_after_step()
         scheduler.step()
@@ -406,13 +407,9 @@ def _check_finite(
     is_finite = torch.isfinite(loss).all()
     if not may_overflow:
         is_finite = is_finite & torch.isfinite(grad_norm)
-    if _on_all_ranks(bool(is_finite), module.device):
+    if all_true(bool(is_finite), module.device):
         return
-    own = (float(loss), float(grad_norm), list(batch_ids))
-    reports = [own]
-    if dist.is_available() and dist.is_initialized():
-        reports = [own] * dist.get_world_size()
-        dist.all_gather_object(reports, own)
+    reports = Ranks().gather_objects((float(loss), float(grad_norm), list(batch_ids)))
     raise NonFiniteLossError(
         f"step {module.trainer.global_step} stopped before the optimizer: "
         + "; ".join(
@@ -420,11 +417,3 @@ def _check_finite(
             for rank, (loss, norm, ids) in enumerate(reports)
         )
     )
-
-
-def _on_all_ranks(flag: bool, device: torch.device) -> bool:
-    if not (dist.is_available() and dist.is_initialized()):
-        return flag
-    value = torch.tensor(int(flag), device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MIN)
-    return bool(value)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from search_r3.data.types import Example
+from search_r3.distributed import equal_forwards, mean_over_ranks, reduced, share_of_count
 from search_r3.index.exact_rank import Positives, Retrieved, Shard, exact_ranking
 from search_r3.index.rules.base import StepQueries
 from search_r3.models.embedder import ReasoningEmbedder
@@ -33,15 +34,15 @@ from search_r3.objectives.grpo import (
     group_advantages,
     policy_loss,
     policy_statistics,
-    token_weights,
     trained_tokens,
 )
-from search_r3.objectives.losses import info_nce, share_of_count
+from search_r3.objectives.losses import info_nce
 from search_r3.objectives.rewards import Ranking, Reward
 from search_r3.stages.base import ValidatedModule
 from search_r3.stages.optimization import OptimizationSettings, block_sync, optimization_step
 from search_r3.stages.rl.completions import Completions
 from search_r3.stages.rl.environment import Environment, Outcome
+from search_r3.stages.rl.policy import token_weights
 from search_r3.stages.rl.rollouts import (
     Rollouts,
     frozen_log_probs,
@@ -52,7 +53,6 @@ from search_r3.stages.rl.rollouts import (
     training_forward,
 )
 from search_r3.stages.rl.settings import ESTIMATORS, NORMALISATIONS, PolicySettings, RolloutSettings
-from search_r3.stages.validation import equal_forwards
 
 log = logging.getLogger(__name__)
 OF_LAST_UPDATE = ("clip_share_low", "clip_share_high", "ratio")
@@ -425,7 +425,7 @@ class RLModule(ValidatedModule):
         if outcome.rank_agreement is not None:
             sums["rank_agreement"] = rewards.new_tensor(outcome.rank_agreement * n_groups)
         packed = torch.stack([*(value.float() for value in sums.values()), rewards.new_tensor(n_groups)])
-        *totals, count = self.trainer.strategy.reduce(packed, reduce_op="sum").tolist()
+        *totals, count = reduced(packed).tolist()
         return {name: total / count for name, total in zip(sums, totals, strict=True)}
 
     def _watch(self, metrics: Mapping[str, Any]) -> None:
@@ -433,7 +433,7 @@ class RLModule(ValidatedModule):
         entropy = torch.as_tensor(metrics.get("entropy", 0.0), device=self.device).float()
         if "entropy" not in metrics:  # a step without any spread measures none: the last one stands
             entropy = entropy + (self.vitals[-1].entropy if self.vitals else 1.0)
-        entropy = float(self.trainer.strategy.reduce(entropy, reduce_op="mean"))
+        entropy = float(mean_over_ranks(entropy))
         self.vitals.append(Vitals(max(entropy, 0.0), metrics["n_tokens"], metrics["groups_without_spread"]))
         window = self.collapse_limits.window
         if len(self.vitals) > 2 * window:

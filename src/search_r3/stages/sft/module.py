@@ -15,22 +15,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from search_r3.distributed import equal_forwards, gather_rows, row_counts, share_of_count
 from search_r3.models.embedder import ReasoningEmbedder, length_batches
 from search_r3.models.generation import pad_left
 from search_r3.models.reference import FrozenReference
 from search_r3.objectives.losses import (
     cosine_scores,
     false_negative_mask,
-    gather_documents,
     hardest_negative_margin,
     has_negative,
     id_numbers,
     info_nce,
     kl_to_reference,
     negatives_mask,
-    row_counts,
     sft_cross_entropy,
-    share_of_count,
 )
 from search_r3.stages.base import ValidatedModule
 from search_r3.stages.optimization import (
@@ -42,7 +40,6 @@ from search_r3.stages.optimization import (
 )
 from search_r3.stages.sft.collate import SFTBatch
 from search_r3.stages.sft.settings import SelfWritten, SFTLosses
-from search_r3.stages.validation import equal_forwards
 
 log = logging.getLogger(__name__)
 
@@ -322,9 +319,9 @@ class SFTModule(ValidatedModule):
         """InfoNCE and margin of both embeddings, against the documents of all ranks."""
         own, direct, reasoned = vectors
         counts = row_counts(len(own), own.device)
-        documents = gather_documents(own, counts)
+        documents = gather_rows(own, counts)
         offset = sum(counts[: self.global_rank])
-        numbers = gather_documents(id_numbers(batch.document_ids).to(own.device), counts)
+        numbers = gather_rows(id_numbers(batch.document_ids).to(own.device), counts)
         positive = torch.tensor(batch.positive_index, device=own.device) + offset  # [P]
         query = torch.tensor(batch.query_index, device=own.device)  # [P]
         width = max(len(ids) for ids in batch.relevant_ids)
