@@ -20,17 +20,11 @@ from search_r3.objectives.losses import info_nce
 from search_r3.stages.appended import MetricsTable, Records
 from search_r3.stages.callbacks import HeedSigterm, Throughput, TrainableCheckpoint, frozen_sha256
 from search_r3.stages.checkpoint_files import CheckpointError, HashedCheckpointIO, latest
-from search_r3.stages.optimization import (
-    ChunkOutput,
-    OptimizationSettings,
-    backward_with_cache,
-    block_sync,
-    build_optimizer,
-    build_scheduler,
-    optimization_step,
-)
+from search_r3.stages.gradient_cache import ChunkOutput, backward_with_cache
+from search_r3.stages.optimization import OptimizationSettings, build_optimizer, build_scheduler
 from search_r3.stages.record import ValidationRecord
 from search_r3.stages.sampler import GroupedBatchSampler
+from search_r3.stages.step import block_sync, optimization_step
 from tests.command import THREADS, forked
 
 N_STEPS = 8

@@ -19,16 +19,10 @@ from search_r3.objectives.grpo import (
     policy_loss,
     trained_tokens,
 )
+from search_r3.stages.rl.forward import frozen_log_probs, training_forward
 from search_r3.stages.rl.policy import token_weights
-from search_r3.stages.rl.rollouts import (
-    frozen_log_probs,
-    group_batches,
-    micro_batches,
-    of_rows,
-    rollout_keys,
-    sample_rollouts,
-    training_forward,
-)
+from search_r3.stages.rl.rollouts import group_batches, micro_batches, of_rows
+from search_r3.stages.rl.sampling import rollout_keys, sample_rollouts
 
 IDS = [f"q{number}" for number in range(len(QUERIES))]
 EVERY = range(len(QUERIES))

@@ -25,19 +25,12 @@ from search_r3.objectives.losses import (
     info_nce,
 )
 from search_r3.stages.callbacks import TrainableCheckpoint
-from search_r3.stages.optimization import (
-    ChunkOutput,
-    NonFiniteLossError,
-    OptimizationSettings,
-    backward_with_cache,
-    block_sync,
-    build_optimizer,
-    build_scheduler,
-    optimization_step,
-)
+from search_r3.stages.gradient_cache import ChunkOutput, backward_with_cache
+from search_r3.stages.optimization import OptimizationSettings, build_optimizer, build_scheduler
 from search_r3.stages.sampler import GroupedBatchSampler
 from search_r3.stages.sft.data import SFTDataModule
 from search_r3.stages.sft.settings import SelfWritten
+from search_r3.stages.step import NonFiniteLossError, block_sync, optimization_step
 from search_r3.stages.validation import validate
 from tests.closeness import ULP, assert_close_in_ulps
 

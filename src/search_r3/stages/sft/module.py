@@ -31,15 +31,11 @@ from search_r3.objectives.losses import (
     sft_cross_entropy,
 )
 from search_r3.stages.base import ValidatedModule
-from search_r3.stages.optimization import (
-    ChunkOutput,
-    OptimizationSettings,
-    backward_with_cache,
-    block_sync,
-    optimization_step,
-)
+from search_r3.stages.gradient_cache import ChunkOutput, backward_with_cache
+from search_r3.stages.optimization import OptimizationSettings
 from search_r3.stages.sft.collate import SFTBatch
 from search_r3.stages.sft.settings import SelfWritten, SFTLosses
+from search_r3.stages.step import block_sync, optimization_step
 
 log = logging.getLogger(__name__)
 
