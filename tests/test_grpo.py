@@ -35,10 +35,13 @@ from search_r3.stages.rl.policy import token_weights
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 B, G, L = 3, 4, 5
+LIMIT = 7
+"""Tokens that a rollout may have at most."""
+
 NORMALISATIONS = {
     "per_token": per_token,
     "per_sequence": per_sequence,
-    "dr_grpo": lambda mask, has_spread: dr_grpo(mask, has_spread, max_tokens=7),
+    "dr_grpo": dr_grpo,
 }
 
 
@@ -63,7 +66,7 @@ def batch_of(data: dict, normalisation, rows=slice(None)) -> tuple[PolicyBatch, 
     """The batch of some rows, with weights of those rows, and the leaf that the gradient goes to."""
     advantages = group_advantages(data["rewards"][rows])
     mask = trained_tokens(data["completion_mask"][rows], advantages.has_spread)
-    weights = token_weights(mask, advantages.has_spread, normalisation)
+    weights = token_weights(mask, advantages.has_spread, normalisation, LIMIT)
     leaf = data["log_probs"][rows].clone().requires_grad_()
     return PolicyBatch(leaf, data["old"][rows], advantages.values, weights, data["ref"][rows]), leaf
 
@@ -177,7 +180,7 @@ def test_weights_are_the_values_by_hand():
         "dr_grpo": [[1 / 14] * 3, [1 / 14, 0, 0]],  # 1 / 7 tokens / 2 rollouts
     }
     for name, normalisation in NORMALISATIONS.items():
-        weights = token_weights(mask, has_spread, normalisation)
+        weights = token_weights(mask, has_spread, normalisation, LIMIT)
         assert_close(weights[0], torch.tensor(first[name]))
         assert (weights[1] == 0).all()
 
@@ -337,7 +340,7 @@ def test_a_step_down_the_loss_makes_the_better_rollout_likelier():
     tokens = torch.tensor([[[2], [4]]])
     log_probs = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
     advantages = group_advantages(torch.tensor([[1.0, 0.0]]))
-    weights = token_weights(torch.ones(1, 2, 1, dtype=torch.bool), advantages.has_spread, per_token)
+    weights = token_weights(torch.ones(1, 2, 1, dtype=torch.bool), advantages.has_spread, per_token, LIMIT)
     policy_loss(PolicyBatch(log_probs, log_probs.detach(), advantages.values, weights)).total.backward()
     better, worse = (logits - logits.grad).log_softmax(-1)[0, [0, 1], 0, [2, 4]] - log_probs[0, :, 0]
     assert better > 0.1

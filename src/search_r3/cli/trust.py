@@ -20,7 +20,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.overrides import flat_keys
-from search_r3.cli.renamed import RENAMED
+from search_r3.cli.renamed import POLICY, RENAMED, WORDS, function_of
 from search_r3.errors import UsageError
 from search_r3.records import read_config
 
@@ -57,6 +57,12 @@ BUILDERS = frozenset(
         "search_r3.models.tuning.FullTuning",
         "search_r3.models.tuning.LoraTuning",
         "search_r3.objectives.collapse.CollapseLimits",
+        "search_r3.objectives.grpo.dr_grpo",
+        "search_r3.objectives.grpo.k1",
+        "search_r3.objectives.grpo.k2",
+        "search_r3.objectives.grpo.k3",
+        "search_r3.objectives.grpo.per_sequence",
+        "search_r3.objectives.grpo.per_token",
         "search_r3.objectives.rewards.Reward",
         "search_r3.objectives.rewards.dcg",
         "search_r3.objectives.rewards.margin_dcg",
@@ -188,6 +194,11 @@ def stored_config(file: Path) -> DictConfig:
     for key, target, _ in calls(content):
         if isinstance(target, str) and target in RENAMED:
             OmegaConf.update(stored, key, RENAMED[target])
+    for name in WORDS:
+        function = function_of(name, nodes.get(f"{POLICY}.{name}"))
+        if function is not None:
+            OmegaConf.update(stored, f"{POLICY}.{name}", function, merge=False)
+            stored[name] = function
     for key, text in _texts(content):
         for match in _REFERENCE.finditer(text):
             if not _KNOWN_REFERENCE.match(text, match.end() - 2):

@@ -13,7 +13,6 @@ rollouts of a step are scored against the same rows. Groups are never split acro
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from search_r3.models.generation import Sampling
 from search_r3.models.positions import check_reasoning
 from search_r3.models.reference import FrozenReference
 from search_r3.objectives.collapse import CollapseLimits
-from search_r3.objectives.grpo import TOKEN_STATISTICS, dr_grpo
+from search_r3.objectives.grpo import TOKEN_STATISTICS
 from search_r3.objectives.rewards import Reward
 from search_r3.stages.base import ValidatedModule
 from search_r3.stages.gradient_cache import ChunkOutput, backward_with_cache
@@ -40,7 +39,7 @@ from search_r3.stages.rl.policy import Learnt, learnt_from, rows_loss
 from search_r3.stages.rl.rollouts import Rollouts, group_batches, micro_batches
 from search_r3.stages.rl.sampling import sample_rollouts
 from search_r3.stages.rl.scoring import Scoring
-from search_r3.stages.rl.settings import NORMALISATIONS, PolicySettings, RolloutSettings
+from search_r3.stages.rl.settings import PolicySettings, RolloutSettings
 from search_r3.stages.rl.statistics import CollapseWatch, Seconds, step_means
 from search_r3.stages.step import block_sync, optimization_step
 
@@ -95,9 +94,6 @@ class RLModule(ValidatedModule):
         check_reasoning(embedder.causal_lm, embedder.encoder, "stage.module.rollouts.max_new_tokens", limit)
         ngram = embedder.encoder.lengths.repeat_ngram
         self.sampling = Sampling(limit, rollouts.temperature, rollouts.top_p, ngram)
-        self.normalisation = NORMALISATIONS[policy.normalisation]
-        if self.normalisation is dr_grpo:
-            self.normalisation = partial(dr_grpo, max_tokens=limit)
         self.reference = FrozenReference(embedder) if policy.kl_weight > 0 else None
         self.stopped_because: str | None = None
 
@@ -172,9 +168,7 @@ class RLModule(ValidatedModule):
         positives = self.scoring.positives(rollouts)
         has_contrast = self.policy.contrastive_weight > 0
         pool = served_pool(self.scoring.index, positives, retrieved, step) if has_contrast else None
-        learnt = learnt_from(
-            rollouts, outcome.rewards.total, positives, pool, self.policy, self.normalisation
-        )
+        learnt = learnt_from(rollouts, outcome.rewards.total, positives, pool, self.policy)
         batches_of = group_batches if self._shares_prompts else micro_batches
         # at least one forward, which may be empty
         learnt.batches = self.filled_up(batches_of(rollouts, self.token_budget, learnt.teaches) or [[]])

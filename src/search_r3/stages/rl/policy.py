@@ -20,7 +20,7 @@ from search_r3.objectives.grpo import (
 from search_r3.stages.rl.contrast import Pool, contrasted, contrastive_loss
 from search_r3.stages.rl.forward import training_forward
 from search_r3.stages.rl.rollouts import Rollouts, of_rows
-from search_r3.stages.rl.settings import ESTIMATORS, PolicySettings
+from search_r3.stages.rl.settings import PolicySettings
 
 
 @dataclass
@@ -67,12 +67,12 @@ def learnt_from(
     positives: Positives,
     pool: Pool | None,
     settings: PolicySettings,
-    normalisation: Normalisation,
 ) -> Learnt:
     """What rollouts with these rewards `[B, G]` teach; nothing is run through the model yet. Collective."""
     advantages = group_advantages(rewards, settings.scale_by_std, settings.std_floor)
     mask = trained_tokens(rollouts.completion_mask, advantages.has_spread)
-    weights = token_weights(mask, advantages.has_spread, normalisation)
+    limit = rollouts.sampling.max_new_tokens
+    weights = token_weights(mask, advantages.has_spread, settings.normalisation, limit)
     taken = contrasted(advantages.values, positives, pool, settings.contrastive_rollouts)
     return Learnt(
         rollouts=rollouts,
@@ -88,7 +88,7 @@ def learnt_from(
     )
 
 
-def token_weights(mask: Tensor, has_spread: Tensor, normalisation: Normalisation) -> Tensor:
+def token_weights(mask: Tensor, has_spread: Tensor, normalisation: Normalisation, max_tokens: int) -> Tensor:
     """What each token's loss is multiplied by before everything is summed; the denominator is inside.
 
     Collective: every rank calls it, with an empty batch too.
@@ -96,12 +96,13 @@ def token_weights(mask: Tensor, has_spread: Tensor, normalisation: Normalisation
     Args:
         mask: `[B, G, L]` bool, from `trained_tokens`, of all groups of this rank.
         has_spread: `[B]` bool.
-        normalisation: `per_token`, `per_sequence`, or `dr_grpo` with its constant.
+        normalisation: such as `per_token`, `per_sequence` or `dr_grpo`.
+        max_tokens: the limit of generation.
 
     Returns:
         `[B, G, L]` fp32, 0 where `mask` is False.
     """
-    weights, count = normalisation(mask, has_spread)
+    weights, count = normalisation(mask, has_spread, max_tokens)
     return weights / share_of_count(count, mask.device)
 
 
@@ -134,7 +135,7 @@ def rows_loss(
         None if learnt.reference is None else of_rows(learnt.reference, rows),
     )
     clip = (settings.clip_low, settings.clip_high)
-    loss = policy_loss(batch, *clip, settings.kl_weight, ESTIMATORS[settings.kl]).total
+    loss = policy_loss(batch, *clip, settings.kl_weight, settings.kl).total
     sampled = of_rows(learnt.rollouts.log_probs, rows)
     values = policy_statistics(batch, learnt.n_trained, *clip, sampled, now.entropy)
     if learnt.pool is not None:
