@@ -31,7 +31,6 @@ from search_r3.objectives.grpo import (
     unpacked,
 )
 from search_r3.objectives.rewards import Ranking
-from search_r3.stages.rl.policy import token_weights
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 B, G, L = 3, 4, 5
@@ -62,11 +61,17 @@ def rollouts(seed: int = 0, n_queries: int = B) -> dict[str, torch.Tensor]:
     }
 
 
+def token_weights(mask, has_spread, normalisation, limit=LIMIT):
+    """What each token's loss is multiplied by, the denominator of one rank included."""
+    weights, count = normalisation(mask, has_spread, limit)
+    return weights / share_of_count(count)
+
+
 def batch_of(data: dict, normalisation, rows=slice(None)) -> tuple[PolicyBatch, torch.Tensor]:
     """The batch of some rows, with weights of those rows, and the leaf that the gradient goes to."""
     advantages = group_advantages(data["rewards"][rows])
     mask = trained_tokens(data["completion_mask"][rows], advantages.has_spread)
-    weights = token_weights(mask, advantages.has_spread, normalisation, LIMIT)
+    weights = token_weights(mask, advantages.has_spread, normalisation)
     leaf = data["log_probs"][rows].clone().requires_grad_()
     return PolicyBatch(leaf, data["old"][rows], advantages.values, weights, data["ref"][rows]), leaf
 
@@ -180,7 +185,7 @@ def test_weights_are_the_values_by_hand():
         "dr_grpo": [[1 / 14] * 3, [1 / 14, 0, 0]],  # 1 / 7 tokens / 2 rollouts
     }
     for name, normalisation in NORMALISATIONS.items():
-        weights = token_weights(mask, has_spread, normalisation, LIMIT)
+        weights = token_weights(mask, has_spread, normalisation)
         assert_close(weights[0], torch.tensor(first[name]))
         assert (weights[1] == 0).all()
 
@@ -340,7 +345,7 @@ def test_a_step_down_the_loss_makes_the_better_rollout_likelier():
     tokens = torch.tensor([[[2], [4]]])
     log_probs = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
     advantages = group_advantages(torch.tensor([[1.0, 0.0]]))
-    weights = token_weights(torch.ones(1, 2, 1, dtype=torch.bool), advantages.has_spread, per_token, LIMIT)
+    weights = token_weights(torch.ones(1, 2, 1, dtype=torch.bool), advantages.has_spread, per_token)
     policy_loss(PolicyBatch(log_probs, log_probs.detach(), advantages.values, weights)).total.backward()
     better, worse = (logits - logits.grad).log_softmax(-1)[0, [0, 1], 0, [2, 4]] - log_probs[0, :, 0]
     assert better > 0.1

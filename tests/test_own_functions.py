@@ -6,7 +6,6 @@ import torch
 from search_r3.cli.compose import ConfigSource, compose
 from search_r3.cli.instantiate import instantiate
 from search_r3.objectives.grpo import PolicyBatch, policy_loss
-from search_r3.stages.rl.policy import token_weights
 
 
 def by_square_root(mask, has_spread, max_tokens, power=0.5):
@@ -36,9 +35,10 @@ def policy(tmp_path):
 
 def test_a_function_of_ones_own_is_chosen_by_its_file_and_takes_its_own_argument(policy):
     mask = torch.tensor([[[True, True, True, True], [True, False, False, False]]])
-    weights = token_weights(mask, torch.tensor([True]), policy.normalisation, 4)
-    # a power of 1: each of 4 tokens counts a quarter, the only one of the other rollout 1; 2 rollouts
-    assert weights.tolist() == [[[0.125] * 4, [0.5, 0.0, 0.0, 0.0]]]
+    weights, count = policy.normalisation(mask, torch.tensor([True]), 4)
+    # a power of 1: each of 4 tokens counts a quarter, the only one of the other rollout 1
+    assert weights.tolist() == [[[0.25] * 4, [1.0, 0.0, 0.0, 0.0]]]
+    assert count == 2
 
 
 def test_an_estimator_of_ones_own_enters_the_loss(policy):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import QUERIES, build_embedder
+from test_grpo import token_weights
 from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,7 +21,6 @@ from search_r3.objectives.grpo import (
     trained_tokens,
 )
 from search_r3.stages.rl.forward import frozen_log_probs, training_forward
-from search_r3.stages.rl.policy import token_weights
 from search_r3.stages.rl.rollouts import group_batches, micro_batches, of_rows
 from search_r3.stages.rl.sampling import rollout_keys, sample_rollouts
 

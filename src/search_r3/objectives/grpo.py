@@ -199,7 +199,7 @@ class PolicyBatch:
         old_log_probs: `[B, G, L]` under the policy that the ratio is taken to: at the first update after
             sampling `log_probs.detach()`, later what those were.
         advantages: `[B, G]`.
-        weights: `[B, G, L]` from `token_weights` of the whole batch.
+        weights: `[B, G, L]` from a `Normalisation` of the whole batch, divided by the count of all ranks.
         ref_log_probs: `[B, G, L]` under the reference model, or None where KL is not computed.
     """
 

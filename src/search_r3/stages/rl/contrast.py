@@ -82,11 +82,13 @@ def contrastive_loss(
         temperature: above 0.
         denominator: the contrasted rollouts of all ranks, divided by the number of ranks.
     """
+    positive = torch.searchsorted(pool.rows, relevant[:, 0].contiguous())
+    mask = pool.negatives_of(relevant)
     return info_nce(
         embeddings,
         pool.vectors,
-        torch.searchsorted(pool.rows, relevant[:, 0].contiguous()),
-        pool.negatives_of(relevant),
+        positive,
+        mask,
         temperature,
         weights=weights,
         denominator=denominator,

@@ -10,7 +10,6 @@ from search_r3.distributed import share_of_count
 from search_r3.index.exact_rank import Positives
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.objectives.grpo import (
-    Normalisation,
     PolicyBatch,
     group_advantages,
     policy_loss,
@@ -31,7 +30,8 @@ class Learnt:
         rollouts: what was sampled.
         advantages: `[B, G]`.
         has_spread: `[B]` bool.
-        weights: `[B, G, L]`, see `token_weights`.
+        weights: `[B, G, L]` fp32, what each token's loss is multiplied by before everything is summed, the
+            denominator included; 0 where a token is not trained.
         positives: of the `B` queries.
         pool: of the contrastive term; None where it has no weight.
         contrasted: `[B, G]` fp32, 1 at the rollouts that the contrastive term takes, 0 at the others.
@@ -72,38 +72,22 @@ def learnt_from(
     advantages = group_advantages(rewards, settings.scale_by_std, settings.std_floor)
     mask = trained_tokens(rollouts.completion_mask, advantages.has_spread)
     limit = rollouts.sampling.max_new_tokens
-    weights = token_weights(mask, advantages.has_spread, settings.normalisation, limit)
+    weights, count = settings.normalisation(mask, advantages.has_spread, limit)
     taken = contrasted(advantages.values, positives, pool, settings.contrastive_rollouts)
+    counts = (count, int((weights > 0).sum()), int(taken.sum()))
+    denominator, n_trained, n_contrasted = (share_of_count(each, weights.device) for each in counts)
     return Learnt(
         rollouts=rollouts,
         advantages=advantages.values,
         has_spread=advantages.has_spread,
-        weights=weights,
+        weights=weights / denominator,
         positives=positives,
         pool=pool,
         contrasted=taken,
-        n_trained=share_of_count(int((weights > 0).sum()), weights.device),
-        n_contrasted=share_of_count(int(taken.sum()), weights.device),
+        n_trained=n_trained,
+        n_contrasted=n_contrasted,
         old=torch.zeros_like(rollouts.log_probs),
     )
-
-
-def token_weights(mask: Tensor, has_spread: Tensor, normalisation: Normalisation, max_tokens: int) -> Tensor:
-    """What each token's loss is multiplied by before everything is summed; the denominator is inside.
-
-    Collective: every rank calls it, with an empty batch too.
-
-    Args:
-        mask: `[B, G, L]` bool, from `trained_tokens`, of all groups of this rank.
-        has_spread: `[B]` bool.
-        normalisation: such as `per_token`, `per_sequence` or `dr_grpo`.
-        max_tokens: the limit of generation.
-
-    Returns:
-        `[B, G, L]` fp32, 0 where `mask` is False.
-    """
-    weights, count = normalisation(mask, has_spread, max_tokens)
-    return weights / share_of_count(count, mask.device)
 
 
 def rows_loss(
@@ -127,6 +111,17 @@ def rows_loss(
     now = training_forward(embedder, learnt.rollouts, rows, shares_prompts=shares_prompts)
     if is_first:
         learnt.old.flatten(0, 1)[list(rows)] = now.log_probs.detach()
+    contrast = None
+    if learnt.pool is not None:
+        group = torch.as_tensor(rows, dtype=torch.long, device=now.embeddings.device)
+        contrast = contrastive_loss(
+            now.embeddings,
+            learnt.positives.rows[group // learnt.rollouts.group_size],
+            of_rows(learnt.contrasted, rows),
+            learnt.pool,
+            settings.contrastive_temperature,
+            learnt.n_contrasted,
+        )
     batch = PolicyBatch(
         now.log_probs,
         of_rows(learnt.old, rows),
@@ -138,21 +133,7 @@ def rows_loss(
     loss = policy_loss(batch, *clip, settings.kl_weight, settings.kl).total
     sampled = of_rows(learnt.rollouts.log_probs, rows)
     values = policy_statistics(batch, learnt.n_trained, *clip, sampled, now.entropy)
-    if learnt.pool is not None:
-        contrast = _contrast(learnt, now.embeddings, rows, settings.contrastive_temperature)
+    if contrast is not None:
         values["contrastive"] = contrast.detach()
         loss = loss + settings.contrastive_weight * contrast
     return loss, values
-
-
-def _contrast(learnt: Learnt, embeddings: Tensor, rows: Sequence[int], temperature: float) -> Tensor:
-    """The contrastive term of some rollouts, whose embeddings are `[n, D]`."""
-    group = torch.as_tensor(rows, dtype=torch.long, device=embeddings.device) // learnt.rollouts.group_size
-    return contrastive_loss(
-        embeddings,
-        learnt.positives.rows[group],
-        of_rows(learnt.contrasted, rows),
-        learnt.pool,
-        temperature,
-        learnt.n_contrasted,
-    )

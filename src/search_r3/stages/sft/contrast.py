@@ -54,13 +54,13 @@ def contrastive_loss(
         settings: weights, temperature, margins.
     """
     own, direct, reasoned = vectors
+    relevant, numbers = _relevant(batch).to(own.device), id_numbers(batch.document_ids).to(own.device)
     counts = row_counts(len(own), own.device)
-    documents = gather_rows(own, counts)
-    numbers = gather_rows(id_numbers(batch.document_ids).to(own.device), counts)
+    documents, numbers = gather_rows(own, counts), gather_rows(numbers, counts)
     rank, n_ranks = own_place()
     positive = torch.tensor(batch.positive_index, device=own.device) + sum(counts[:rank])  # [P]
     query = torch.tensor(batch.query_index, device=own.device)  # [P]
-    by_id, n_by_id = negatives_mask(numbers, positive, _relevant(batch).to(own.device)[query])
+    by_id, n_by_id = negatives_mask(numbers, positive, relevant[query])
     views = [View("direct", 1.0, direct[query], positive, by_id)]
     if len(batch.examples) and (len(with_reasoning) or n_ranks > 1):
         place = torch.full((len(batch.examples),), -1, device=own.device)
