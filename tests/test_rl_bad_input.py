@@ -120,6 +120,7 @@ OUT_OF_RANGE = [
     "refresh.budget=-1",
     "refresh.background=2",
     "refresh.rule.k=0",
+    "normalisation.max_tokens=7",
 ]
 
 
