@@ -25,7 +25,7 @@ from search_r3.models.tuning import FullTuning, LoraTuning
 from search_r3.objectives.collapse import CollapseLimits
 from search_r3.objectives.grpo import TOKEN_STATISTICS
 from search_r3.objectives.rewards import Reward, dcg, margin_dcg
-from search_r3.stages.callbacks import TrainableCheckpoint
+from search_r3.stages.checkpoint import TrainableCheckpoint
 from search_r3.stages.optimization import OptimizationSettings
 from search_r3.stages.rl.completions import COLUMNS, Completions
 from search_r3.stages.rl.contrast import Pool, contrasted

@@ -24,7 +24,7 @@ from search_r3.objectives.losses import (
     has_negative,
     info_nce,
 )
-from search_r3.stages.callbacks import TrainableCheckpoint
+from search_r3.stages.checkpoint import TrainableCheckpoint
 from search_r3.stages.gradient_cache import ChunkOutput, backward_with_cache
 from search_r3.stages.optimization import OptimizationSettings, build_optimizer, build_scheduler
 from search_r3.stages.sampler import GroupedBatchSampler

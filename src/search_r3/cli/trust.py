@@ -67,8 +67,8 @@ BUILDERS = frozenset(
         "search_r3.objectives.rewards.dcg",
         "search_r3.objectives.rewards.margin_dcg",
         "search_r3.objectives.rewards.scaled_dcg",
-        "search_r3.stages.callbacks.Throughput",
-        "search_r3.stages.callbacks.TrainableCheckpoint",
+        "search_r3.stages.throughput.Throughput",
+        "search_r3.stages.checkpoint.TrainableCheckpoint",
         "search_r3.stages.rl.completions.Completions",
         "search_r3.stages.optimization.OptimizationSettings",
         "search_r3.stages.pretrain.module.PretrainModule",
@@ -85,7 +85,7 @@ BUILDERS = frozenset(
 WRITES = {
     "search_r3.benchmarks.drift.RecordedFull": "folder",
     "search_r3.stages.rl.data.RLDataModule": "store",
-    "search_r3.stages.callbacks.TrainableCheckpoint": "folder",
+    "search_r3.stages.checkpoint.TrainableCheckpoint": "folder",
     "search_r3.stages.rl.completions.Completions": "file",
 }
 """The argument that says where a builder writes what belongs to a run."""
