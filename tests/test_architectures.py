@@ -12,7 +12,8 @@ from torch.nn.functional import normalize
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.generation import Sampling
 from search_r3.models.nano import train_tokenizer
-from search_r3.stages.rl.rollouts import sample_rollouts, training_forward
+from search_r3.stages.rl.forward import training_forward
+from search_r3.stages.rl.sampling import sample_rollouts
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 NEAR_TIE = 1e-4

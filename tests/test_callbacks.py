@@ -18,19 +18,15 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from search_r3.objectives.losses import info_nce
 from search_r3.stages.appended import MetricsTable, Records
-from search_r3.stages.callbacks import HeedSigterm, Throughput, TrainableCheckpoint, frozen_sha256
+from search_r3.stages.callbacks import HeedSigterm
+from search_r3.stages.checkpoint import TrainableCheckpoint, frozen_sha256
 from search_r3.stages.checkpoint_files import CheckpointError, HashedCheckpointIO, latest
-from search_r3.stages.optimization import (
-    ChunkOutput,
-    OptimizationSettings,
-    backward_with_cache,
-    block_sync,
-    build_optimizer,
-    build_scheduler,
-    optimization_step,
-)
+from search_r3.stages.gradient_cache import ChunkOutput, backward_with_cache
+from search_r3.stages.optimization import OptimizationSettings, build_optimizer, build_scheduler
 from search_r3.stages.record import ValidationRecord
 from search_r3.stages.sampler import GroupedBatchSampler
+from search_r3.stages.step import block_sync, optimization_step
+from search_r3.stages.throughput import Throughput
 from tests.command import THREADS, forked
 
 N_STEPS = 8
@@ -415,7 +411,7 @@ def test_throughput_books_time_under_the_part_that_took_it(tmp_path, caplog):
             time.sleep(0.3)
 
     throughput, before, after = Throughput(log_every_n_steps=2), Watch(), Watch()
-    with caplog.at_level("INFO", logger="search_r3.stages.callbacks"):
+    with caplog.at_level("INFO", logger="search_r3.stages.throughput"):
         trainer = fit(tmp_path, Slow(), callbacks=[before, throughput, after])
     facts = throughput.summary()
     shares = {part: facts[f"{part}_share"] for part in Throughput.PARTS}

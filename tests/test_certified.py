@@ -8,8 +8,8 @@ import pytest
 from drifting import DriftingCorpus, dcg_on, unit
 from test_live_index import KEY, created, ran
 
+from search_r3.distributed import Ranks
 from search_r3.index.backends.flat import TIE, InPlaceIndex
-from search_r3.index.ranks import Ranks
 from search_r3.index.rules.base import Audit, AuditedRows, Moved, StepQueries, View
 from search_r3.index.rules.certified import Certified, conformal_quantile, quantile_needs, wilson_interval
 from search_r3.index.rules.forecast import CommonDrift

@@ -11,12 +11,12 @@ from conftest import build_embedder
 from test_sft import module_of, opened, training_data
 from two_processes import on_two_ranks
 
+from search_r3.distributed import equal_forwards
 from search_r3.models.folder import save_embedder
 from search_r3.models.tuning import LoraTuning
 from search_r3.stages.base import StageModule
 from search_r3.stages.sft.data import SFTDataModule
 from search_r3.stages.sft.settings import SelfWritten
-from search_r3.stages.validation import equal_forwards
 
 CHUNKS = [None, 1]
 

@@ -7,7 +7,8 @@ import pytorch_lightning as pl
 from conftest import build_embedder
 from test_sft import NEVER, WEIGHTS, training_data
 
-from search_r3.stages.callbacks import FalseNegatives, TrainableCheckpoint
+from search_r3.stages.callbacks import FalseNegatives
+from search_r3.stages.checkpoint import TrainableCheckpoint
 from search_r3.stages.optimization import OptimizationSettings
 from search_r3.stages.sft.data import SFTDataModule
 from search_r3.stages.sft.module import SFTModule

@@ -5,7 +5,7 @@ from torch.nn.functional import normalize
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from search_r3.objectives.losses import info_nce, kl_to_reference, sft_cross_entropy
-from search_r3.stages.optimization import ChunkOutput, backward_with_cache
+from search_r3.stages.gradient_cache import ChunkOutput, backward_with_cache
 from tests.closeness import assert_close_in_ulps
 
 N_ROWS, LENGTH, VOCABULARY = 6, 5, 50

@@ -11,6 +11,7 @@ from torch.distributions import Categorical
 from torch.testing import assert_close
 from two_processes import on_two_ranks
 
+from search_r3.distributed import share_of_count
 from search_r3.models.generation import sample
 from search_r3.objectives.grpo import (
     PolicyBatch,
@@ -26,19 +27,20 @@ from search_r3.objectives.grpo import (
     policy_loss,
     policy_statistics,
     token_log_probs,
-    token_weights,
     trained_tokens,
     unpacked,
 )
-from search_r3.objectives.losses import share_of_count
 from search_r3.objectives.rewards import Ranking
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 B, G, L = 3, 4, 5
+LIMIT = 7
+"""Tokens that a rollout may have at most."""
+
 NORMALISATIONS = {
     "per_token": per_token,
     "per_sequence": per_sequence,
-    "dr_grpo": lambda mask, has_spread: dr_grpo(mask, has_spread, max_tokens=7),
+    "dr_grpo": dr_grpo,
 }
 
 
@@ -57,6 +59,12 @@ def rollouts(seed: int = 0, n_queries: int = B) -> dict[str, torch.Tensor]:
         "log_probs": old + 0.6 * torch.randn(n_queries, G, L, generator=generator),
         "ref": old + 0.4 * torch.randn(n_queries, G, L, generator=generator),
     }
+
+
+def token_weights(mask, has_spread, normalisation, limit=LIMIT):
+    """What each token's loss is multiplied by, the denominator of one rank included."""
+    weights, count = normalisation(mask, has_spread, limit)
+    return weights / share_of_count(count)
 
 
 def batch_of(data: dict, normalisation, rows=slice(None)) -> tuple[PolicyBatch, torch.Tensor]:

@@ -1,7 +1,6 @@
 """Imports point downwards. Layers are declared here, per module; the imports are read from the source."""
 
 import ast
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +12,7 @@ PACKAGE = "search_r3"
 LAYERS = [
     ("errors", "shipped"),
     ("records",),
-    ("files", "progress"),
+    ("files", "progress", "distributed"),
     ("folders",),
     ("data",),
     ("objectives",),
@@ -122,11 +121,40 @@ def test_pitfall_30_no_reward_comes_from_a_lexical_index():
         assert "lexical" not in file.read_text(encoding="utf-8")
 
 
-def test_objectives_import_torch_only():
+PURE = {"collections", "dataclasses", "functools", "hashlib", "inspect", "math", "torch", "typing"}
+"""What objectives may import from outside: nothing that reads, writes, prints, logs or sends."""
+
+
+def test_objectives_are_pure_functions_without_a_collective_or_any_input_and_output():
     for module, path in modules(ROOT).items():
         if module.startswith("search_r3.objectives."):
-            tops = {name.split(".")[0] for name in imports(path)} - {"torch", "search_r3"}
-            assert tops <= sys.stdlib_module_names, (module, tops)
+            others = {name for name in imports(path) if not name.startswith("search_r3.objectives.")}
+            assert {name.split(".")[0] for name in others} <= PURE, (module, others)
+            assert not any(name.startswith("torch.distributed") for name in others), module
+            assert {"open", "print", "input"}.isdisjoint(called(path)), module
+
+
+def called(path: Path) -> set[str]:
+    """Names that a file calls without a dot, and the last name of those with dots."""
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+    return {call.id for call in calls if isinstance(call, ast.Name)} | {
+        call.attr for call in calls if isinstance(call, ast.Attribute)
+    }
+
+
+COLLECTIVES = {
+    "all_gather", "all_gather_object", "all_reduce", "all_to_all", "broadcast", "broadcast_object_list",
+    "gather_object", "get_rank", "get_world_size", "init_process_group", "reduce_scatter", "reduce",
+}  # fmt: skip
+"""Calls of torch.distributed, and of Lightning's strategies, whose barrier after a checkpoint is left."""
+
+
+def test_one_module_alone_talks_to_other_processes():
+    for module, path in modules(ROOT).items():
+        uses_torch = any(name.startswith("torch.distributed") for name in imports(path))
+        assert uses_torch == (module == "search_r3.distributed"), module
+        if not uses_torch:
+            assert COLLECTIVES.isdisjoint(called(path)), (module, COLLECTIVES & called(path))
 
 
 def test_progress_is_shown_in_one_way():

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from drifting import DriftingCorpus, dcg_on
 
+from search_r3.distributed import Ranks
 from search_r3.index.backends.flat import InPlaceIndex
 from search_r3.index.backends.hnsw import HNSWIndex
 from search_r3.index.backends.ivf import IVFIndex
-from search_r3.index.ranks import Ranks
 from search_r3.index.rows.cache import StoreError
 from search_r3.index.rules.base import Proposal, Refresh, Rule, StepQueries, View
 from search_r3.index.rules.candidates import Candidates

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from search_r3.stages.base import StageModule
-from search_r3.stages.optimization import OptimizationSettings, optimization_step
+from search_r3.stages.optimization import OptimizationSettings
+from search_r3.stages.step import optimization_step
 
 
 class Sometimes(StageModule):

@@ -5,19 +5,17 @@ import torch
 from conftest import linear_head
 from torch.nn import functional as F
 
+from search_r3.distributed import gather_rows, row_counts, share_of_count
 from search_r3.objectives.losses import (
     cosine_scores,
     false_negative_mask,
-    gather_documents,
     hardest_negative_margin,
     has_negative,
     id_numbers,
     info_nce,
     kl_to_reference,
     negatives_mask,
-    row_counts,
     sft_cross_entropy,
-    share_of_count,
 )
 
 ULP = 2.0**-23
@@ -379,7 +377,7 @@ def test_a_negative_margin_never_masks_the_positive():
 
 def test_on_one_rank_gathering_changes_nothing():
     rows = torch.randn(3, 2, requires_grad=True)
-    assert gather_documents(rows) is rows
+    assert gather_rows(rows) is rows
     assert row_counts(3) == [3]
     assert share_of_count(3) == 3.0
     assert share_of_count(0) == 1.0

@@ -8,13 +8,8 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
 
-from search_r3.stages.optimization import (
-    NonFiniteLossError,
-    OptimizationSettings,
-    build_optimizer,
-    build_scheduler,
-    optimization_step,
-)
+from search_r3.stages.optimization import OptimizationSettings, build_optimizer, build_scheduler
+from search_r3.stages.step import NonFiniteLossError, optimization_step
 
 PLAIN = OptimizationSettings(
     learning_rate=0.1, weight_decay=0.0, warmup=0, schedule="constant", max_grad_norm=None

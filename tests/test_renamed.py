@@ -8,17 +8,27 @@ import yaml
 from omegaconf import OmegaConf
 
 from search_r3.cli.compose import ConfigSource, compose, resolved_yaml
+from search_r3.cli.instantiate import instantiate
 from search_r3.cli.model_choice import Given, read_facts, refuse_conflicts
-from search_r3.cli.renamed import RENAMED
+from search_r3.cli.renamed import RENAMED, WORDS
 from search_r3.cli.resume import resumed
 from search_r3.cli.trust import BUILDERS, stored_config
 from search_r3.errors import UsageError
+from search_r3.objectives import grpo
 
 BEFORE = {new: old for old, new in RENAMED.items()}
 
 
 def as_before(text: str) -> str:
-    """A configuration's text with the names of before."""
+    """A configuration's text with the names of before, and with words where functions were words."""
+    config = yaml.safe_load(text)
+    for name, functions in WORDS.items():
+        if name in config:
+            target = config.pop(name)["_target_"]
+            config["stage"]["module"]["policy"][name] = {each: word for word, each in functions.items()}[
+                target
+            ]
+    text = yaml.safe_dump(config)
     for new, old in sorted(BEFORE.items(), key=lambda pair: -len(pair[0])):
         text = text.replace(f"_target_: {new}\n", f"_target_: {old}\n")
     return text
@@ -50,6 +60,41 @@ def test_the_configuration_of_a_run_of_before_is_the_one_of_today(stage, tmp_pat
 
     assert OmegaConf.to_container(stored) == yaml.safe_load(today)
     assert later.config.stage.trainer.max_steps == 9999
+
+
+def run_of_words(source, folder, *choices):
+    """A run folder whose policy says in words what are functions now, and its configuration of today."""
+    arguments = ["stage=rl", "output_dir=run", "model.path=model", *choices]
+    today = resolved_yaml(compose("train", arguments, source).config)
+    folder.mkdir()
+    (folder / "config.yaml").write_text(as_before(today))
+    return yaml.safe_load(today)
+
+
+@pytest.mark.parametrize(
+    ("normalisation", "kl"), [("per_token", "k3"), ("per_sequence", "k1"), ("dr_grpo", "k2")]
+)
+def test_a_run_that_names_its_functions_in_words_goes_on_with_them(normalisation, kl, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ConfigSource() as source:
+        today = run_of_words(source, tmp_path / "run", f"normalisation={normalisation}", f"kl={kl}")
+        stored = stored_config(tmp_path / "run" / "config.yaml")
+        later = resumed(source, ["resume=run", "stage.trainer.max_steps=9999"], tmp_path / "run")
+
+    assert OmegaConf.to_container(stored) == today
+    policy = instantiate(later.config.stage.module.policy)
+    assert policy.normalisation.func is getattr(grpo, normalisation)
+    assert policy.kl.func is getattr(grpo, kl)
+
+
+def test_a_run_with_a_word_that_no_function_stands_for_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ConfigSource() as source:
+        run_of_words(source, tmp_path / "run")
+        file = tmp_path / "run" / "config.yaml"
+        file.write_text(file.read_text().replace("normalisation: per_token", "normalisation: mean"))
+        with pytest.raises(UsageError, match=r"policy\.normalisation=mean is chosen by a config group"):
+            resumed(source, ["resume=run"], tmp_path / "run")
 
 
 def test_a_name_of_before_without_one_of_today_is_refused_in_words(tmp_path, monkeypatch):

@@ -23,15 +23,16 @@ from search_r3.index.rules.full import Full
 from search_r3.models.folder import open_embedder, save_embedder
 from search_r3.models.tuning import FullTuning, LoraTuning
 from search_r3.objectives.collapse import CollapseLimits
-from search_r3.objectives.grpo import TOKEN_STATISTICS, Advantages
+from search_r3.objectives.grpo import TOKEN_STATISTICS
 from search_r3.objectives.rewards import Reward, dcg, margin_dcg
-from search_r3.stages.callbacks import TrainableCheckpoint
+from search_r3.stages.checkpoint import TrainableCheckpoint
 from search_r3.stages.optimization import OptimizationSettings
 from search_r3.stages.rl.completions import COLUMNS, Completions
+from search_r3.stages.rl.contrast import Pool, contrasted
 from search_r3.stages.rl.data import RLDataModule
 from search_r3.stages.rl.environment import EnvironmentDataError
-from search_r3.stages.rl.module import Pool, RLModule
-from search_r3.stages.rl.rollouts import training_forward
+from search_r3.stages.rl.forward import training_forward
+from search_r3.stages.rl.module import RLModule
 from search_r3.stages.rl.settings import PolicySettings, RolloutSettings
 
 ALIVE = CollapseLimits(window=100)
@@ -474,14 +475,12 @@ def test_the_contrastive_term_moves_the_vectors_where_the_policy_gradient_is_lef
     assert losses[1].mean() < losses[0].mean() - 0.03  # 0.09 here; a vector is told to 1e-5, a loss to 1e-3
 
 
-def test_a_group_whose_pool_holds_nothing_but_its_positives_takes_no_part_in_the_contrastive_term(
-    folder, tmp_path
-):
-    module = module_of(opened(folder), tmp_path, PolicySettings(contrastive_weight=1.0))
-    advantages = Advantages(torch.tensor([[0.5, -0.5], [1.0, -1.0]]), torch.tensor([True, True]))
+def test_a_group_whose_pool_holds_nothing_but_its_positives_takes_no_part_in_the_contrastive_term():
+    advantages = torch.tensor([[0.5, -0.5], [1.0, -1.0]])
     positives = Positives(torch.tensor([[3, 5], [3, -1]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
     pool = Pool(torch.tensor([3, 5]), torch.eye(2))
-    assert module._contrasted(advantages, positives, pool).tolist() == [[0, 0], [1, 1]]
+    assert contrasted(advantages, positives, pool, "all").tolist() == [[0, 0], [1, 1]]
+    assert contrasted(advantages, positives, pool, "good").tolist() == [[0, 0], [1, 0]]
 
 
 @pytest.mark.parametrize("rollouts", ["all", "good"])

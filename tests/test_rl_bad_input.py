@@ -120,6 +120,7 @@ OUT_OF_RANGE = [
     "refresh.budget=-1",
     "refresh.background=2",
     "refresh.rule.k=0",
+    "normalisation.max_tokens=7",
 ]
 
 
@@ -131,12 +132,23 @@ def test_a_number_out_of_range_is_refused_when_the_command_is_read(setting, brok
 
 
 BAD_SETTINGS = {
-    "a normalisation": ("stage.module.policy.normalisation=mean", "per_token, per_sequence, dr_grpo"),
     "certified without audits": (
         ["refresh=certified", "refresh.audit_every_n_steps=0"],
         "audit_every_n_steps must be at least 1",
     ),
 }
+
+
+@pytest.mark.parametrize(("group", "word"), [("normalisation", "dr_grpo"), ("kl", "k1")])
+def test_a_word_where_a_group_chooses_a_function_is_answered_with_what_to_type(
+    group, word, broken_model, tmp_path
+):
+    with pytest.raises(
+        UsageError, match=rf"stage\.module\.policy\.{group}={word} is chosen by .*: {group}={word} "
+    ):
+        composed(tmp_path / "no such data", broken_model, tmp_path, f"stage.module.policy.{group}={word}")
+    with pytest.raises(UsageError, match=rf"{group}=mean does not exist.*{word}"):
+        composed(tmp_path / "no such data", broken_model, tmp_path, f"{group}=mean")
 
 
 @pytest.mark.parametrize("name", BAD_SETTINGS)

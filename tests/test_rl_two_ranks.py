@@ -16,6 +16,7 @@ from search_r3.index.rules.candidates import Candidates
 from search_r3.index.rules.full import Full
 from search_r3.models.folder import open_embedder
 from search_r3.models.tuning import FullTuning, LoraTuning
+from search_r3.objectives.grpo import per_sequence
 from search_r3.objectives.rewards import Reward, dcg, margin_dcg
 from search_r3.stages.optimization import OptimizationSettings
 from search_r3.stages.rl.settings import PolicySettings, RolloutSettings
@@ -72,7 +73,7 @@ CASES = {
     "ties": ties(contrastive_weight=0.5),  # whose groups without spread have something to learn all the same
     "ties alone": ties(contrastive_weight=0.0),
     "LoRA": Case(
-        {"policy": PolicySettings(kl_weight=0.05, normalisation="per_sequence")},
+        {"policy": PolicySettings(kl_weight=0.05, normalisation=per_sequence)},
         Candidates(k=3),
         opened={"tuning": LoraTuning(r=4, alpha=8)},
     ),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import QUERIES, build_embedder
+from test_grpo import token_weights
 from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,18 +18,11 @@ from search_r3.objectives.grpo import (
     per_sequence,
     per_token,
     policy_loss,
-    token_weights,
     trained_tokens,
 )
-from search_r3.stages.rl.rollouts import (
-    frozen_log_probs,
-    group_batches,
-    micro_batches,
-    of_rows,
-    rollout_keys,
-    sample_rollouts,
-    training_forward,
-)
+from search_r3.stages.rl.forward import frozen_log_probs, training_forward
+from search_r3.stages.rl.rollouts import group_batches, micro_batches, of_rows
+from search_r3.stages.rl.sampling import rollout_keys, sample_rollouts
 
 IDS = [f"q{number}" for number in range(len(QUERIES))]
 EVERY = range(len(QUERIES))
@@ -321,7 +315,7 @@ def loss_and_gradient(embedder, rollouts, batches, normalisation) -> tuple[torch
     rewards[1] = 0.5
     advantages = group_advantages(rewards)
     mask = trained_tokens(rollouts.completion_mask, advantages.has_spread)
-    weights = token_weights(mask, advantages.has_spread, normalisation)
+    weights = token_weights(mask, advantages.has_spread, normalisation, 6)
     total = torch.zeros(())
     embedder.zero_grad()
     for rows in batches(advantages.has_spread):
@@ -333,9 +327,7 @@ def loss_and_gradient(embedder, rollouts, batches, normalisation) -> tuple[torch
     return total, {name: parameter.grad.clone() for name, parameter in embedder.named_parameters()}
 
 
-@pytest.mark.parametrize(
-    "normalisation", [per_token, per_sequence, lambda mask, has_spread: dr_grpo(mask, has_spread, 6)]
-)
+@pytest.mark.parametrize("normalisation", [per_token, per_sequence, dr_grpo])
 def test_the_losses_and_gradients_of_micro_batches_add_up_to_those_of_the_whole_batch(normalisation):
     embedder = willing(build_embedder(seed=1))
     rollouts = drawn(embedder)
@@ -354,7 +346,7 @@ def test_several_updates_take_the_ratio_to_the_policy_that_sampled():
     embedder = willing(build_embedder(seed=1))
     rollouts = drawn(embedder)
     advantages = group_advantages(torch.rand(len(QUERIES), G, generator=torch.Generator().manual_seed(0)))
-    weights = token_weights(rollouts.completion_mask, advantages.has_spread, per_token)
+    weights = token_weights(rollouts.completion_mask, advantages.has_spread, per_token, 6)
     old, rows = torch.zeros_like(rollouts.log_probs), every_row(rollouts)
     optimizer = torch.optim.SGD(embedder.parameters(), lr=0.3)
     sampled_with = [by_definition(embedder, rollouts, row)[0].detach() for row in rows]
@@ -385,7 +377,7 @@ def test_rewarding_the_embed_token_teaches_to_write_it():
         shares.append(rollouts.has_embed_token.float().mean().item())
         advantages = group_advantages(rollouts.has_embed_token.float())
         mask = trained_tokens(rollouts.completion_mask, advantages.has_spread)
-        weights = token_weights(mask, advantages.has_spread, per_token)
+        weights = token_weights(mask, advantages.has_spread, per_token, 6)
         optimizer.zero_grad()
         for rows in micro_batches(rollouts, 300, advantages.has_spread):
             now = training_forward(embedder, rollouts, rows)

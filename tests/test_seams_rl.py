@@ -14,7 +14,7 @@ from search_r3.models.twin import ArchitectureError
 from search_r3.stages.optimization import OptimizationSettings
 from search_r3.stages.pretrain.data import PretrainDataModule
 from search_r3.stages.pretrain.module import PretrainModule
-from search_r3.stages.rl.rollouts import sample_rollouts
+from search_r3.stages.rl.sampling import sample_rollouts
 from search_r3.stages.rl.settings import PolicySettings
 from search_r3.stages.sft.data import SFTDataModule
 
@@ -88,8 +88,13 @@ class KeepScored(pl.Callback):
         self.seen = []
 
     def on_train_start(self, trainer, pl_module):
-        summary = pl_module._summary
-        pl_module._summary = lambda *arguments: self.seen.append(arguments) or summary(*arguments)
+        made = pl_module._learnt
+
+        def learnt(rollouts, outcome, *rest):
+            self.seen.append((rollouts, outcome, made(rollouts, outcome, *rest)))
+            return self.seen[-1][-1]
+
+        pl_module._learnt = learnt
 
 
 def test_what_a_step_logs_of_its_rewards_is_told_group_by_group(folder, tmp_path):

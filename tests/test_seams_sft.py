@@ -14,7 +14,7 @@ from search_r3.data.types import Corpus, Example, TrainingData
 from search_r3.evaluation.metrics import METRICS
 from search_r3.models.folder import save_embedder
 from search_r3.models.tuning import FullTuning
-from search_r3.stages.callbacks import TrainableCheckpoint
+from search_r3.stages.checkpoint import TrainableCheckpoint
 from search_r3.stages.optimization import OptimizationSettings
 from search_r3.stages.pretrain.data import PretrainDataModule
 from search_r3.stages.pretrain.module import PretrainModule

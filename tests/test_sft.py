@@ -17,8 +17,10 @@ from search_r3.stages.optimization import OptimizationSettings
 from search_r3.stages.pretrain.data import PretrainDataModule
 from search_r3.stages.pretrain.module import PretrainModule
 from search_r3.stages.sft.collate import collate_sft
+from search_r3.stages.sft.contrast import contrastive_loss
 from search_r3.stages.sft.data import SFTDataModule
 from search_r3.stages.sft.module import SFTModule
+from search_r3.stages.sft.rows import with_reasoning
 from search_r3.stages.sft.settings import SelfWritten, SFTLosses
 from tests.closeness import assert_close_in_ulps
 
@@ -184,12 +186,12 @@ def test_self_written_reasoning_is_embedded_and_the_given_one_imitated(chunk_row
     batch = collate_sft(training_data().examples, 0)
 
     def rows():
-        chunks, with_reasoning, metrics = module.prepare(batch)
-        assert with_reasoning == [0, 1, 2, 3]
+        chunks, n_written = module.prepare(batch)
+        assert with_reasoning(batch) == [0, 1, 2, 3]
         kinds = [
             [row for chunk in chunks for row in getattr(chunk, kind)] for kind in ("reasoned", "imitated")
         ]
-        return *kinds, metrics["self_written_rows"]
+        return *kinds, n_written
 
     reasoned, imitated, n_written = rows()
     module.self_written = NEVER
@@ -260,7 +262,8 @@ def test_a_row_whose_documents_are_all_relevant_does_not_count_in_the_contrastiv
     documents, direct, reasoned = (
         F.normalize(torch.randn(n, 64, generator=generator), dim=-1) for n in (5, 5, 4)
     )
-    _, metrics = module_of(build_embedder()).contrastive_loss((documents, direct, reasoned), batch, range(4))
+    losses = SFTLosses(**WEIGHTS, **SETTINGS)
+    _, metrics = contrastive_loss((documents, direct, reasoned), batch, range(4), losses)
 
     for name, queries in (("direct", direct), ("reasoned", reasoned)):
         scores = queries[1:] @ documents.T  # all rows but the first, against all documents

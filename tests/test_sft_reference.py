@@ -69,7 +69,7 @@ def test_kl_is_that_of_its_definition_in_value_and_gradient(folder, tuning):
     module = moved_module(folder, tuning)
     (chunk,) = module.prepare(collate_sft(training_data().examples, 0))[0]
 
-    output = module.forward_chunk(chunk, module._token_counts([chunk]))
+    output = module.forward_chunk(chunk, module.token_counts([chunk]))
     output.extra_loss.backward()
     fast = gradients(module)
     expected = kl_by_definition(module, chunk.supervised)
@@ -93,7 +93,7 @@ def test_the_base_reads_only_sequences_with_a_position_to_compare(folder):
         lambda decoder, args, kwargs: read.append(len(kwargs["input_ids"])), with_kwargs=True
     )
 
-    module.forward_chunk(chunk, module._token_counts([chunk]))
+    module.forward_chunk(chunk, module.token_counts([chunk]))
 
     # no lead-in and no closing: a direct query supervises the embed token alone, which KL leaves out
     assert (len(chunk.documents), len(chunk.direct), len(chunk.reasoned)) == (5, 5, 4)

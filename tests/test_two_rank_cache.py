@@ -7,7 +7,7 @@ import torch
 from test_rl import data_of, likely_folder, opened, world
 from two_processes import on_two_ranks
 
-from search_r3.index.ranks import Ranks
+from search_r3.distributed import Ranks
 from search_r3.index.rows.cache import StoreError, open_store
 
 

@@ -8,8 +8,8 @@ from drifting import DriftingCorpus, dcg_on
 from test_live_index import KEY, RULES, created, settings_of, without_seconds
 from two_processes import on_two_ranks
 
+from search_r3.distributed import Ranks
 from search_r3.index.backends.flat import InPlaceIndex
-from search_r3.index.ranks import Ranks
 from search_r3.index.rows.cache import StoreError
 from search_r3.index.rules.base import StepQueries
 from search_r3.index.rules.full import Full

@@ -17,29 +17,20 @@ from transformers import Qwen2Config, Qwen2Model
 from two_processes import on_two_ranks
 
 from search_r3.data.types import Benchmark, Corpus
+from search_r3.distributed import gather_rows, row_counts, share_of_count
 from search_r3.evaluation.query_means import QueryMeans
 from search_r3.objectives.losses import (
-    gather_documents,
     hardest_negative_margin,
     has_negative,
     info_nce,
-    row_counts,
-    share_of_count,
 )
-from search_r3.stages.callbacks import TrainableCheckpoint
-from search_r3.stages.optimization import (
-    ChunkOutput,
-    NonFiniteLossError,
-    OptimizationSettings,
-    backward_with_cache,
-    block_sync,
-    build_optimizer,
-    build_scheduler,
-    optimization_step,
-)
+from search_r3.stages.checkpoint import TrainableCheckpoint
+from search_r3.stages.gradient_cache import ChunkOutput, backward_with_cache
+from search_r3.stages.optimization import OptimizationSettings, build_optimizer, build_scheduler
 from search_r3.stages.sampler import GroupedBatchSampler
 from search_r3.stages.sft.data import SFTDataModule
 from search_r3.stages.sft.settings import SelfWritten
+from search_r3.stages.step import NonFiniteLossError, block_sync, optimization_step
 from search_r3.stages.validation import validate
 from tests.closeness import ULP, assert_close_in_ulps
 
@@ -71,7 +62,7 @@ def contrastive_losses(
     n, rank = len(queries), dist.get_rank() if dist.is_initialized() else 0
     counts = row_counts(n)
     positive_index = torch.arange(n) + sum(counts[:rank])
-    gathered = gather_documents(documents, counts)
+    gathered = gather_rows(documents, counts)
     mask = (positive_index != masked_row)[:, None].expand(n, len(gathered))
     denominator = share_of_count(int(has_negative(mask, positive_index).sum()))
     arguments = (queries, gathered, positive_index, mask)
@@ -261,7 +252,7 @@ def work(rank: int, folder: Path) -> dict:
     """Everything that one of the two processes does."""
     ddp = {"strategy": "ddp", "devices": 2}
     results = {name: loss_and_gradient(split[rank]) for name, split in SPLITS.items()}
-    results["ids"] = gather_documents(torch.arange(rank + 1) + 10 * rank)
+    results["ids"] = gather_rows(torch.arange(rank + 1) + 10 * rank)
     results["ddp"] = ddp_gradients(token_rows()[rank * 4 : rank * 4 + 4], chunk_size=3)
     results["fit"] = fit(Pairs(), folder / "two", **ddp)
     results["one skips"] = fit(Pairs(skip_ranks=[0]), folder / "one_skips", **ddp)["skipped"]

@@ -107,7 +107,7 @@ datamodule:
   batch_size: 4
 callbacks:
   checkpoint:
-    _target_: search_r3.stages.callbacks.TrainableCheckpoint
+    _target_: search_r3.stages.checkpoint.TrainableCheckpoint
     folder: ${output_dir}/checkpoints
     monitor: val/direct/ndcg@10
     save_every_n_steps: 50

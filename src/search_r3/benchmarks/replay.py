@@ -17,7 +17,7 @@ from search_r3.index.ledger import Refreshed, age_counts, step_record
 from search_r3.index.rules.base import Refresh, StepQueries
 from search_r3.index.served import LiveIndex
 from search_r3.objectives.rewards import Reward
-from search_r3.stages.rl.module import Seconds
+from search_r3.stages.rl.statistics import Seconds
 
 PARTS = ("search", "refresh", "ledger", "scoring", "commit")
 """Seconds that count as cost; `encode` is a look-up and stands for the model, `audit` is no cost."""

@@ -21,12 +21,12 @@ from search_r3.cli.model_choice import Given, read_facts, refuse_conflicts
 from search_r3.cli.names import check_names
 from search_r3.cli.number_ranges import check_numbers
 from search_r3.cli.overrides import addable_keys, did_you_mean, flat_keys, literal
-from search_r3.cli.renamed import CHOICES, RENAMED
+from search_r3.cli.renamed import CHOICES, POLICY, RENAMED, WORDS
 from search_r3.cli.trust import calls, checked_trust, targets_in
 from search_r3.errors import UsageError
 from search_r3.shipped import CONF, shipped
 
-RL_GROUPS = ("index", "refresh", "reward")
+RL_GROUPS = ("index", "refresh", "reward", "normalisation", "kl")
 SHIPPED = "${shipped:"
 """Opens a path in conf/ to what lies beside the package; config.yaml keeps it as it is, for any machine."""
 CHOICE = "${hydra:runtime.choices."
@@ -300,6 +300,7 @@ def check_complete(config: DictConfig) -> None:
         raise UsageError(str(error).splitlines()[0]) from None
     checked_trust(plain.get("trust"))
     _refuse_renamed(plain)
+    _refuse_words(plain)
     check_names(plain)
     check_numbers(plain)
 
@@ -344,3 +345,15 @@ def _refuse_renamed(config: Mapping) -> None:
     for key, target, _ in calls(config):
         if target in RENAMED:
             raise UsageError(f"{key} is {target}, which is called {RENAMED[target]} now")
+
+
+def _refuse_words(config: Mapping) -> None:
+    """Refuses a word where a function stands now, which a config group chooses."""
+    known = flat_keys(config)
+    for name in WORDS:
+        word = known.get(f"{POLICY}.{name}")
+        if isinstance(word, str):
+            raise UsageError(
+                f"{POLICY}.{name}={word} is chosen by a config group now: {name}={word} on the command line, "
+                f"or `- override /{name}: {word}` among the defaults of an experiment"
+            )

@@ -95,6 +95,7 @@ EVERY_N_OR_NEVER = FROM_0
 _HELD_OUT_DATA = {"validation_share": PART, "in_memory_mib": FROM_0}
 _VALIDATION = {"validation_queries": COUNT, "validation_documents": COUNT}
 _MINING = {"n_negatives": COUNT, "k": COUNT}
+_LIMIT_OF_ROLLOUTS = {"max_tokens": Range(words="left out: it is the limit of stage.module.rollouts")}
 _BATCHES = Range(1, is_whole=True, takes_share=True, others=(None,))
 _BATCHES_OR_NONE = replace(_BATCHES, low=0)
 
@@ -242,8 +243,11 @@ TARGETS: Mapping[str, Mapping[str, Range]] = {
         "max_flat_share": SHARE,
     },
     "search_r3.stages.rl.completions.Completions": {"every_n_steps": EVERY_N_OR_NEVER, "n_queries": COUNT},
-    "search_r3.stages.callbacks.TrainableCheckpoint": {"save_every_n_steps": or_null(COUNT)},
-    "search_r3.stages.callbacks.Throughput": {"log_every_n_steps": COUNT, "skip_first_n_steps": FROM_0},
+    "search_r3.stages.checkpoint.TrainableCheckpoint": {"save_every_n_steps": or_null(COUNT)},
+    "search_r3.stages.throughput.Throughput": {"log_every_n_steps": COUNT, "skip_first_n_steps": FROM_0},
+    "search_r3.objectives.grpo.per_token": _LIMIT_OF_ROLLOUTS,
+    "search_r3.objectives.grpo.per_sequence": _LIMIT_OF_ROLLOUTS,
+    "search_r3.objectives.grpo.dr_grpo": _LIMIT_OF_ROLLOUTS,
     "search_r3.objectives.rewards.Reward": {
         "similarity_weight": NOT_NEGATIVE,
         "format_weight": NOT_NEGATIVE,

@@ -2,7 +2,7 @@
 
 Until the package was called `search_r3`, its modules stood in `src` itself. A `_target_` that a folder of
 then holds is read under its name of today. One that has no name here is refused with the others that conf/
-does not build.
+does not build. Two arguments of the RL stage's policy were words then, and are functions now.
 """
 
 from collections.abc import Mapping
@@ -42,8 +42,8 @@ RENAMED: Mapping[str, str] = {
     "src.objectives.rewards.dcg": "search_r3.objectives.rewards.dcg",
     "src.objectives.rewards.margin_dcg": "search_r3.objectives.rewards.margin_dcg",
     "src.objectives.rewards.scaled_dcg": "search_r3.objectives.rewards.scaled_dcg",
-    "src.stages.callbacks.Throughput": "search_r3.stages.callbacks.Throughput",
-    "src.stages.callbacks.TrainableCheckpoint": "search_r3.stages.callbacks.TrainableCheckpoint",
+    "src.stages.callbacks.Throughput": "search_r3.stages.throughput.Throughput",
+    "src.stages.callbacks.TrainableCheckpoint": "search_r3.stages.checkpoint.TrainableCheckpoint",
     "src.stages.completions.Completions": "search_r3.stages.rl.completions.Completions",
     "src.stages.optimization.OptimizationSettings": "search_r3.stages.optimization.OptimizationSettings",
     "src.stages.pretrain.PretrainModule": "search_r3.stages.pretrain.module.PretrainModule",
@@ -57,6 +57,23 @@ RENAMED: Mapping[str, str] = {
 
 CHOICES: Mapping[tuple[str, str], str] = {("index", "graph"): "hnsw"}
 """Options of config groups by their names of today; `refresh=graph` is another thing, and stays."""
+
+POLICY = "stage.module.policy"
+WORDS: Mapping[str, Mapping[str, str]] = {
+    "normalisation": {
+        "per_token": "search_r3.objectives.grpo.per_token",
+        "per_sequence": "search_r3.objectives.grpo.per_sequence",
+        "dr_grpo": "search_r3.objectives.grpo.dr_grpo",
+    },
+    "kl": {name: f"search_r3.objectives.grpo.{name}" for name in ("k1", "k2", "k3")},
+}
+"""Arguments of `POLICY` that were words; a config group of the same name chooses the function now."""
+
+
+def function_of(name: str, word: object) -> dict[str, object] | None:
+    """The node that stands now where an argument was a word; None where it was no known one."""
+    target = WORDS[name].get(word) if isinstance(word, str) else None
+    return None if target is None else {"_target_": target, "_partial_": True}
 
 
 def renamed(name: str) -> str:

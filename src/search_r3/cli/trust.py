@@ -20,7 +20,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.overrides import flat_keys
-from search_r3.cli.renamed import RENAMED
+from search_r3.cli.renamed import POLICY, RENAMED, WORDS, function_of
 from search_r3.errors import UsageError
 from search_r3.records import read_config
 
@@ -57,12 +57,18 @@ BUILDERS = frozenset(
         "search_r3.models.tuning.FullTuning",
         "search_r3.models.tuning.LoraTuning",
         "search_r3.objectives.collapse.CollapseLimits",
+        "search_r3.objectives.grpo.dr_grpo",
+        "search_r3.objectives.grpo.k1",
+        "search_r3.objectives.grpo.k2",
+        "search_r3.objectives.grpo.k3",
+        "search_r3.objectives.grpo.per_sequence",
+        "search_r3.objectives.grpo.per_token",
         "search_r3.objectives.rewards.Reward",
         "search_r3.objectives.rewards.dcg",
         "search_r3.objectives.rewards.margin_dcg",
         "search_r3.objectives.rewards.scaled_dcg",
-        "search_r3.stages.callbacks.Throughput",
-        "search_r3.stages.callbacks.TrainableCheckpoint",
+        "search_r3.stages.throughput.Throughput",
+        "search_r3.stages.checkpoint.TrainableCheckpoint",
         "search_r3.stages.rl.completions.Completions",
         "search_r3.stages.optimization.OptimizationSettings",
         "search_r3.stages.pretrain.module.PretrainModule",
@@ -79,7 +85,7 @@ BUILDERS = frozenset(
 WRITES = {
     "search_r3.benchmarks.drift.RecordedFull": "folder",
     "search_r3.stages.rl.data.RLDataModule": "store",
-    "search_r3.stages.callbacks.TrainableCheckpoint": "folder",
+    "search_r3.stages.checkpoint.TrainableCheckpoint": "folder",
     "search_r3.stages.rl.completions.Completions": "file",
 }
 """The argument that says where a builder writes what belongs to a run."""
@@ -188,6 +194,11 @@ def stored_config(file: Path) -> DictConfig:
     for key, target, _ in calls(content):
         if isinstance(target, str) and target in RENAMED:
             OmegaConf.update(stored, key, RENAMED[target])
+    for name in WORDS:
+        function = function_of(name, nodes.get(f"{POLICY}.{name}"))
+        if function is not None:
+            OmegaConf.update(stored, f"{POLICY}.{name}", function, merge=False)
+            stored[name] = function
     for key, text in _texts(content):
         for match in _REFERENCE.finditer(text):
             if not _KNOWN_REFERENCE.match(text, match.end() - 2):

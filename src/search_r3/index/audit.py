@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from search_r3.index.ranks import Ranks
+from search_r3.distributed import Ranks
 from search_r3.index.rows.cache import StoreError
 from search_r3.index.rows.files import CHUNK, reserve, write_all
 from search_r3.index.rows.live import LiveStore

@@ -1,14 +1,15 @@
 """The exact rank of every positive among all rows, counted in blocks, over all ranks."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from search_r3.distributed import gather_rows, own_place, reduced
 from search_r3.index.backends.flat import TIE
 from search_r3.objectives.rewards import Ranking
 
@@ -86,7 +87,6 @@ def exact_ranking(
     positives: Positives,
     shard: Shard,
     blocks: Blocks | None = None,
-    group: dist.ProcessGroup | None = None,
 ) -> Ranking:
     """The rank of every positive in the whole corpus, by count.
 
@@ -100,7 +100,6 @@ def exact_ranking(
         positives: of the `B` queries.
         shard: rows of one frozen view.
         blocks: bounds of memory.
-        group: the ranks that hold the parts; the default group where None. Not used for a whole corpus.
 
     Returns:
         A ranking whose ranks are the same for any blocks and number of ranks; `best_wrong` too, but for wrong
@@ -113,12 +112,12 @@ def exact_ranking(
     blocks = blocks or Blocks()
     _check(queries, positives, shard)
     shape, width = queries.shape[:2], positives.rows.shape[1]
-    asked, own = _all_ranks(_asked(queries, positives), shard, group)
+    asked, own = _all_ranks(_asked(queries, positives), shard)
     with _full_precision(queries.device):
-        scores = _positive_scores(asked, shard, blocks, group)
+        scores = _positive_scores(asked, shard, blocks)
         n_above, best_wrong = _count(asked, scores, shard, blocks)
-    n_above = _reduced(n_above, dist.ReduceOp.SUM, shard, group)
-    best_wrong = _reduced(best_wrong, dist.ReduceOp.MAX, shard, group)
+    n_above = _reduced(n_above, "sum", shard)
+    best_wrong = _reduced(best_wrong, "max", shard)
     return Ranking(
         rank=1 + n_above[own, :width].unflatten(0, shape),  # [B, G, P]; other ranks may have a larger P
         scores=scores[own, :width].float().unflatten(0, shape),
@@ -135,7 +134,6 @@ def topk_ranking(
     retrieved: Retrieved,
     shard: Shard,
     blocks: Blocks | None = None,
-    group: dist.ProcessGroup | None = None,
 ) -> Ranking:
     """The rank of every positive among the retrieved documents; beyond them it is not known.
 
@@ -147,7 +145,6 @@ def topk_ranking(
         retrieved: the top K of each rollout in the whole corpus; K may be the whole corpus.
         shard: rows of the same frozen view.
         blocks: bounds of memory.
-        group: the ranks that hold the parts.
 
     Returns:
         A ranking in which a positive that was not retrieved has rank `last_rank + 1`. Where no wrong document
@@ -160,9 +157,9 @@ def topk_ranking(
             f"retrieved scores and rows must be [{n_groups}, {n_rollouts}, K], got "
             f"{tuple(retrieved.scores.shape)} and {tuple(retrieved.rows.shape)}"
         )
-    asked, own = _all_ranks(_asked(queries, positives), shard, group)
+    asked, own = _all_ranks(_asked(queries, positives), shard)
     with _full_precision(queries.device):
-        scores = _positive_scores(asked, shard, blocks or Blocks(), group)[own]
+        scores = _positive_scores(asked, shard, blocks or Blocks())[own]
     scores = scores[:, : positives.rows.shape[1]].unflatten(0, (n_groups, n_rollouts))  # [B, G, P]
     is_wrong = torch.ones_like(retrieved.rows, dtype=torch.bool)
     last_rank = _last_rank(positives, shard)
@@ -246,7 +243,7 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
     return (left.double() * right.double()).sum(-1)
 
 
-def _positive_scores(asked: _Asked, shard: Shard, blocks: Blocks, group: dist.ProcessGroup | None) -> Tensor:
+def _positive_scores(asked: _Asked, shard: Shard, blocks: Blocks) -> Tensor:
     """`[Q, P]` float64; 0 where there is no positive."""
     scores = torch.zeros(asked.rows.shape, dtype=torch.float64, device=asked.vectors.device)
     local = asked.rows - shard.first_row
@@ -254,7 +251,7 @@ def _positive_scores(asked: _Asked, shard: Shard, blocks: Blocks, group: dist.Pr
     for query, place in (part.unbind(1) for part in pairs.split(blocks.rows)):
         documents = _read(shard.rows, local[query, place], asked.vectors.device)
         scores[query, place] = _dot(documents, asked.vectors[query])
-    scores = _reduced(scores, dist.ReduceOp.SUM, shard, group)
+    scores = _reduced(scores, "sum", shard)
     if not torch.isfinite(scores).all():
         query, place = (~torch.isfinite(scores)).nonzero()[0].tolist()
         raise ValueError(f"row {int(asked.rows[query, place])} of the corpus is not finite")
@@ -314,48 +311,29 @@ def _n_above(wrong: Tensor, vectors: Tensor, limits: Tensor, documents: Tensor, 
     return n_above
 
 
-def _is_alone(shard: Shard, group: dist.ProcessGroup | None) -> bool:
-    is_running = dist.is_available() and dist.is_initialized()
-    return not shard.is_part or not is_running or dist.get_world_size(group) == 1
-
-
-def _reduced(
-    values: Tensor, operation: dist.ReduceOp, shard: Shard, group: dist.ProcessGroup | None
-) -> Tensor:
+def _reduced(values: Tensor, how: Literal["sum", "max"], shard: Shard) -> Tensor:
     """`values` over all ranks that hold a part; as they are where this process holds everything."""
-    if not _is_alone(shard, group):
-        dist.all_reduce(values, operation, group=group)
-    return values
+    return reduced(values, how) if shard.is_part else values
 
 
-def _all_ranks(asked: _Asked, shard: Shard, group: dist.ProcessGroup | None) -> tuple[_Asked, slice]:
+def _all_ranks(asked: _Asked, shard: Shard) -> tuple[_Asked, slice]:
     """What all ranks ask, in the order of ranks, and which of it is this rank's."""
     n_asked, width = asked.rows.shape
-    if _is_alone(shard, group):
+    rank, n_ranks = own_place() if shard.is_part else (0, 1)
+    if n_ranks == 1:
         _check_parts(len(shard.rows), shard)
         return asked, slice(0, n_asked)
     device = asked.vectors.device
-    facts = torch.tensor([n_asked, width, len(shard.rows)], device=device)
-    all_facts = [torch.zeros_like(facts) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(all_facts, facts, group=group)
-    counts, widths, n_rows = torch.stack(all_facts).T.tolist()
+    facts = torch.tensor([[n_asked, width, len(shard.rows)]], device=device)
+    counts, widths, n_rows = gather_rows(facts, [1] * n_ranks).T.tolist()
     _check_parts(sum(n_rows), shard)
     rows = torch.full((n_asked, max(widths)), -1, dtype=torch.long, device=device)
     rows[:, :width] = asked.rows
-    start = sum(counts[: dist.get_rank(group)])
-    gathered = (_gathered(values, counts, group) for values in (asked.vectors, rows))
+    start = sum(counts[:rank])
+    gathered = (gather_rows(values, counts) for values in (asked.vectors, rows))
     return _Asked(*gathered), slice(start, start + n_asked)
 
 
 def _check_parts(n_rows: int, shard: Shard) -> None:
     if n_rows != shard.size:
         raise ValueError(f"the parts hold {n_rows} rows together, the corpus has {shard.size}")
-
-
-def _gathered(values: Tensor, counts: Sequence[int], group: dist.ProcessGroup | None) -> Tensor:
-    """`[sum of counts, ...]` from every rank's `[count, ...]`."""
-    own = values.new_zeros(max(counts), *values.shape[1:])  # collectives need one size for all ranks
-    own[: len(values)] = values
-    parts = [torch.empty_like(own) for _ in counts]
-    dist.all_gather(parts, own, group=group)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

@@ -10,8 +10,8 @@ import re
 import shutil
 from pathlib import Path
 
+from search_r3.distributed import Ranks
 from search_r3.index.backends.base import Index
-from search_r3.index.ranks import Ranks
 from search_r3.index.rows.cache import StoreError
 from search_r3.index.rules.base import Rule
 

@@ -24,12 +24,12 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from search_r3.distributed import Ranks
 from search_r3.index.audit import Overwritten, compared, copied, unnamed_file
 from search_r3.index.backends.base import Index, MakeIndex
 from search_r3.index.budget import within_budget
 from search_r3.index.encoding import Encode, RowEncoder
 from search_r3.index.ledger import Refreshed, age_counts, agreement, step_record, total_counts
-from search_r3.index.ranks import Ranks
 from search_r3.index.rows.cache import StoreError
 from search_r3.index.rows.checks import checked_queries
 from search_r3.index.rows.live import NEVER, LiveStore

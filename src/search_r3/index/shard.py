@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from search_r3.index.ranks import Ranks
+from search_r3.distributed import Ranks
 from search_r3.index.rows.live import LiveStore
 
 

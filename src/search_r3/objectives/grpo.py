@@ -4,7 +4,7 @@ Axes: `B` queries, `G` rollouts per query, `L` tokens of the longest completion.
 
     advantages = group_advantages(rewards)                            # [B, G], and which groups count
     mask = trained_tokens(completion_mask, advantages.has_spread)     # [B, G, L]
-    weights = token_weights(mask, advantages.has_spread, per_token)   # collective; denominators are inside
+    weights, count = per_token(mask, advantages.has_spread, max_tokens)  # divided by the `count` of all ranks
     packed = token_log_probs(hidden, head_weight, targets, temperature, banned_ids)  # `[T]`, never `[.., V]`
     loss = policy_loss(PolicyBatch(unpacked(packed.log_probs, completion_mask), ...))
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from search_r3.objectives.losses import LogitsOf, share_of_count
+from search_r3.objectives.losses import LogitsOf
 
 STD_FLOOR = 0.005
 """What advantages are divided by at least; the arithmetic is in `group_advantages`."""
@@ -110,11 +110,13 @@ def trained_tokens(completion_mask: Tensor, has_spread: Tensor) -> Tensor:
     return completion_mask & has_spread[:, None, None]
 
 
-Normalisation = Callable[[Tensor, Tensor], tuple[Tensor, int]]
-"""From `trained_tokens` `[B, G, L]` and `has_spread` `[B]` to weights `[B, G, L]` and their denominator."""
+Normalisation = Callable[[Tensor, Tensor, int], tuple[Tensor, int]]
+"""What a token counts: from `trained_tokens` `[B, G, L]`, `has_spread` `[B]` and the most tokens of a rollout
+to weights `[B, G, L]`, and the number of things, on this rank, that the loss is a mean over. One of your own
+is a function, and a YAML file in `normalisation/` below `--config-dir` like those in conf/normalisation."""
 
 
-def per_token(mask: Tensor, has_spread: Tensor) -> tuple[Tensor, int]:
+def per_token(mask: Tensor, has_spread: Tensor, max_tokens: int) -> tuple[Tensor, int]:
     """Every token counts the same: the sum over the batch divided by its tokens (DAPO, arXiv:2503.14476).
 
     Long rollouts move the policy more than short ones.
@@ -122,7 +124,7 @@ def per_token(mask: Tensor, has_spread: Tensor) -> tuple[Tensor, int]:
     return mask.float(), int(mask.sum())
 
 
-def per_sequence(mask: Tensor, has_spread: Tensor) -> tuple[Tensor, int]:
+def per_sequence(mask: Tensor, has_spread: Tensor, max_tokens: int) -> tuple[Tensor, int]:
     """Every rollout counts the same: the mean over its tokens, then over rollouts (GRPO, arXiv:2402.03300).
 
     A token of a long rollout counts less. A rollout without a trained token adds 0 and is counted.
@@ -145,23 +147,6 @@ def dr_grpo(mask: Tensor, has_spread: Tensor, max_tokens: int) -> tuple[Tensor, 
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
     return mask / float(max_tokens), int(has_spread.sum()) * mask.shape[1]
-
-
-def token_weights(mask: Tensor, has_spread: Tensor, normalisation: Normalisation) -> Tensor:
-    """What each token's loss is multiplied by before everything is summed; the denominator is inside.
-
-    Collective: every rank calls it, with an empty batch too.
-
-    Args:
-        mask: `[B, G, L]` bool, from `trained_tokens`, of all groups of this rank.
-        has_spread: `[B]` bool.
-        normalisation: `per_token`, `per_sequence`, or `dr_grpo` with its constant.
-
-    Returns:
-        `[B, G, L]` fp32, 0 where `mask` is False.
-    """
-    weights, count = normalisation(mask, has_spread)
-    return weights / share_of_count(count, mask.device)
 
 
 # KL to the reference model, estimated at the sampled token
@@ -196,6 +181,8 @@ def k3(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
 
 
 KLEstimator = Callable[[Tensor, Tensor], Tensor]
+"""From log-probabilities of the policy and of the reference, `[...]`, to KL at each token. One of your own is
+a function, and a YAML file in `kl/` below `--config-dir` like those in conf/kl."""
 
 
 # The loss
@@ -212,7 +199,7 @@ class PolicyBatch:
         old_log_probs: `[B, G, L]` under the policy that the ratio is taken to: at the first update after
             sampling `log_probs.detach()`, later what those were.
         advantages: `[B, G]`.
-        weights: `[B, G, L]` from `token_weights` of the whole batch.
+        weights: `[B, G, L]` from a `Normalisation` of the whole batch, divided by the count of all ranks.
         ref_log_probs: `[B, G, L]` under the reference model, or None where KL is not computed.
     """
 
@@ -298,7 +285,7 @@ def policy_loss(
         clip_low: as in `clipped_token_losses`.
         clip_high: as in `clipped_token_losses`.
         kl_weight: 0 or more; at 0 KL is only a number to log.
-        kl: `k1`, `k2` or `k3`.
+        kl: the estimator, as `k1`, `k2` or `k3`.
 
     Raises:
         ValueError: If the KL weight is negative, or positive without reference log-probabilities.

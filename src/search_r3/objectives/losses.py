@@ -11,17 +11,17 @@ to the loss of the whole batch:
 
     n_rows = int(has_negative(mask, positive_index).sum())
     denominator = share_of_count(n_rows)           # rows that count on all ranks / number of ranks
-    loss = info_nce(queries, gather_documents(documents), positive_index, mask, denominator=denominator)
+    loss = info_nce(queries, gather_rows(documents), positive_index, mask, denominator=denominator)
 
 The ranks' losses and, under DDP, their gradients are averaged; the average is then exactly that of one rank
-with all rows. An empty batch gives a zero that still has a gradient graph.
+with all rows. An empty batch gives a zero that still has a gradient graph. `share_of_count` and `gather_rows`
+are collectives, in `search_r3.distributed`; nothing here asks another rank.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -285,70 +285,6 @@ def false_negative_mask(
     is_hard = is_high.sum(1, keepdim=True) > max_share * (scores.shape[1] - 1)  # [B, 1]
     mask = ~is_high | is_hard
     return mask, int((~mask).sum())
-
-
-def row_counts(n_rows: int, device: torch.device | str = "cpu") -> list[int]:
-    """How many rows each rank holds, in the order of ranks; `[n_rows]` where there is one rank.
-
-    A collective call: every rank makes it. `device` is that of the process group's backend.
-    """
-    if _world_size() == 1:
-        return [n_rows]
-    own = torch.tensor([n_rows], device=device)
-    counts = [torch.zeros_like(own) for _ in range(_world_size())]
-    dist.all_gather(counts, own)
-    return [int(count) for count in counts]
-
-
-def share_of_count(n_rows: int, device: torch.device | str = "cpu") -> float:
-    """Rows on all ranks divided by the number of ranks: the denominator that makes ranks average correctly.
-
-    At least one row's share, so that a batch that is empty everywhere divides by something. Collective.
-    """
-    return max(sum(row_counts(n_rows, device)), 1) / _world_size()
-
-
-def gather_documents(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
-    """The rows of all ranks, in the order of ranks, with gradient; on one rank the rows themselves.
-
-    The backward pass sums what every rank's loss says about a row. It is collective too: where one rank's
-    loss depends on the result, every rank's must, and `rows` must need a gradient on all ranks or on none.
-
-    Args:
-        rows: `[M, ...]`, any dtype; `M` may differ between ranks and may be 0.
-        counts: what `row_counts(M)` gave, to save asking again.
-
-    Returns:
-        `[sum of M, ...]`. This rank's rows start at `sum(counts[:rank])`.
-    """
-    if _world_size() == 1:
-        return rows
-    counts = row_counts(len(rows), rows.device) if counts is None else counts
-    if counts[dist.get_rank()] != len(rows):
-        raise ValueError(f"counts {list(counts)} do not fit the {len(rows)} rows of rank {dist.get_rank()}")
-    return _Gather.apply(rows, tuple(counts))
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
-        ctx.counts = counts
-        own = rows.new_zeros(max(counts), *rows.shape[1:])  # collectives need one size for all ranks
-        own[: len(rows)] = rows
-        gathered = [torch.empty_like(own) for _ in counts]
-        dist.all_gather(gathered, own)
-        return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)  # gloo has no reduce-scatter; a batch of embeddings is small
-        start = sum(ctx.counts[: dist.get_rank()])
-        return gradient[start : start + ctx.counts[dist.get_rank()]], None
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -78,6 +78,11 @@ class Ranking:
         """`[B, G, P]` bool, True where there is a positive."""
         return (self.grades > 0)[:, None].expand(self.rank.shape)
 
+    @property
+    def best_rank(self) -> Tensor:
+        """`[B, G]` rank of the best positive."""
+        return self.rank.masked_fill(~self.has_positive, torch.iinfo(torch.long).max).amin(-1)
+
     def mean_over_positives(self, values: Tensor) -> Tensor:
         """`[B, G]` float64: the mean of `[B, G, P]` over each query's positives, weighted by grade."""
         return (values.double().masked_fill(~self.has_positive, 0.0) * self.shares[:, None]).sum(-1)

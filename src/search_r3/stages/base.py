@@ -7,6 +7,7 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from search_r3.data.types import Benchmark
+from search_r3.distributed import reduced
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.twin import ArchitectureError, fresh_adapter_difference
 from search_r3.stages.optimization import OptimizationSettings, build_optimizer, build_scheduler
@@ -72,7 +73,7 @@ class StageModule(pl.LightningModule):
         """
         if not self.shards_weights:
             return 0
-        most = self.trainer.strategy.reduce(torch.tensor(n, device=self.device), reduce_op="max")
+        most = reduced(torch.tensor(n, device=self.device), "max")
         return int(most) - n
 
     def filled_up(self, batches: Iterable[Sequence[int]]) -> list[Sequence[int]]:

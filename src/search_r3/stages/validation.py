@@ -1,18 +1,16 @@
 """In-training evaluation: both modes on a small collection, the work dealt to all ranks."""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from search_r3.data.types import Benchmark
+from search_r3.distributed import equal_forwards, gather_rows, own_place
 from search_r3.evaluation.metrics import LARGEST_CUTOFF, METRICS, per_query_metrics
 from search_r3.evaluation.query_means import QueryMeans
 from search_r3.evaluation.ranking import document_index, ranking_of, without_self_matches
 from search_r3.models.embedder import ReasoningEmbedder
-from search_r3.objectives.losses import gather_documents
 
 ENDINGS = ("has_embed_token", "reasoning_tokens")
 
@@ -37,7 +35,7 @@ def validate(embedder: ReasoningEmbedder, benchmark: Benchmark, top_k: int = 100
     """
     if top_k < LARGEST_CUTOFF:
         raise ValueError(f"top_k must be at least {LARGEST_CUTOFF}, the metrics' cut-off, got {top_k}")
-    rank, n_ranks = _place()
+    rank, n_ranks = own_place()
     names = list(benchmark.qrels)
     share = names[rank::n_ranks]
     queries = [benchmark.queries[name] for name in share]
@@ -71,52 +69,13 @@ def _means(
 
 def _document_embeddings(embedder: ReasoningEmbedder, texts: Sequence[str]) -> Tensor:
     """Embeddings `[N, D]` of all texts on every rank, on the CPU; each rank embeds each `W`-th text."""
-    rank, n_ranks = _place()
+    rank, n_ranks = own_place()
     with equal_forwards(embedder):
         own = embedder.embed_documents([texts[row] for row in range(rank, len(texts), n_ranks)])
     if n_ranks == 1:
         return own
-    gathered = gather_documents(own.to(embedder.device)).cpu()
+    gathered = gather_rows(own.to(embedder.device)).cpu()
     rows = [row for start in range(n_ranks) for row in range(start, len(texts), n_ranks)]
     result = torch.empty_like(gathered)
     result[rows] = gathered
     return result
-
-
-@contextlib.contextmanager
-def equal_forwards(embedder: ReasoningEmbedder) -> Iterator[None]:
-    """Within, every rank runs the decoder equally often, however long its texts and reasonings are.
-
-    Before each forward the ranks tell each other that they go on. One that is through runs forwards of a
-    single token for as long as another goes on, since sharded weights can only be used by all ranks at once.
-    There must be no other collective inside.
-    """
-    if _place()[1] == 1:
-        yield
-        return
-    is_running = torch.ones((), device=embedder.device)
-    n_running = torch.zeros((), device=embedder.device)
-
-    def announce(*_: object) -> None:
-        n_running.copy_(is_running)
-        dist.all_reduce(n_running)
-
-    # First of all hooks, so that it comes before those that fetch sharded weights.
-    handle = embedder.decoder.register_forward_pre_hook(announce, prepend=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-    is_running.zero_()
-    while True:
-        announce()
-        if not n_running:
-            return
-        embedder.embed_ids([[embedder.embed_token_id]])
-
-
-def _place() -> tuple[int, int]:
-    """This rank and the number of ranks."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1

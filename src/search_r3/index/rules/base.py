@@ -17,7 +17,7 @@ from typing import Self
 
 import numpy as np
 
-from search_r3.index.ranks import Ranks
+from search_r3.distributed import Ranks
 
 CHUNK = 1 << 14
 """Rows that are moved at once."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from search_r3.distributed import Ranks
 from search_r3.index.backends.flat import TIE
-from search_r3.index.ranks import Ranks
 from search_r3.index.rules.base import Audit, View
 from search_r3.index.rules.forecast import Forecast, wrong_scores
 

@@ -7,16 +7,13 @@ occur in the text, so its row stays as it was initialised.
 import torch
 from torch import Tensor
 
+from search_r3.distributed import share_of_count
 from search_r3.models.embedder import ReasoningEmbedder
-from search_r3.objectives.losses import sft_cross_entropy, share_of_count
+from search_r3.objectives.losses import sft_cross_entropy
 from search_r3.stages.base import StageModule
-from search_r3.stages.optimization import (
-    ChunkOutput,
-    OptimizationSettings,
-    backward_with_cache,
-    block_sync,
-    optimization_step,
-)
+from search_r3.stages.gradient_cache import ChunkOutput, backward_with_cache
+from search_r3.stages.optimization import OptimizationSettings
+from search_r3.stages.step import block_sync, optimization_step
 
 
 class PretrainModule(StageModule):

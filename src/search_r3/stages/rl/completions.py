@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytorch_lightning.loggers import Logger
-from torch import Tensor
 
+from search_r3.data.types import Example
+from search_r3.objectives.rewards import Ranking
 from search_r3.stages.appended import AppendedText
+from search_r3.stages.rl.environment import Outcome
 from search_r3.stages.rl.rollouts import Rollouts
 
 COLUMNS = ("step", "query_id", "query", "reasoning", "reward", "rank_before", "rank_after", "top", "is_stale")
@@ -40,36 +42,35 @@ class Completions:
     def lines(
         self,
         step: int,
-        queries: Sequence[tuple[str, str]],
+        examples: Sequence[Example],
         rollouts: Rollouts,
-        rewards: Tensor,
-        rank_before: Tensor,
-        rank_after: Tensor,
-        titles: Sequence[Sequence[Sequence[str]]],
-        is_stale: Sequence[Sequence[Sequence[bool]]],
+        outcome: Outcome,
+        before: Ranking,
+        best: Sequence[Sequence[Sequence[tuple[str, bool]]]],
     ) -> list[list[tuple]]:
         """The rollouts of the first queries of a rank's batch, by query; a line has an entry per column.
 
         Args:
             step: of training.
-            queries: `n` ids and texts.
-            rollouts: of the batch; the first `n` groups are taken.
-            rewards: `[B, G]`.
-            rank_before: `[B]` rank of the best positive by the direct embedding.
-            rank_after: `[B, G]` after the reasoning.
-            titles: `[n, G, K]` first lines of the best documents.
-            is_stale: `[n, G, K]` whether each of them was encoded at an earlier step.
+            examples: `n` rows; the first `n` groups of what follows are theirs.
+            rollouts: of the batch.
+            outcome: what they earned.
+            before: ranks by the direct embeddings, `[B, 1, P]`.
+            best: `[n, G, K]` title of each of the best documents, and whether it was encoded at an earlier
+                step.
         """
+        rank_before, rank_after = before.best_rank, outcome.ranking.best_rank
         return [
             [
                 (
-                    step, *query, rollouts.texts[number][g], round(float(rewards[number, g]), 6),
-                    int(rank_before[number]), int(rank_after[number, g]), titles[number][g],
-                    is_stale[number][g],
+                    step, example.id, example.query, rollouts.texts[number][g],
+                    round(float(outcome.rewards.total[number, g]), 6),
+                    int(rank_before[number, 0]), int(rank_after[number, g]),
+                    *(list(column) for column in zip(*best[number][g], strict=True)),
                 )
                 for g in range(rollouts.group_size)
             ]
-            for number, query in enumerate(queries)
+            for number, example in enumerate(examples)
         ]  # fmt: skip
 
     def write(self, by_rank: Sequence[list[list[tuple]]], loggers: Sequence[Logger] = ()) -> None:

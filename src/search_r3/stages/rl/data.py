@@ -1,7 +1,6 @@
 """The data module of the RL stage: queries without answers, and the live index that they are searched in."""
 
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from search_r3.data.types import Corpus, Example, TrainingData
+from search_r3.distributed import Ranks, equal_forwards
 from search_r3.index.backends.base import MakeIndex
-from search_r3.index.ranks import Ranks
 from search_r3.index.rows.cache import StoreError, open_store, store_folder, stored_embeddings
 from search_r3.index.rules.base import Refresh
 from search_r3.index.served import LiveIndex
@@ -20,7 +19,6 @@ from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.stages.data import ExamplesDataModule, Rows
 from search_r3.stages.rl.environment import Judgements
 from search_r3.stages.sampler import GroupedBatchSampler
-from search_r3.stages.validation import equal_forwards
 
 
 class RLDataModule(ExamplesDataModule):
@@ -136,7 +134,7 @@ class RLDataModule(ExamplesDataModule):
         ranks, key = Ranks(), self.key
         folder = store_folder(self.cache_dir, key)
 
-        def embed(texts: Sequence[str]) -> np.ndarray:
+        def encode(texts: Sequence[str]) -> np.ndarray:
             error = None
             with equal_forwards(self.embedder):  # sharded weights need all ranks; none waits in silence
                 try:
@@ -146,35 +144,17 @@ class RLDataModule(ExamplesDataModule):
             ranks.agree(error)
             return ranks.joined(own)
 
-        def lead() -> np.ndarray | None:
-            """Sends texts, and at the end None and what went wrong, as `follow` reads them."""
-            found, error = None, None
-
-            def embed_by_all(texts: Sequence[str]) -> np.ndarray:
-                ranks.gather_objects((texts, None))
-                return embed(texts)
-
+        def read_or_make(encode_by_all: Callable[[Sequence[str]], np.ndarray]) -> np.ndarray:
+            size = self.encode_batch * ranks.size
             try:
-                size = self.encode_batch * ranks.size
-                found = stored_embeddings(self.cache_dir, key, self.corpus.texts, embed_by_all, size)
-            except Exception as failed:  # between two calls of `embed`, so the others listen
-                error = _not_encoded(folder, failed)
-            ranks.gather_objects((None, None if error is None else str(error)))
-            if error is not None:
-                raise error
-            return found
-
-        def follow() -> None:
-            texts, error = ranks.gather_objects(None)[0]
-            while texts is not None:
-                with contextlib.suppress(StoreError):  # it is on every rank, and the first one ends this
-                    embed(texts)
-                texts, error = ranks.gather_objects(None)[0]
-            if error is not None:
-                raise StoreError(error)
+                return stored_embeddings(self.cache_dir, key, self.corpus.texts, encode_by_all, size)
+            except StoreError:
+                raise
+            except Exception as failed:
+                raise _not_encoded(folder, failed) from failed
 
         with torch.autocast(self.embedder.device.type, enabled=False):
-            rows = follow() if ranks.rank > 0 else lead()
+            rows = ranks.led(read_or_make, encode)
         return ranks.together(lambda: open_store(folder, key, len(self.corpus)) if rows is None else rows)
 
     # ---- checkpoints

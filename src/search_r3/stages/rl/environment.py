@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from search_r3.index.exact_rank import Blocks, Positives, Retrieved, Shard, exact_ranking, topk_ranking
@@ -155,7 +154,6 @@ class Environment:
         shard: Shard,
         step: int = 0,
         retrieved: Retrieved | None = None,
-        group: dist.ProcessGroup | None = None,
     ) -> Outcome:
         """Ranks and rewards of `B` groups; collective where the shard is a part of the corpus.
 
@@ -166,7 +164,6 @@ class Environment:
             shard: the frozen rows of this step.
             step: decides whether the agreement of the two ranks is computed.
             retrieved: needed by `rank="topk"` and by the agreement.
-            group: the ranks that hold the other parts; the default group where None.
 
         Raises:
             ValueError: If `retrieved` is missing where it is needed, or the corpus is not the one judged.
@@ -181,9 +178,9 @@ class Environment:
         positives = self.judgements.of(query_ids, queries.device)
         rankings = {}
         if is_compared or self.rank == "exact":
-            rankings["exact"] = exact_ranking(queries, positives, shard, self.blocks, group)
+            rankings["exact"] = exact_ranking(queries, positives, shard, self.blocks)
         if is_compared or self.rank == "topk":
-            rankings["topk"] = topk_ranking(queries, positives, retrieved, shard, self.blocks, group)
+            rankings["topk"] = topk_ranking(queries, positives, retrieved, shard, self.blocks)
         rewards = {name: self.reward(ranking, has_embed_token) for name, ranking in rankings.items()}
         agreement = None
         if is_compared and len(query_ids):

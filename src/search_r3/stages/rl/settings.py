@@ -2,18 +2,8 @@
 
 from dataclasses import dataclass
 
-from search_r3.objectives.grpo import (
-    STD_FLOOR,
-    dr_grpo,
-    k1,
-    k2,
-    k3,
-    per_sequence,
-    per_token,
-)
+from search_r3.objectives.grpo import STD_FLOOR, KLEstimator, Normalisation, k3, per_token
 
-NORMALISATIONS = {"per_token": per_token, "per_sequence": per_sequence, "dr_grpo": dr_grpo}
-ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 CONTRASTIVE_ROLLOUTS = ("all", "good")
 
 
@@ -56,10 +46,10 @@ class PolicySettings:
     Attributes:
         clip_low: how far a token's probability may fall before its gradient stops.
         clip_high: how far it may rise.
-        normalisation: `per_token` over the batch, `per_sequence`, or `dr_grpo`.
+        normalisation: what a token counts; a function such as `per_token`, from conf/normalisation.
         scale_by_std: whether advantages are divided by the group's standard deviation.
         std_floor: what they are divided by at least, in units of the reward; see `group_advantages`.
-        kl: `k1`, `k2` or `k3`.
+        kl: estimates KL at a token; a function such as `k3`, from conf/kl.
         kl_weight: of KL to the model that the stage started from; 0 makes no reference pass.
         n_updates: optimizer steps per batch of rollouts.
         contrastive_weight: of InfoNCE of the rollouts' embeddings, so that the vector learns as well as the
@@ -73,10 +63,10 @@ class PolicySettings:
 
     clip_low: float = 0.2
     clip_high: float = 0.28
-    normalisation: str = "per_token"
+    normalisation: Normalisation = per_token
     scale_by_std: bool = True
     std_floor: float = STD_FLOOR
-    kl: str = "k3"
+    kl: KLEstimator = k3
     kl_weight: float = 0.0
     n_updates: int = 1
     contrastive_weight: float = 0.0
@@ -89,14 +79,13 @@ class PolicySettings:
                 f"policy.clip_low must lie in [0, 1] and policy.clip_high must not be negative, got "
                 f"{self.clip_low} and {self.clip_high}"
             )
-        if self.normalisation not in NORMALISATIONS:
-            raise ValueError(
-                f"policy.normalisation must be one of {', '.join(NORMALISATIONS)}, got {self.normalisation!r}"
-            )
+        for name, function in (("normalisation", self.normalisation), ("kl", self.kl)):
+            if not callable(function):
+                raise ValueError(
+                    f"policy.{name} must be a function, such as those in objectives/grpo.py, got {function!r}"
+                )
         if not self.std_floor >= 0:
             raise ValueError(f"policy.std_floor must not be negative, got {self.std_floor}")
-        if self.kl not in ESTIMATORS:
-            raise ValueError(f"policy.kl must be one of {', '.join(ESTIMATORS)}, got {self.kl!r}")
         if not self.kl_weight >= 0:
             raise ValueError(f"policy.kl_weight must not be negative, got {self.kl_weight}")
         if self.n_updates < 1:

@@ -1,0 +1,120 @@
+"""The one manual optimization step that all stages share.
+
+One batch of the data loader is one optimizer step. A batch that does not fit into memory is split into chunks
+within the step, so a checkpoint never falls between two halves of a step and there is no accumulation to
+restore. Lightning's own clipping and accumulation refuse manual optimization, which is why they are here.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from search_r3.distributed import Ranks, all_true
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss or a gradient is NaN or infinite. The weights are those from before the step."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did.
+
+    Attributes:
+        loss: this rank's, detached; None where the step was skipped.
+        grad_norm: before clipping, over all ranks' averaged gradients; None where the step was skipped.
+        is_skipped: True where the weights were left alone.
+        learning_rate: that the step was taken with; of the first parameter group.
+    """
+
+    loss: Tensor | None
+    grad_norm: Tensor | None
+    is_skipped: bool
+    learning_rate: float
+
+
+def optimization_step(
+    module: LightningModule,
+    run_backward: Callable[[], Tensor],
+    batch_ids: Sequence[str],
+    max_grad_norm: float | None,
+    skip: bool = False,
+) -> StepResult:
+    """One optimizer and scheduler step: zero, backward, check on all ranks, clip, step.
+
+    Every call advances `trainer.global_step` and the schedule by one, skipped or not, so the step number is
+    also the number of batches taken. Under the fp16 scaler an overflowing gradient is the scaler's to handle.
+
+    Args:
+        module: attached to a trainer, under manual optimization with one optimizer and one scheduler.
+        run_backward: fills the gradients (by `module.manual_backward`) and returns the detached loss.
+        batch_ids: of this rank's rows, named where the step fails.
+        max_grad_norm: None does not clip.
+        skip: whether this rank has nothing to learn from; the step is skipped only if no rank has.
+
+    Raises:
+        NonFiniteLossError: On all ranks, if one has a loss or gradient that is NaN or infinite.
+        ValueError: If the optimizer cannot be clipped under the fp16 scaler.
+    """
+    optimizer, scheduler = module.optimizers(), module.lr_schedulers()
+    rate = optimizer.param_groups[0]["lr"]
+    optimizer.zero_grad(set_to_none=True)
+    if all_true(skip, module.device):
+        optimizer._on_before_step()  # counts the step, which Lightning does nowhere else
+        optimizer._on_after_step()
+        scheduler.step()
+        return StepResult(None, None, is_skipped=True, learning_rate=rate)
+    loss = run_backward()
+    scaler = getattr(module.trainer.precision_plugin, "scaler", None)
+    if scaler is not None:
+        if not getattr(optimizer.optimizer, "_step_supports_amp_scaling", False):
+            raise ValueError("under 16-mixed the optimizer must be a fused one, as build_optimizer makes it")
+        scaler.unscale_(optimizer.optimizer)
+    grad_norm = _clip(module, optimizer.optimizer, max_grad_norm)
+    may_overflow = scaler is not None and scaler.get_scale() >= 1.0
+    _check_finite(module, loss, grad_norm, may_overflow, batch_ids)
+    optimizer.step()
+    torch.clear_autocast_cache()  # it holds the weights before this step, in bf16
+    scheduler.step()
+    return StepResult(loss, grad_norm, is_skipped=False, learning_rate=rate)
+
+
+def block_sync(module: LightningModule) -> Callable[[], AbstractContextManager]:
+    """What `backward_with_cache` takes as `no_sync` under the module's strategy."""
+    return getattr(module.trainer.strategy, "block_backward_sync", nullcontext)
+
+
+def _clip(module: LightningModule, optimizer: Optimizer, max_norm: float | None) -> Tensor:
+    limit = float("inf") if max_norm is None else max_norm
+    sharded = getattr(module.trainer.strategy.model, "clip_grad_norm_", None)
+    if sharded is not None:  # FSDP: no rank holds a whole gradient
+        return sharded(limit)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if max_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
+def _check_finite(
+    module: LightningModule, loss: Tensor, grad_norm: Tensor, may_overflow: bool, batch_ids: Sequence[str]
+) -> None:
+    is_finite = torch.isfinite(loss).all()
+    if not may_overflow:
+        is_finite = is_finite & torch.isfinite(grad_norm)
+    if all_true(bool(is_finite), module.device):
+        return
+    reports = Ranks().gather_objects((float(loss), float(grad_norm), list(batch_ids)))
+    raise NonFiniteLossError(
+        f"step {module.trainer.global_step} stopped before the optimizer: "
+        + "; ".join(
+            f"rank {rank}: loss {loss:g}, gradient norm {norm:g}, batch {', '.join(ids) or '(empty)'}"
+            for rank, (loss, norm, ids) in enumerate(reports)
+        )
+    )
