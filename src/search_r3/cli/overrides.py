@@ -163,17 +163,39 @@ def argument_names(target: str) -> frozenset[str] | None:
     Returns:
         None where the source cannot be found or the callable takes any keyword.
     """
+    node = definition(target)
+    if isinstance(node, ast.FunctionDef):
+        return _arguments(node, skip_first=False)
+    return _constructor_arguments(node) if isinstance(node, ast.ClassDef) else None
+
+
+@cache
+def definition(target: str) -> ast.FunctionDef | ast.ClassDef | None:
+    """The source of a function or class, which is not imported; None where it cannot be found."""
     module, _, name = target.rpartition(".")
-    path = _source(module)
-    if path is None:
-        return None
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return _arguments(node, skip_first=False)
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            return _constructor_arguments(node)
+    for node in _statements(module):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
+            return node
     return None
+
+
+def named_in(module: str, name: str) -> str | None:
+    """The dotted name of what a module defines, or imports from another, under a name; None for neither."""
+    for node in _statements(module):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
+            return f"{module}.{name}"
+        if isinstance(node, ast.ImportFrom) and name in (
+            found := {a.asname or a.name: a for a in node.names}
+        ):
+            return named_in(str(node.module), found[name].name)
+    return None
+
+
+@cache
+def _statements(module: str) -> Sequence[ast.stmt]:
+    """What stands in a module, which is not imported; nothing where its source cannot be found."""
+    path = _source(module)
+    return () if path is None else ast.parse(path.read_text(encoding="utf-8")).body
 
 
 def _source(module: str) -> Path | None:
