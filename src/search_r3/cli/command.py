@@ -14,18 +14,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import yaml
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
 from search_r3.cli.compose import ConfigSource
 from search_r3.cli.entry import Check, Entry, Reached, Run
+from search_r3.cli.help import help_text
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.overrides import quote_free_text
 from search_r3.cli.run import run_one
 from search_r3.cli.sweep import run_many, through_hydra
 from search_r3.errors import UsageError
-from search_r3.shipped import CONF
 
 
 def entry_point(
@@ -70,7 +69,7 @@ def _main(entry: Entry, argv: Sequence[str]) -> int:
         return 0
     with ConfigSource(arguments.config_dir) as source:
         if arguments.help:
-            print(_help(entry, source))
+            print(help_text(entry, source, arguments.overrides))
             return 0
         if arguments.multirun:
             return run_many(entry, source, arguments)
@@ -79,24 +78,3 @@ def _main(entry: Entry, argv: Sequence[str]) -> int:
 
 def _refuse_arguments(message: str) -> NoReturn:
     raise UsageError(message)
-
-
-def _help(entry: Entry, source: "ConfigSource") -> str:
-    program = f"python -m {entry.module}"
-    own = yaml.safe_load((CONF / f"{entry.config_name}.yaml").read_text(encoding="utf-8"))
-    used = [group for default in own["defaults"] if isinstance(default, dict) for group in default]
-    used = [group.removeprefix("optional ") for group in used]
-    groups = {group: options for group, options in source.groups().items() if group in used}
-    width = max(map(len, groups), default=0)
-    lines = [f"  {group.ljust(width)}  {', '.join(options)}" for group, options in groups.items()]
-    keys = ", ".join(f"{key}=" for key in own if key not in ("defaults", "hydra"))
-    return "\n".join(
-        [
-            f"{program} group=option ... key=value ...",
-            *(["", "groups", *lines] if lines else []),
-            "",
-            f"keys of this command: {keys}",
-            f"every key, with its value:  {program} ... --cfg job",
-            f"a sweep, one job per value: {program} --multirun ... key=1,2,3",
-        ]
-    )

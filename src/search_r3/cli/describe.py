@@ -19,6 +19,7 @@ from search_r3.cli.overrides import TRAINER_NODES, definition, flat_keys, named_
 from search_r3.shipped import CONF
 
 TRAINER = "pytorch_lightning.trainer.trainer.Trainer"
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NOT_SHOWN = frozenset({"defaults", "hydra"})
 
 
@@ -67,13 +68,38 @@ def describe_file(file: Path, group: str, package: str | None = None) -> list[De
         package: where its keys stand in the configuration; None for below the group's name.
     """
     text = file.read_text(encoding="utf-8")
-    node = yaml.compose(text)
+    node = yaml.compose(text, Loader=_LOADER)
     if not isinstance(node, yaml.MappingNode):
         return []
     prefix = group if package is None else package
     lines = text.splitlines()
     found = _described(node, lines, prefix, _Callable(), _targets(file, prefix))
     return [DescribedKey(group, file.stem, key, default, meaning) for key, default, meaning in found]
+
+
+def key_names(folder: Path, command: str) -> list[str]:
+    """The keys of a command's file, of the files that it builds on, and of all options of their groups."""
+    files, groups, names = [command], [], []
+    for name in files:
+        content = _loaded(folder / f"{name}.yaml")
+        for each in content.get("defaults") or ():
+            if isinstance(each, str):
+                files += [each] if each != "_self_" and each not in files else []
+            else:
+                groups += [group.removeprefix("optional ").partition("@")[0] for group in each]
+        names += [key for key in flat_keys(content) if key.partition(".")[0] not in _NOT_SHOWN]
+    groups += ["index", "refresh", "reward"] if "stage" in groups else []
+    for group in dict.fromkeys(groups):
+        for file in sorted(folder.glob(f"{group}/*.yaml")) if group != "experiment" else ():
+            content = {key: value for key, value in _loaded(file).items() if key != "defaults"}
+            names += flat_keys({group: content})
+    return [name for name in names if not re.search(r"(^|\.)_\w+_$", name)]
+
+
+def _loaded(file: Path) -> dict:
+    """The content of a YAML file; nothing where it is missing or is no mapping."""
+    content = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER) if file.is_file() else None
+    return content if isinstance(content, dict) else {}
 
 
 def headline(file: Path) -> str:
@@ -89,7 +115,7 @@ def headline(file: Path) -> str:
 
 def _targets(file: Path, prefix: str) -> dict[str, str]:
     """Every `_target_` of a file, and of those beside it that it builds on, by the key of its node."""
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content = _loaded(file)
     found: dict[str, str] = {}
     for base in content.get("defaults") or ():
         if isinstance(base, str) and (beside := file.with_name(f"{base}.yaml")).is_file():
