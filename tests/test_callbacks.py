@@ -18,8 +18,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from search_r3.objectives.losses import info_nce
 from search_r3.stages.appended import MetricsTable, Records
-from search_r3.stages.callbacks import HeedSigterm, Throughput, TrainableCheckpoint, frozen_sha256
+from search_r3.stages.callbacks import Throughput, TrainableCheckpoint, frozen_sha256
 from search_r3.stages.checkpoint_files import CheckpointError, HashedCheckpointIO, latest
+from search_r3.stages.interruption import HeedSignals
 from search_r3.stages.optimization import (
     ChunkOutput,
     OptimizationSettings,
@@ -454,7 +455,7 @@ def test_the_first_rank_records_its_own_end_whatever_has_become_of_the_others(er
     try:
         observer.start()
         if error is not None:
-            HeedSigterm().on_exception(None, None, error)
+            HeedSignals().on_exception(None, None, error)
         second.kill()
         observer.join(60)
         assert not observer.is_alive()

@@ -63,17 +63,31 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         raise UsageError(
             f"save_dtype={config.save_dtype} does not exist. Choices: null, {', '.join(SAVE_DTYPES)}"
         )
-    if config.stage.get("name") == "rl" and config.model.get("path") is None:
-        raise UsageError(
-            "stage=rl starts from a model folder of this project, such as stage=sft leaves: "
-            "model.path=<folder>"
-        )
+    if config.stage.get("name") == "rl":
+        _check_start_of_rl(config)
     _check_model_folder(config.model.get("path"))
     if config.model.get("path") is None:
         _check_model_name(config.model.get("name"))
     if config.output_dir:
         refuse_to_replace(Path(config.output_dir) / "model")
     _check_strategy(config.strategy, is_sweep)
+
+
+def _check_start_of_rl(config: DictConfig) -> None:
+    """RL improves a model that embeds, so it starts from a folder, and from none that nobody named."""
+    path = config.model.get("path")
+    if path is None:
+        raise UsageError(
+            "stage=rl starts from a model folder of this project, such as stage=sft leaves: "
+            "model.path=<folder>"
+        )
+    is_by_default = OmegaConf.is_interpolation(config.model, "path")  # as in conf/model/nano.yaml
+    if is_by_default and not config.resume and (facts := read_facts(path)) and facts.stage == "pretrain":
+        raise UsageError(
+            f"stage=rl: {path} is pretrained only and has not learnt to embed. Train it with `python -m "
+            "src.train stage=sft`, then model.path=<its run folder>/model; to start from it all the same, "
+            f"name it: model.path={path}"
+        )
 
 
 def _check_model_folder(path: str | None) -> None:
@@ -224,7 +238,7 @@ def reached_step(folder: Path) -> int | None:
 def _trainer(config: DictConfig, folder: Path, extra_callbacks: Sequence["pl.Callback"]) -> "pl.Trainer":
     import pytorch_lightning as pl
 
-    from search_r3.stages.callbacks import HeedSigterm
+    from search_r3.stages.interruption import HeedSignals
     from search_r3.stages.progress import StepProgress
 
     callbacks = instantiate(config.stage.get("callbacks") or OmegaConf.create({}))
@@ -238,7 +252,7 @@ def _trainer(config: DictConfig, folder: Path, extra_callbacks: Sequence["pl.Cal
     return pl.Trainer(
         default_root_dir=folder.absolute(),  # Lightning would expand a ~ at the start of a relative path
         logger=_loggers(config, folder),
-        callbacks=[*callbacks.values(), HeedSigterm(), StepProgress(), *extra_callbacks],
+        callbacks=[*callbacks.values(), HeedSignals(), StepProgress(), *extra_callbacks],
         **arguments,
     )
 

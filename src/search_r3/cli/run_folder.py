@@ -137,9 +137,34 @@ def provenance(command: str | None = None, seed: int | None = None) -> dict:
 
 def command_line() -> str:
     """This process's command, quoted for a shell."""
+    return shlex.join([*program(), *sys.argv[1:]])
+
+
+def program() -> list[str]:
+    """What this process's command begins with: how Python was given the module, or the script."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = ["python", "-m", spec.name] if spec else ["python", sys.argv[0]]
-    return shlex.join([*program, *sys.argv[1:]])
+    return ["python", "-m", spec.name] if spec else ["python", sys.argv[0]]
+
+
+def resume_command(folder: Path, keys: Sequence[str] = ()) -> str:
+    """The command that goes on with the training run in a folder.
+
+    Args:
+        folder: of the run.
+        keys: further ones, as `trust=[my_rules]`. Where this process was given `--config-dir`, so is that.
+    """
+    begin = program()
+    if sys.argv[1:2] == ["train"]:
+        begin.append("train")  # of the console script
+    elif not begin[-1].endswith(".train"):  # a search, whose trials are runs
+        begin = ["python", "-m", "src.train" if IS_CHECKOUT else "search_r3.train"]
+    configs: list[str] = []
+    for place, argument in enumerate(sys.argv):
+        if argument in ("--config-dir", "-cd"):
+            configs += sys.argv[place : place + 2]
+        elif argument.startswith("--config-dir="):
+            configs.append(argument)
+    return shlex.join([*begin, *configs, f"resume={folder}", *keys])
 
 
 def write_metrics(
@@ -330,10 +355,15 @@ def logged(path: Path, is_main: bool = True) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def recorded(folder: Path, log_name: str) -> Iterator[None]:
+def recorded(folder: Path, log_name: str, go_on: str = "") -> Iterator[None]:
     """Runs a job with its log and its status in `folder`.
 
     A failure's traceback is written to the log, its last line to the console and to status.json.
+
+    Args:
+        folder: of the run.
+        log_name: file in it.
+        go_on: the command that goes on with the job after an interruption, which its last line then says.
 
     Raises:
         Interrupted: Where the job was stopped: Ctrl-C, SIGTERM, or Lightning's exit after either.
@@ -347,7 +377,7 @@ def recorded(folder: Path, log_name: str) -> Iterator[None]:
             yield
         except BaseException as error:
             if _is_interruption(error):
-                log.info("interrupted; %s", folder)
+                log.info("interrupted; %s", f"to go on: {go_on}" if go_on else folder)
                 end.write("interrupted", type(error).__name__)
                 raise Interrupted(str(folder)) from error
             log.error("%s", traceback.format_exc(), extra={"file_only": True})
