@@ -4,6 +4,8 @@ The last model's reasoning is compared with all else, query by query, by a paire
 scores of every query lie in the folders of the evaluations; one that is missing, damaged or not that of its
 row is an error. Of a file that was copied without these folders the table alone is printed, and this is said.
 
+Of the folder of a training run, its state, validation rows and curves are shown: `src.report <run folder>`.
+
 With `--output` the rows of all files and these differences are written as one file, which says where each
 part came from. With `--runs` every file is a run of the same experiment (another seed, number of threads or
 processor): printed are mean, range and intervals over runs and queries.
@@ -16,6 +18,7 @@ from pathlib import Path
 
 from search_r3.cli.last_resort import Parser, run_command
 from search_r3.cli.run_folder import make_folder, provenance, write_metrics
+from search_r3.cli.run_report import is_run, print_run
 from search_r3.errors import UsageError
 from search_r3.evaluation.places import seen_from
 from search_r3.evaluation.report import model_names, print_differences, print_runs, print_table, write_chart
@@ -196,10 +199,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         UsageError: If one is not there, or they are no one experiment's.
     """
     parser = Parser(prog="python -m src.report", description=__doc__)
-    parser.add_argument("paths", type=Path, nargs="+", help="a metrics.json, or the folder that holds it")
+    parser.add_argument(
+        "paths", type=Path, nargs="+", help="a metrics.json, the folder that holds it, or training runs"
+    )
     parser.add_argument("--output", type=Path, help="write the rows of all files to this metrics.json")
     parser.add_argument("--runs", action="store_true", help="every file is a run of one experiment")
     arguments = parser.parse_args(argv)
+    if all(map(is_run, arguments.paths)) and not (arguments.output or arguments.runs):
+        for folder in arguments.paths:
+            print_run(folder)
+        return 0
     files = [path / "metrics.json" if path.is_dir() else path for path in arguments.paths]
     missing = [file for file in files if not file.is_file()]
     if missing:

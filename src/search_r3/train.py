@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.command import entry_point
+from search_r3.cli.curves import drawn_curves
 from search_r3.cli.devices import torch_is_cpu_build, visible_gpus
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.model_choice import MADE_BY_BASE, MADE_HERE, read_facts
@@ -313,6 +314,8 @@ def _finish(
     measured_on = getattr(datamodule, "validation", None)  # what is left of data.validation after thinning
     rows = _rows(folder, measured_on, record.at(best_step))
     write_metrics(folder / "metrics.json", rows, origin, {"false_negatives": masked} if masked else None)
+    if curves := drawn_curves(folder):
+        written.append(curves)
     log_written(*written)
 
 
