@@ -16,7 +16,7 @@ from search_r3.errors import UsageError
 from search_r3.evaluate import check, run
 from search_r3.evaluation.benchmark import Settings, evaluate_benchmark
 from search_r3.evaluation.places import PlaceError, collection_path, folder_name
-from search_r3.evaluation.report import print_differences, print_table, write_chart
+from search_r3.evaluation.report import print_differences, print_table, short_names, write_chart
 from search_r3.evaluation.trec import encoded_id
 from search_r3.stages.validation import validate
 
@@ -431,11 +431,32 @@ def test_a_table_and_a_chart_show_names_as_they_are_and_any_number_of_them(tmp_p
     assert write_chart([row | {"benchmark": "$x$ {"}], tmp_path / "one.png").is_file()
     many = [row | {"benchmark": f"b{number}"} for number in range(70)]
     image = write_chart(many, tmp_path / "many.png").read_bytes()
-    assert int.from_bytes(image[16:20]) == 100 * 150  # no wider however many; matplotlib refuses 2^16 pixels
+    assert int.from_bytes(image[16:20]) == 100 * 100  # no wider however many; matplotlib refuses 2^16 pixels
     one, three = (write_chart(many[:n], tmp_path / f"{n}.png").read_bytes()[16:20] for n in (1, 3))
-    assert [int.from_bytes(width) for width in (one, three)] == [900, 1440]  # 4.2 + 1.8 inches each, 150 dots
+    assert [int.from_bytes(width) for width in (one, three)] == [
+        800,
+        860,
+    ]  # 3.2 + 1.8 inches each, at least 8; 100 dots
     with pytest.raises(ValueError, match="no row to draw"):
         write_chart([], tmp_path / "none.png")
+
+
+def test_the_rows_of_two_models_are_told_apart_by_the_part_of_their_paths_that_differs(capsys):
+    row = {
+        "benchmark": "a", "mode": "direct", "n_queries": 1, "n_docs": 1, "missing_embed_token": 0,
+        "seconds_per_query": 0.1, "tokens_per_query": 0, "weights_sha256": "0",
+        "metrics": {"ndcg@10": 0.5, "recall@100": 1.0}, "ci95": {"ndcg@10": [0.4, 0.6]},
+    }  # fmt: skip
+    made = ["outputs/quickstart/sft/model", "outputs/quickstart/rl/model", "experiments/nano_base/model"]
+    rows = [row | {"model": model} for model in made]
+    bm25 = row | {"mode": "bm25", "model": "bm25 (english)", "weights_sha256": None}
+    print_table([bm25, *rows])
+    lines = [line.split("│")[2:4] for line in capsys.readouterr().out.splitlines() if "│ a " in line]
+    found = [[cell.strip() for cell in line] for line in lines]
+    assert found == [["", "bm25"], ["sft", "direct"], ["rl", "direct"], ["nano_base", "direct"]]
+    assert short_names([rows[0]]) == {made[0]: "sft"}
+    twice = short_names([row | {"model": f"{seed}/sft/model"} for seed in "12"])
+    assert twice == {"1/sft/model": "1/sft", "2/sft/model": "2/sft"}
 
 
 def test_the_table_of_differences_has_a_heading_for_every_column(capsys):

@@ -21,7 +21,14 @@ from search_r3.cli.run_folder import make_folder, provenance, write_metrics
 from search_r3.cli.run_report import is_run, print_run
 from search_r3.errors import UsageError
 from search_r3.evaluation.places import seen_from
-from search_r3.evaluation.report import model_names, print_differences, print_runs, print_table, write_chart
+from search_r3.evaluation.report import (
+    model_names,
+    print_differences,
+    print_runs,
+    print_table,
+    short_names,
+    write_chart,
+)
 from search_r3.evaluation.results import REMEDY, checked_row, verified_scores
 from search_r3.evaluation.runs import Scores, rows_over_runs
 from search_r3.evaluation.significance import paired_differences
@@ -238,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     print_table(measured)
     if differences:
-        print_differences(differences, model_names(measured))
+        print_differences(differences, short_names(measured) if model_names(measured) else {})
     for path, content in contents.items():
         print(f"{content['command']}  (commit {content['commit']}, seed {content['seed']}, {path})")
     print(f"chart: {write_chart(measured, target.with_suffix('.png'))}")

@@ -24,7 +24,7 @@ PANELS: Mapping[str, str] = {
     "spread in a group": r"train/(reward_spread)",
     "groups without spread": r"train/(groups_without_spread)",
     "nDCG@10, validation": r"val/(\w+)/ndcg@10",
-    "documents per step": r"train/index/(documents_\w+)",
+    "documents per step": r"train/index/(documents_encoded|documents_moved)",
     "age of rows, steps": r"train/index/(age_\w+)",
     "rewards as if fresh": r"train/index/audit/(identical_rewards|stated_coverage)",
 }

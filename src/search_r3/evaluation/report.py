@@ -38,10 +38,10 @@ _BY_MODE = {
 def print_table(rows: Sequence[Mapping]) -> None:
     """One line per benchmark, mode and model, with the interval and the price of a query.
 
-    Models are named where several were evaluated in one mode. Where a collection lacks documents or queries
-    that its judgements name, a column counts these judgements.
+    Models go by the last part of their folder that tells them apart, as "sft" and "rl". Where a collection
+    lacks documents or queries that its judgements name, a column counts these judgements.
     """
-    names = model_names(rows)
+    names = short_names(rows)
     missing = [_missing(row) for row in rows]
     table = Table(title="nDCG@10 with 95 % bootstrap interval over queries")
     for name in ("benchmark", *(["model"] if names else []), "mode"):
@@ -155,6 +155,18 @@ def model_names(rows: Sequence[Mapping]) -> dict[str, str]:
     }
 
 
+def short_names(rows: Sequence[Mapping]) -> dict[str, str]:
+    """The shortest endings of the models' folders that tell them apart; `runs/sft/model` is "sft"."""
+    folders = list(dict.fromkeys(row["model"] for row in rows if row.get("weights_sha256") is not None))
+    parts = [Path(folder).parts for folder in folders]
+    parts = [part[:-1] if part[-1:] == ("model",) and len(part) > 1 else part for part in parts]
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return dict(zip(folders, names, strict=True))
+    return dict(zip(folders, folders, strict=True))
+
+
 def write_chart(rows: Sequence[Mapping], path: Path) -> Path:
     """A bar per benchmark, mode and model with its interval, as PNG.
 
@@ -172,12 +184,12 @@ def write_chart(rows: Sequence[Mapping], path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     benchmarks = list(dict.fromkeys(row["benchmark"] for row in rows))
-    names = model_names(rows)
+    names = short_names(rows) if model_names(rows) else {}
     labels = [" ".join(filter(None, (names.get(row["model"]), mode_label(row)))) for row in rows]
     series = {label: row["mode"] for label, row in zip(labels, rows, strict=True)}
     width = 0.8 / len(series)
-    inches = min(4.2 + max(1.8, 0.5 * len(series)) * len(benchmarks), WIDEST)
-    figure, axes = plt.subplots(figsize=(inches, 3.6), layout="constrained")
+    inches = min(max(8.0, 3.2 + max(1.8, 0.5 * len(series)) * len(benchmarks)), WIDEST)
+    figure, axes = plt.subplots(figsize=(inches, 4.0), layout="constrained")
     hatches = dict(zip(names.values(), ("//", "", "..", "xx"), strict=False))
     for place, (label, mode) in enumerate(series.items()):
         chosen = [row for row, its in zip(rows, labels, strict=True) if its == label]
@@ -193,12 +205,12 @@ def write_chart(rows: Sequence[Mapping], path: Path) -> Path:
             "hatch": hatches.get(names.get(chosen[0]["model"], ""), ""),
         }
         bars = axes.bar(at, values, width * 0.92, yerr=errors, capsize=3, label=label, **style)
-        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
     axes.set_xticks(range(len(benchmarks)), [name.replace("$", r"\$") for name in benchmarks])
     axes.set_ylabel("nDCG@10")
     axes.set_ylim(0, 1)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
-    figure.savefig(path, dpi=150)
+    figure.legend(frameon=False, fontsize=9, loc="outside right upper")
+    figure.savefig(path, dpi=100)
     plt.close(figure)
     return path
