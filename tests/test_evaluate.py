@@ -11,11 +11,14 @@ from conftest import TEXTS
 
 from search_r3 import report
 from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.instantiate import instantiate
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.errors import UsageError
 from search_r3.evaluate import check, run
-from search_r3.evaluation.benchmark import Settings, evaluate_benchmark
+from search_r3.evaluation.benchmark import evaluate_benchmark
+from search_r3.evaluation.modes import MODES
 from search_r3.evaluation.places import PlaceError, collection_path, folder_name
+from search_r3.evaluation.rankers import Settings
 from search_r3.evaluation.report import print_differences, print_table, short_names, write_chart
 from search_r3.evaluation.trec import encoded_id
 from search_r3.stages.validation import validate
@@ -393,6 +396,75 @@ def test_one_table_for_several_output_folders_says_where_each_row_lies(tmp_path,
     said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("wrote ")]
     assert said == [f"wrote {table}", f"wrote {table.with_suffix('.png')}"] * 2
     assert all(Path(line.removeprefix("wrote ")).is_file() for line in said)
+
+
+# ---- one's own
+
+MODE = """
+from search_r3.evaluation.modes import Mode
+
+class Backwards(Mode):
+    name, needs, embeds, colour = "backwards", frozenset(), None, "#123456"
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    @property
+    def settings(self):
+        return {"factor": self.factor}
+
+    def rank(self, task):
+        from search_r3.evaluation.rankers import Ranked, lexical
+
+        found = lexical(task.benchmark, task.settings).run
+        run = {q: {d: -self.factor * s for d, s in found[q].items()} for q in found}
+        return Ranked(run, 0.0)
+"""
+READER = """
+from dataclasses import replace
+from search_r3.data.beir.benchmark import load_benchmark
+from search_r3.data.types import Corpus, TrainingData
+
+def anything(path):
+    test = replace(load_benchmark(path), name="held-out")
+    return TrainingData("mine", test.corpus, (), test=test)
+"""
+
+
+def test_a_mode_and_a_benchmark_of_ones_own_are_a_file_and_a_yaml_each(tmp_path, monkeypatch):
+    write_collection(tmp_path / "beir" / "a")
+    own = tmp_path / "own"
+    (own / "mode").mkdir(parents=True)
+    (own / "data").mkdir()
+    (own / "mode" / "backwards.yaml").write_text("_target_: own_mode.Backwards\nfactor: 2.0\n")
+    (own / "data" / "mine.yaml").write_text(
+        f"_target_: own_reader.anything\npath: {tmp_path / 'beir' / 'a'}\n"
+    )
+    (tmp_path / "own_mode.py").write_text(MODE)
+    (tmp_path / "own_reader.py").write_text(READER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    out = tmp_path / "out"
+    with ConfigSource(own) as source:
+        given = ["data=mine", "benchmarks=[mine]", f"output_dir={out}"]
+        config = compose("evaluate", [*given, "modes=[bm25,backwards]"], source).config
+        check(config, False)
+        run(config)
+        with pytest.raises(UsageError, match=r"modes: backwrds does not exist\. Did you mean backwards\?"):
+            check(compose("evaluate", [*given, "modes=[backwrds]"], source).config, False)
+    bm25, backwards = json.loads((out / "metrics.json").read_text())["rows"]
+    assert (backwards["benchmark"], backwards["mode"]) == ("held-out", "backwards")
+    assert backwards["metrics"]["mrr@10"] < bm25["metrics"]["mrr@10"]
+    assert backwards["colour"] == "#123456"
+    assert "colour" not in bm25
+    key = json.loads((out / "held-out" / "backwards" / "row.json").read_text())["key"]
+    assert key["mode"] == {"factor": 2.0}
+
+
+def test_the_modes_of_conf_are_those_that_are_shipped(tmp_path):
+    config = compose("evaluate", [], OPENED[0]).config
+    assert {name: type(instantiate(node)) for name, node in config.mode.items()} == {
+        name: type(mode) for name, mode in MODES.items()
+    }
 
 
 # ---- reports

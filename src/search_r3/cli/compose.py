@@ -201,7 +201,7 @@ def compose(config_name: str, overrides: Sequence[str], source: ConfigSource) ->
     full = source.load(config_name, [*texts, *keys, *hydra_texts])
     choices = {name: choice for name, choice in full.hydra.runtime.choices.items() if name in groups}
     config = OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"])
-    config = with_choices(config, choices)
+    config = with_modes(with_choices(config, choices), source)
     check_complete(config)
     return Composed(config, choices, [*texts, *keys])
 
@@ -212,6 +212,18 @@ def with_choices(config: DictConfig, choices: Mapping[str, str | None]) -> DictC
         if isinstance(value, str) and value.startswith(CHOICE):
             OmegaConf.update(config, key, choices[value.removeprefix(CHOICE).removesuffix("}")])
     return config
+
+
+def with_modes(config: DictConfig, source: ConfigSource) -> DictConfig:
+    """The configuration of an evaluation with a node `mode.<name>` for each option of the group `mode`.
+
+    `modes=[direct,mine]` names several options of one group, which Hydra's own choices cannot.
+    """
+    if "modes" not in config:
+        return config
+    names = source.groups().get("mode", [])
+    nodes = {name: OmegaConf.load(source.file_of(f"mode/{name}")) for name in names}
+    return OmegaConf.merge(config, {"mode": nodes})
 
 
 def plain_container(config: DictConfig) -> dict:

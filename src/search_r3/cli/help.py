@@ -29,6 +29,8 @@ def help_text(entry: Entry, source: ConfigSource, overrides: Sequence[str] = ())
     used = list(dict.fromkeys(path.partition("/")[0] for path, _ in parts if "/" in path))
     if "stage" in used and "experiment" not in used:
         used.append("experiment")
+    if entry.config_name == "evaluate":
+        used.append("mode")  # by modes=[...], which names several
     lines = [f"{program} group=option ... key=value ..."]
     if used:
         lines += ["", "groups"]

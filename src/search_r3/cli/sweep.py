@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from search_r3.cli.compose import ConfigSource, bare_text, compose, given_value, with_choices
+from search_r3.cli.compose import ConfigSource, bare_text, compose, given_value, with_choices, with_modes
 from search_r3.cli.entry import Composed, Entry, Run
 from search_r3.cli.last_resort import EXIT_FAILED, EXIT_INTERRUPTED, told
 from search_r3.cli.overrides import (
@@ -77,7 +77,7 @@ def run_many(entry: Entry, source: ConfigSource, arguments: argparse.Namespace) 
     ]
     is_stopped = False
     try:
-        through_hydra(entry.config_name, _sweep_job(entry, folder, command_line()), arguments)
+        through_hydra(entry.config_name, _sweep_job(entry, source, folder, command_line()), arguments)
     except (Interrupted, KeyboardInterrupt):
         is_stopped = True
     varied = [
@@ -95,7 +95,7 @@ def _marked(override: Override, marked: Sequence[str]) -> str:
     return f"++{text}" if is_added else override.input_line
 
 
-def _sweep_job(entry: Entry, sweep: Path, command: str) -> Run:
+def _sweep_job(entry: Entry, source: ConfigSource, sweep: Path, command: str) -> Run:
     """What Hydra's launcher calls once per job; a failure is recorded in the job's folder and ends there."""
 
     def job(config: DictConfig) -> None:
@@ -113,6 +113,7 @@ def _sweep_job(entry: Entry, sweep: Path, command: str) -> Run:
             return
         ours = {name: choice for name, choice in choices.items() if not name.startswith("hydra/")}
         config = with_choices(OmegaConf.create(OmegaConf.to_container(config, resolve=False)), ours)
+        config = with_modes(config, source)
         try:
             execute(entry.config_name, entry.run, Composed(config, ours, overrides, command), folder)
         except Exception as error:  # the other jobs go on

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from search_r3.evaluation.modes import MODES
+
 COLOURS = {
     "blue": "#0072B2",
     "sky": "#56B4E9",
@@ -23,23 +25,13 @@ WIDTH = 140  # of a table: the names of models and modes are whole, wherever it 
 
 WIDEST = 100  # inches of a chart; matplotlib refuses more than 2^16 pixels
 
-_BY_MODE = {
-    "bm25": "grey",
-    "base-direct": "purple",
-    "direct": "blue",
-    "reasoning": "vermilion",
-    "base-reasoning": "orange",
-    "shuffled-reasoning": "sky",
-    "given-reasoning": "green",
-    "given-bm25": "yellow",
-}
-
 
 def print_table(rows: Sequence[Mapping]) -> None:
     """One line per benchmark, mode and model, with the interval and the price of a query.
 
     Models go by the last part of their folder that tells them apart, as "sft" and "rl". Where a collection
-    lacks documents or queries that its judgements name, a column counts these judgements.
+    lacks documents or queries that its judgements name, a column counts these judgements; where the model
+    reads only the beginning of some queries or documents, a column counts those.
     """
     names = short_names(rows)
     missing = [_missing(row) for row in rows]
@@ -48,11 +40,13 @@ def print_table(rows: Sequence[Mapping]) -> None:
         table.add_column(name)
     for name in ("queries", "documents"):
         table.add_column(name, justify="right")
-    for name in (*(["missing"] if any(missing) else []), "nDCG@10", "interval", "recall@100"):
+    cut = [_cut(row) for row in rows]
+    counted = [*(["missing"] if any(missing) else []), *(["cut"] if any(cut) else [])]
+    for name in (*counted, "nDCG@10", "interval", "recall@100"):
         table.add_column(name, justify="right")
     for name in ("no token", "ms/query", "tokens"):
         table.add_column(name, justify="right")
-    for row, its_missing in zip(rows, missing, strict=True):
+    for row, its_missing, its_cut in zip(rows, missing, cut, strict=True):
         low, high = row["ci95"]["ndcg@10"]
         table.add_row(
             escape(row["benchmark"]),
@@ -61,6 +55,7 @@ def print_table(rows: Sequence[Mapping]) -> None:
             str(row["n_queries"]),
             str(row["n_docs"]),
             *([its_missing] if any(missing) else []),
+            *([its_cut] if any(cut) else []),
             f"{row['metrics']['ndcg@10']:.3f}",
             f"{low:.3f}-{high:.3f}",
             f"{row['metrics']['recall@100']:.3f}",
@@ -77,6 +72,12 @@ def _missing(row: Mapping) -> str:
     if not queries:
         return str(documents or "")
     return f"{documents}, {queries} of queries"
+
+
+def _cut(row: Mapping) -> str:
+    """How many queries and documents were cut; empty for none, and for a row that does not say."""
+    counts = {what: row.get(f"{what}_cut") for what in ("queries", "documents")}
+    return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
 
 
 def mode_label(row: Mapping) -> str:
@@ -155,6 +156,12 @@ def model_names(rows: Sequence[Mapping]) -> dict[str, str]:
     }
 
 
+def _colour(row: Mapping) -> str | None:
+    """The colour of a row's mode; of one that is not shipped, the row has it."""
+    name = MODES[row["mode"]].colour if row["mode"] in MODES else row.get("colour")
+    return COLOURS.get(name, name)
+
+
 def short_names(rows: Sequence[Mapping]) -> dict[str, str]:
     """The shortest endings of the models' folders that tell them apart; `runs/sft/model` is "sft"."""
     folders = list(dict.fromkeys(row["model"] for row in rows if row.get("weights_sha256") is not None))
@@ -186,12 +193,12 @@ def write_chart(rows: Sequence[Mapping], path: Path) -> Path:
     benchmarks = list(dict.fromkeys(row["benchmark"] for row in rows))
     names = short_names(rows) if model_names(rows) else {}
     labels = [" ".join(filter(None, (names.get(row["model"]), mode_label(row)))) for row in rows]
-    series = {label: row["mode"] for label, row in zip(labels, rows, strict=True)}
+    series = list(dict.fromkeys(labels))
     width = 0.8 / len(series)
     inches = min(max(8.0, 3.2 + max(1.8, 0.5 * len(series)) * len(benchmarks)), WIDEST)
     figure, axes = plt.subplots(figsize=(inches, 4.0), layout="constrained")
     hatches = dict(zip(names.values(), ("//", "", "..", "xx"), strict=False))
-    for place, (label, mode) in enumerate(series.items()):
+    for place, label in enumerate(series):
         chosen = [row for row, its in zip(rows, labels, strict=True) if its == label]
         at = [benchmarks.index(row["benchmark"]) + (place - (len(series) - 1) / 2) * width for row in chosen]
         values = [row["metrics"]["ndcg@10"] for row in chosen]
@@ -201,7 +208,7 @@ def write_chart(rows: Sequence[Mapping], path: Path) -> Path:
             [max(high - value, 0) for value, (_, high) in zip(values, bounds, strict=True)],
         ]
         style = {
-            "color": COLOURS.get(_BY_MODE.get(mode, "")),
+            "color": _colour(chosen[0]),
             "hatch": hatches.get(names.get(chosen[0]["model"], ""), ""),
         }
         bars = axes.bar(at, values, width * 0.92, yerr=errors, capsize=3, label=label, **style)
