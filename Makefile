@@ -77,15 +77,15 @@ lint: setup  ## ruff: rules and format
 	@$(RUN) -m ruff format --check .
 
 test: lint  ## lint and the fast tests; [PYTEST=--random-order] [OMP_NUM_THREADS=2]
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=PASSIVE \
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} \
 		$(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=10 -q $(PYTEST)
 
 mutants: SEED := 13
 mutants: setup  ## plant [N=100] bugs drawn with [SEED=13] and run the tests that should see them, see experiments/mutants/
-	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(RUN) -m tests.mutation.run --seed $(SEED) --n $(or $(N),100)
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} $(RUN) -m tests.mutation.run --seed $(SEED) --n $(or $(N),100)
 
 faults: setup  ## kills, full disks, damage, two starters: [SEED=1] [N=20] [ONLY=kill,...] [JOBS=1]
-	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(RUN) -m tests.faults.run --seed $(SEED) --n $(or $(N),20) \
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} $(RUN) -m tests.faults.run --seed $(SEED) --n $(or $(N),20) \
 		--jobs $(or $(JOBS),1) $(if $(ONLY),--only $(ONLY))
 
 eval: eval-arguments setup  ## MODEL=<folder> BENCHMARKS="scifact cosqa" BEIR_DIR=<folder>: evaluate a model folder
