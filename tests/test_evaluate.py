@@ -11,6 +11,7 @@ from conftest import TEXTS
 
 from search_r3 import report
 from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.evaluation_report import scores_by_query
 from search_r3.cli.instantiate import instantiate
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.errors import UsageError
@@ -475,7 +476,7 @@ def test_a_report_finds_the_scores_of_every_row_and_where_its_own_rows_lie(tmp_p
     evaluate(tmp_path, "benchmarks=[a]")
     rows = evaluate(tmp_path, "benchmarks=[a]", "limit=2")
     file = tmp_path / "out" / "metrics.json"
-    assert [len(report.scores_by_query(file, row)) for row in rows] == [5, 2]
+    assert [len(scores_by_query(file, row)) for row in rows] == [5, 2]
     joined = tmp_path / "joined" / "metrics.json"
     monkeypatch.setattr("sys.argv", ["report", str(file), "--output", str(joined)])
     assert report.main() == 0

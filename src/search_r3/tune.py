@@ -16,6 +16,8 @@ from search_r3.cli.command import entry_point
 from search_r3.cli.entry import Composed
 from search_r3.cli.run import execute
 from search_r3.cli.run_folder import Failed, make_folder, read_json, write_status
+from search_r3.cli.training import run as run_training
+from search_r3.cli.training_checks import check as check_train
 from search_r3.cli.tuning.pruning import pruning_callback
 from search_r3.cli.tuning.space import OWN_KEYS, check_ends, read_space, refuse_foreign_space, with_settings
 from search_r3.cli.tuning.study import (
@@ -29,8 +31,6 @@ from search_r3.cli.tuning.study import (
     told,
 )
 from search_r3.errors import UsageError
-from search_r3.train import check as check_train
-from search_r3.train import run as run_training
 
 if TYPE_CHECKING:
     import optuna

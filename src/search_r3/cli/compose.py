@@ -280,6 +280,8 @@ def _load_choices(
     except UsageError as error:
         for override in overrides:
             if f"override '{override.key_or_group}'" in str(error):
+                if override.key_or_group == "mode" and config_name == "evaluate":
+                    raise UsageError(f"mode= takes no choice; modes=[{override.value()}] does") from None
                 stage = next((o.value() for o in overrides if o.key_or_group == "stage"), None)
                 of = f"stage={stage}" if stage else f"this {config_name}"
                 if override.key_or_group in RL_GROUPS and config_name == "train":
@@ -314,7 +316,8 @@ def checked_key(override: Override, config: dict, groups: dict[str, list[str]]) 
         known = known | {f"{parent}.{other}": None for other in addable or () if parent}
     if key in RL_GROUPS:
         raise UsageError(f"{key}= belongs to stage=rl; the chosen stage has no {key}")
-    raise _no_such_key(key, [*known, *groups])
+    named = [group for group in groups if group != "mode" or "modes" in config]
+    raise _no_such_key(key, [*known, *named])
 
 
 def _agreed_with_folder(

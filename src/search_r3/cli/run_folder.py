@@ -21,7 +21,6 @@ import shlex
 import socket
 import subprocess
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -31,6 +30,7 @@ from search_r3 import records
 from search_r3.cli.run_lock import LOCK, held, is_held
 from search_r3.errors import UsageError
 from search_r3.files import json_text, os_error_text, write_json
+from search_r3.folders import make_folder
 from search_r3.shipped import IS_CHECKOUT, ROOT
 
 log = logging.getLogger(__name__)
@@ -254,29 +254,6 @@ def taken(folder: Path) -> Iterator[None]:
         )
     with held(folder):
         yield
-
-
-def make_folder(folder: Path, key: str = "output_dir") -> Path:
-    """Makes a folder, with its parents, that files can be written to.
-
-    Args:
-        folder: may exist.
-        key: that the user gave it by.
-
-    Raises:
-        UsageError: With the reason, where it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # as long as the paths that are written below it
-        with tempfile.NamedTemporaryFile(dir=folder.absolute(), prefix="probe_".ljust(96, "_")):
-            pass
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(
-            f"{key}={folder}: cannot be written to ({reason}); name a folder that can be made"
-        ) from None
-    return folder
 
 
 def new_folder(label: str, root: Path = Path("outputs"), made_at: datetime | None = None) -> Path:
