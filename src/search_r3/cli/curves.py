@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from search_r3.evaluation.report import COLOURS
+from search_r3.evaluation.colours import COLOURS
 
 log = logging.getLogger(__name__)
 FILE = "curves.png"

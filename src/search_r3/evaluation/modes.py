@@ -24,7 +24,7 @@ class Mode:
         needs: what must be given: "model" (`model.path=`), "base" (`base.path=`), "reasonings" (a file).
         embeds: which of the two models embeds documents and queries; None where none does.
         reasons: whether a text is written or read for every query, which `reasoning.jsonl` then holds.
-        colour: in a chart, a name of `search_r3.evaluation.report.COLOURS` or any of matplotlib's.
+        colour: in a chart, a name of `search_r3.evaluation.colours.COLOURS` or any of matplotlib's.
     """
 
     name: ClassVar[str]

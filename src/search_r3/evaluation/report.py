@@ -7,19 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from search_r3.evaluation.colours import COLOURS
 from search_r3.evaluation.modes import MODES
-
-COLOURS = {
-    "blue": "#0072B2",
-    "sky": "#56B4E9",
-    "green": "#009E73",
-    "vermilion": "#D55E00",
-    "orange": "#E69F00",
-    "yellow": "#F0E442",
-    "purple": "#CC79A7",
-    "grey": "#999999",
-}
-"""Okabe and Ito's, which colour-blind readers can tell apart."""
 
 WIDTH = 140  # of a table: the names of models and modes are whole, wherever it is printed
 
