@@ -8,6 +8,7 @@ A single run is composed here and called directly; `--multirun` goes through Hyd
 launchers, and each of its jobs ends in the same `execute`.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -51,12 +52,21 @@ def entry_point(
     """
     check = check or (lambda config, is_sweep: None)
     entry = Entry(config_name, run, check, reached, folder, module or f"src.{config_name}", is_recorded)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupter())
     run_command(lambda: _main(entry, sys.argv[1:] if argv is None else argv))
 
 
-def _interrupt(signal_number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+def interrupter() -> Callable[[int, object], None]:
+    """A handler of SIGTERM that interrupts this process as Ctrl-C does; what is forked of it just ends."""
+    process = os.getpid()
+
+    def interrupt(number: int, frame: object) -> None:
+        if os.getpid() == process:
+            raise KeyboardInterrupt
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    return interrupt
 
 
 def _main(entry: Entry, argv: Sequence[str]) -> int:
