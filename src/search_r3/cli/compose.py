@@ -415,7 +415,7 @@ def value_of(override: Override) -> object:
     return OmegaConf.create({"value": override.value()}).value
 
 
-def given_value(overrides: Sequence[Override], key: str) -> str | None:
+def last_value(overrides: Sequence[Override], key: str) -> str | None:
     """The last value given for a key; None where it is not given, or is null."""
     values = [value_of(override) for override in overrides if override.key_or_group == key]
     return str(values[-1]) if values and values[-1] is not None else None

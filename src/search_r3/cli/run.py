@@ -9,11 +9,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from search_r3.cli.compose import ConfigSource, compose, given_value, plain_value, resolved_yaml
+from search_r3.cli.compose import ConfigSource, compose, last_value, plain_value, resolved_yaml
 from search_r3.cli.entry import Composed, Entry, Run
-from search_r3.cli.overrides import (
-    literal,
-)
+from search_r3.cli.overrides import literal
 from search_r3.cli.resume import (
     UNCOMPARED,
     changes_since,
@@ -50,7 +48,7 @@ rank 0 goes on with the run in it."""
 
 
 def run_one(entry: Entry, source: ConfigSource, overrides: Sequence[str]) -> int:
-    resume = given_value(source.parse(overrides), "resume") if entry.is_resumable else None
+    resume = last_value(source.parse(overrides), "resume") if entry.is_resumable else None
     with contextlib.ExitStack() as stack:
         if resume is None:
             composed = compose(entry.config_name, overrides, source)

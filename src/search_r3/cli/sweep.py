@@ -12,12 +12,10 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from search_r3.cli.compose import ConfigSource, bare_text, compose, given_value, with_choices, with_modes
+from search_r3.cli.compose import ConfigSource, bare_text, compose, last_value, with_choices, with_modes
 from search_r3.cli.entry import Composed, Entry, Run
 from search_r3.cli.last_resort import EXIT_FAILED, EXIT_INTERRUPTED, told
-from search_r3.cli.overrides import (
-    quoted,
-)
+from search_r3.cli.overrides import quoted
 from search_r3.cli.run import execute
 from search_r3.cli.run_folder import (
     Failed,
@@ -57,9 +55,9 @@ def run_many(entry: Entry, source: ConfigSource, arguments: argparse.Namespace) 
         UsageError: If any of them is refused, or the folder of the sweep is taken.
     """
     parsed = source.parse(arguments.overrides)
-    if entry.is_resumable and given_value(parsed, "resume"):
+    if entry.is_resumable and last_value(parsed, "resume"):
         raise UsageError("resume= continues one run; under --multirun each job starts its own")
-    chosen = given_value(parsed, "output_dir")
+    chosen = last_value(parsed, "output_dir")
     parsed = [override for override in parsed if override.key_or_group != "output_dir"]
     try:
         jobs = BasicSweeper.split_arguments(parsed, None)[0]
