@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.command import entry_point
-from search_r3.cli.entry import Composed
 from search_r3.cli.run import execute
 from search_r3.cli.run_folder import Failed, make_folder, read_json, write_status
 from search_r3.cli.training import run as run_training
 from search_r3.cli.training_checks import check as check_train
 from search_r3.cli.tuning.pruning import pruning_callback
-from search_r3.cli.tuning.space import OWN_KEYS, check_ends, read_space, refuse_foreign_space, with_settings
+from search_r3.cli.tuning.space import check_ends, read_space, refuse_foreign_space
 from search_r3.cli.tuning.study import (
     FACTS,
     facts_of,
@@ -29,6 +28,7 @@ from search_r3.cli.tuning.study import (
     requeue_interrupted,
     study_folder,
     told,
+    trial_config,
 )
 from search_r3.errors import UsageError
 
@@ -120,7 +120,7 @@ def _run_trial(
             was_pruned = True
 
     try:
-        execute("train", job, _trial_config(config, settings), folder)
+        execute("train", job, trial_config(config, settings), folder)
     except Failed as error:
         trial.set_user_attr("error", str(error))
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -132,15 +132,6 @@ def _run_trial(
     value = (max if config.direction == "maximize" else min)(watch.values)
     study.tell(trial, value)
     return f"{config.monitor} {value:.4f}"
-
-
-def _trial_config(config: DictConfig, settings: Mapping[str, object]) -> Composed:
-    """What `python -m src.train` would have composed: tune.yaml is train.yaml and the keys of the search."""
-    plain = OmegaConf.to_container(config, resolve=False)
-    trial = OmegaConf.create({key: value for key, value in plain.items() if key not in OWN_KEYS})
-    trial = with_settings(trial, settings)
-    choices = read_json(Path(config.output_dir) / "provenance.json").get("choices", {})
-    return Composed(trial, choices, [f"{key}={value}" for key, value in settings.items()])
 
 
 def command(argv: Sequence[str] | None = None) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from search_r3.cli.run_folder import log_written
+from search_r3.cli.entry import Composed
+from search_r3.cli.run_folder import log_written, read_json
 from search_r3.cli.sweep_table import aligned
+from search_r3.cli.tuning.space import OWN_KEYS, with_settings
 from search_r3.errors import UsageError
 from search_r3.files import write_json
 from search_r3.records import clipped
@@ -85,6 +87,15 @@ def told(settings: Mapping[str, object]) -> str:
     """Settings as they are typed, numbers with four digits."""
     return " ".join(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
                     for key, value in settings.items())  # fmt: skip
+
+
+def trial_config(config: DictConfig, settings: Mapping[str, object]) -> Composed:
+    """What `python -m src.train` would have composed: tune.yaml is train.yaml and the keys of the search."""
+    plain = OmegaConf.to_container(config, resolve=False)
+    trial = OmegaConf.create({key: value for key, value in plain.items() if key not in OWN_KEYS})
+    trial = with_settings(trial, settings)
+    choices = read_json(Path(config.output_dir) / "provenance.json").get("choices", {})
+    return Composed(trial, choices, [f"{key}={value}" for key, value in settings.items()])
 
 
 def trials_table(study: "optuna.Study", monitor: str) -> str:
