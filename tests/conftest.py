@@ -1,6 +1,9 @@
 """A tiny real model of a real architecture, built offline, saved and loaded as a large one would be."""
 
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the package does, and like it before torch
+
 from pathlib import Path
 
 import pytest

@@ -12,11 +12,11 @@ from plain_folders import opened
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import search_r3.base
-from search_r3.base import Package, make_base
 from search_r3.cli.compose import ConfigSource, compose
 from search_r3.errors import UsageError
 from search_r3.folders import MARK
 from search_r3.models.folder import ModelFolderError, open_embedder
+from search_r3.models.packaged import Package, make_base
 from search_r3.models.tuning import FullTuning
 from search_r3.train import check
 

@@ -10,8 +10,10 @@ from conftest import PROMPTS, TEXTS, build_embedder
 from search_r3.data.beir.benchmark import load_benchmark
 from search_r3.data.jsonl import DataError
 from search_r3.data.types import Benchmark, Corpus
-from search_r3.evaluation.benchmark import Model, Settings, _shuffled, document_embeddings, evaluate_benchmark
+from search_r3.evaluation.benchmark import document_embeddings, evaluate_benchmark
 from search_r3.evaluation.modes import MODES
+from search_r3.evaluation.rankers import Model, Settings, shuffled
+from search_r3.evaluation.report import print_table
 from search_r3.evaluation.significance import bootstrap_interval, paired_differences, paired_p_value
 from search_r3.index.backends.bm25 import LexicalIndex
 from search_r3.models.folder import load_embedder, save_embedder
@@ -24,7 +26,7 @@ SCHEMA = {
     "ci95": dict, "missing_embed_token": int, "self_match_removed": int, "seconds_per_query": float,
     "tokens_per_query": float, "weights_sha256": str | None, "judged_documents_missing": int,
     "judged_queries_missing": int, "ids_encoded": bool, "folder": str, "command": str, "commit": str,
-    "seed": int,
+    "seed": int, "queries_cut": int, "documents_cut": int,
 }  # fmt: skip
 
 
@@ -88,6 +90,7 @@ def test_every_mode_writes_its_files_and_is_read_back(benchmark, nano_folder, tm
     embeds = {"bm25": None, "given-bm25": None, "base-direct": base}.get(mode, model)
     assert row["weights_sha256"] == (embeds and embeds.embedder.weights_sha256)
     assert embeds is None or row["model"] == embeds.name
+    assert (row["queries_cut"], row["documents_cut"]) == (0, 0)
     if "reasoning" in mode:
         written = [json.loads(line)["tokens"] for line in (folder / "reasoning.jsonl").open()]
         assert row["tokens_per_query"] == sum(written) / 5 + 1  # and the embed token
@@ -96,6 +99,31 @@ def test_every_mode_writes_its_files_and_is_read_back(benchmark, nano_folder, tm
     if mode == "bm25":
         assert row["metrics"]["ndcg@10"] > 0.8  # identifiers are found in prose
         assert row["weights_sha256"] is None
+
+
+def test_queries_and_documents_that_are_cut_are_counted_in_the_row_and_told(
+    benchmark, nano_folder, tmp_path, caplog
+):
+    embedder = load_embedder(nano_folder)
+    lengths = {name: min(map(len, embedder.encoder.text_ids(texts))) for name, texts in (
+        ("query", list(benchmark.queries.values())), ("document", benchmark.corpus.texts))}  # fmt: skip
+    encoder = embedder.encoder
+    encoder.lengths = replace(encoder.lengths, **lengths)  # as long as the shortest, so all others are cut
+    n_long = {
+        "query": sum(len(ids) > lengths["query"] for ids in encoder.text_ids([*benchmark.queries.values()])),
+        "document": sum(len(ids) > lengths["document"] for ids in encoder.text_ids(benchmark.corpus.texts)),
+    }
+    assert n_long["query"] > 0
+    assert n_long["document"] > 0
+
+    row = evaluate_benchmark(
+        benchmark, "direct", tmp_path, SETTINGS, Model("nano", embedder), cache_dir=tmp_path / "cache"
+    )
+
+    assert (row["queries_cut"], row["documents_cut"]) == (n_long["query"], n_long["document"])
+    assert f"tiny: {n_long['document']} of 6 documents" in caplog.text
+    assert f"tiny: {n_long['query']} of 5 queries" in caplog.text
+    print_table([row])
 
 
 def test_given_texts_are_read_in_place_of_the_models_own_and_the_missing_are_counted(
@@ -193,8 +221,12 @@ def test_pitfall_15_queries_that_are_cut_are_said(benchmark, tmp_path, caplog, l
             None,
             tmp_path / "c",
         )
-    said = [record.getMessage() for record in caplog.records if "cut at their limit" in record.getMessage()]
-    assert said == ([] if share is None else [f"tiny: {share} of the queries are cut at their limit"])
+    said = [record.getMessage() for record in caplog.records if "queries (" in record.getMessage()]
+    assert said == (
+        []
+        if share is None
+        else [f"tiny: 5 of 5 queries ({share}) are longer than lengths.query=1 and are cut"]
+    )
 
 
 def test_pitfall_32_in_the_shuffled_control_every_query_gets_the_reasoning_of_another(embedder):
@@ -203,7 +235,7 @@ def test_pitfall_32_in_the_shuffled_control_every_query_gets_the_reasoning_of_an
     own = [
         f"{number} {text}" for number, text in enumerate(reasoned.texts)
     ]  # told apart where texts are equal
-    given = _shuffled(replace(reasoned, texts=own), seed=0)
+    given = shuffled(replace(reasoned, texts=own), seed=0)
     assert sorted(given) == sorted(own)
     assert not any(one == other for one, other in zip(given, own, strict=True))
 

@@ -18,10 +18,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from search_r3.objectives.losses import info_nce
 from search_r3.stages.appended import MetricsTable, Records
-from search_r3.stages.callbacks import HeedSigterm
 from search_r3.stages.checkpoint import TrainableCheckpoint, frozen_sha256
 from search_r3.stages.checkpoint_files import CheckpointError, HashedCheckpointIO, latest
 from search_r3.stages.gradient_cache import ChunkOutput, backward_with_cache
+from search_r3.stages.interruption import HeedSignals
 from search_r3.stages.optimization import OptimizationSettings, build_optimizer, build_scheduler
 from search_r3.stages.record import ValidationRecord
 from search_r3.stages.sampler import GroupedBatchSampler
@@ -450,7 +450,7 @@ def test_the_first_rank_records_its_own_end_whatever_has_become_of_the_others(er
     try:
         observer.start()
         if error is not None:
-            HeedSigterm().on_exception(None, None, error)
+            HeedSignals().on_exception(None, None, error)
         second.kill()
         observer.join(60)
         assert not observer.is_alive()

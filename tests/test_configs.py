@@ -14,7 +14,9 @@ from search_r3.cli.overrides import TRAINER_NODES, flat_keys
 from search_r3.shipped import CONF
 
 ENTRIES = [name for name in ("train", "evaluate", "tune") if (CONF / f"{name}.yaml").is_file()]
+OF_EVALUATION = ("mode",)  # tests/test_evaluate.py builds each
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
+OPTIONS = [option for option in OPTIONS if option[0] not in OF_EVALUATION]
 IDS = ["/".join(option) for option in OPTIONS]
 FILLED_IN_LATER = {"data", "embedder", "texts", "save_dir", "name", "id", "resume", "group", "config"}
 """Arguments that the entry points add to a configured call."""

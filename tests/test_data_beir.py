@@ -60,6 +60,26 @@ def write_collection(folder: Path, compressed: bool = False, **files: str) -> Pa
     return folder
 
 
+HELD_OUT = {
+    "in the test set": (["q0", "q1"], 0.0, r"of 2, 2 are judged in test too, .*data\.test_split$"),
+    "for validation": (
+        ["q0"],
+        0.9999,
+        r"of 2, 1 are judged in test too and 1 are held out for validation, .* lower data\.validation_share$",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HELD_OUT)
+def test_where_no_training_query_is_left_the_message_says_what_holds_them_out(tmp_path, case):
+    tested, share, words = HELD_OUT[case]
+    train = qrels([("q0", "d1", 1), ("q1", "d3", 1)])
+    folder = write_collection(tmp_path, train=train, test=qrels([(query, "d1", 1) for query in tested]))
+
+    with pytest.raises(ValueError, match=words):
+        load_beir_training(folder, validation_share=share)
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 def test_title_and_text_are_joined_by_one_space(tmp_path, compressed):
     benchmark = load_benchmark(write_collection(tmp_path, compressed), name="small")

@@ -66,3 +66,43 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise():
             [sys.executable, "-c", program], env=environment, capture_output=True, text=True
         )
         assert done.stdout.strip() == expected, done.stderr
+
+
+LAUNCHERS = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "src").rglob("*.py")
+    if "search_r3" not in path.parts and path.name != "__init__.py"
+)
+
+
+def test_every_launcher_goes_through_the_package_that_sets_the_policy():
+    """What comes of a launcher is `search_r3` first of all, and ranks and workers inherit what it sets."""
+    assert "src.train" in LAUNCHERS
+    for launcher in LAUNCHERS:
+        source = (ROOT / Path(*launcher.split("."))).with_suffix(".py").read_text()
+        assert [line for line in source.splitlines() if "import" in line] == ["from src import launch"], (
+            launcher
+        )
+    import src
+
+    assert "torch" not in Path(src.__file__).read_text()
+
+
+def test_importing_the_package_after_torch_changes_nothing_but_what_children_inherit():
+    child = "import os; print(os.environ['OMP_WAIT_POLICY'])"
+    program = (
+        "import subprocess, sys, torch\n"
+        "facts = lambda: (torch.get_num_threads(), (torch.ones(99, 99) @ torch.ones(99, 99)).sum().item())\n"
+        "before = facts()\n"
+        "import search_r3\n"
+        "assert before == facts()\n"
+        f"sys.exit(subprocess.run([sys.executable, '-c', {child!r}]).returncode)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"PYTHONPATH": PYTHONPATH}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "PASSIVE"), done.stderr
+
+
+def test_the_tests_themselves_have_the_policy():
+    assert os.environ["OMP_WAIT_POLICY"]

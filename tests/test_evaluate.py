@@ -11,12 +11,16 @@ from conftest import TEXTS
 
 from search_r3 import report
 from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.evaluation_report import scores_by_query
+from search_r3.cli.instantiate import instantiate
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.errors import UsageError
 from search_r3.evaluate import check, run
-from search_r3.evaluation.benchmark import Settings, evaluate_benchmark
+from search_r3.evaluation.benchmark import evaluate_benchmark
+from search_r3.evaluation.modes import MODES
 from search_r3.evaluation.places import PlaceError, collection_path, folder_name
-from search_r3.evaluation.report import print_differences, print_table, write_chart
+from search_r3.evaluation.rankers import Settings
+from search_r3.evaluation.report import print_differences, print_table, short_names, write_chart
 from search_r3.evaluation.trec import encoded_id
 from search_r3.stages.validation import validate
 
@@ -395,6 +399,75 @@ def test_one_table_for_several_output_folders_says_where_each_row_lies(tmp_path,
     assert all(Path(line.removeprefix("wrote ")).is_file() for line in said)
 
 
+# ---- one's own
+
+MODE = """
+from search_r3.evaluation.modes import Mode
+
+class Backwards(Mode):
+    name, needs, embeds, colour = "backwards", frozenset(), None, "#123456"
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    @property
+    def settings(self):
+        return {"factor": self.factor}
+
+    def rank(self, task):
+        from search_r3.evaluation.rankers import Ranked, lexical
+
+        found = lexical(task.benchmark, task.settings).run
+        run = {q: {d: -self.factor * s for d, s in found[q].items()} for q in found}
+        return Ranked(run, 0.0)
+"""
+READER = """
+from dataclasses import replace
+from search_r3.data.beir.benchmark import load_benchmark
+from search_r3.data.types import Corpus, TrainingData
+
+def anything(path):
+    test = replace(load_benchmark(path), name="held-out")
+    return TrainingData("mine", test.corpus, (), test=test)
+"""
+
+
+def test_a_mode_and_a_benchmark_of_ones_own_are_a_file_and_a_yaml_each(tmp_path, monkeypatch):
+    write_collection(tmp_path / "beir" / "a")
+    own = tmp_path / "own"
+    (own / "mode").mkdir(parents=True)
+    (own / "data").mkdir()
+    (own / "mode" / "backwards.yaml").write_text("_target_: own_mode.Backwards\nfactor: 2.0\n")
+    (own / "data" / "mine.yaml").write_text(
+        f"_target_: own_reader.anything\npath: {tmp_path / 'beir' / 'a'}\n"
+    )
+    (tmp_path / "own_mode.py").write_text(MODE)
+    (tmp_path / "own_reader.py").write_text(READER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    out = tmp_path / "out"
+    with ConfigSource(own) as source:
+        given = ["data=mine", "benchmarks=[mine]", f"output_dir={out}"]
+        config = compose("evaluate", [*given, "modes=[bm25,backwards]"], source).config
+        check(config, False)
+        run(config)
+        with pytest.raises(UsageError, match=r"modes: backwrds does not exist\. Did you mean backwards\?"):
+            check(compose("evaluate", [*given, "modes=[backwrds]"], source).config, False)
+    bm25, backwards = json.loads((out / "metrics.json").read_text())["rows"]
+    assert (backwards["benchmark"], backwards["mode"]) == ("held-out", "backwards")
+    assert backwards["metrics"]["mrr@10"] < bm25["metrics"]["mrr@10"]
+    assert backwards["colour"] == "#123456"
+    assert "colour" not in bm25
+    key = json.loads((out / "held-out" / "backwards" / "row.json").read_text())["key"]
+    assert key["mode"] == {"factor": 2.0}
+
+
+def test_the_modes_of_conf_are_those_that_are_shipped(tmp_path):
+    config = compose("evaluate", [], OPENED[0]).config
+    assert {name: type(instantiate(node)) for name, node in config.mode.items()} == {
+        name: type(mode) for name, mode in MODES.items()
+    }
+
+
 # ---- reports
 
 
@@ -403,7 +476,7 @@ def test_a_report_finds_the_scores_of_every_row_and_where_its_own_rows_lie(tmp_p
     evaluate(tmp_path, "benchmarks=[a]")
     rows = evaluate(tmp_path, "benchmarks=[a]", "limit=2")
     file = tmp_path / "out" / "metrics.json"
-    assert [len(report.scores_by_query(file, row)) for row in rows] == [5, 2]
+    assert [len(scores_by_query(file, row)) for row in rows] == [5, 2]
     joined = tmp_path / "joined" / "metrics.json"
     monkeypatch.setattr("sys.argv", ["report", str(file), "--output", str(joined)])
     assert report.main() == 0
@@ -431,11 +504,32 @@ def test_a_table_and_a_chart_show_names_as_they_are_and_any_number_of_them(tmp_p
     assert write_chart([row | {"benchmark": "$x$ {"}], tmp_path / "one.png").is_file()
     many = [row | {"benchmark": f"b{number}"} for number in range(70)]
     image = write_chart(many, tmp_path / "many.png").read_bytes()
-    assert int.from_bytes(image[16:20]) == 100 * 150  # no wider however many; matplotlib refuses 2^16 pixels
+    assert int.from_bytes(image[16:20]) == 100 * 100  # no wider however many; matplotlib refuses 2^16 pixels
     one, three = (write_chart(many[:n], tmp_path / f"{n}.png").read_bytes()[16:20] for n in (1, 3))
-    assert [int.from_bytes(width) for width in (one, three)] == [900, 1440]  # 4.2 + 1.8 inches each, 150 dots
+    assert [int.from_bytes(width) for width in (one, three)] == [
+        800,
+        860,
+    ]  # 3.2 + 1.8 inches each, at least 8; 100 dots
     with pytest.raises(ValueError, match="no row to draw"):
         write_chart([], tmp_path / "none.png")
+
+
+def test_the_rows_of_two_models_are_told_apart_by_the_part_of_their_paths_that_differs(capsys):
+    row = {
+        "benchmark": "a", "mode": "direct", "n_queries": 1, "n_docs": 1, "missing_embed_token": 0,
+        "seconds_per_query": 0.1, "tokens_per_query": 0, "weights_sha256": "0",
+        "metrics": {"ndcg@10": 0.5, "recall@100": 1.0}, "ci95": {"ndcg@10": [0.4, 0.6]},
+    }  # fmt: skip
+    made = ["outputs/quickstart/sft/model", "outputs/quickstart/rl/model", "experiments/nano_base/model"]
+    rows = [row | {"model": model} for model in made]
+    bm25 = row | {"mode": "bm25", "model": "bm25 (english)", "weights_sha256": None}
+    print_table([bm25, *rows])
+    lines = [line.split("│")[2:4] for line in capsys.readouterr().out.splitlines() if "│ a " in line]
+    found = [[cell.strip() for cell in line] for line in lines]
+    assert found == [["", "bm25"], ["sft", "direct"], ["rl", "direct"], ["nano_base", "direct"]]
+    assert short_names([rows[0]]) == {made[0]: "sft"}
+    twice = short_names([row | {"model": f"{seed}/sft/model"} for seed in "12"])
+    assert twice == {"1/sft/model": "1/sft", "2/sft/model": "2/sft"}
 
 
 def test_the_table_of_differences_has_a_heading_for_every_column(capsys):

@@ -11,8 +11,9 @@ from search_r3 import report
 from search_r3.cli.run_folder import write_metrics
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.errors import UsageError
-from search_r3.evaluation.benchmark import Model, Settings, evaluate_benchmark
+from search_r3.evaluation.benchmark import evaluate_benchmark
 from search_r3.evaluation.places import PlaceError, earlier_rows, rows_on_disk, with_rows_on_disk
+from search_r3.evaluation.rankers import Model, Settings
 from search_r3.models.folder import load_embedder
 
 SETTINGS = Settings(top_k=100, analyzer="code", k1=1.2, b=0.75, seed=0)

@@ -28,8 +28,9 @@ from search_r3.data.jsonl import DataError
 from search_r3.data.triples import load_triples
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.errors import UsageError
-from search_r3.evaluation.benchmark import Settings, evaluate_benchmark
+from search_r3.evaluation.benchmark import evaluate_benchmark
 from search_r3.evaluation.places import earlier_rows
+from search_r3.evaluation.rankers import Settings
 from search_r3.evaluation.results import check_files, read_row, read_scores
 from search_r3.evaluation.trec import read_qrels, read_run
 from search_r3.files import write_json

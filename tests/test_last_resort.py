@@ -242,3 +242,21 @@ def test_a_folder_is_made_with_its_parents_and_nothing_is_left_in_it(tmp_path):
     (folder / "file").touch()
     with pytest.raises(UsageError, match=r"^store=.*file: cannot be written to \(File exists\)"):
         make_folder(folder / "file", "store")
+
+
+def test_a_forked_worker_ends_by_sigterm_without_a_word_and_the_command_is_interrupted():
+    program = (
+        "import os, signal, time\n"
+        "from search_r3.cli.command import interrupter\n"
+        "signal.signal(signal.SIGTERM, interrupter())\n"
+        "awake, told = os.pipe()\n"
+        "worker = os.fork()\n"
+        "if worker == 0: os.write(told, b'x'); time.sleep(60)\n"
+        "os.read(awake, 1)\n"  # Python forgets a signal that comes while it forks
+        "os.kill(worker, signal.SIGTERM)\n"
+        "print(os.WTERMSIG(os.waitpid(worker, 0)[1]))\n"
+        "try: os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)\n"
+        "except KeyboardInterrupt: print('interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.split(), done.stderr) == ([str(int(signal.SIGTERM)), "interrupted"], "")

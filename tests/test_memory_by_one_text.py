@@ -56,7 +56,8 @@ def collection(folder, text, query):
 
 def evaluated(folder, model_folder, out, modes) -> None:
     from search_r3.data.beir.benchmark import load_benchmark
-    from search_r3.evaluation.benchmark import Model, Settings, evaluate_benchmark
+    from search_r3.evaluation.benchmark import evaluate_benchmark
+    from search_r3.evaluation.rankers import Model, Settings
     from search_r3.models.folder import load_embedder
 
     settings = Settings(top_k=100, analyzer="code", k1=1.2, b=0.75, seed=0)

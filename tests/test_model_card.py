@@ -11,10 +11,10 @@ import yaml
 from conftest import TEXTS, build_embedder
 from test_folder import UNUSED, move_trained_weights
 
+from search_r3.cli.training import _licence
 from search_r3.models.folder import load_embedder, open_embedder, save_embedder
 from search_r3.models.prompts import PromptEncoder, Prompts
 from search_r3.models.tuning import LoraTuning
-from search_r3.train import _licence
 
 ORIGIN = {
     "command": "python -m src.train stage=sft",

@@ -58,6 +58,9 @@ def test_a_table_of_all_jobs_ends_the_sweep_and_a_failure_its_exit_code(sweep):
     assert "failed" in rows[1]
     assert "direct" in rows[0]  # and its nDCG@10
     assert "told to fail" in " ".join(rows[1])
+    logged = csv.DictReader((folder / "0" / "csv" / "metrics.csv").open())
+    last_loss = [line["train/loss"] for line in logged if line["train/loss"]][-1]
+    assert f"{float(last_loss):.4g}" in rows[0], "what it came to where it validates nothing"
     assert (folder / "summary.txt").read_text().splitlines()[0].startswith("job")
 
 

@@ -24,6 +24,9 @@ COMMANDS = {
     "bench_scale": [],
 }
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
+OPTIONS = [
+    option for option in OPTIONS if option[0] != "mode"
+]  # they take nothing; src.evaluate has them all
 TAKES_NUMBERS = re.compile(r"\b(int|float)\b")
 NO_NUMBERS = {"search_r3.index.backends.ivf.IVFIndex.embeddings"}
 

@@ -189,6 +189,18 @@ def test_the_stage_wants_a_model_folder_and_says_what_leaves_one(given, tmp_path
         check(config, False)
 
 
+def test_a_base_that_has_not_learnt_to_embed_is_started_from_only_where_it_is_named():
+    with ConfigSource() as source:
+        config = compose("train", ["stage=rl"], source).config
+        with pytest.raises(
+            UsageError, match=r"pretrained only.*src\.train stage=sft.*model\.path="
+        ) as refusal:
+            check(config, False)
+        named = str(refusal.value).rpartition(" ")[2]
+        check(compose("train", ["stage=rl", named], source).config, False)
+        check(compose("train", ["stage=sft"], source).config, False)
+
+
 @pytest.mark.parametrize("what", ["no folder", "a plain Hugging Face folder"])
 def test_a_folder_that_is_none_of_ours_is_refused_with_its_path(what, tmp_path):
     folder = tmp_path / "model"

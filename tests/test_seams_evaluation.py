@@ -4,7 +4,8 @@ import pytest
 from conftest import TEXTS, build_embedder
 
 from search_r3.data.types import Benchmark, Corpus
-from search_r3.evaluation.benchmark import Model, Settings, evaluate_benchmark
+from search_r3.evaluation.benchmark import evaluate_benchmark
+from search_r3.evaluation.rankers import Model, Settings
 from search_r3.models.folder import load_embedder, save_embedder
 from search_r3.stages.validation import validate
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import pytorch_lightning as pl
 
+from search_r3.cli.training import _unvalidated
 from search_r3.data.negatives import RankRule
 from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
 from search_r3.stages.pretrain.data import PretrainDataModule
 from search_r3.stages.sft.data import SFTDataModule
 from search_r3.stages.sft.mining import mine_by_bm25
-from search_r3.train import _unvalidated
 from tests.conftest import TEXTS
 
 FULL = {"reasoning": "sum", "cluster": "c"}

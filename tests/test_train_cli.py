@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -241,10 +242,13 @@ def test_a_run_goes_on_after_a_kill_and_after_ctrl_c_and_ends_as_if_undisturbed(
     output, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130, output
     assert "Traceback" not in output
+    configs, last_line = tmp_path / "configs", output.rstrip().splitlines()[-1]
+    to_type = ["python", "-m", "src.train", "--config-dir", str(configs), f"resume={folder}"]
+    assert last_line == f"interrupted; to go on: {shlex.join(to_type)}"
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
 
     opened_to(gate, STEPS)
-    code, output = call("train", *arguments, cwd=tmp_path)
+    code, output = call("train", *shlex.split(last_line)[-3:], cwd=tmp_path)
     assert code == 0, output
     assert "resuming from" in output
     assert state_of(folder) == "finished"

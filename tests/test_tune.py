@@ -8,8 +8,10 @@ from omegaconf import OmegaConf
 
 from search_r3.cli.compose import ConfigSource, compose
 from search_r3.cli.overrides import quote_free_text
+from search_r3.cli.tuning.space import Dimension
+from search_r3.cli.tuning.study import finished_count, open_study, trials_table
 from search_r3.errors import UsageError
-from search_r3.tune import Dimension, _open_study, check, read_space
+from search_r3.tune import check, read_space
 from tests.command import call
 
 CONFIG = {"seed": 1, "study": "s.db", "stage": {"module": {"learning_rate": 0.1, "layers": 2}}}
@@ -85,6 +87,9 @@ def test_pitfall_20_a_search_finds_the_better_end_prunes_and_goes_on_where_it_st
 
     # Larger steps shrink the weights faster and the metric falls with their size: the best of the finished
     # trials has the largest learning rate.
+    for trial in study.trials[5:]:
+        end = "pruned at" if trial.state.name == "PRUNED" else "val/direct/ndcg@10"
+        assert f"trial {trial.number} ended: {end} {trial.value:.4f}, {KEY}={trial.params[KEY]:.4g}" in output
     finished = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
     best = json.loads((tmp_path / "my study" / "best.json").read_text())
     assert best["settings"][KEY] == max(trial.params[KEY] for trial in finished)
@@ -112,7 +117,7 @@ def test_a_damaged_study_is_refused_with_its_name(tmp_path, damage):
         | {"seed": 1, "space": str(tmp_path / "space.yaml"), "monitor": "m"}
     )
     file = tmp_path / "study.db"
-    _open_study(config)
+    open_study(config)
     content = file.read_bytes()
     damaged = {"cut": content[: len(content) // 2], "text": b"no database " * 99, "emptied": b""}
     file.write_bytes(damaged.get(damage, b"\0" * 5000))
@@ -120,4 +125,30 @@ def test_a_damaged_study_is_refused_with_its_name(tmp_path, damage):
         file.unlink()
 
     with pytest.raises(UsageError, match=r"study=.*study\.db: (cannot be read \(|is missing or empty)"):
-        _open_study(config)
+        open_study(config)
+
+
+def test_a_trial_that_failed_does_not_count_and_stands_in_the_table():
+    study = optuna.create_study()
+    study.add_trial(optuna.trial.create_trial(value=0.5, params={}, distributions={}))
+    failed = optuna.trial.create_trial(
+        state=optuna.trial.TrialState.FAIL, params={}, distributions={}, user_attrs={"error": "no memory"}
+    )
+    study.add_trial(failed)
+
+    assert finished_count(study) == 1
+    assert [line.split()[:3] for line in trials_table(study, "score").splitlines()[2:]] == [
+        ["0", "complete", "0.5000"],
+        ["1", "fail", "no"],
+    ]
+
+
+def test_a_search_whose_trials_all_fail_ends(tmp_path):
+    (tmp_path / "space.yaml").write_text(f"{KEY}: {{low: 0.1, high: 1.0}}\n")
+    code, output = call(
+        "tune", "space=space.yaml", "study=s.db", "n_trials=9", "data.is_broken=true", cwd=tmp_path
+    )
+
+    assert code == 1
+    assert "3 trials failed one after another" in output
+    assert output.count(" ended: failed (") == 3

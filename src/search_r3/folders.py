@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -117,3 +118,26 @@ def put_in_place(part: Path, folder: Path) -> None:
     part.rename(folder)
     (folder / MARK).unlink()
     sync(folder.parent)
+
+
+def make_folder(folder: Path, key: str = "output_dir") -> Path:
+    """Makes a folder, with its parents, that files can be written to.
+
+    Args:
+        folder: may exist.
+        key: that the user gave it by.
+
+    Raises:
+        UsageError: With the reason, where it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # as long as the paths that are written below it
+        with tempfile.NamedTemporaryFile(dir=folder.absolute(), prefix="probe_".ljust(96, "_")):
+            pass
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(
+            f"{key}={folder}: cannot be written to ({reason}); name a folder that can be made"
+        ) from None
+    return folder

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from search_r3.evaluation.report import COLOURS
+from search_r3.evaluation.colours import COLOURS
 
 MODEL_PARTS = ("sampling", "update", "encode")
 """Seconds of the model's own arithmetic: rollouts, forward and backward, documents."""

@@ -8,24 +8,24 @@ A single run is composed here and called directly; `--multirun` goes through Hyd
 launchers, and each of its jobs ends in the same `execute`.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import yaml
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
 from search_r3.cli.compose import ConfigSource
 from search_r3.cli.entry import Check, Entry, Reached, Run
+from search_r3.cli.help import help_text
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.overrides import quote_free_text
 from search_r3.cli.run import run_one
 from search_r3.cli.sweep import run_many, through_hydra
 from search_r3.errors import UsageError
-from search_r3.shipped import CONF
 
 
 def entry_point(
@@ -52,12 +52,21 @@ def entry_point(
     """
     check = check or (lambda config, is_sweep: None)
     entry = Entry(config_name, run, check, reached, folder, module or f"src.{config_name}", is_recorded)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupter())
     run_command(lambda: _main(entry, sys.argv[1:] if argv is None else argv))
 
 
-def _interrupt(signal_number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+def interrupter() -> Callable[[int, object], None]:
+    """A handler of SIGTERM that interrupts this process as Ctrl-C does; what is forked of it just ends."""
+    process = os.getpid()
+
+    def interrupt(number: int, frame: object) -> None:
+        if os.getpid() == process:
+            raise KeyboardInterrupt
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    return interrupt
 
 
 def _main(entry: Entry, argv: Sequence[str]) -> int:
@@ -70,7 +79,7 @@ def _main(entry: Entry, argv: Sequence[str]) -> int:
         return 0
     with ConfigSource(arguments.config_dir) as source:
         if arguments.help:
-            print(_help(entry, source))
+            print(help_text(entry, source, arguments.overrides))
             return 0
         if arguments.multirun:
             return run_many(entry, source, arguments)
@@ -79,24 +88,3 @@ def _main(entry: Entry, argv: Sequence[str]) -> int:
 
 def _refuse_arguments(message: str) -> NoReturn:
     raise UsageError(message)
-
-
-def _help(entry: Entry, source: "ConfigSource") -> str:
-    program = f"python -m {entry.module}"
-    own = yaml.safe_load((CONF / f"{entry.config_name}.yaml").read_text(encoding="utf-8"))
-    used = [group for default in own["defaults"] if isinstance(default, dict) for group in default]
-    used = [group.removeprefix("optional ") for group in used]
-    groups = {group: options for group, options in source.groups().items() if group in used}
-    width = max(map(len, groups), default=0)
-    lines = [f"  {group.ljust(width)}  {', '.join(options)}" for group, options in groups.items()]
-    keys = ", ".join(f"{key}=" for key in own if key not in ("defaults", "hydra"))
-    return "\n".join(
-        [
-            f"{program} group=option ... key=value ...",
-            *(["", "groups", *lines] if lines else []),
-            "",
-            f"keys of this command: {keys}",
-            f"every key, with its value:  {program} ... --cfg job",
-            f"a sweep, one job per value: {program} --multirun ... key=1,2,3",
-        ]
-    )

@@ -1,8 +1,9 @@
 """From options and keys to a configuration that passed every check."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import hydra
 from hydra._internal.hydra import Hydra
@@ -15,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from search_r3.cli.describe import key_names
 from search_r3.cli.devices import cpu_precision
 from search_r3.cli.entry import Composed
 from search_r3.cli.model_choice import Given, read_facts, refuse_conflicts
@@ -26,6 +28,7 @@ from search_r3.cli.trust import calls, checked_trust, targets_in
 from search_r3.errors import UsageError
 from search_r3.shipped import CONF, shipped
 
+Composition = TypeVar("Composition")
 RL_GROUPS = ("index", "refresh", "reward", "normalisation", "kl")
 SHIPPED = "${shipped:"
 """Opens a path in conf/ to what lies beside the package; config.yaml keeps it as it is, for any machine."""
@@ -43,6 +46,10 @@ def mapped_text(node: object, change: Callable[[str, str], str], key: str = "") 
     if isinstance(node, list):
         return [mapped_text(value, change, f"{key}.{place}") for place, value in enumerate(node)]
     return change(node, key) if isinstance(node, str) else node
+
+
+class MissingChoice(UsageError):
+    """A group of which an option must be chosen has none."""
 
 
 class ConfigSource:
@@ -77,6 +84,31 @@ class ConfigSource:
             return frozenset()
         return targets_in(folder)
 
+    def folders(self) -> list[Path]:
+        """Where configurations are read from, what comes first first."""
+        return [CONF] if self._folder is None else [self._folder, CONF]
+
+    def key_names(self, config_name: str) -> list[str]:
+        """Every key of a command, and of all options of its groups, without composing them."""
+        return list(dict.fromkeys(key for folder in self.folders() for key in key_names(folder, config_name)))
+
+    def file_of(self, path: str) -> Path:
+        """The file of an option, as "refresh/candidates", or of a command; the user's own comes first."""
+        files = [folder / f"{path}.yaml" for folder in self.folders()]
+        return next((file for file in files if file.is_file()), files[-1])
+
+    def parts(self, config_name: str, choices: Sequence[str]) -> list[tuple[str, str]]:
+        """The files that a command is composed of, each with the key below which its content stands.
+
+        Raises:
+            UsageError: As `load`.
+        """
+        defaults = self._refusing(
+            lambda: self.loader.compute_defaults_list(config_name, list(choices), RunMode.RUN)
+        )
+        found = [(part.config_path or "", part.package or "") for part in defaults.defaults]
+        return [(path, package) for path, package in found if path and not path.startswith("hydra")]
+
     def groups(self) -> dict[str, list[str]]:
         """Options of every config group of ours."""
         groups = self.loader.list_groups("")
@@ -95,8 +127,10 @@ class ConfigSource:
                 parsed.append(parser.parse_override(text))
             except HydraException as error:
                 reason = str(error).splitlines()[0]
+                named = [f"{group}={text}" for group, options in self.groups().items() if text in options]
+                hint = f" Did you mean {', '.join(named)}?" if named else ""
                 raise UsageError(
-                    f"cannot read {text!r}: {reason}. The form is key=value; quote text"
+                    f"cannot read {text!r}: {reason}. The form is key=value; quote text.{hint}"
                 ) from None
         return parsed
 
@@ -106,13 +140,19 @@ class ConfigSource:
         Raises:
             UsageError: Where Hydra or OmegaConf refuses, with the first line of the reason.
         """
+        return self._refusing(
+            lambda: self.loader.load_configuration(config_name, list(overrides), RunMode.RUN)
+        )
+
+    def _refusing(self, compute: Callable[[], Composition]) -> Composition:
+        """What Hydra computes; its refusals in our words."""
         try:
-            return self.loader.load_configuration(config_name, list(overrides), RunMode.RUN)
+            return compute()
         except (HydraException, OmegaConfBaseException) as error:
             missing = re.search(r"You must specify '(\w+)'", str(error))
             if missing:
                 options = (f"{missing[1]}={option}" for option in self.groups()[missing[1]])
-                raise UsageError(f"{missing[1]}= is missing. Choices: {', '.join(options)}") from None
+                raise MissingChoice(f"{missing[1]}= is missing. Choices: {', '.join(options)}") from None
             raise UsageError("; ".join(str(error.__cause__ or error).strip().splitlines()[:2])) from None
 
     def keys_of_experiments(self, config_name: str, overrides: Sequence[str]) -> dict[str, str]:
@@ -145,7 +185,10 @@ def compose(config_name: str, overrides: Sequence[str], source: ConfigSource) ->
     _check_options(in_groups, groups)
     texts = [override.input_line for override in in_groups]
     hydra_texts = [override.input_line for override in parsed if override.key_or_group.startswith("hydra")]
-    base = _load_choices(config_name, texts, in_groups, source, groups)
+    try:
+        base = _load_choices(config_name, texts, in_groups, source, groups)
+    except MissingChoice as error:
+        raise _unknown_key(config_name, parsed, source, groups) or error from None
     container = plain_container(base)
     restated = _agreed_with_folder(base, parsed, source.keys_of_experiments(config_name, texts))
     keys = [
@@ -158,7 +201,7 @@ def compose(config_name: str, overrides: Sequence[str], source: ConfigSource) ->
     full = source.load(config_name, [*texts, *keys, *hydra_texts])
     choices = {name: choice for name, choice in full.hydra.runtime.choices.items() if name in groups}
     config = OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"])
-    config = with_choices(config, choices)
+    config = with_modes(with_choices(config, choices), source)
     check_complete(config)
     return Composed(config, choices, [*texts, *keys])
 
@@ -169,6 +212,18 @@ def with_choices(config: DictConfig, choices: Mapping[str, str | None]) -> DictC
         if isinstance(value, str) and value.startswith(CHOICE):
             OmegaConf.update(config, key, choices[value.removeprefix(CHOICE).removesuffix("}")])
     return config
+
+
+def with_modes(config: DictConfig, source: ConfigSource) -> DictConfig:
+    """The configuration of an evaluation with a node `mode.<name>` for each option of the group `mode`.
+
+    `modes=[direct,mine]` names several options of one group, which Hydra's own choices cannot.
+    """
+    if "modes" not in config:
+        return config
+    names = source.groups().get("mode", [])
+    nodes = {name: OmegaConf.load(source.file_of(f"mode/{name}")) for name in names}
+    return OmegaConf.merge(config, {"mode": nodes})
 
 
 def plain_container(config: DictConfig) -> dict:
@@ -189,6 +244,30 @@ def _check_options(overrides: Sequence[Override], groups: dict[str, list[str]]) 
             raise UsageError(f"{group}={value} does not exist.{hint} Choices: {', '.join(groups[group])}")
 
 
+def _unknown_key(
+    config_name: str, parsed: Sequence[Override], source: ConfigSource, groups: dict[str, list[str]]
+) -> UsageError | None:
+    """The refusal of a key that means nothing, whatever is chosen of the groups; None where there is none.
+
+    So a typo in `stage=` is told, and not that `stage=` is missing.
+    """
+    keys = source.key_names(config_name)
+    beginnings = {key.partition(".")[0] for key in keys} | groups.keys() | {"hydra"}
+    for override in parsed:
+        key = override.key_or_group
+        if re.split("[.@/]", key)[0] not in beginnings:
+            return _no_such_key(key, [*beginnings, *keys])
+    return None
+
+
+def _no_such_key(key: str, known: Collection[str]) -> UsageError:
+    """The refusal of a key, with those that may be meant, also those of the trainer that conf/ leaves out."""
+    if any(name.startswith("stage.") for name in known):
+        more = addable_keys({}, "stage.trainer") or ()
+        known = [*known, *(f"stage.trainer.{name}" for name in more if "." not in key)]
+    return UsageError(f"there is no key {key}.{did_you_mean(key, known)}")
+
+
 def _load_choices(
     config_name: str,
     texts: Sequence[str],
@@ -201,6 +280,8 @@ def _load_choices(
     except UsageError as error:
         for override in overrides:
             if f"override '{override.key_or_group}'" in str(error):
+                if override.key_or_group == "mode" and config_name == "evaluate":
+                    raise UsageError(f"mode= takes no choice; modes=[{override.value()}] does") from None
                 stage = next((o.value() for o in overrides if o.key_or_group == "stage"), None)
                 of = f"stage={stage}" if stage else f"this {config_name}"
                 if override.key_or_group in RL_GROUPS and config_name == "train":
@@ -235,7 +316,8 @@ def checked_key(override: Override, config: dict, groups: dict[str, list[str]]) 
         known = known | {f"{parent}.{other}": None for other in addable or () if parent}
     if key in RL_GROUPS:
         raise UsageError(f"{key}= belongs to stage=rl; the chosen stage has no {key}")
-    raise UsageError(f"there is no key {key}.{did_you_mean(key, [*known, *groups])}")
+    named = [group for group in groups if group != "mode" or "modes" in config]
+    raise _no_such_key(key, [*known, *named])
 
 
 def _agreed_with_folder(
@@ -334,7 +416,7 @@ def value_of(override: Override) -> object:
     return OmegaConf.create({"value": override.value()}).value
 
 
-def given_value(overrides: Sequence[Override], key: str) -> str | None:
+def last_value(overrides: Sequence[Override], key: str) -> str | None:
     """The last value given for a key; None where it is not given, or is null."""
     values = [value_of(override) for override in overrides if override.key_or_group == key]
     return str(values[-1]) if values and values[-1] is not None else None

@@ -9,9 +9,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.compose import mapped_text
-from search_r3.cli.overrides import (
-    literal,
-)
+from search_r3.cli.overrides import literal
 from search_r3.cli.trust import calls
 
 WHITELIST = ("search_r3.*", "pytorch_lightning.*", "torch.*")

@@ -44,12 +44,14 @@ class FolderFacts:
         architecture: `config.json`.
         base: the hub name or the absolute path of the pretrained model it comes from, or `MADE_HERE` and the
             function that made it; None where the folder does not say.
+        stage: that left the folder; None where it does not say.
     """
 
     path: str
     values: Mapping[str, object]
     architecture: Mapping[str, object]
     base: str | None
+    stage: str | None = None
 
 
 def read_facts(path: str) -> FolderFacts | None:
@@ -62,7 +64,8 @@ def read_facts(path: str) -> FolderFacts | None:
             for node in ("prompts", "lengths")
             for name, value in description[node].items()
         }
-        return FolderFacts(path, values, architecture, description.get("provenance", {}).get("base_model"))
+        origin = description.get("provenance", {})
+        return FolderFacts(path, values, architecture, origin.get("base_model"), origin.get("stage"))
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
 

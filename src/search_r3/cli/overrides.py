@@ -9,7 +9,7 @@ import ast
 import difflib
 import importlib.util
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -105,15 +105,85 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
+ABBREVIATIONS: Mapping[str, tuple[str, ...]] = {
+    "lr": ("learning_rate",),
+    "bs": ("batch_size",),
+    "batch": ("batch_size", "micro_batch"),
+    "micro_batch_size": ("micro_batch", "chunk_rows"),
+    "steps": ("max_steps",),
+    "num_steps": ("max_steps",),
+    "n_steps": ("max_steps",),
+    "iterations": ("max_steps",),
+    "epochs": ("max_epochs",),
+    "num_train_epochs": ("max_epochs",),
+    "wd": ("weight_decay",),
+    "temp": ("temperature",),
+    "kl": ("kl_weight",),
+    "kl_coef": ("kl_weight", "kl"),
+    "beta": ("kl_weight", "betas"),
+    "clip": ("clip_low", "clip_high", "max_grad_norm"),
+    "epsilon": ("clip_low", "eps"),
+    "grad_clip": ("max_grad_norm",),
+    "gradient_clip": ("max_grad_norm",),
+    "gpus": ("devices",),
+    "n_gpus": ("devices",),
+    "nodes": ("num_nodes",),
+    "fp16": ("precision",),
+    "bf16": ("precision",),
+    "warmup_steps": ("warmup",),
+    "warmup_ratio": ("warmup",),
+    "scheduler": ("schedule",),
+    "lora_r": ("r",),
+    "rank": ("r", "rank"),
+    "lora_alpha": ("alpha",),
+    "num_generations": ("group_size",),
+    "n_rollouts": ("group_size",),
+    "max_length": ("document", "query", "max_new_tokens"),
+    "max_len": ("document", "query", "max_new_tokens"),
+    "max_tokens": ("max_new_tokens", "token_budget"),
+    "save_steps": ("save_every_n_steps",),
+    "save_every": ("save_every_n_steps",),
+    "eval_steps": ("val_check_interval",),
+    "eval_every": ("val_check_interval",),
+    "logging_steps": ("log_every_n_steps",),
+    "log_every": ("log_every_n_steps",),
+    "workers": ("num_workers", "workers"),
+    "negatives": ("hard_negatives",),
+    "dim": ("hidden_size",),
+    "layers": ("num_hidden_layers",),
+    "heads": ("num_attention_heads",),
+    "out": ("output_dir",),
+    "output": ("output_dir",),
+    "dataset": ("path", "dataset", "name"),
+    "topk": ("top_k", "k", "n_retrieved"),
+    "checkpoint": ("resume",),
+    "ckpt": ("resume",),
+}
+"""Last components that are meant by what other programs call them."""
+
+
 def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """The known names that look most like `name`, best first; the last component may match alone."""
-    names = sorted(set(names))
-    close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
-    last = name.rsplit(".", 1)[-1]
+    """The known names that `name` may stand for, best first.
+
+    What it abbreviates; or else, in this order, what looks like it as a whole, what has the same last
+    component, one that looks like it, or one of which it is a word.
+    """
+    names, last = sorted(set(names)), _last(name)
+    leaves: dict[str, list[str]] = {}
     for other in names:
-        if len(close) < count and other not in close and other.rsplit(".", 1)[-1] == last:
-            close.append(other)
-    return close
+        leaves.setdefault(_last(other), []).append(other)
+    words = [leaf for leaf in leaves if f"_{last}_" in f"_{leaf}_"]
+    meant = [other for leaf in ABBREVIATIONS.get(last, ()) for other in leaves.get(leaf, ())]
+    if meant:
+        return meant[:count]
+    similar = [last, *difflib.get_close_matches(last, list(leaves), n=count, cutoff=0.75), *words]
+    found = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
+    found += [other for leaf in similar for other in leaves.get(leaf, ())]
+    return list(dict.fromkeys(found))[:count]
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
@@ -163,17 +233,39 @@ def argument_names(target: str) -> frozenset[str] | None:
     Returns:
         None where the source cannot be found or the callable takes any keyword.
     """
+    node = definition(target)
+    if isinstance(node, ast.FunctionDef):
+        return _arguments(node, skip_first=False)
+    return _constructor_arguments(node) if isinstance(node, ast.ClassDef) else None
+
+
+@cache
+def definition(target: str) -> ast.FunctionDef | ast.ClassDef | None:
+    """The source of a function or class, which is not imported; None where it cannot be found."""
     module, _, name = target.rpartition(".")
-    path = _source(module)
-    if path is None:
-        return None
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return _arguments(node, skip_first=False)
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            return _constructor_arguments(node)
+    for node in _statements(module):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
+            return node
     return None
+
+
+def named_in(module: str, name: str) -> str | None:
+    """The dotted name of what a module defines, or imports from another, under a name; None for neither."""
+    for node in _statements(module):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
+            return f"{module}.{name}"
+        if isinstance(node, ast.ImportFrom) and name in (
+            found := {a.asname or a.name: a for a in node.names}
+        ):
+            return named_in(str(node.module), found[name].name)
+    return None
+
+
+@cache
+def _statements(module: str) -> Sequence[ast.stmt]:
+    """What stands in a module, which is not imported; nothing where its source cannot be found."""
+    path = _source(module)
+    return () if path is None else ast.parse(path.read_text(encoding="utf-8")).body
 
 
 def _source(module: str) -> Path | None:

@@ -9,11 +9,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from search_r3.cli.compose import ConfigSource, compose, given_value, plain_value, resolved_yaml
+from search_r3.cli.compose import ConfigSource, compose, last_value, plain_value, resolved_yaml
 from search_r3.cli.entry import Composed, Entry, Run
-from search_r3.cli.overrides import (
-    literal,
-)
+from search_r3.cli.overrides import literal
 from search_r3.cli.resume import (
     UNCOMPARED,
     changes_since,
@@ -33,6 +31,7 @@ from search_r3.cli.run_folder import (
     new_folder,
     provenance,
     recorded,
+    resume_command,
     state_of,
     taken,
 )
@@ -49,7 +48,7 @@ rank 0 goes on with the run in it."""
 
 
 def run_one(entry: Entry, source: ConfigSource, overrides: Sequence[str]) -> int:
-    resume = given_value(source.parse(overrides), "resume") if entry.is_resumable else None
+    resume = last_value(source.parse(overrides), "resume") if entry.is_resumable else None
     with contextlib.ExitStack() as stack:
         if resume is None:
             composed = compose(entry.config_name, overrides, source)
@@ -164,7 +163,10 @@ def _execute_first_rank(name: str, run: Run, composed: Composed, folder: Path) -
         kept.append(keep_earlier(folder / "metrics.json"))  # the results of fewer steps
     for file, content in records.items():
         write_text(folder / file, content)
-    with _handed_down(folder, bool(config.get("resume"))), recorded(folder, f"{name}.log"):
+    with (
+        _handed_down(folder, bool(config.get("resume"))),
+        recorded(folder, f"{name}.log", go_on(name, composed, folder)),
+    ):
         if is_origin_lost:
             log.warning(
                 "%s: provenance.json of the call before is missing, so search_r3.json of the model will not "
@@ -176,6 +178,19 @@ def _execute_first_rank(name: str, run: Run, composed: Composed, folder: Path) -
         for path in filter(None, kept):
             log.info("kept %s", path)
         run(config)
+
+
+def go_on(name: str, composed: Composed, folder: Path) -> str:
+    """The command that goes on with an interrupted job.
+
+    A training run goes on from its folder; all else, and a search, takes up what it finds where it wrote.
+    """
+    if name == "train":
+        trust = [each for each in composed.overrides if each.lstrip("+").startswith("trust=")]
+        return resume_command(folder, trust)
+    names_folder = any(each.lstrip("+").startswith(("output_dir=", "study=")) for each in composed.overrides)
+    where = "" if names_folder or name == "tune" else " " + shlex.quote(f"output_dir={folder}")
+    return f"{composed.command}{where}"
 
 
 def _run_in_rank(run: Run, config: DictConfig) -> None:

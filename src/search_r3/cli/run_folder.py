@@ -21,7 +21,6 @@ import shlex
 import socket
 import subprocess
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -31,6 +30,7 @@ from search_r3 import records
 from search_r3.cli.run_lock import LOCK, held, is_held
 from search_r3.errors import UsageError
 from search_r3.files import json_text, os_error_text, write_json
+from search_r3.folders import make_folder
 from search_r3.shipped import IS_CHECKOUT, ROOT
 
 log = logging.getLogger(__name__)
@@ -137,9 +137,34 @@ def provenance(command: str | None = None, seed: int | None = None) -> dict:
 
 def command_line() -> str:
     """This process's command, quoted for a shell."""
+    return shlex.join([*program(), *sys.argv[1:]])
+
+
+def program() -> list[str]:
+    """What this process's command begins with: how Python was given the module, or the script."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = ["python", "-m", spec.name] if spec else ["python", sys.argv[0]]
-    return shlex.join([*program, *sys.argv[1:]])
+    return ["python", "-m", spec.name] if spec else ["python", sys.argv[0]]
+
+
+def resume_command(folder: Path, keys: Sequence[str] = ()) -> str:
+    """The command that goes on with the training run in a folder.
+
+    Args:
+        folder: of the run.
+        keys: further ones, as `trust=[my_rules]`. Where this process was given `--config-dir`, so is that.
+    """
+    begin = program()
+    if sys.argv[1:2] == ["train"]:
+        begin.append("train")  # of the console script
+    elif not begin[-1].endswith(".train"):  # a search, whose trials are runs
+        begin = ["python", "-m", "src.train" if IS_CHECKOUT else "search_r3.train"]
+    configs: list[str] = []
+    for place, argument in enumerate(sys.argv):
+        if argument in ("--config-dir", "-cd"):
+            configs += sys.argv[place : place + 2]
+        elif argument.startswith("--config-dir="):
+            configs.append(argument)
+    return shlex.join([*begin, *configs, f"resume={folder}", *keys])
 
 
 def write_metrics(
@@ -231,29 +256,6 @@ def taken(folder: Path) -> Iterator[None]:
         yield
 
 
-def make_folder(folder: Path, key: str = "output_dir") -> Path:
-    """Makes a folder, with its parents, that files can be written to.
-
-    Args:
-        folder: may exist.
-        key: that the user gave it by.
-
-    Raises:
-        UsageError: With the reason, where it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # as long as the paths that are written below it
-        with tempfile.NamedTemporaryFile(dir=folder.absolute(), prefix="probe_".ljust(96, "_")):
-            pass
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(
-            f"{key}={folder}: cannot be written to ({reason}); name a folder that can be made"
-        ) from None
-    return folder
-
-
 def new_folder(label: str, root: Path = Path("outputs"), made_at: datetime | None = None) -> Path:
     """Makes `<root>/<date>/<time>_<label>`; runs of one second get `_2`, `_3`, ..."""
     now = made_at or datetime.now()
@@ -330,10 +332,15 @@ def logged(path: Path, is_main: bool = True) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def recorded(folder: Path, log_name: str) -> Iterator[None]:
+def recorded(folder: Path, log_name: str, go_on: str = "") -> Iterator[None]:
     """Runs a job with its log and its status in `folder`.
 
     A failure's traceback is written to the log, its last line to the console and to status.json.
+
+    Args:
+        folder: of the run.
+        log_name: file in it.
+        go_on: the command that goes on with the job after an interruption, which its last line then says.
 
     Raises:
         Interrupted: Where the job was stopped: Ctrl-C, SIGTERM, or Lightning's exit after either.
@@ -347,7 +354,7 @@ def recorded(folder: Path, log_name: str) -> Iterator[None]:
             yield
         except BaseException as error:
             if _is_interruption(error):
-                log.info("interrupted; %s", folder)
+                log.info("interrupted; %s", f"to go on: {go_on}" if go_on else folder)
                 end.write("interrupted", type(error).__name__)
                 raise Interrupted(str(folder)) from error
             log.error("%s", traceback.format_exc(), extra={"file_only": True})

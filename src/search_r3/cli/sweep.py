@@ -12,12 +12,10 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from search_r3.cli.compose import ConfigSource, bare_text, compose, given_value, with_choices
+from search_r3.cli.compose import ConfigSource, bare_text, compose, last_value, with_choices, with_modes
 from search_r3.cli.entry import Composed, Entry, Run
 from search_r3.cli.last_resort import EXIT_FAILED, EXIT_INTERRUPTED, told
-from search_r3.cli.overrides import (
-    quoted,
-)
+from search_r3.cli.overrides import quoted
 from search_r3.cli.run import execute
 from search_r3.cli.run_folder import (
     Failed,
@@ -57,9 +55,9 @@ def run_many(entry: Entry, source: ConfigSource, arguments: argparse.Namespace) 
         UsageError: If any of them is refused, or the folder of the sweep is taken.
     """
     parsed = source.parse(arguments.overrides)
-    if entry.is_resumable and given_value(parsed, "resume"):
+    if entry.is_resumable and last_value(parsed, "resume"):
         raise UsageError("resume= continues one run; under --multirun each job starts its own")
-    chosen = given_value(parsed, "output_dir")
+    chosen = last_value(parsed, "output_dir")
     parsed = [override for override in parsed if override.key_or_group != "output_dir"]
     try:
         jobs = BasicSweeper.split_arguments(parsed, None)[0]
@@ -77,7 +75,7 @@ def run_many(entry: Entry, source: ConfigSource, arguments: argparse.Namespace) 
     ]
     is_stopped = False
     try:
-        through_hydra(entry.config_name, _sweep_job(entry, folder, command_line()), arguments)
+        through_hydra(entry.config_name, _sweep_job(entry, source, folder, command_line()), arguments)
     except (Interrupted, KeyboardInterrupt):
         is_stopped = True
     varied = [
@@ -95,7 +93,7 @@ def _marked(override: Override, marked: Sequence[str]) -> str:
     return f"++{text}" if is_added else override.input_line
 
 
-def _sweep_job(entry: Entry, sweep: Path, command: str) -> Run:
+def _sweep_job(entry: Entry, source: ConfigSource, sweep: Path, command: str) -> Run:
     """What Hydra's launcher calls once per job; a failure is recorded in the job's folder and ends there."""
 
     def job(config: DictConfig) -> None:
@@ -113,6 +111,7 @@ def _sweep_job(entry: Entry, sweep: Path, command: str) -> Run:
             return
         ours = {name: choice for name, choice in choices.items() if not name.startswith("hydra/")}
         config = with_choices(OmegaConf.create(OmegaConf.to_container(config, resolve=False)), ours)
+        config = with_modes(config, source)
         try:
             execute(entry.config_name, entry.run, Composed(config, ours, overrides, command), folder)
         except Exception as error:  # the other jobs go on

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from search_r3.cli.curves import read_panels
 from search_r3.cli.run_folder import read_json, read_status, state_of
 from search_r3.records import RecordError
 
@@ -20,18 +21,20 @@ def sweep_table(sweep: Path, jobs: Sequence[Sequence[str]]) -> tuple[str, bool]:
     Returns:
         The table as text, and whether every job finished.
     """
-    rows = [["job", "settings", "state", "seconds", MAIN_METRIC, "error"]]
+    rows = [["job", "settings", "state", "seconds", MAIN_METRIC, "last loss", "last reward", "error"]]
     states = []
     for number, settings in enumerate(jobs):
         folder = sweep / str(number)
         try:
             status, results = read_status(folder), _results(folder)
+            last = _last(folder)
             states.append(state_of(folder) or "not started")
         except RecordError as error:
-            status, results = {"error": str(error)}, ""
+            status, results, last = {"error": str(error)}, "", ["", ""]
             states.append("not readable")
         error = (status.get("error") or "").splitlines() or [""]
-        rows.append([str(number), " ".join(settings), states[-1], _seconds(status), results, error[0][:80]])
+        told = [str(number), " ".join(settings), states[-1], _seconds(status)]
+        rows.append([*told, results, *last, error[0][:80]])
     return aligned(rows), all(state == "finished" for state in states)
 
 
@@ -54,6 +57,15 @@ def _seconds(status: dict) -> str:
     except ValueError:
         return "?"
     return f"{(end - start).total_seconds():.0f}"
+
+
+def _last(folder: Path) -> list[str]:
+    """Last loss and reward that a training run logged: its score where it validates nothing."""
+    panels = read_panels(folder / "csv" / "metrics.csv")
+    curves = [
+        panels.get(title, {}).get(name) for title, name in (("loss terms", "loss"), ("reward", "reward"))
+    ]
+    return ["" if curve is None else f"{curve[1][-1]:.4g}" for curve in curves]
 
 
 def _results(folder: Path) -> str:

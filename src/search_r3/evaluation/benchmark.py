@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,83 +16,20 @@ import numpy as np
 from search_r3.data.jsonl import DataError
 from search_r3.data.reasonings import tell_missing
 from search_r3.data.types import Benchmark
-from search_r3.evaluation.metrics import LARGEST_CUTOFF, mean_metrics, per_query_metrics
-from search_r3.evaluation.modes import LEXICAL, MODES, NEED_BASE, NEED_NO_MODEL, NEED_REASONINGS
+from search_r3.evaluation.metrics import mean_metrics, per_query_metrics
+from search_r3.evaluation.modes import MODES, Mode
 from search_r3.evaluation.places import PARTIAL, kept_folder, place_of
-from search_r3.evaluation.ranking import document_index, id_order, ranking_of, without_self_matches
+from search_r3.evaluation.rankers import NOTHING_CUT, Model, Ranked, Settings, Task, cut_texts
+from search_r3.evaluation.ranking import without_self_matches
 from search_r3.evaluation.results import PER_QUERY, QRELS, REASONING, RUN, sealed
 from search_r3.evaluation.significance import bootstrap_interval
 from search_r3.evaluation.trec import needs_encoding, with_encoded_ids, write_qrels, write_run
-from search_r3.index.backends.bm25 import LexicalIndex
 from search_r3.index.rows.cache import stored_embeddings
-from search_r3.models.embedder import Reasoned, ReasoningEmbedder
+from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.records import shown
 
 _ROW_VERSION = 3  # higher where the same key gives another row, so that no older one is read back
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What an evaluation depends on, besides benchmark, mode and weights.
-
-    Attributes:
-        top_k: documents kept per query; no fewer than the metrics look at.
-        analyzer: of BM25.
-        k1: of BM25.
-        b: of BM25.
-        seed: of the bootstrap and of shuffling.
-        limit: evaluate the first so many queries only; None for all, as every reported number is.
-
-    Raises:
-        ValueError: If a number is out of its range.
-    """
-
-    top_k: int
-    analyzer: str
-    k1: float
-    b: float
-    seed: int
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.top_k < LARGEST_CUTOFF:
-            raise ValueError(
-                f"top_k must be at least {LARGEST_CUTOFF}, the metrics' largest cut-off, got {self.top_k}"
-            )
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1 query, or null for all, got {self.limit}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """Rankings of all queries and what they cost.
-
-    Attributes:
-        run: `top_k + 1` scores by document id, by query id.
-        seconds: wall time from the queries' texts to their rankings, all queries together: reasoning,
-            embedding and search. Encoding or indexing the documents is not in it; it is done once.
-        tokens: emitted for the queries, all together: the written reasoning, and the embed token of each
-            query. So a direct query has 1, and one of BM25 has 0. Prompts are not counted.
-        missing: queries whose reasoning ended without an embed token; it was appended.
-        reasonings: rows of reasoning.jsonl, with the text that was written for the query.
-    """
-
-    run: dict[str, dict[str, float]]
-    seconds: float
-    tokens: int = 0
-    missing: int = 0
-    reasonings: tuple[dict, ...] = ()
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model folder as it was loaded, and what a row calls it."""
-
-    name: str
-    embedder: ReasoningEmbedder
 
 
 def fingerprint(benchmark: Benchmark) -> str:
@@ -113,106 +49,6 @@ def document_embeddings(
     """Embeddings `[N, D]` of the corpus, on disk, encoded once per (weights, prompts, dtype, corpus)."""
     key = {**embedder.document_key, "corpus": benchmark.corpus.fingerprint}
     return stored_embeddings(cache_dir, key, benchmark.corpus.texts, embedder.embed_documents)
-
-
-def _lexical(benchmark: Benchmark, settings: Settings) -> Ranked:
-    ids = benchmark.corpus.ids
-    index = LexicalIndex(
-        benchmark.corpus.texts, settings.analyzer, settings.k1, settings.b, order=id_order(ids)
-    )
-    started = time.perf_counter()
-    scores, rows = index.search(list(benchmark.queries.values()), settings.top_k + 1)
-    seconds = time.perf_counter() - started
-    run = {
-        query: {ids[row]: float(score) for row, score in zip(found, values, strict=True) if row >= 0}
-        for query, found, values in zip(benchmark.queries, rows, scores, strict=True)
-    }
-    return Ranked(run, seconds)
-
-
-def _with_given(benchmark: Benchmark, given: Sequence[str]) -> Benchmark:
-    """The queries with their given reasoning behind them, as words to look for."""
-    asked = zip(benchmark.queries.items(), given, strict=True)
-    return replace(benchmark, queries={name: f"{query} {text}".strip() for (name, query), text in asked})
-
-
-def _given(
-    benchmark: Benchmark,
-    embedder: ReasoningEmbedder,
-    given: Sequence[str],
-    embeddings: np.ndarray,
-    top_k: int,
-) -> Ranked:
-    """Every query with the reasoning of a file; one that has none is embedded without."""
-    ids = benchmark.corpus.ids
-    names, queries = list(benchmark.queries), list(benchmark.queries.values())
-    index = document_index(embeddings, ids)
-    tokens = [len(text) for text in embedder.encoder.text_ids(given)]
-    limit = embedder.encoder.lengths.reasoning
-    if n_cut := sum(n > limit for n in tokens):
-        log.warning(
-            "%s: %d of %d given reasonings are longer than lengths.reasoning=%d and are cut",
-            benchmark.name, n_cut, len(given), limit,
-        )  # fmt: skip
-    tokens = [min(n, limit) for n in tokens]
-    started = time.perf_counter()
-    vectors = embedder.embed_reasoned(queries, given, progress=True)
-    without = [place for place, n in enumerate(tokens) if n == 0]
-    if without:
-        vectors[without] = embedder.embed_queries([queries[place] for place in without])
-    run = ranking_of(vectors, index, names, ids, top_k + 1)
-    seconds = time.perf_counter() - started
-    rows = zip(names, queries, given, tokens, strict=True)
-    reasonings = tuple(
-        {"query_id": name, "query": query, "reasoning": text, "tokens": n, "has_embed_token": True}
-        for name, query, text, n in rows
-    )
-    return Ranked(run, seconds, sum(tokens) + len(queries), 0, reasonings)
-
-
-def _shuffled(reasoned: Reasoned, seed: int) -> list[str]:
-    """Another query's text for every query: a rotation of a random order."""
-    order = np.random.default_rng(seed).permutation(len(reasoned.texts))
-    texts = [""] * len(order)
-    for here, there in zip(order, np.roll(order, 1), strict=True):
-        texts[here] = reasoned.texts[there]
-    return texts
-
-
-def _dense(
-    benchmark: Benchmark,
-    mode: str,
-    embedder: ReasoningEmbedder,
-    writer: ReasoningEmbedder,
-    settings: Settings,
-    embeddings: np.ndarray,
-) -> Ranked:
-    ids = benchmark.corpus.ids
-    index = document_index(embeddings, ids)
-    names, queries = list(benchmark.queries), list(benchmark.queries.values())
-    cut = embedder.truncated_share(queries, "query")
-    if cut > 0.01:
-        log.warning("%s: %.1f %% of the queries are cut at their limit", benchmark.name, 100 * cut)
-    started = time.perf_counter()
-    if mode.endswith("direct"):
-        vectors, written = embedder.embed_queries(queries, progress=True), None
-    else:
-        written = writer.reason(queries, progress=True)
-        vectors = written.embeddings
-        if mode != "reasoning":
-            texts = written.texts if mode == "base-reasoning" else _shuffled(written, settings.seed)
-            vectors = embedder.embed_reasoned(queries, texts)
-    run = ranking_of(vectors, index, names, ids, settings.top_k + 1)
-    seconds = time.perf_counter() - started
-    if written is None:
-        return Ranked(run, seconds, tokens=len(queries))
-    rows = zip(names, queries, written.texts, written.n_tokens, written.has_embed_token, strict=True)
-    reasonings = tuple(
-        {"query_id": name, "query": query, "reasoning": text, "tokens": n, "has_embed_token": has}
-        for name, query, text, n, has in rows
-    )
-    tokens = sum(written.n_tokens) + len(queries)
-    return Ranked(run, seconds, tokens, len(queries) - sum(written.has_embed_token), reasonings)
 
 
 def _write(
@@ -270,7 +106,7 @@ def limited(benchmark: Benchmark, n_queries: int | None) -> Benchmark:
 
 def evaluate_benchmark(
     benchmark: Benchmark,
-    mode: str,
+    mode: str | Mode,
     output_dir: str | Path,
     settings: Settings,
     model: Model | None = None,
@@ -283,104 +119,143 @@ def evaluate_benchmark(
 
     Args:
         benchmark: documents, queries, judgements.
-        mode: one of `MODES`, which `search_r3.evaluation.modes` explains.
+        mode: a mode, or the name of one of `MODES`, which `search_r3.evaluation.modes` explains.
         output_dir: `<output_dir>/<benchmark>/<mode>/` is written, whole or not at all; where another
             evaluation is in there, `<mode>-<hash>` beside it. The row's `folder` says which.
         settings: of the evaluation.
-        model: the evaluated one; needed by every mode but bm25, given-bm25 and base-direct.
-        base: the untuned one; needed by base-direct and base-reasoning.
+        model: the evaluated one, where the mode needs it.
+        base: the untuned one, where the mode needs it.
         cache_dir: of document embeddings.
         origin: what `provenance` returned; the row keeps command and commit of the call that measured it.
-        reasonings: text by query id, for given-reasoning and given-bm25. Queries without one are asked as
-            they are, and a line counts them.
+        reasonings: text by query id, where the mode needs them. Queries without one are asked as they are,
+            and a line counts them.
 
     Raises:
         ValueError: If the mode is unknown, or lacks its model or the reasonings, or a score is not finite.
         DataError: If no query of the collection has a reasoning.
         PlaceError: If the folder holds something that no evaluation wrote.
     """
-    _check_models(mode, model, base)
-    if mode in NEED_REASONINGS and reasonings is None:
-        raise ValueError(f"mode {mode} needs a file of texts: reasonings=<jsonl of _id and text>")
-    embeds = base if mode == "base-direct" else model
+    mode = known_mode(mode)
+    given = {"model": model, "base": base, "reasonings": reasonings}
+    for need in NEEDED:
+        if need in mode.needs and given[need] is None:
+            raise ValueError(f"mode {mode.name} needs {NEEDED[need]}")
     benchmark = limited(benchmark, settings.limit)
-    key = {
-        "version": _ROW_VERSION,
-        "name": benchmark.name,
-        "benchmark": fingerprint(benchmark),
-        "judged_queries_missing": benchmark.judged_queries_missing,
-        "settings": asdict(settings),
-        "weights": None if mode in LEXICAL else embeds.embedder.document_key,
-        "base": base.embedder.weights_sha256 if mode == "base-reasoning" else None,
-    }
-    given: list[str] | None = None
-    if mode in NEED_REASONINGS:
-        given = _given_texts(benchmark, reasonings)
-        key["reasonings"] = hashlib.sha256(json.dumps(given).encode()).hexdigest()
-    found = place_of(Path(output_dir), benchmark.name, mode, key)
+    texts = _given_texts(benchmark, reasonings) if "reasonings" in mode.needs else None
+    asked = Asked(benchmark, mode, settings, model, base, texts)
+    key = asked.key
+    found = place_of(Path(output_dir), benchmark.name, mode.name, key)
     folder = found.folder
     place = {"folder": folder.relative_to(output_dir).as_posix()}
-    if folder.name != mode:
+    if folder.name != mode.name:
         log.info(
-            "%s is of other weights, settings or data; this one is in %s", folder.with_name(mode), folder
+            "%s is of other weights, settings or data; this one is in %s", folder.with_name(mode.name), folder
         )
     if found.row is not None:
         log.info("%s is read back", folder)
         return found.row | place
     if found.problem:
         log.warning("%s. It is done again now, and what was there is kept beside it", found.problem)
-    row = _evaluated(benchmark, mode, folder, settings, model, base, cache_dir, key, origin or {}, given)
-    return row | place
+    return _evaluated(asked, folder, cache_dir, origin or {}) | place
 
 
-def _evaluated(
-    benchmark: Benchmark,
-    mode: str,
-    folder: Path,
-    settings: Settings,
-    model: Model | None,
-    base: Model | None,
-    cache_dir: str | Path,
-    key: Mapping,
-    origin: Mapping,
-    given: Sequence[str] | None = None,
-) -> dict:
+NEEDED: Mapping[str, str] = {
+    "model": "a model folder: model.path=<folder>",
+    "base": "the untuned base: base.path=<folder>",
+    "reasonings": "a file of texts: reasonings=<jsonl of _id and text>",
+}
+"""What a mode may need, and how it is given."""
+
+
+def known_mode(mode: str | Mode) -> Mode:
+    """A mode by its name, or itself.
+
+    Raises:
+        ValueError: If no mode is called so.
+    """
+    if isinstance(mode, Mode):
+        return mode
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    return MODES[mode]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One evaluation: what is ranked, how, and with what.
+
+    Attributes:
+        benchmark: under the ids that its user gave.
+        mode: how.
+        settings: of the evaluation.
+        model: the evaluated one.
+        base: the untuned one.
+        given: a text for every query, for a mode that needs them.
+    """
+
+    benchmark: Benchmark
+    mode: Mode
+    settings: Settings
+    model: Model | None
+    base: Model | None
+    given: Sequence[str] | None
+
+    @property
+    def embeds(self) -> Model | None:
+        """The model that embeds the documents."""
+        return {"model": self.model, "base": self.base, None: None}[self.mode.embeds]
+
+    @property
+    def key(self) -> dict:
+        """What the row depends on; equal keys are one evaluation."""
+        mode = self.mode
+        key = {
+            "version": _ROW_VERSION,
+            "name": self.benchmark.name,
+            "benchmark": fingerprint(self.benchmark),
+            "judged_queries_missing": self.benchmark.judged_queries_missing,
+            "settings": asdict(self.settings),
+            "weights": None if self.embeds is None else self.embeds.embedder.document_key,
+            "base": self.base.embedder.weights_sha256
+            if "base" in mode.needs and mode.embeds != "base"
+            else None,
+        }
+        if self.given is not None:
+            key["reasonings"] = hashlib.sha256(json.dumps(self.given).encode()).hexdigest()
+        return key | ({"mode": dict(mode.settings)} if mode.settings else {})
+
+
+def _evaluated(asked: Asked, folder: Path, cache_dir: str | Path, origin: Mapping) -> dict:
     """Measures a row and writes its folder."""
+    benchmark, mode, settings, embeds = asked.benchmark, asked.mode, asked.settings, asked.embeds
     named = _with_readable_ids(benchmark)
-    if mode in LEXICAL:
-        found = _lexical(named if given is None else _with_given(named, given), settings)
-        name, weights = f"bm25 ({settings.analyzer}, k1={settings.k1}, b={settings.b})", None
-    else:
-        embeds = base if mode == "base-direct" else model
-        writes = base if mode == "base-reasoning" else embeds
-        embeddings = document_embeddings(benchmark, embeds.embedder, cache_dir)
-        if given is None:
-            found = _dense(named, mode, embeds.embedder, writes.embedder, settings, embeddings)
-        else:
-            found = _given(named, embeds.embedder, given, embeddings, settings.top_k)
-        name, weights = embeds.name, embeds.embedder.weights_sha256
+    embeddings = None if embeds is None else document_embeddings(benchmark, embeds.embedder, cache_dir)
+    found = mode.rank(Task(named, settings, asked.model, asked.base, embeddings, asked.given))
+    lexical = f"bm25 ({settings.analyzer}, k1={settings.k1}, b={settings.b})"
     run, removed = without_self_matches(named, found.run, settings.top_k)
     _check_run(named, run)
     scores = per_query_metrics(run, named.qrels)
     row = {
         "benchmark": benchmark.name,
-        "mode": mode,
-        "model": name,
+        "mode": mode.name,
+        "model": lexical if embeds is None else embeds.name,
         "n_queries": len(scores),
         "n_docs": len(benchmark.corpus),
         **_measured(found, scores, settings.seed),
         "self_match_removed": removed,
         "judged_documents_missing": benchmark.judged_documents_missing,
         "judged_queries_missing": benchmark.judged_queries_missing,
+        **(NOTHING_CUT if embeds is None else cut_texts(benchmark, embeds.embedder)),
         "ids_encoded": named is not benchmark,
-        "weights_sha256": weights,
+        "weights_sha256": None if embeds is None else embeds.embedder.weights_sha256,
         "command": origin.get("command"),
         "commit": origin.get("commit"),
         "seed": settings.seed,
+        **({} if mode.name in MODES else {"colour": mode.colour}),
     }
     with _replaced(folder) as partial:
-        _write(partial, benchmark, named, mode, run, scores, found.reasonings)
-        sealed(partial, key, row)
+        _write(partial, benchmark, named, mode.name, run, scores, found.reasonings)
+        sealed(partial, asked.key, row)
     return row
 
 
@@ -425,15 +300,6 @@ def _given_texts(benchmark: Benchmark, reasonings: Mapping[str, str]) -> list[st
         first = next(iter(reasonings), None)
         raise DataError("reasonings", 0, f"not one is of a query of {benchmark.name} (the first: {first!r})")
     return [reasonings.get(query, "") for query in benchmark.queries]
-
-
-def _check_models(mode: str, model: Model | None, base: Model | None) -> None:
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    if mode not in NEED_NO_MODEL and model is None:
-        raise ValueError(f"mode {mode} needs a model folder: model.path=<folder>")
-    if mode in NEED_BASE and base is None:
-        raise ValueError(f"mode {mode} needs the untuned base: base.path=<folder>")
 
 
 @contextlib.contextmanager

@@ -7,52 +7,35 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-COLOURS = {
-    "blue": "#0072B2",
-    "sky": "#56B4E9",
-    "green": "#009E73",
-    "vermilion": "#D55E00",
-    "orange": "#E69F00",
-    "yellow": "#F0E442",
-    "purple": "#CC79A7",
-    "grey": "#999999",
-}
-"""Okabe and Ito's, which colour-blind readers can tell apart."""
+from search_r3.evaluation.colours import COLOURS
+from search_r3.evaluation.modes import MODES
 
 WIDTH = 140  # of a table: the names of models and modes are whole, wherever it is printed
 
 WIDEST = 100  # inches of a chart; matplotlib refuses more than 2^16 pixels
 
-_BY_MODE = {
-    "bm25": "grey",
-    "base-direct": "purple",
-    "direct": "blue",
-    "reasoning": "vermilion",
-    "base-reasoning": "orange",
-    "shuffled-reasoning": "sky",
-    "given-reasoning": "green",
-    "given-bm25": "yellow",
-}
-
 
 def print_table(rows: Sequence[Mapping]) -> None:
     """One line per benchmark, mode and model, with the interval and the price of a query.
 
-    Models are named where several were evaluated in one mode. Where a collection lacks documents or queries
-    that its judgements name, a column counts these judgements.
+    Models go by the last part of their folder that tells them apart, as "sft" and "rl". Where a collection
+    lacks documents or queries that its judgements name, a column counts these judgements; where the model
+    reads only the beginning of some queries or documents, a column counts those.
     """
-    names = model_names(rows)
+    names = short_names(rows)
     missing = [_missing(row) for row in rows]
     table = Table(title="nDCG@10 with 95 % bootstrap interval over queries")
     for name in ("benchmark", *(["model"] if names else []), "mode"):
         table.add_column(name)
     for name in ("queries", "documents"):
         table.add_column(name, justify="right")
-    for name in (*(["missing"] if any(missing) else []), "nDCG@10", "interval", "recall@100"):
+    cut = [_cut(row) for row in rows]
+    counted = [*(["missing"] if any(missing) else []), *(["cut"] if any(cut) else [])]
+    for name in (*counted, "nDCG@10", "interval", "recall@100"):
         table.add_column(name, justify="right")
     for name in ("no token", "ms/query", "tokens"):
         table.add_column(name, justify="right")
-    for row, its_missing in zip(rows, missing, strict=True):
+    for row, its_missing, its_cut in zip(rows, missing, cut, strict=True):
         low, high = row["ci95"]["ndcg@10"]
         table.add_row(
             escape(row["benchmark"]),
@@ -61,6 +44,7 @@ def print_table(rows: Sequence[Mapping]) -> None:
             str(row["n_queries"]),
             str(row["n_docs"]),
             *([its_missing] if any(missing) else []),
+            *([its_cut] if any(cut) else []),
             f"{row['metrics']['ndcg@10']:.3f}",
             f"{low:.3f}-{high:.3f}",
             f"{row['metrics']['recall@100']:.3f}",
@@ -77,6 +61,12 @@ def _missing(row: Mapping) -> str:
     if not queries:
         return str(documents or "")
     return f"{documents}, {queries} of queries"
+
+
+def _cut(row: Mapping) -> str:
+    """How many queries and documents were cut; empty for none, and for a row that does not say."""
+    counts = {what: row.get(f"{what}_cut") for what in ("queries", "documents")}
+    return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
 
 
 def mode_label(row: Mapping) -> str:
@@ -155,6 +145,24 @@ def model_names(rows: Sequence[Mapping]) -> dict[str, str]:
     }
 
 
+def _colour(row: Mapping) -> str | None:
+    """The colour of a row's mode; of one that is not shipped, the row has it."""
+    name = MODES[row["mode"]].colour if row["mode"] in MODES else row.get("colour")
+    return COLOURS.get(name, name)
+
+
+def short_names(rows: Sequence[Mapping]) -> dict[str, str]:
+    """The shortest endings of the models' folders that tell them apart; `runs/sft/model` is "sft"."""
+    folders = list(dict.fromkeys(row["model"] for row in rows if row.get("weights_sha256") is not None))
+    parts = [Path(folder).parts for folder in folders]
+    parts = [part[:-1] if part[-1:] == ("model",) and len(part) > 1 else part for part in parts]
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return dict(zip(folders, names, strict=True))
+    return dict(zip(folders, folders, strict=True))
+
+
 def write_chart(rows: Sequence[Mapping], path: Path) -> Path:
     """A bar per benchmark, mode and model with its interval, as PNG.
 
@@ -172,14 +180,14 @@ def write_chart(rows: Sequence[Mapping], path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     benchmarks = list(dict.fromkeys(row["benchmark"] for row in rows))
-    names = model_names(rows)
+    names = short_names(rows) if model_names(rows) else {}
     labels = [" ".join(filter(None, (names.get(row["model"]), mode_label(row)))) for row in rows]
-    series = {label: row["mode"] for label, row in zip(labels, rows, strict=True)}
+    series = list(dict.fromkeys(labels))
     width = 0.8 / len(series)
-    inches = min(4.2 + max(1.8, 0.5 * len(series)) * len(benchmarks), WIDEST)
-    figure, axes = plt.subplots(figsize=(inches, 3.6), layout="constrained")
+    inches = min(max(8.0, 3.2 + max(1.8, 0.5 * len(series)) * len(benchmarks)), WIDEST)
+    figure, axes = plt.subplots(figsize=(inches, 4.0), layout="constrained")
     hatches = dict(zip(names.values(), ("//", "", "..", "xx"), strict=False))
-    for place, (label, mode) in enumerate(series.items()):
+    for place, label in enumerate(series):
         chosen = [row for row, its in zip(rows, labels, strict=True) if its == label]
         at = [benchmarks.index(row["benchmark"]) + (place - (len(series) - 1) / 2) * width for row in chosen]
         values = [row["metrics"]["ndcg@10"] for row in chosen]
@@ -189,16 +197,16 @@ def write_chart(rows: Sequence[Mapping], path: Path) -> Path:
             [max(high - value, 0) for value, (_, high) in zip(values, bounds, strict=True)],
         ]
         style = {
-            "color": COLOURS.get(_BY_MODE.get(mode, "")),
+            "color": _colour(chosen[0]),
             "hatch": hatches.get(names.get(chosen[0]["model"], ""), ""),
         }
         bars = axes.bar(at, values, width * 0.92, yerr=errors, capsize=3, label=label, **style)
-        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
     axes.set_xticks(range(len(benchmarks)), [name.replace("$", r"\$") for name in benchmarks])
     axes.set_ylabel("nDCG@10")
     axes.set_ylim(0, 1)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
-    figure.savefig(path, dpi=150)
+    figure.legend(frameon=False, fontsize=9, loc="outside right upper")
+    figure.savefig(path, dpi=100)
     plt.close(figure)
     return path

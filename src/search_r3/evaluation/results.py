@@ -13,6 +13,7 @@ from pathlib import Path
 
 from search_r3.data.jsonl import DataError, numbered_lines, parse_object
 from search_r3.evaluation.metrics import METRICS, per_query_metrics
+from search_r3.evaluation.modes import MODES
 from search_r3.evaluation.trec import read_qrels, read_run
 from search_r3.files import file_sha256, json_text, write_text
 from search_r3.records import RecordError, read_json, shown, shown_names
@@ -130,11 +131,16 @@ def check_files(folder: Path, written: Mapping) -> None:
     if files is None:
         _check_unhashed(folder, row)
         return
-    expected = {RUN, QRELS, PER_QUERY} | ({REASONING} if row["mode"].endswith("reasoning") else set())
+    expected = {RUN, QRELS, PER_QUERY} | ({REASONING} if _has_texts(row) else set())
     if not isinstance(files, dict) or not expected <= files.keys() <= set(FILES):
         raise RecordError(folder / ROW_FILE, f"must have the hashes of {', '.join(sorted(expected))}", REMEDY)
     for name, facts in files.items():
         _check_hashed(folder / name, facts)
+
+
+def _has_texts(row: Mapping) -> bool:
+    """Whether the mode of a row leaves a text for every query; of one that is not shipped, no file is due."""
+    return row["mode"] in MODES and MODES[row["mode"]].reasons
 
 
 def _check_hashed(file: Path, facts: Mapping) -> None:
@@ -169,7 +175,7 @@ def _check_unhashed(folder: Path, row: Mapping) -> None:
             if not math.isclose(found[name], value, rel_tol=1e-9, abs_tol=1e-12):
                 rule = f"and {QRELS} give query {shown(query)} another {name} than {PER_QUERY}"
                 raise RecordError(folder / RUN, rule, REMEDY)
-    if row["mode"].endswith("reasoning"):
+    if _has_texts(row):
         ids = [line.get("query_id") for line in _objects(folder / REASONING)]
         if ids != list(scores[METRICS[0]]):
             raise RecordError(folder / REASONING, f"has other queries than {PER_QUERY}", REMEDY)

@@ -267,9 +267,9 @@ class ReasoningEmbedder(nn.Module):
         written = [text.strip() for text in self.tokenizer.batch_decode(token_ids)] if token_ids else []
         return Reasoned(written, token_ids, embeddings, [len(ids) for ids in token_ids], has_embed_token)
 
-    def truncated_share(self, texts: Sequence[str], kind: str) -> float:
-        """Share of texts whose end is cut; `kind` is "query" or "document"."""
-        return self.encoder.truncated_share(texts, kind)
+    def truncated_count(self, texts: Sequence[str], kind: str) -> int:
+        """How many texts are cut at their end; `kind` is "query" or "document"."""
+        return self.encoder.truncated_count(texts, kind)
 
     def _inference(self) -> "_Inference":
         return _Inference(self.model)

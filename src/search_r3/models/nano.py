@@ -89,8 +89,19 @@ def create_nano(
 ) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
     """An untrained model and the tokenizer of its training texts.
 
-    The same texts, sizes and seed give the same weights. The head is tied to the embeddings;
-    `initializer_range` is the standard deviation of all random weights.
+    The same texts, sizes and seed give the same weights. The head is tied to the embeddings.
+
+    Args:
+        texts: that the tokenizer is trained on.
+        vocab_size: tokens, at most: those of the tokenizer that is trained on the texts.
+        hidden_size: width of the model, and of its embeddings.
+        intermediate_size: width between the two matrices of a feed-forward layer.
+        num_hidden_layers: transformer blocks.
+        num_attention_heads: heads of the queries of a block; they divide the width.
+        num_key_value_heads: heads of its keys and values; they divide those of the queries.
+        max_position_embeddings: positions that the model has; prompt, text and reasoning must fit.
+        seed: of the random weights.
+        initializer_range: standard deviation of all random weights.
     """
     tokenizer = train_tokenizer(texts, vocab_size)
     config = Qwen3Config(

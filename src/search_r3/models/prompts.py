@@ -121,8 +121,16 @@ class PromptEncoder:
 
     def truncated_share(self, texts: Sequence[str], kind: str) -> float:
         """Share of `texts` whose end is cut; `kind` is "query" or "document"."""
+        return self.truncated_count(texts, kind) / max(len(texts), 1)
+
+    def truncated_count(self, texts: Sequence[str], kind: str, n_at_once: int = 4096) -> int:
+        """How many of `texts` are cut at their end; `kind` is "query" or "document"."""
         limit = getattr(self.lengths, kind)
-        return sum(len(ids) > limit for ids in self.text_ids(texts, limit + 1)) / max(len(texts), 1)
+        places = (
+            range(start, min(start + n_at_once, len(texts))) for start in range(0, len(texts), n_at_once)
+        )
+        parts = ([texts[place] for place in part] for part in places)
+        return sum(len(ids) > limit for part in parts for ids in self.text_ids(part, limit + 1))
 
     @property
     def fingerprint(self) -> str:

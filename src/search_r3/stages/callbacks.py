@@ -1,44 +1,15 @@
-"""What runs beside training: totals of masked negatives, and SIGTERM."""
+"""What runs beside training: totals of masked negatives."""
 
 import logging
-import signal
-import threading
 from typing import Any, ClassVar
 
 import torch
-from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from search_r3.distributed import reduced
 
 log = logging.getLogger(__name__)
-
-
-class HeedSigterm(Callback):
-    """Keeps the command's own handler of SIGTERM during a fit.
-
-    Lightning puts one before it that calls a collective from within the signal handler. Where the ranks are
-    in another collective at that moment, they wait for each other for ever.
-    """
-
-    def __init__(self) -> None:
-        self._handler = signal.getsignal(signal.SIGTERM)
-
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        signal.signal(signal.SIGTERM, self._handler)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        signal.signal(signal.SIGTERM, self._handler)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, error: BaseException) -> None:
-        """Lightning now ends the ranks that it has started; its observer must not take that for a crash.
-
-        The observer looks every five seconds, and would kill this process before its end is recorded.
-        """
-        for thread in threading.enumerate():
-            if isinstance(thread, _ChildProcessObserver):
-                thread._child_processes = []
 
 
 class FalseNegatives(Callback):

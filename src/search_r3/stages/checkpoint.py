@@ -22,6 +22,7 @@ from search_r3.stages.checkpoint_files import (
     remove_partials,
     step_of,
 )
+from search_r3.stages.interruption import stops_after_this_step
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class TrainableCheckpoint(Checkpoint):
     load with `weights_only=True`. Global random states are not kept: what is random in a step must be seeded
     by the step.
 
+    A run that is interrupted saves the step that it is in before it ends, see `interruption`.
     What a checkpoint says is done is done: where a validation is due after a step, the step is saved after
     it, with what it found. A run that is killed meanwhile takes the steps since the save before once more.
 
@@ -104,6 +106,8 @@ class TrainableCheckpoint(Checkpoint):
             return
         is_best = self.monitor is not None and self._is_best(trainer)
         self._save(trainer, is_best)
+        if stops_after_this_step(trainer):
+            raise KeyboardInterrupt
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -115,13 +119,19 @@ class TrainableCheckpoint(Checkpoint):
     ) -> None:
         every, step = self.save_every_n_steps, trainer.global_step  # a batch may be several steps
         is_due = every is not None and step // every > self._step_before // every
-        if is_due and not _is_validated_now(trainer):
+        if (is_due or stops_after_this_step(trainer)) and not _is_validated_now(trainer):
             _log_step(trainer)
             self._save(trainer)
+            if stops_after_this_step(trainer):  # as it may have been told meanwhile
+                raise KeyboardInterrupt
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != self._last_saved_step:
             self._save(trainer)
+
+    def has_unsaved(self, trainer: Trainer) -> bool:
+        """Whether steps have been completed of which no checkpoint knows."""
+        return trainer.global_step not in (self._last_saved_step, self._resumed_at or 0)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score, "best_step": self.best_step, "monitor": self.monitor}

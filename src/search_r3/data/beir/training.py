@@ -95,6 +95,8 @@ def load_beir_training(
     held_out = validation.grades.keys() | test.grades.keys()
     rows = {query: grades for query, grades in train.items() if query not in held_out}
     n_held_out = len(train) - len(rows)
+    if train and not rows:
+        raise ValueError(_all_held_out(train_file, train, test, test_split, validation, validation_split))
     rows = _with_known_documents(train_file, rows, corpus, min(min_grade, 1))
     given, facts = _given_reasonings(reasonings, queries, rows, with_reasoning)
     examples = _examples(name, rows, queries, corpus, min_grade, with_reasoning, given)
@@ -240,3 +242,26 @@ def _examples(
                 )
             )
     return examples
+
+
+def _all_held_out(
+    file: Path,
+    train: Mapping[str, Mapping],
+    test: Qrels,
+    test_split: str | None,
+    validation: Qrels,
+    validation_split: str | None,
+) -> str:
+    """Why no training query is left where every one of them is held out, and what to set."""
+    in_test = len(train.keys() & test.grades.keys())
+    in_validation = len(train.keys() & validation.grades.keys() - test.grades.keys())
+    parts = [f"{in_test} are judged in {test_split} too"] if in_test else []
+    parts += [f"{in_validation} are held out for validation"] if in_validation else []
+    remedy = ["name another data.train_split or data.test_split"] if in_test else []
+    if in_validation:
+        key = "data.validation_split" if validation_split else "data.validation_share"
+        remedy.append(f"lower {key}" if not validation_split else f"name another {key}")
+    return (
+        f"{file}: no training query is left: of {len(train)}, {' and '.join(parts)}, and what is tested on "
+        f"is not trained on; {', or '.join(remedy)}"
+    )

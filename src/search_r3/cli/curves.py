@@ -1,0 +1,111 @@
+"""The curves of a training run, drawn from its metrics.csv into curves.png beside it.
+
+Each panel has what shares a unit; a panel of which the run has logged nothing is left out. Drawing is a
+convenience: matplotlib is imported when something is drawn, and a failure to draw never fails a run.
+"""
+
+import csv
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from search_r3.evaluation.colours import COLOURS
+
+log = logging.getLogger(__name__)
+FILE = "curves.png"
+WIDTH, PANEL_HEIGHT, DPI = 8.0, 2.1, 100
+"""Inches and dots per inch: 800 pixels wide, at which the letters are made to be read."""
+
+PANELS: Mapping[str, str] = {
+    "loss terms": r"train/(loss|sft|kl|info_nce\w*|triplet\w*|contrastive)",
+    "reward": r"train/(reward|reward_best|reward_ranking)",
+    "spread in a group": r"train/(reward_spread)",
+    "groups without spread": r"train/(groups_without_spread)",
+    "nDCG@10, validation": r"val/(\w+)/ndcg@10",
+    "documents per step": r"train/index/(documents_encoded|documents_moved)",
+    "age of rows, steps": r"train/index/(age_\w+)",
+    "rewards as if fresh": r"train/index/audit/(identical_rewards|stated_coverage)",
+}
+"""What stands in a panel: the columns whose whole name fits; the group is the name of the curve."""
+
+Curve = tuple[list[int], list[float]]
+"""Steps, and the value at each."""
+
+
+def draw_curves(folder: Path) -> Path | None:
+    """Draws the curves of a run.
+
+    Args:
+        folder: of the run, with csv/metrics.csv.
+
+    Returns:
+        The picture; None where nothing was logged.
+    """
+    panels = read_panels(folder / "csv" / "metrics.csv")
+    if not panels:
+        return None
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, all_axes = pyplot.subplots(
+        len(panels), figsize=(WIDTH, PANEL_HEIGHT * len(panels) + 0.3), squeeze=False, sharex=True,
+        layout="constrained",
+    )  # fmt: skip
+    colours = [COLOURS[name] for name in ("blue", "vermilion", "green", "orange", "purple", "sky", "grey")]
+    for axes, (title, curves) in zip(all_axes[:, 0], panels.items(), strict=True):
+        for place, (name, (steps, values)) in enumerate(curves.items()):
+            axes.plot(
+                steps, values, label=name, color=colours[place % len(colours)], linewidth=1.4,
+                linestyle="--" if place >= len(colours) else "-", marker="o" if len(steps) < 12 else None,
+                markersize=4,
+            )  # fmt: skip
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.tick_params(labelsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=9, frameon=False)
+    all_axes[-1, 0].set_xlabel("optimizer step", fontsize=10)
+    figure.savefig(folder / FILE, dpi=DPI)
+    pyplot.close(figure)
+    return folder / FILE
+
+
+def drawn_curves(folder: Path) -> Path | None:
+    """As `draw_curves`, but what goes wrong is a warning."""
+    try:
+        return draw_curves(folder)
+    except Exception as error:
+        log.warning("%s is not drawn: %s: %s", folder / FILE, type(error).__name__, error)
+        return None
+
+
+def read_panels(file: Path) -> dict[str, dict[str, Curve]]:
+    """The curves of a metrics.csv by panel and name, in the order of `PANELS`; empty where there are none."""
+    if not file.is_file():
+        return {}
+    with file.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    found: dict[str, dict[str, Curve]] = {}
+    for title, pattern in PANELS.items():
+        for column in rows[0] if rows else ():
+            match = re.fullmatch(pattern, column or "")
+            if match and (curve := _curve(rows, column))[0]:
+                found.setdefault(title, {})[match[1]] = curve
+    return found
+
+
+def _curve(rows: Sequence[Mapping[str, str]], column: str) -> Curve:
+    """The finite values of a column with their steps; one that a line was cut in is left out."""
+    steps, values = [], []
+    for row in rows:
+        try:
+            step, value = int(row["step"]), float(row[column])
+        except (KeyError, TypeError, ValueError):
+            continue
+        if math.isfinite(value):
+            steps.append(step)
+            values.append(value)
+    return steps, values

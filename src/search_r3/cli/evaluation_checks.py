@@ -1,0 +1,142 @@
+"""What a command may ask of an evaluation: modes, collections, models and where it writes."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, ListConfig
+
+from search_r3.cli.instantiate import instantiate
+from search_r3.cli.overrides import did_you_mean
+from search_r3.errors import UsageError
+from search_r3.evaluation.modes import MODES, Mode
+from search_r3.evaluation.places import collection_path
+
+
+def check(config: DictConfig, is_sweep: bool) -> None:
+    """Refuses what cannot be evaluated, before anything is loaded.
+
+    Raises:
+        UsageError: With the choices.
+    """
+    needs = needed(modes_of(config))
+    benchmarks = listed(config, "benchmarks")
+    if "model" in needs:
+        _check_model("model.path", config.model.path)
+    if "base" in needs:
+        _check_model("base.path", config.base.path)
+    if "reasonings" in needs:
+        if config.reasonings is None:
+            raise UsageError(
+                "reasonings= is needed by these modes: a JSONL file of _id (of a query) and text"
+            )
+        if not Path(config.reasonings).is_file():
+            raise UsageError(f"reasonings={config.reasonings}: no such file")
+    if config.bm25.analyzer not in ("auto", "english", "code"):
+        raise UsageError(f"bm25.analyzer={config.bm25.analyzer} does not exist. Choices: auto, english, code")
+    if not isinstance(config.bm25.code, ListConfig):
+        raise UsageError(f"bm25.code={config.bm25.code}: a list is needed, as bm25.code=[{config.bm25.code}]")
+    for name in benchmarks:
+        if name != config.held_out:
+            _check_collection(config, name)
+    _check_output(config)
+
+
+def listed(config: DictConfig, key: str) -> list[str]:
+    """The names of a list, each once; collections by the path that leads to them.
+
+    Raises:
+        UsageError: If it is no list, is empty, or names something twice.
+    """
+    if not isinstance(config[key], ListConfig):
+        raise UsageError(f"{key}={config[key]}: a list is needed, as {key}=[{config[key]}]")
+    names = [str(name) for name in config[key]]
+    if not names:
+        raise UsageError("modes= and benchmarks= need at least one entry each")
+    if key == "benchmarks":
+        try:
+            names = [collection_path(name) for name in names]
+        except ValueError as error:
+            raise UsageError(f"benchmarks: {error}") from None
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{key}: {twice} is named twice; one row is written of it, so name it once")
+    return names
+
+
+def modes_of(config: DictConfig) -> list[Mode]:
+    """The modes that a command names, built of their files in the config group `mode`.
+
+    Raises:
+        UsageError: If there is no such mode, or a file's class is none, or is called otherwise.
+    """
+    modes = []
+    for name in listed(config, "modes"):
+        if name not in config.mode:
+            known = [*MODES, *(each for each in config.mode if each not in MODES)]
+            hint = did_you_mean(name, known)
+            raise UsageError(f"modes: {name} does not exist.{hint} Choices: {', '.join(known)}")
+        mode = instantiate(config.mode[name])
+        if not isinstance(mode, Mode):
+            raise UsageError(f"mode/{name}.yaml: {config.mode[name]._target_} is no {Mode.__qualname__}")
+        if mode.name != name:
+            raise UsageError(f"mode/{name}.yaml: its class is called {mode.name}; one name is needed")
+        modes.append(mode)
+    return modes
+
+
+def needed(modes: Sequence[Mode]) -> frozenset[str]:
+    """What the modes need, all together."""
+    return frozenset().union(*(mode.needs for mode in modes))
+
+
+def _check_model(key: str, path: str | None) -> None:
+    if path is None:
+        raise UsageError(f"{key}= is needed by these modes: the model folder that a training run wrote")
+    if not (Path(path) / "search_r3.json").is_file():
+        raise UsageError(f"{key}={path}: not a model folder (it has no search_r3.json)")
+
+
+def _check_collection(config: DictConfig, name: str) -> None:
+    if config.beir_dir is None:
+        raise UsageError(
+            f"benchmarks: {name} needs beir_dir=, the folder that holds it; or data={name}, if there is such "
+            f"a choice: with this data= the embedded collection is {config.held_out}"
+        )
+    root = Path(config.beir_dir)
+    if not root.is_dir():
+        raise UsageError(f"beir_dir={root}: no such folder")
+    if not (root / name / "qrels").is_dir():
+        found = sorted(folder.parent.relative_to(root).as_posix() for folder in _with_judgements(root))
+        known = [config.held_out, *found]
+        raise UsageError(
+            f"benchmarks: {name} is not in {root}.{did_you_mean(name, known)} Choices: {', '.join(known)}"
+        )
+    from search_r3.data.beir.layout import available_splits
+
+    if config.split not in (splits := available_splits(root / name)):
+        raise UsageError(f"split={config.split}: {name} has no such split. Choices: {', '.join(splits)}")
+
+
+def _with_judgements(root: Path) -> list[Path]:
+    """The folders of judgements of the collections in `root`, and of those one level further down."""
+    return [*root.glob("*/qrels"), *root.glob("*/*/qrels")]
+
+
+def _check_output(config: DictConfig) -> None:
+    """Refuses to write over what is no evaluation's."""
+    if config.metrics_file is not None:
+        file = Path(config.metrics_file)
+        if file.suffix != ".json" or file.is_dir():
+            raise UsageError(
+                f"metrics_file={file}: a file that ends in .json is needed; its chart lies beside it"
+            )
+    if config.output_dir is not None:
+        stored = Path(config.output_dir) / "config.yaml"
+        if stored.is_file() and re.search(
+            r"^stage:", stored.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
+        ):
+            raise UsageError(
+                f"output_dir={config.output_dir} is the folder of a training run, whose config.yaml and "
+                "metrics.json would be replaced; give a folder of its own"
+            )

@@ -1,0 +1,113 @@
+"""What a command may ask of a training run: its model, its strategy and where it writes."""
+
+import importlib.util
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from search_r3.cli.devices import torch_is_cpu_build, visible_gpus
+from search_r3.cli.model_choice import MADE_BY_BASE, read_facts
+from search_r3.errors import UsageError
+from search_r3.folders import refuse_to_replace
+
+SAVE_DTYPES = ("float32", "bfloat16", "float16")
+REFUSED_BY_MANUAL_OPTIMIZATION = {
+    "gradient_clip_val": "stage.module.optimization.max_grad_norm",
+    "accumulate_grad_batches": "stage.module.chunk_rows or micro_batch, which cut a batch and keep its loss",
+}
+
+
+def check(config: DictConfig, is_sweep: bool) -> None:
+    """Refuses combinations that make no sense on this machine; see `entry_point`.
+
+    Raises:
+        UsageError: With the reason and what to write instead.
+    """
+    if config.if_exists not in ("refuse", "resume"):
+        raise UsageError(f"if_exists={config.if_exists} does not exist. Choices: refuse, resume")
+    if config.if_exists == "resume" and not config.output_dir:
+        raise UsageError("if_exists=resume needs output_dir=, the folder to go on in")
+    if "::" in str(Path(config.output_dir or ".").absolute()):
+        raise UsageError(
+            f"output_dir={config.output_dir or Path.cwd()}: a path with '::' in it cannot hold checkpoints, "
+            "whose writer reads it as a chain of file systems; name another"
+        )
+    for name, instead in REFUSED_BY_MANUAL_OPTIMIZATION.items():
+        if config.stage.get("trainer", {}).get(name) is not None:
+            raise UsageError(
+                f"stage.trainer.{name}: the stages step their optimizer themselves; set {instead}"
+            )
+    if config.save_dtype is not None and config.save_dtype not in SAVE_DTYPES:
+        raise UsageError(
+            f"save_dtype={config.save_dtype} does not exist. Choices: null, {', '.join(SAVE_DTYPES)}"
+        )
+    if config.stage.get("name") == "rl":
+        _check_start_of_rl(config)
+    _check_model_folder(config.model.get("path"))
+    if config.model.get("path") is None:
+        _check_model_name(config.model.get("name"))
+    if config.output_dir:
+        refuse_to_replace(Path(config.output_dir) / "model")
+    _check_strategy(config.strategy, is_sweep)
+
+
+def _check_start_of_rl(config: DictConfig) -> None:
+    """RL improves a model that embeds, so it starts from a folder, and from none that nobody named."""
+    path = config.model.get("path")
+    if path is None:
+        raise UsageError(
+            "stage=rl starts from a model folder of this project, such as stage=sft leaves: "
+            "model.path=<folder>"
+        )
+    is_by_default = OmegaConf.is_interpolation(config.model, "path")  # as in conf/model/nano.yaml
+    if is_by_default and not config.resume and (facts := read_facts(path)) and facts.stage == "pretrain":
+        raise UsageError(
+            f"stage=rl: {path} is pretrained only and has not learnt to embed. Train it with `python -m "
+            "src.train stage=sft`, then model.path=<its run folder>/model; to start from it all the same, "
+            f"name it: model.path={path}"
+        )
+
+
+def _check_model_folder(path: str | None) -> None:
+    if path is not None and not (Path(path) / "search_r3.json").is_file():
+        raise UsageError(
+            f"model.path={path}: not a model folder (it has no search_r3.json); give the folder that a "
+            "training run wrote (…/model), or a plain Hugging Face folder as model.name="
+        )
+
+
+def _check_model_name(name: str | None) -> None:
+    """Refuses a name that can only be a path and leads nowhere; a name on the hub has one slash at most."""
+    if name is None or Path(name).exists():
+        return
+    if Path(name).is_absolute() or name.endswith(".gguf") or name.count("/") > 1 or name.startswith("."):
+        made = "; `make base` writes this folder" if Path(name) == MADE_BY_BASE else ""
+        raise UsageError(f"model.name={name}: no such folder or file{made}")
+
+
+def _check_strategy(strategy: DictConfig, is_sweep: bool) -> None:
+    devices = strategy.get("devices", 1)
+    if strategy.get("accelerator") in ("gpu", "cuda"):
+        gpus = visible_gpus()
+        if gpus == 0:
+            raise UsageError(
+                "this strategy needs a CUDA device; none is visible. Use strategy=cpu or ddp_cpu"
+            )
+        if torch_is_cpu_build():
+            raise UsageError("this strategy needs CUDA and the installed torch is a CPU build")
+        if isinstance(devices, int) and devices > gpus:
+            raise UsageError(f"strategy.devices={devices}, but {gpus} CUDA devices are visible")
+        devices = gpus if devices in ("auto", -1, "-1") else devices
+    if (
+        str(strategy.get("strategy")).startswith("deepspeed")
+        and importlib.util.find_spec("deepspeed") is None
+    ):
+        raise UsageError(
+            "strategy=deepspeed needs the package deepspeed, which is not installed. strategy=fsdp does not"
+        )
+    ranks = (devices if isinstance(devices, int) else len(devices)) * strategy.get("num_nodes", 1)
+    if is_sweep and ranks > 1:
+        raise UsageError(
+            f"a sweep runs its jobs in one process, and this strategy wants {ranks} ranks per job. Use "
+            "strategy.devices=1, or a loop: for seed in 1 2 3; do python -m src.train ... seed=$seed; done"
+        )

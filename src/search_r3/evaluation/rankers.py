@@ -1,0 +1,225 @@
+"""How documents are ranked: what the modes call, and what they are handed."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from search_r3.data.types import Benchmark
+from search_r3.evaluation.metrics import LARGEST_CUTOFF
+from search_r3.evaluation.ranking import document_index, id_order, ranking_of
+from search_r3.index.backends.bm25 import LexicalIndex
+from search_r3.index.backends.flat import FlatIndex
+from search_r3.models.embedder import Reasoned, ReasoningEmbedder
+
+log = logging.getLogger(__name__)
+NOTHING_CUT = {"queries_cut": 0, "documents_cut": 0}
+SHARE_TOLD = 0.01
+"""Of the queries, or of the documents: where more are cut than this, a warning counts them."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an evaluation depends on, besides benchmark, mode and weights.
+
+    Attributes:
+        top_k: documents kept per query; no fewer than the metrics look at.
+        analyzer: of BM25.
+        k1: of BM25.
+        b: of BM25.
+        seed: of the bootstrap and of shuffling.
+        limit: evaluate the first so many queries only; None for all, as every reported number is.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    top_k: int
+    analyzer: str
+    k1: float
+    b: float
+    seed: int
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_k < LARGEST_CUTOFF:
+            raise ValueError(
+                f"top_k must be at least {LARGEST_CUTOFF}, the metrics' largest cut-off, got {self.top_k}"
+            )
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1 query, or null for all, got {self.limit}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Rankings of all queries and what they cost.
+
+    Attributes:
+        run: `top_k + 1` scores by document id, by query id.
+        seconds: wall time from the queries' texts to their rankings, all queries together: reasoning,
+            embedding and search. Encoding or indexing the documents is not in it; it is done once.
+        tokens: emitted for the queries, all together: the written reasoning, and the embed token of each
+            query. So a direct query has 1, and one of BM25 has 0. Prompts are not counted.
+        missing: queries whose reasoning ended without an embed token; it was appended.
+        reasonings: rows of reasoning.jsonl, with the text that was written for the query.
+    """
+
+    run: dict[str, dict[str, float]]
+    seconds: float
+    tokens: int = 0
+    missing: int = 0
+    reasonings: tuple[dict, ...] = ()
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model folder as it was loaded, and what a row calls it."""
+
+    name: str
+    embedder: ReasoningEmbedder
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a mode ranks, and with what.
+
+    Attributes:
+        benchmark: documents and queries, under ids that TREC's files can hold.
+        settings: of the evaluation.
+        model: the evaluated one.
+        base: the untuned one.
+        embeddings: `[N, D]` of the documents, by the model that the mode names in `embeds`; else None.
+        given: a text for every query, in their order; empty where a query has none.
+    """
+
+    benchmark: Benchmark
+    settings: Settings
+    model: Model | None = None
+    base: Model | None = None
+    embeddings: np.ndarray | None = None
+    given: Sequence[str] | None = None
+
+    def ranking(self, vectors: np.ndarray) -> dict[str, dict[str, float]]:
+        """The best `top_k + 1` documents of every query by its embedding `[Q, D]`."""
+        return _ranked(self, document_index(self.embeddings, self.benchmark.corpus.ids), vectors)
+
+
+def lexical(benchmark: Benchmark, settings: Settings) -> Ranked:
+    """Every query by BM25."""
+    ids = benchmark.corpus.ids
+    index = LexicalIndex(
+        benchmark.corpus.texts, settings.analyzer, settings.k1, settings.b, order=id_order(ids)
+    )
+    started = time.perf_counter()
+    scores, rows = index.search(list(benchmark.queries.values()), settings.top_k + 1)
+    seconds = time.perf_counter() - started
+    run = {
+        query: {ids[row]: float(score) for row, score in zip(found, values, strict=True) if row >= 0}
+        for query, found, values in zip(benchmark.queries, rows, scores, strict=True)
+    }
+    return Ranked(run, seconds)
+
+
+def with_given(benchmark: Benchmark, given: Sequence[str]) -> Benchmark:
+    """The queries with their given reasoning behind them, as words to look for."""
+    asked = zip(benchmark.queries.items(), given, strict=True)
+    return replace(benchmark, queries={name: f"{query} {text}".strip() for (name, query), text in asked})
+
+
+def direct(task: Task, embedder: ReasoningEmbedder) -> Ranked:
+    """Every query embedded as it is."""
+    index = document_index(task.embeddings, task.benchmark.corpus.ids)
+    queries = list(task.benchmark.queries.values())
+    started = time.perf_counter()
+    vectors = embedder.embed_queries(queries, progress=True)
+    run = _ranked(task, index, vectors)
+    return Ranked(run, time.perf_counter() - started, tokens=len(queries))
+
+
+def reasoned(
+    task: Task, writer: ReasoningEmbedder, read: Callable[[Reasoned], Sequence[str]] | None = None
+) -> Ranked:
+    """Every query behind a text that is written about it.
+
+    Args:
+        task: what is ranked.
+        writer: the model that writes.
+        read: the texts that the evaluated model embeds instead of what it wrote itself.
+    """
+    index = document_index(task.embeddings, task.benchmark.corpus.ids)
+    names, queries = list(task.benchmark.queries), list(task.benchmark.queries.values())
+    started = time.perf_counter()
+    written = writer.reason(queries, progress=True)
+    vectors = written.embeddings
+    if read is not None:
+        vectors = task.model.embedder.embed_reasoned(queries, read(written))
+    run = _ranked(task, index, vectors)
+    seconds = time.perf_counter() - started
+    rows = zip(names, queries, written.texts, written.n_tokens, written.has_embed_token, strict=True)
+    reasonings = tuple(
+        {"query_id": name, "query": query, "reasoning": text, "tokens": n, "has_embed_token": has}
+        for name, query, text, n, has in rows
+    )
+    tokens = sum(written.n_tokens) + len(queries)
+    return Ranked(run, seconds, tokens, len(queries) - sum(written.has_embed_token), reasonings)
+
+
+def _ranked(task: Task, index: FlatIndex, vectors: np.ndarray) -> dict[str, dict[str, float]]:
+    ids = task.benchmark.corpus.ids
+    return ranking_of(vectors, index, list(task.benchmark.queries), ids, task.settings.top_k + 1)
+
+
+def given(task: Task, embedder: ReasoningEmbedder) -> Ranked:
+    """Every query with the reasoning of a file; one that has none is embedded without."""
+    benchmark, given = task.benchmark, task.given
+    names, queries = list(benchmark.queries), list(benchmark.queries.values())
+    index = document_index(task.embeddings, benchmark.corpus.ids)
+    tokens = [len(text) for text in embedder.encoder.text_ids(given)]
+    limit = embedder.encoder.lengths.reasoning
+    if n_cut := sum(n > limit for n in tokens):
+        log.warning(
+            "%s: %d of %d given reasonings are longer than lengths.reasoning=%d and are cut",
+            benchmark.name, n_cut, len(given), limit,
+        )  # fmt: skip
+    tokens = [min(n, limit) for n in tokens]
+    started = time.perf_counter()
+    vectors = embedder.embed_reasoned(queries, given, progress=True)
+    without = [place for place, n in enumerate(tokens) if n == 0]
+    if without:
+        vectors[without] = embedder.embed_queries([queries[place] for place in without])
+    run = _ranked(task, index, vectors)
+    seconds = time.perf_counter() - started
+    rows = zip(names, queries, given, tokens, strict=True)
+    reasonings = tuple(
+        {"query_id": name, "query": query, "reasoning": text, "tokens": n, "has_embed_token": True}
+        for name, query, text, n in rows
+    )
+    return Ranked(run, seconds, sum(tokens) + len(queries), 0, reasonings)
+
+
+def shuffled(reasoned: Reasoned, seed: int) -> list[str]:
+    """Another query's text for every query: a rotation of a random order."""
+    order = np.random.default_rng(seed).permutation(len(reasoned.texts))
+    texts = [""] * len(order)
+    for here, there in zip(order, np.roll(order, 1), strict=True):
+        texts[here] = reasoned.texts[there]
+    return texts
+
+
+def cut_texts(benchmark: Benchmark, embedder: ReasoningEmbedder) -> dict[str, int]:
+    """How many queries and documents a model reads only the beginning of; a warning where they are many."""
+    counts = {}
+    texts_of = {"queries": list(benchmark.queries.values()), "documents": benchmark.corpus.texts}
+    for what, kind in (("queries", "query"), ("documents", "document")):
+        texts, limit = texts_of[what], getattr(embedder.encoder.lengths, kind)
+        counts[f"{what}_cut"] = n_cut = embedder.truncated_count(texts, kind)
+        if n_cut > SHARE_TOLD * len(texts):
+            log.warning(
+                "%s: %d of %d %s (%.1f %%) are longer than lengths.%s=%d and are cut",
+                benchmark.name, n_cut, len(texts), what, 100 * n_cut / len(texts), kind, limit,
+            )  # fmt: skip
+    return counts
