@@ -1,6 +1,7 @@
 """The SFT stage: its losses reach the weights, gradient caching and LoRA change nothing they should not."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import pytorch_lightning as pl
@@ -13,6 +14,7 @@ from search_r3.data.queries import one_row_per_query
 from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
 from search_r3.models.folder import open_embedder, save_embedder
 from search_r3.models.tuning import FullTuning, LoraTuning
+from search_r3.objectives.losses import info_nce
 from search_r3.stages.optimization import OptimizationSettings
 from search_r3.stages.pretrain.data import PretrainDataModule
 from search_r3.stages.pretrain.module import PretrainModule
@@ -274,3 +276,25 @@ def test_a_row_whose_documents_are_all_relevant_does_not_count_in_the_contrastiv
         hardest = scores.scatter(1, columns[:, None], -2.0).amax(1)
         expected = (0.1 - positive + hardest).clamp(min=0).mean()
         assert metrics[f"triplet_{name}"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_further_term_is_added_with_its_weight_to_both_views(trained_folder):
+    """Two terms that are InfoNCE at half its weight each give the step of InfoNCE; nothing else is added."""
+    term = {"weight": 0.5, "loss": partial(info_nce, temperature=SETTINGS["temperature"])}
+    whole = gradients(module_of(opened(trained_folder, FullTuning())), None)
+    parted = module_of(
+        opened(trained_folder, FullTuning()), losses={"info_nce": 0.0, "extra": {"a": term, "b": term}}
+    )
+    for name, value in gradients(parted, None).items():
+        assert_close_in_ulps(value, whole[name], 1024, name)
+    logged = fit(parted, 1).callback_metrics
+    assert logged["train/a_direct"] == logged["train/info_nce_direct"]
+    assert logged["train/b_reasoned"] == logged["train/info_nce_reasoned"]
+
+
+@pytest.mark.parametrize(
+    "term", [1.0, {"weight": 1.0}, {"weight": -1.0, "loss": info_nce}, {"weight": 1.0, "loss": "info_nce"}]
+)
+def test_a_further_term_without_weight_or_function_is_refused(term):
+    with pytest.raises(ValueError, match=r"losses\.extra\.mine"):
+        SFTLosses(**WEIGHTS, **SETTINGS, extra={"mine": term})

@@ -209,6 +209,7 @@ TARGETS: Mapping[str, Mapping[str, Range]] = {
         "margin": COSINE_DIFFERENCE,
         "false_negative_margin": COSINE_DIFFERENCE,
         "false_negative_share": SHARE,
+        "extra.*.weight": NOT_NEGATIVE,
     },
     "search_r3.stages.sft.settings.SelfWritten": {
         "every_n_steps": EVERY_N_OR_NEVER,

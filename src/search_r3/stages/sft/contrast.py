@@ -101,6 +101,9 @@ def _view_loss(view: View, documents: Tensor, settings: SFTLosses) -> tuple[Tens
         "candidates": torch.tensor(float(len(queries) * (len(documents) - 1))),
     }
     loss = settings.info_nce * nce + settings.triplet * hinge
+    for name, weight, function in settings.further:
+        value = function(queries, documents, positive, **shared)
+        loss, metrics[name] = loss + weight * value, value.detach()
     return loss, {f"{name}_{view.name}": value for name, value in metrics.items()}
 
 

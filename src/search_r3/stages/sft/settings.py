@@ -1,6 +1,9 @@
 """What the SFT stage can be told."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,15 @@ class SFTLosses:
         false_negative_margin: a document that scores above the positive by more than this is masked.
         false_negative_share: of the other documents, 0 to 1: a row in which more of them score that high is
             hard, and none of it is masked.
+        extra: further terms over the embeddings by name, `{weight: 0.1, loss: <function>}` each. A function
+            is called once with the direct and once with the reasoned embeddings, as
+            `hardest_negative_margin` of `search_r3.objectives.losses` is, without a margin:
+            `loss(queries, documents, positive_index, mask=, denominator=)`. It gives a scalar; `denominator`
+            is what a sum over rows is divided by, so that the mean over ranks is that of all rows.
+
+    Raises:
+        ValueError: If a weight is negative, another number is out of its range, or a further term is no pair
+            of a weight and a function.
     """
 
     sft: float
@@ -29,8 +41,18 @@ class SFTLosses:
     margin: float
     false_negative_margin: float
     false_negative_share: float = 1.0
+    extra: Mapping[str, Mapping[str, object]] | None = None
 
     def __post_init__(self) -> None:
+        for name, term in (self.extra or {}).items():
+            is_term = isinstance(term, Mapping) and set(term) == {"weight", "loss"}
+            if not is_term or not callable(term["loss"]):
+                raise ValueError(
+                    f"losses.extra.{name} needs a weight and a loss: "
+                    "{weight: 0.1, loss: {_target_: <function>, _partial_: true}}"
+                )
+            if term["weight"] < 0:
+                raise ValueError(f"losses.extra.{name}.weight must not be negative, got {term['weight']}")
         for name in ("sft", "kl", "info_nce", "triplet", "reasoned"):
             if getattr(self, name) < 0:
                 raise ValueError(
@@ -42,6 +64,11 @@ class SFTLosses:
             )
         if not self.temperature > 0:
             raise ValueError(f"losses.temperature must be above 0, got {self.temperature}")
+
+    @property
+    def further(self) -> list[tuple[str, float, Callable[..., Tensor]]]:
+        """Name, weight and function of each further term."""
+        return [(name, term["weight"], term["loss"]) for name, term in (self.extra or {}).items()]
 
 
 @dataclass(frozen=True)
