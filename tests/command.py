@@ -73,7 +73,8 @@ def become(module: str, arguments: list[str], cwd: Path, environment: dict[str, 
     os.environ.update(environment)
     torch.set_num_threads(THREADS)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.path.insert(0, str(cwd))
+    named = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.path[:0] = [str(cwd), *(path for path in named if path not in sys.path)]  # as a new process has it
     sys.argv = [module, *arguments]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
