@@ -5,6 +5,7 @@ VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 RUN := $(VENV)/bin/python
+DOCS_RUN := $(VENV)-docs/bin/python
 STAMP := $(VENV)/.installed-$(firstword $(shell cat requirements.lock pyproject.toml hatch_build.py | cksum))
 SEED ?= 1
 QUICKSTART := outputs/quickstart$(if $(filter-out 1,$(SEED)),-seed$(SEED))
@@ -17,7 +18,7 @@ REPRODUCE = BEIR_DIR="$(BEIR_DIR)" ENTAILMENTBANK_DIR="$(ENTAILMENTBANK_DIR)" \
 	$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) -m experiments.reproduce
 
 .DEFAULT_GOAL := help
-.PHONY: help setup base train hops test lint mutants faults eval eval-arguments bench-refresh bench-scale \
+.PHONY: help setup try docs base train hops test lint mutants faults eval eval-arguments bench-refresh bench-scale \
 	reproduce reproduce-arguments tables clean
 
 help:  ## list the targets
@@ -36,6 +37,10 @@ $(STAMP): requirements.lock pyproject.toml hatch_build.py
 # A stage begins with what it does and how long that takes on two CPU cores.
 comma := ,
 heading = @printf '\n== %s\n' '$(1)'
+
+try: setup  ## a first look, under a minute: BM25 and the shipped base on 200 queries of the standard library
+	@$(RUN) -m src.evaluate data.packages=[] data.min_test=100 limit=200 modes=[bm25,direct] \
+		model.path=experiments/nano_base/model output_dir=outputs/try
 
 train: setup  ## SFT, RL and evaluation on the embedded default, with a table; resumes if interrupted; [SEED=2]
 	$(call heading,1 of 5: SFT teaches the shipped base to embed; about 10 minutes)
@@ -111,6 +116,17 @@ reproduce-arguments:
 tables: setup  ## fill the tables of README and experiments/ from their metrics.json files
 	@$(RUN) -m experiments.tables
 
+docs: setup $(VENV)-docs/.installed  ## the pages of docs/ as a site with search, in outputs/site
+	@$(RUN) docs/configuration.py
+	@$(RUN) docs/loop.py
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_RUN) -m mkdocs build --strict --quiet
+	@echo "site      outputs/site/index.html"
+
+$(VENV)-docs/.installed: requirements-docs.lock
+	@test -x $(DOCS_RUN) || $(PYTHON) -m venv $(VENV)-docs
+	$(DOCS_RUN) -m pip install --disable-pip-version-check --quiet --requirement requirements-docs.lock
+	@touch $@
+
 clean:  ## remove the environment and the caches; outputs/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-docs .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
