@@ -1,7 +1,13 @@
-"""The commands of the documents mean something: each one composes, or names a target of the Makefile."""
+"""The commands of the documents mean something: each one composes, or names a target of the Makefile.
 
+Those that cost little are run as they stand in a folder that holds what they name; see also test_extend.py.
+"""
+
+import gzip
+import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +18,7 @@ from search_r3.cli.compose import ConfigSource, compose
 from search_r3.cli.overrides import flat_keys, quote_free_text
 from search_r3.errors import UsageError
 from search_r3.shipped import CONF
+from tests.command import run
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_OURS = ("outputs", "build", "dist", "shared")
@@ -74,7 +81,11 @@ def _check_arguments(name: str, arguments: list[str]) -> None:
         flags = [word.split("=")[0] for word in arguments if word.startswith("-")]
         assert all(f'"{flag}"' in source.read_text(encoding="utf-8") for flag in flags), arguments
         return
+    if "--config-dir" in arguments:
+        return  # a folder that docs/extend.md makes; tests/test_extend.py runs these commands in it
     parsed = get_args_parser().parse_intermixed_args(arguments)  # ends the process at an unknown flag
+    if parsed.help:
+        return
     is_resumed = any(text.startswith("resume=") for text in parsed.overrides)
     if arguments and not is_resumed and "..." not in arguments:  # the latter leaves out what would be needed
         _check_composes(name, parsed.overrides, parsed.multirun)
@@ -130,3 +141,105 @@ def test_commands_are_read_from_shell_blocks_and_from_the_running_text():
 
     assert commands(text) == ["make train", "python -m src.train    stage=sft"]
     assert inline_commands(text) == ["make test", "python -m src.train seed=2"]
+
+
+# ---- commands that are run
+
+TINY = (
+    "stage.datamodule.batch_size=4",
+    "stage.trainer.max_steps=1",
+    "stage.trainer.limit_val_batches=0",
+    "stage.module.self_written.every_n_steps=0",
+    "model=nano_scratch",
+    "model.create.vocab_size=300",
+    "model.create.hidden_size=16",
+    "model.create.num_hidden_layers=1",
+    "model.create.num_attention_heads=2",
+    "model.create.num_key_value_heads=1",
+)
+"""What a training of a document is given besides, so that it takes seconds."""
+
+RUN = [
+    ("docs/quickstart.md", "python -m src.train --help"),
+    ("docs/configuration.md", "python -m src.train stage=sft --cfg job"),
+    ("docs/your-data.md", "python -m src.evaluate benchmarks=[my_collection] beir_dir=. modes=[bm25]"),
+    ("docs/your-data.md", "python -m src.train stage=sft data=beir data.path=my_collection"),
+    (
+        "docs/your-data.md",
+        "python -m src.train stage=sft data=beir data.path=my_collection data.reasonings=reasonings.jsonl",
+    ),
+    ("docs/your-data.md", "python -m src.train stage=sft data=triples data.files=[rows.jsonl,more.jsonl.gz]"),
+    (
+        "docs/your-data.md",
+        "python -m src.train stage=sft data=triples data.files=rows.jsonl data.columns.query=question "
+        "data.columns.positive=answer data.columns.reasoning=thought",
+    ),
+]
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+@pytest.fixture(scope="module")
+def readers_folder(tmp_path_factory) -> Path:
+    """What a reader of docs/your-data.md has: a folder in BEIR layout, reasonings, rows."""
+    folder = tmp_path_factory.mktemp("reader")
+    collection = folder / "my_collection"
+    (collection / "qrels").mkdir(parents=True)
+    names = ["oak", "elm", "ash", "fir", "yew", "box", "bay", "fig", "nut", "gum", "tea", "sal"]
+    documents = [
+        {"_id": f"d{n}", "title": name, "text": f"The {name} is a tree."} for n, name in enumerate(names)
+    ]
+    queries = [{"_id": f"q{n}", "text": f"What is an {name}?"} for n, name in enumerate(names)]
+    write_rows(collection / "corpus.jsonl", documents)
+    write_rows(collection / "queries.jsonl", queries)
+    for split, numbers in (("train", range(8)), ("test", range(8, 12))):
+        lines = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{n}\t1" for n in numbers)]
+        (collection / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    write_rows(folder / "reasonings.jsonl", [{"_id": f"q{n}", "text": "a tree"} for n in range(8)])
+    rows = [
+        {
+            "query": f"a {name}", "positive": f"The {name} tree.", "hard_negatives": ["A stone."],
+            "question": f"one {name}", "answer": f"A {name} tree.", "thought": name,
+        }
+        for name in names
+    ]  # fmt: skip
+    write_rows(folder / "rows.jsonl", rows[:8])
+    write_rows(folder / "more.jsonl.gz", rows[8:])
+    return folder
+
+
+@pytest.mark.parametrize(("document", "command"), RUN, ids=[command for _, command in RUN])
+def test_a_command_that_costs_little_does_what_it_says(readers_folder, tmp_path, document, command):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    found = [" ".join(each.split()) for each in [*commands(text), *inline_commands(text)]]
+    assert command in found
+
+    _, _, module, *arguments = shlex.split(command)
+    is_training = module == "src.train" and not {"--help", "--cfg"} & set(arguments)
+    extra = (*TINY, f"output_dir={tmp_path / 'run'}") if is_training else ()
+    done = run(module.removeprefix("src."), *arguments, *extra, cwd=readers_folder)
+
+    assert done.returncode == 0, done.stderr
+    if is_training:
+        assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "finished"
+
+
+def test_the_first_look_is_a_command_that_composes():
+    lines = subprocess.run(
+        ["make", "-n", "try"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.replace("\\\n", " ")
+    found = [line for line in lines.splitlines() if "-m src." in line]
+
+    assert len(found) == 1
+    check_means_something(found[0])
+
+
+def test_every_python_block_of_a_document_is_python():
+    for path in documents():
+        for number, block in enumerate(
+            re.findall(r"^```python[^\n]*\n(.*?)^```", path.read_text(), re.M | re.S)
+        ):
+            compile(block, f"{path.name}, block {number + 1}", "exec")
