@@ -298,3 +298,8 @@ def test_a_further_term_is_added_with_its_weight_to_both_views(trained_folder):
 def test_a_further_term_without_weight_or_function_is_refused(term):
     with pytest.raises(ValueError, match=r"losses\.extra\.mine"):
         SFTLosses(**WEIGHTS, **SETTINGS, extra={"mine": term})
+
+
+def test_a_further_term_has_a_name_of_its_own():
+    with pytest.raises(ValueError, match=r"losses\.extra\.kl"):
+        SFTLosses(**WEIGHTS, **SETTINGS, extra={"kl": {"weight": 1.0, "loss": info_nce}})

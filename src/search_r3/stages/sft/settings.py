@@ -51,6 +51,8 @@ class SFTLosses:
                     f"losses.extra.{name} needs a weight and a loss: "
                     "{weight: 0.1, loss: {_target_: <function>, _partial_: true}}"
                 )
+            if name in ("sft", "kl", "info_nce", "triplet"):
+                raise ValueError(f"losses.extra.{name} is the name of a loss of ours; choose another")
             if term["weight"] < 0:
                 raise ValueError(f"losses.extra.{name}.weight must not be negative, got {term['weight']}")
         for name in ("sft", "kl", "info_nce", "triplet", "reasoned"):
