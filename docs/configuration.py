@@ -50,6 +50,8 @@ GROUPS = {
     "strategy": "Devices and processes, as Lightning's Trainer takes them.",
     "index": "Which search finds candidates among the rows of the live index; `stage=rl` only.",
     "refresh": "Which documents are encoded again at a step, and how many; `stage=rl` only.",
+    "normalisation": "How the tokens of a group's rollouts are weighted in the loss; `stage=rl` only.",
+    "kl": "Which estimator of KL to the reference model the loss has; `stage=rl` only.",
     "reward": "What a rollout earns for its ranking; `stage=rl` only.",
     "logger": "Where metrics go besides the CSV file of a run.",
     "debug": "Switches of the trainer for finding faults.",
@@ -69,8 +71,8 @@ def page() -> str:
     commands = options.pop("")
     for command in [*ORDER, *(name for name in commands if name not in ORDER)]:
         parts += _option(f"src.{_module(command)}", CONF / f"{command}.yaml", commands[command], {})
-    for group, purpose in GROUPS.items():
-        parts.append(f"\n## {group}=\n\n{purpose}\n")
+    for group in [name for name in GROUPS if (CONF / name).is_dir()]:
+        parts.append(f"\n## {group}=\n\n{GROUPS[group]}\n")
         before: dict[str, Sequence[DescribedKey]] = {}
         for file in sorted((CONF / group).glob("*.yaml")):
             rows = options.get(group, {}).get(file.stem, [])

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from search_r3.shipped import PACKAGE
+from search_r3.shipped import CONF, PACKAGE
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -89,6 +89,16 @@ def messages() -> str:
             if isinstance(node, ast.Constant) and isinstance(node.value, str)
         ]
     return " ".join("\n".join(texts).split())
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "extend.md"], ids=lambda page: page.name
+)
+def test_every_choice_that_a_page_names_exists(page):
+    groups = "|".join(sorted(path.name for path in CONF.iterdir() if path.is_dir()))
+    spans = " ".join(re.findall(r"`([^`]+)`", page.read_text(encoding="utf-8")))
+    for group, option in re.findall(rf"(?<![\w.@])({groups})=(\w+)", spans):
+        assert option in ("null", "x") or (CONF / group / f"{option}.yaml").is_file(), f"{group}={option}"
 
 
 OF_OTHERS = (
