@@ -53,6 +53,7 @@ GROUPS = {
     "normalisation": "How the tokens of a group's rollouts are weighted in the loss; `stage=rl` only.",
     "kl": "Which estimator of KL to the reference model the loss has; `stage=rl` only.",
     "reward": "What a rollout earns for its ranking; `stage=rl` only.",
+    "mode": "Ways to rank the documents of an evaluation, which `modes=[...]` names; `src.evaluate` only.",
     "logger": "Where metrics go besides the CSV file of a run.",
     "debug": "Switches of the trainer for finding faults.",
 }
