@@ -18,7 +18,7 @@ from search_r3.cli.compose import ConfigSource, compose
 from search_r3.cli.overrides import flat_keys, quote_free_text
 from search_r3.errors import UsageError
 from search_r3.shipped import CONF
-from tests.command import run
+from tests.command import ENVIRONMENT, become, forked, run
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_OURS = ("outputs", "build", "dist", "shared")
@@ -225,6 +225,24 @@ def test_a_command_that_costs_little_does_what_it_says(readers_folder, tmp_path,
     assert done.returncode == 0, done.stderr
     if is_training:
         assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "finished"
+
+
+def test_the_python_of_a_document_searches(readers_folder, tmp_path):
+    """The block of docs/search.md, with the shipped base in place of a model that has to be trained first."""
+    text = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+    block = re.search(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[1]
+    paths = {
+        "outputs/quickstart/rl/model": ROOT / "experiments" / "nano_base" / "model",
+        "my_corpus.jsonl": readers_folder / "my_collection",
+    }
+    for written, real in paths.items():
+        assert f'"{written}"' in block
+        block = block.replace(written, str(real))
+    (tmp_path / "program.py").write_text(block, encoding="utf-8")
+    done = forked(become, "program", [], tmp_path, ENVIRONMENT)
+
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[-3:]] == ["1", "2", "3"]
 
 
 def test_the_first_look_is_a_command_that_composes():
