@@ -24,7 +24,9 @@ KINDS = {
     "A reward": "reward",
     "A refresh rule": "rule",
     "A backend": "backend",
+    "An evaluation mode": "mode",
 }
+EVALUATIONS = ("A benchmark", "An evaluation mode")
 """Sections that add something, and the folder in outputs/mine/ that the command of each writes."""
 
 
@@ -76,7 +78,7 @@ def test_every_command_of_the_page_ends_well(ran, title):
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("title", [title for title in KINDS if title != "A benchmark"])
+@pytest.mark.parametrize("title", [title for title in KINDS if title not in EVALUATIONS])
 def test_a_run_of_the_page_has_two_steps_and_a_model(ran, title):
     folder = ran[0] / "outputs" / "mine" / KINDS[title]
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
@@ -95,6 +97,14 @@ def test_the_benchmark_has_a_row_of_each_mode(ran):
         ("colours", mode, 16, 64) for mode in ("bm25", "direct")
     ]
     assert rows[0]["metrics"]["ndcg@10"] == 1.0  # every query holds both words of its document
+
+
+def test_the_mode_has_a_row_beside_those_of_ours(ran):
+    folder = ran[0] / "outputs" / "mine" / "mode"
+    rows = json.loads((folder / "metrics.json").read_text())["rows"]
+    assert [row["mode"] for row in rows] == ["direct", "fused"]
+    assert rows[1]["metrics"]["recall@100"] == 1.0  # both rankings hold all 64 documents
+    assert (folder / "colours" / "fused" / "run.trec").is_file()
 
 
 def test_the_reward_is_the_one_of_the_page(ran):
