@@ -71,7 +71,7 @@ def beside(n_processes: int) -> Iterator[None]:
         yield
     finally:
         for process in busy:
-            process.terminate()
+            process.kill()  # it counts, and has nothing to put away
             process.join()
 
 
