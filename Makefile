@@ -7,6 +7,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 RUN := $(VENV)/bin/python
 DOCS_RUN := $(VENV)-docs/bin/python
 STAMP := $(VENV)/.installed-$(firstword $(shell cat requirements.lock pyproject.toml hatch_build.py | cksum))
+EXTRAS_RUN := $(VENV)-extras/bin/python
+EXTRAS_STAMP := $(VENV)-extras/.installed-$(firstword $(shell \
+	cat requirements.lock requirements-extras.lock pyproject.toml hatch_build.py | cksum))
 SEED ?= 1
 QUICKSTART := outputs/quickstart$(if $(filter-out 1,$(SEED)),-seed$(SEED))
 REFRESH ?= candidates
@@ -18,8 +21,8 @@ REPRODUCE = BEIR_DIR="$(BEIR_DIR)" ENTAILMENTBANK_DIR="$(ENTAILMENTBANK_DIR)" \
 	$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) -m experiments.reproduce
 
 .DEFAULT_GOAL := help
-.PHONY: help setup try docs base train hops test lint mutants faults eval eval-arguments bench-refresh bench-scale \
-	reproduce reproduce-arguments tables clean
+.PHONY: help setup try docs base train hops test test-extras lint mutants faults eval eval-arguments \
+	bench-refresh bench-scale reproduce reproduce-arguments tables clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -85,6 +88,19 @@ test: lint  ## lint and the fast tests; [PYTEST=--random-order] [OMP_NUM_THREADS
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} \
 		$(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=10 -q $(PYTEST)
 
+test-extras: $(EXTRAS_STAMP)  ## tests against other tools, in .venv-extras; a skip is a failure there
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} \
+		$(EXTRAS_RUN) -m pytest -p tests.extras.no_skips --durations=5 -q tests/extras $(PYTEST)
+
+$(EXTRAS_STAMP): requirements.lock requirements-extras.lock pyproject.toml hatch_build.py
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 found on PATH. Name one: make test-extras PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -x $(EXTRAS_RUN) || $(PYTHON) -m venv $(VENV)-extras
+	$(EXTRAS_RUN) -m pip install --disable-pip-version-check --quiet --requirement requirements.lock \
+		--requirement requirements-extras.lock
+	$(EXTRAS_RUN) -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)-extras/.installed-*
+	@touch $@
+
 mutants: SEED := 13
 mutants: setup  ## plant [N=100] bugs drawn with [SEED=13] and run the tests that should see them, see experiments/mutants/
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} $(RUN) -m tests.mutation.run --seed $(SEED) --n $(or $(N),100)
@@ -128,5 +144,5 @@ $(VENV)-docs/.installed: requirements-docs.lock
 	@touch $@
 
 clean:  ## remove the environment and the caches; outputs/ stays
-	rm -rf $(VENV) $(VENV)-docs .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-docs $(VENV)-extras .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

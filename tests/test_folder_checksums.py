@@ -28,7 +28,19 @@ FILES = (
     "model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json",
     "chat_template.jinja", "adapter/adapter_model.safetensors", "adapter/adapter_config.json",
 )  # fmt: skip
-"""What a LoRA run leaves and a reader takes up, besides search_r3.json."""
+"""What a LoRA run leaves and a reader takes up, besides search_r3.json and `MODULES`."""
+_ROUTE = (
+    "config.json", "model.safetensors", "sentence_bert_config.json",
+    "tokenizer.json", "tokenizer_config.json",
+)  # fmt: skip
+MODULES = (
+    "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json",
+    "sentence_transformers/router_config.json", "sentence_transformers/pooling/config.json",
+    "sentence_transformers/normalize/config.json",
+    *(f"sentence_transformers/{route}/{name}" for route in ("document", "query") for name in _ROUTE),
+)  # fmt: skip
+"""What sentence-transformers takes up."""
+CARRIERS = [name for name in MODULES if name.endswith("safetensors")]
 
 
 def opened_for_training(path):
@@ -111,8 +123,9 @@ def test_the_description_names_every_file_that_is_read(saved):
     recorded = json.loads((saved / "search_r3.json").read_text())["checksums"]
 
     present = {path.relative_to(saved).as_posix() for path in saved.rglob("*") if path.is_file()}
-    assert recorded.keys() == present - {"README.md", "adapter/README.md"} == {*FILES, "search_r3.json"}
-    for name in FILES:
+    ours = {*FILES, *MODULES, "search_r3.json"}
+    assert recorded.keys() == present - {"README.md", "adapter/README.md"} == ours
+    for name in (*FILES, *MODULES):
         assert recorded[name] == hashlib.sha256((saved / name).read_bytes()).hexdigest()
 
 
@@ -124,7 +137,7 @@ def test_an_undamaged_folder_is_read_by_all(saved):
     assert not upgrade_folder(saved)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, "modules.json", "sentence_transformers/query/tokenizer.json"])
 def test_no_damage_of_a_file_is_used(folder, name):
     whole = (folder / name).read_bytes()
     for damage, make in DAMAGES.items():
@@ -212,7 +225,7 @@ def test_what_no_reader_looks_at_may_be_added_and_the_card_edited(folder):
     before = load_embedder(folder).embed_documents(TEXTS[:2])
     (folder / "README.md").write_text("mine")
     (folder / "adapter" / "README.md").unlink()
-    for name in ("LICENSE", "notes.md", "notes.txt", "picture.png", "modules.json", ".gitattributes"):
+    for name in ("LICENSE", "notes.md", "notes.txt", "picture.png", "sparse.json", ".gitattributes"):
         (folder / name).write_text("{}")
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text("{}")
@@ -237,7 +250,8 @@ def test_the_weights_are_read_for_their_hashes_once(folder):
 
     embedder = load_embedder(folder)
 
-    assert sorted(Path(name).name for name in opens) == ["adapter_model.safetensors", "model.safetensors"]
+    read = sorted(Path(name).relative_to(folder).as_posix() for name in opens)
+    assert read == ["adapter/adapter_model.safetensors", "model.safetensors", *sorted(CARRIERS)]
     assert embedder.weights_sha256 == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
@@ -439,3 +453,35 @@ def test_the_names_that_are_compared_are_those_that_transformers_looks_for():
     for name in names:
         if not name.startswith(("audio_", "image_", "video_", "modelcard")):  # not for a model of text
             assert checksums._is_read(name) or checksums._FOREIGN.fullmatch(name), name
+
+
+def test_a_folder_of_before_there_were_modules_gets_them_and_keeps_its_vectors(folder, saved):
+    for name in MODULES:
+        (folder / name).unlink()
+    described(folder, lambda description: description.pop("checksums"))
+    vectors = load_embedder(folder).embed_documents(TEXTS[:2])
+
+    assert upgrade_folder(folder)
+
+    assert not upgrade_folder(folder)
+    for name in MODULES:
+        assert (folder / name).read_bytes() == (saved / name).read_bytes(), name
+    torch.testing.assert_close(load_embedder(folder).embed_documents(TEXTS[:2]), vectors, rtol=0, atol=0)
+
+
+def test_a_stray_file_of_sentence_transformers_is_refused(folder):
+    (folder / "sentence_transformers" / "query" / "vocab.json").write_text("{}")
+
+    assert "is not named by search_r3.json" in refusal(load_embedder, folder)
+
+
+def test_modules_of_a_user_in_a_folder_of_before_are_left_alone(folder):
+    for name in MODULES:
+        (folder / name).unlink()
+    of_before(folder)
+    (folder / "modules.json").write_text("[]")
+
+    assert upgrade_folder(folder)
+
+    load_embedder(folder)
+    assert (folder / "modules.json").read_text() == "[]"

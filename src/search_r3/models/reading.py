@@ -38,7 +38,7 @@ def _damage(folder: Path) -> str | None:
     for file in sorted(folder.iterdir()):
         try:
             if file.suffix == ".json":
-                read_json(file, REMEDY)
+                read_json(file, REMEDY, is_list=file.name == "modules.json")
             elif file.suffix == ".jinja":
                 read_text(file, REMEDY)
             elif file.suffix == ".safetensors":

@@ -14,6 +14,7 @@ from search_r3.models.card import model_card
 from search_r3.models.checksums import DESCRIPTION_FILE, KEY, checksums
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.folder.description import description_of, plain
+from search_r3.models.folder.modules import write_modules
 from search_r3.models.folder.weights import dtype_named
 from search_r3.models.tuning import has_adapter
 
@@ -84,6 +85,7 @@ def save_embedder(
     _state(partial / "tokenizer_config.json")
     if has_adapter(embedder.model):
         embedder.model.save_pretrained(partial / "adapter")
+    write_modules(partial, embedder.encoder, embedder.width, dtype)
     facts = description_of(embedder.encoder, provenance, is_trained)
     description = plain(facts)
     description[KEY] = checksums(partial, description, only_read=False)

@@ -11,6 +11,7 @@ from search_r3.files import write_text
 from search_r3.models.card import model_card
 from search_r3.models.checksums import DESCRIPTION_FILE, KEY, ModelFolderError, check_files, checksums
 from search_r3.models.folder.description import description_of, encoder_of, read_description
+from search_r3.models.folder.modules import MODULES_FILE, write_modules
 from search_r3.models.folder.weights import read_tokenizer
 
 
@@ -18,7 +19,8 @@ def upgrade_folder(path: str | Path) -> bool:
     """Writes down what a folder of before does not hold; weights and tokenizer stay as they are.
 
     A folder of format 1 gets the prompts that opening it renders and a new README.md, and any folder the
-    checksums of its files. Those say what the files hold now, and not that it is what was trained.
+    checksums of its files and what opens it in sentence-transformers. Checksums say what the files hold now,
+    and not that it is what was trained.
 
     Returns:
         Whether anything was to be done. Where nothing was, the checksums have been compared.
@@ -35,15 +37,18 @@ def upgrade_folder(path: str | Path) -> bool:
     tokenizer = read_tokenizer(folder, local_files_only=True)
     encoder = encoder_of(folder, description, tokenizer)
     n_parameters = _count_parameters(folder)
-    if is_checked:
+    has_modules = (folder / MODULES_FILE).is_file()
+    if is_checked and has_modules:
         return False
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    width = config.get_text_config().hidden_size
     if is_format_1:
         origin, is_trained = description.get("provenance", {}), description.get("is_trained", True)
         description |= description_of(encoder, origin, is_trained)
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        width = config.get_text_config().hidden_size
         card = model_card(description, width, n_parameters, (folder / "adapter").is_dir())
         write_text(folder / "README.md", card)
+    if not has_modules:
+        write_modules(folder, encoder, width, str(config.dtype or "float32").removeprefix("torch."))
     description[KEY] = checksums(folder, description)
     write_text(folder / DESCRIPTION_FILE, json.dumps(description, indent=2) + "\n")
     return True

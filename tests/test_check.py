@@ -1,0 +1,105 @@
+"""`python -m src.check`: what it says of our folders, of damaged ones and of others'."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from plain_folders import byte_tokenizer, write_plain
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from search_r3.check import main
+from search_r3.errors import UsageError
+from search_r3.models.folder.checking import DOCUMENT, QUERY
+
+
+def lines_of(capsys, folder):
+    code = main([f"model.path={folder}"])
+    _, *lines = capsys.readouterr().out.splitlines()
+    return code, dict(re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in lines)
+
+
+def test_it_says_how_a_text_ends_and_is_cut(nano_folder, loaded_embedder, capsys):
+    code, lines = lines_of(capsys, nano_folder)
+
+    assert code == 0
+    encoder, token = loaded_embedder.encoder, loaded_embedder.embed_token_id
+    around = encoder.document.n_tokens
+    whole = around + len(encoder.plain_ids(DOCUMENT))
+    assert str([*encoder.queries([QUERY])[0][-6:]]) in lines["a query ends"]
+    assert f"({min(whole, around + 48)} tokens)" in lines["a document ends"]
+    assert f"{token}]" in lines["a cut document ends"]
+    assert f"({around + 48} tokens)" in lines["a cut document ends"]
+    assert lines["limits"].startswith("query 24, document 48 ")
+    assert f"id {token}" in lines["embed token"]
+    assert repr(encoder.direct.prefix_text) in lines["prompt of a query"]
+    assert "float32" in lines["weights"]
+    assert float(lines["alone and in a batch"].split()[-1]) < 1e-5
+
+
+def test_it_measures_what_a_bare_last_token_gives(nano_folder, loaded_embedder, capsys):
+    model = AutoModelForCausalLM.from_pretrained(nano_folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(nano_folder)
+    ours = (loaded_embedder.embed_queries([QUERY])[0], loaded_embedder.embed_documents([DOCUMENT])[0])
+    expected = []
+    for text, vector in zip((QUERY, DOCUMENT), ours, strict=True):
+        with torch.no_grad():
+            given = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True)
+        expected.append(torch.cosine_similarity(given.hidden_states[-1][0, -1], vector, dim=0).item())
+    assert max(expected) < 0.99
+
+    _, lines = lines_of(capsys, nano_folder)
+
+    told = [float(number) for number in re.findall(r"-?\d\.\d{3}", lines["other tools"])]
+    assert told == pytest.approx(expected, abs=6e-4)
+    assert lines["sentence-transformers"].startswith("gives our ids")
+
+
+def without_checksums(nano_folder, place):
+    folder = shutil.copytree(nano_folder, place)
+    description = json.loads((folder / "search_r3.json").read_text())
+    del description["checksums"]
+    (folder / "search_r3.json").write_text(json.dumps(description))
+    return folder
+
+
+def test_a_folder_of_before_is_told_to_be_read_wrong_elsewhere(nano_folder, tmp_path, capsys):
+    folder = without_checksums(nano_folder, tmp_path / "model")
+    (folder / "modules.json").unlink()
+
+    code, lines = lines_of(capsys, folder)
+
+    assert code == 1
+    assert "WRONG" in lines["sentence-transformers"]
+    assert f"python -m src.upgrade {folder}" in lines["sentence-transformers"]
+
+
+def test_a_route_that_writes_another_prompt_is_wrong(nano_folder, tmp_path, capsys):
+    folder = without_checksums(nano_folder, tmp_path / "model")
+    routes = folder / "sentence_transformers"
+    shutil.copy(routes / "document" / "tokenizer.json", routes / "query" / "tokenizer.json")
+
+    code, lines = lines_of(capsys, folder)
+
+    assert code == 1
+    assert lines["sentence-transformers"].startswith("WRONG: other ids than ours for a query")
+
+
+def test_a_foreign_folder_is_told_what_it_is_not(nano_folder, tmp_path):
+    plain = write_plain(tmp_path / "plain", byte_tokenizer())
+    with pytest.raises(
+        UsageError, match=r"not a model folder.*no search_r3\.json, no <\|embed_token\|>"
+    ) as error:
+        main([str(plain)])
+    assert "as a Hugging Face folder" in str(error.value)
+    (plain / "modules.json").write_text("[]")
+    with pytest.raises(UsageError, match="as a model of sentence-transformers"):
+        main([f"model.path={plain}"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"no tokenizer\.json, no weights"):
+        main([f"model.path={tmp_path / 'empty'}"])
+    with pytest.raises(UsageError, match="no such folder"):
+        main([f"model.path={tmp_path / 'absent'}"])
+    with pytest.raises(UsageError, match="is empty"):
+        main(["model.path="])
