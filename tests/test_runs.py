@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from search_r3.cli.evaluation_report import run_scores
 from search_r3.errors import UsageError
 from search_r3.evaluation.runs import over_runs, query_keys, rows_over_runs
 from search_r3.evaluation.significance import bootstrap_interval
-from search_r3.report import main, run_scores
+from search_r3.report import main
 
 
 def test_mean_and_range_are_over_the_runs_whatever_the_number_of_their_queries():
