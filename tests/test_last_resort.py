@@ -25,6 +25,7 @@ COMMANDS = (
     "src.search",
     "src.tune",
     "src.report",
+    "src.compare",
     "src.upgrade",
     "src.base",
     "src.benchmarks.base_parity",
@@ -74,6 +75,15 @@ def arguments(command, place, tmp_path, nano_folder):
         content = {"command": "c", "commit": "1", "seed": 1, "rows": [row]}
         file.write_text(json.dumps(content))
         return [str(file), f"--output={place}/metrics.json"]
+    if command == "src.compare":
+        files = {"a": "q Q0 d 1 1 a", "b": "q Q0 d 1 2 b", "qrels": "q 0 d 1"}
+        for name, line in files.items():
+            (tmp_path / name).write_text(f"{line}\n")
+        return [
+            *(str(tmp_path / name) for name in "ab"),
+            f"--qrels={tmp_path / 'qrels'}",
+            f"--output={place}",
+        ]
     if command in ("src.upgrade", "src.benchmarks.popularity"):
         return [str(place)]
     if command == "src.base":

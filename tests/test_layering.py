@@ -21,7 +21,7 @@ LAYERS = [
     ("evaluation",),
     ("stages", "api"),
     ("cli",),
-    ("train", "evaluate", "search", "report", "tune", "upgrade", "base", "benchmarks", "__main__"),
+    ("train", "evaluate", "search", "report", "compare", "tune", "upgrade", "base", "benchmarks", "__main__"),
 ]
 """Modules and folders of the package from the bottom up. Those of one line do not know each other."""
 
