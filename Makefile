@@ -21,8 +21,8 @@ REPRODUCE = BEIR_DIR="$(BEIR_DIR)" ENTAILMENTBANK_DIR="$(ENTAILMENTBANK_DIR)" \
 	$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) -m experiments.reproduce
 
 .DEFAULT_GOAL := help
-.PHONY: help setup try docs base train hops test test-extras lint mutants faults eval eval-arguments \
-	bench-refresh bench-scale reproduce reproduce-arguments tables clean
+.PHONY: help setup try docs base science science-arguments train hops test test-extras lint mutants faults \
+	eval eval-arguments compare compare-arguments bench-refresh bench-scale reproduce reproduce-arguments tables clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -116,6 +116,14 @@ eval: eval-arguments setup  ## MODEL=<folder> BENCHMARKS="scifact cosqa" BEIR_DI
 eval-arguments:
 	@test -n "$(MODEL)" -a -n "$(BENCHMARKS)" -a -n "$(BEIR_DIR)" || { \
 		echo 'Usage: make eval MODEL=<folder> BENCHMARKS="scifact cosqa" BEIR_DIR=<folder> [OUTPUT=<folder>]' >&2; exit 2; }
+
+compare: compare-arguments setup  ## A=<folder> B=<folder> [MODE_A=] [MODE_B=] [QRELS=<file>] [OUTPUT=<folder>]: two evaluations, or TREC runs
+	@$(RUN) -m src.compare "$(A)" "$(B)" $(if $(MODE_A),--mode-a "$(MODE_A)") $(if $(MODE_B),--mode-b "$(MODE_B)") \
+		$(if $(QRELS),--qrels "$(QRELS)") $(if $(OUTPUT),--output "$(OUTPUT)")
+
+compare-arguments:
+	@test -n "$(A)" -a -n "$(B)" || { \
+		echo 'Usage: make compare A=<folder> B=<folder> [MODE_A=<mode>] [MODE_B=<mode>] [QRELS=<file>] [OUTPUT=<folder>]' >&2; exit 2; }
 
 bench-refresh: setup  ## [MODEL=<folder>]: one RL run under every refresh rule: agreement against documents encoded
 	@$(RUN) -m src.benchmarks.refresh "model.path=$(or $(MODEL),$(QUICKSTART)/sft/model)"

@@ -79,7 +79,7 @@ def test_every_mode_writes_its_files_and_is_read_back(benchmark, nano_folder, tm
     lines = (folder / "run.trec").read_text().splitlines()
     assert {line.split()[0] for line in lines} == set(benchmark.queries)
     assert len((folder / "per_query.jsonl").read_text().splitlines()) == 5
-    assert (folder / "reasoning.jsonl").exists() == ("reasoning" in mode)
+    assert (folder / "reasoning.jsonl").exists() == MODES[mode].reasons
     assert row["ci95"]["ndcg@10"][0] <= row["metrics"]["ndcg@10"] <= row["ci95"]["ndcg@10"][1]
     assert evaluate_benchmark(*arguments) == row  # seconds and all: read back, not measured again
     assert not any("q0 Q0 q0 " in line for line in lines)
@@ -91,9 +91,10 @@ def test_every_mode_writes_its_files_and_is_read_back(benchmark, nano_folder, tm
     assert row["weights_sha256"] == (embeds and embeds.embedder.weights_sha256)
     assert embeds is None or row["model"] == embeds.name
     assert (row["queries_cut"], row["documents_cut"]) == (0, 0)
-    if "reasoning" in mode:
+    if MODES[mode].reasons:
+        n_texts = {"fused-reasoning": 4}.get(mode, 1)
         written = [json.loads(line)["tokens"] for line in (folder / "reasoning.jsonl").open()]
-        assert row["tokens_per_query"] == sum(written) / 5 + 1  # and the embed token
+        assert row["tokens_per_query"] == sum(written) / 5 + n_texts  # and the embed token of each
     else:
         assert row["tokens_per_query"] == (1 if embeds else 0)
     if mode == "bm25":

@@ -26,6 +26,7 @@ COMMANDS = (
     "src.tune",
     "src.report",
     "src.check",
+    "src.compare",
     "src.upgrade",
     "src.base",
     "src.benchmarks.base_parity",
@@ -75,6 +76,15 @@ def arguments(command, place, tmp_path, nano_folder):
         content = {"command": "c", "commit": "1", "seed": 1, "rows": [row]}
         file.write_text(json.dumps(content))
         return [str(file), f"--output={place}/metrics.json"]
+    if command == "src.compare":
+        files = {"a": "q Q0 d 1 1 a", "b": "q Q0 d 1 2 b", "qrels": "q 0 d 1"}
+        for name, line in files.items():
+            (tmp_path / name).write_text(f"{line}\n")
+        return [
+            *(str(tmp_path / name) for name in "ab"),
+            f"--qrels={tmp_path / 'qrels'}",
+            f"--output={place}",
+        ]
     if command in ("src.check", "src.upgrade", "src.benchmarks.popularity"):
         return [str(place)]
     if command == "src.base":

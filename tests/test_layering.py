@@ -21,7 +21,19 @@ LAYERS = [
     ("evaluation",),
     ("stages", "api"),
     ("cli",),
-    ("train", "evaluate", "search", "report", "tune", "check", "upgrade", "base", "benchmarks", "__main__"),
+    (
+        "train",
+        "evaluate",
+        "search",
+        "report",
+        "compare",
+        "tune",
+        "check",
+        "upgrade",
+        "base",
+        "benchmarks",
+        "__main__",
+    ),
 ]
 """Modules and folders of the package from the bottom up. Those of one line do not know each other."""
 

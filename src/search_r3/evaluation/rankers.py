@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from search_r3.data.types import Benchmark
-from search_r3.evaluation.metrics import LARGEST_CUTOFF
+from search_r3.evaluation.fusion import mean_directions, reciprocal_ranks
+from search_r3.evaluation.metrics import LARGEST_CUTOFF, ranked
 from search_r3.evaluation.ranking import document_index, id_order, ranking_of
 from search_r3.index.backends.bm25 import LexicalIndex
 from search_r3.index.backends.flat import FlatIndex
@@ -199,6 +200,58 @@ def given(task: Task, embedder: ReasoningEmbedder) -> Ranked:
         for name, query, text, n in rows
     )
     return Ranked(run, seconds, sum(tokens) + len(queries), 0, reasonings)
+
+
+def with_lexical(task: Task, found: Ranked, constant: float) -> Ranked:
+    """A ranking fused with that of BM25 by reciprocal ranks; seconds and tokens are those of both.
+
+    Args:
+        task: what is ranked.
+        found: `top_k + 1` documents of every query, as BM25's are.
+        constant: of the fusion.
+    """
+    benchmark = task.benchmark
+    by_words = lexical(benchmark, task.settings)
+    started = time.perf_counter()
+    run = {}
+    for query in benchmark.queries:
+        own = query if benchmark.remove_self_match else None
+        fused = reciprocal_ranks([found.run[query], by_words.run[query]], constant, own)
+        kept = [document for document in ranked(fused) if document != own][: task.settings.top_k]
+        run[query] = {document: fused[document] for document in [*kept, own] if document in fused}
+    seconds = found.seconds + by_words.seconds + time.perf_counter() - started
+    return replace(found, run=run, seconds=seconds, tokens=found.tokens + by_words.tokens)
+
+
+def sampled(task: Task, embedder: ReasoningEmbedder, n: int, temperature: float, seed: int) -> Ranked:
+    """Every query by the mean of its embeddings behind `n` texts that are drawn.
+
+    The rows of reasoning.jsonl have all texts in `samples`, and the first of them as the reasoning.
+    """
+    index = document_index(task.embeddings, task.benchmark.corpus.ids)
+    names, queries = list(task.benchmark.queries), list(task.benchmark.queries.values())
+    started = time.perf_counter()
+    written = embedder.reason(
+        [query for query in queries for _ in range(n)], seed, temperature, progress=True
+    )
+    vectors = written.embeddings.numpy().reshape(len(queries), n, -1)  # [Q, G, D]
+    run = _ranked(task, index, mean_directions(vectors))
+    seconds = time.perf_counter() - started
+    rows = []
+    for place, (name, query) in enumerate(zip(names, queries, strict=True)):
+        its = slice(place * n, (place + 1) * n)
+        rows.append(
+            {
+                "query_id": name,
+                "query": query,
+                "reasoning": written.texts[its][0],
+                "samples": written.texts[its],
+                "tokens": sum(written.n_tokens[its]),
+                "has_embed_token": all(written.has_embed_token[its]),
+            }
+        )
+    missing = sum(not row["has_embed_token"] for row in rows)
+    return Ranked(run, seconds, sum(written.n_tokens) + n * len(queries), missing, tuple(rows))
 
 
 def shuffled(reasoned: Reasoned, seed: int) -> list[str]:

@@ -231,3 +231,32 @@ def verified_scores(folder: Path, row: Mapping, metric: str) -> dict[str, float]
         if facts is not None:
             _check_hashed(folder / PER_QUERY, facts)
     return read_scores(folder / PER_QUERY, row, metric)
+
+
+def verified_texts(folder: Path, row: Mapping) -> tuple[dict[str, str], dict[str, str]]:
+    """The queries of an evaluation, and what was written about each; the latter empty for a mode without.
+
+    Returns:
+        The query, and the reasoning, by query id.
+
+    Raises:
+        RecordError: If a file is missing or damaged, or has other queries than the row.
+    """
+    files = read_row(folder).get("files", {}) if (folder / ROW_FILE).exists() else {}
+    queries = {line.get("query_id"): line.get("query") for line in _objects(folder / PER_QUERY)}
+    if not (_has_texts(row) or (folder / REASONING).exists()):
+        return _texts(folder / PER_QUERY, queries), {}
+    file = folder / REASONING
+    if REASONING in files:
+        _check_hashed(file, files[REASONING])
+    written = {line.get("query_id"): line.get("reasoning") for line in _objects(file)}
+    if written.keys() != queries.keys():
+        raise RecordError(file, f"has other queries than {PER_QUERY}", REMEDY)
+    return _texts(folder / PER_QUERY, queries), _texts(file, written)
+
+
+def _texts(file: Path, by_query: Mapping) -> dict[str, str]:
+    for query, text in by_query.items():
+        if not isinstance(query, str) or not isinstance(text, str | None):
+            raise RecordError(file, f"query {shown(query)}: ids and texts must be texts", REMEDY)
+    return {query: text for query, text in by_query.items() if text is not None}

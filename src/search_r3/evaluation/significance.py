@@ -22,18 +22,58 @@ def bootstrap_interval(
     Raises:
         ValueError: If there is no value.
     """
-    sample = np.asarray(values, dtype=np.float64)
-    if len(sample) == 0:
+    return stratified_interval([values], level, n_resamples, seed)
+
+
+def stratified_interval(
+    groups: Sequence[Sequence[float]], level: float = 0.95, n_resamples: int = 5000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of the groups' means, each resampled within itself.
+
+    Args:
+        groups: of each benchmark a value per query; every benchmark weighs the same.
+        level: of confidence.
+        n_resamples: samples of queries with replacement.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: If there is no group, or a group has no value.
+    """
+    samples = [np.asarray(values, dtype=np.float64) for values in groups]
+    if not samples or not all(map(len, samples)):
         raise ValueError("an interval needs at least one query")
     random = np.random.default_rng(seed)
+    means = sum(_resampled_means(sample, n_resamples, random) for sample in samples) / len(samples)
+    tail = (1 - level) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _resampled_means(sample: np.ndarray, n_resamples: int, random: np.random.Generator) -> np.ndarray:
     means = np.empty(n_resamples)
     step = max(1, 2_000_000 // len(sample))
     for start in range(0, n_resamples, step):
         size = min(step, n_resamples - start)
         means[start : start + size] = sample[random.integers(0, len(sample), (size, len(sample)))].mean(1)
-    tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    return means
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number by Holm's step-down method (Holm 1979), in the order given.
+
+    The smallest of `m` is multiplied by `m`, the next by `m - 1` and so on; none may be below one before it,
+    and none above 1. Where all those below 0.05 are called differences, the chance that any of them is none
+    is at most 0.05, however the tests depend on each other.
+
+    >>> holm([0.5, 0.125, 0.25])
+    [0.5, 0.375, 0.5]
+    """
+    corrected = [0.0] * len(p_values)
+    least = 0.0
+    for place, number in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - place) * p_values[number]))
+        corrected[number] = least
+    return corrected
 
 
 def paired_p_value(
@@ -50,9 +90,11 @@ def paired_p_value(
     random = np.random.default_rng(seed)
     observed = abs(differences.mean())
     at_least = 0
-    for _ in range(n_resamples):
-        signs = random.integers(0, 2, len(differences)) * 2 - 1
-        at_least += abs((signs * differences).mean()) >= observed - 1e-12
+    step = max(1, 1_000_000 // len(differences))
+    for start in range(0, n_resamples, step):
+        size = min(step, n_resamples - start)
+        signs = random.integers(0, 2, (size, len(differences))) * 2 - 1
+        at_least += int((abs((signs * differences).mean(1)) >= observed - 1e-12).sum())
     return (at_least + 1) / (n_resamples + 1)
 
 

@@ -78,8 +78,12 @@ def write_qrels(path: Path, qrels: Mapping[str, Mapping[str, int]]) -> None:
             file.writelines(f"{query} 0 {document} {grade}\n" for document, grade in grades.items())
 
 
-def read_run(path: Path) -> dict[str, dict[str, float]]:
+def read_run(path: Path, any_ranks: bool = False) -> dict[str, dict[str, float]]:
     """Scores by document by query of a run as `write_run` wrote it.
+
+    Args:
+        path: the file.
+        any_ranks: whether the rank is not read, as trec_eval does not: of runs that other tools wrote.
 
     Raises:
         RecordError: If the file is missing, or a line is not six fields with a finite score, has a rank that
@@ -94,7 +98,7 @@ def read_run(path: Path) -> dict[str, dict[str, float]]:
             value = math.nan
         if not math.isfinite(value):
             raise RecordError(path, f"line {number}: the score must be a finite number, got {shown(score)}")
-        if rank != str(len(found) + 1):
+        if not any_ranks and rank != str(len(found) + 1):
             raise RecordError(path, f"line {number}: rank must be {len(found) + 1}, got {shown(rank)}")
         if document in found:
             raise RecordError(path, f"line {number}: document {shown(document)} stands there twice")
