@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from search_r3.distributed import share_of_count
 from search_r3.models.embedder import ReasoningEmbedder
-from search_r3.models.generation import pad_left
+from search_r3.models.prefix import pad_left
 from search_r3.models.reference import FrozenReference
 from search_r3.objectives.losses import kl_to_reference, sft_cross_entropy
 from search_r3.stages.sft.rows import TokenRow
