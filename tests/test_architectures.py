@@ -5,13 +5,14 @@ The expectation is plain transformers: one row, no padding, no mask, no cache.
 
 import pytest
 import torch
-from architectures import CONFIGS, EAGER_ONLY, build
+from architectures import CONFIGS, EAGER_ONLY, WINDOW, build
 from conftest import LENGTHS, PROMPTS, QUERIES, TEXTS
 from torch.nn.functional import normalize
 
-from search_r3.models.embedder import ReasoningEmbedder
+from search_r3.models.embedder import ReasoningEmbedder, length_batches
 from search_r3.models.generation import Sampling
 from search_r3.models.nano import train_tokenizer
+from search_r3.models.prompts import Prompts
 from search_r3.stages.rl.forward import training_forward
 from search_r3.stages.rl.sampling import sample_rollouts
 
@@ -67,6 +68,36 @@ def test_a_vector_is_that_of_the_text_alone_in_plain_transformers(embedder):
     assert len({len(sequence) for sequence in sequences}) > 3  # there is padding
     expected = torch.stack([plain_vector(embedder, sequence) for sequence in sequences])
     torch.testing.assert_close(embedder.embed_ids(sequences), expected, **CLOSE)
+
+
+def with_long_prompts(embedder):
+    """The same model under prompts whose beginning is shared."""
+    words = TEXTS[0].split("\n")[0]
+    prompts = Prompts(f"{words} direct", f"{words} reason", f"{words} document", lead_in="", closing="")
+    return ReasoningEmbedder(embedder.model, embedder.tokenizer, prompts, LENGTHS, is_trained=False)
+
+
+def test_texts_that_share_their_prompt_have_the_vector_of_the_text_alone(embedder):
+    sharing = with_long_prompts(embedder)
+    sharing.token_budget, sharing.saved_from = 300, 1  # several batches behind one prefix
+    sequences = [*sharing.encoder.documents([*TEXTS[:5], *QUERIES, "x"])]
+    n_prompt = len(sharing.encoder.document.prefix)
+    assert n_prompt > WINDOW
+    assert n_prompt >= sharing.shared_from
+    assert max(map(len, sequences)) > 2 * n_prompt > 2 * WINDOW  # some pad more than the prefix is long
+    n_tokens = []
+    hook = sharing.decoder.register_forward_pre_hook(
+        lambda decoder, args, kwargs: n_tokens.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    together = sharing.embed_ids(sequences)
+    hook.remove()
+
+    assert n_tokens[0] == (1, n_prompt)  # once, and no batch again
+    assert len(n_tokens) > 2
+    batches = list(length_batches(list(map(len, sequences)), 300))
+    assert n_tokens[1:] == [(len(rows), len(sequences[rows[0]]) - n_prompt) for rows in batches]
+    expected = torch.stack([plain_vector(sharing, sequence) for sequence in sequences])
+    torch.testing.assert_close(together, expected, **CLOSE)
 
 
 def test_a_reasoning_and_its_vector_are_those_of_the_query_alone_in_plain_transformers(embedder):

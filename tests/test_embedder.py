@@ -6,7 +6,8 @@ from conftest import QUERIES, TEXTS, build_embedder
 from torch.nn.functional import normalize
 
 from search_r3.models.embedder import length_batches
-from search_r3.models.generation import Sampling, common_prefix, decode, row_uniforms, sample
+from search_r3.models.generation import Sampling, decode, row_uniforms, sample
+from search_r3.models.prefix import common_prefix
 
 
 def alone(embedder, sequence):

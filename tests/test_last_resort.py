@@ -31,6 +31,7 @@ COMMANDS = (
     "src.base",
     "src.benchmarks.base_parity",
     "src.benchmarks.popularity",
+    "src.benchmarks.prefix",
     "src.benchmarks.refresh",
     "src.benchmarks.scale",
     "src.benchmarks.waiting",
@@ -91,6 +92,8 @@ def arguments(command, place, tmp_path, nano_folder):
         return [f"--output={place}"]
     if command == "src.benchmarks.base_parity":
         return [f"--folder={place}"]
+    if command == "src.benchmarks.prefix":
+        return [f"--output={place}/prefix.json"]
     if command == "src.benchmarks.waiting":
         return [f"--output={place}/waiting.json"]
     if command == "src.benchmarks.refresh":

@@ -41,6 +41,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         raise UsageError(
             f"save_dtype={config.save_dtype} does not exist. Choices: null, {', '.join(SAVE_DTYPES)}"
         )
+    _check_shared_prompts(config)
     if config.stage.get("name") == "rl":
         _check_start_of_rl(config)
     _check_model_folder(config.model.get("path"))
@@ -49,6 +50,23 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     if config.output_dir:
         refuse_to_replace(Path(config.output_dir) / "model")
     _check_strategy(config.strategy, is_sweep)
+
+
+def _check_shared_prompts(config: DictConfig) -> None:
+    """SFT's shared prompts need keys and values, and as many forwards as a rank's own texts ask for."""
+    if not config.stage.get("module", {}).get("shares_prompts", False):
+        return
+    if config.model.get("gradient_checkpointing"):
+        raise UsageError(
+            "stage.module.shares_prompts=true needs the keys and values that recomputing drops; set "
+            "model.gradient_checkpointing=false, or leave shares_prompts out"
+        )
+    strategy = str(config.strategy.get("strategy")).lower()
+    if "fsdp" in strategy or "deepspeed" in strategy:
+        raise UsageError(
+            "stage.module.shares_prompts=true: ranks would run unequally many forwards, which a strategy "
+            "that shards weights does not allow; use strategy=ddp, or leave shares_prompts out"
+        )
 
 
 def _check_start_of_rl(config: DictConfig) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from search_r3.models.generation import Sampling, SpecialIds, decode, pad_left, position_ids, row_uniforms
+from search_r3.models.generation import Sampling, SpecialIds, decode, row_uniforms
 from search_r3.models.logits import decoder_path, own_logits
+from search_r3.models.prefix import Prefix, common_prefix, pad_left, position_ids
 from search_r3.models.prompts import Lengths, PromptEncoder, Prompts, Rendered
 from search_r3.models.tuning import base_model
 from search_r3.models.vocabulary import give_pad_token, unused_ids
@@ -43,6 +44,15 @@ class Reasoned:
 # Decoding runs one token of a row at a time and keeps keys and values alone, so more rows fit than in a
 # forward over whole texts; its cost is the number of its steps.
 _DECODING_BUDGETS = 4
+
+_KINDS_WITH_KEYS = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Layer types of transformers whose cache is keys and values; an older model names none."""
+
+SHARED_FROM = 8
+"""Ids. A shorter beginning is run with every text: with the 3 of the shipped base 64 texts gain 4 to 20 %."""
+
+SAVED_FROM = 128
+"""Ids. The forward over what is shared must save so many: for two texts it takes longer than it saves."""
 
 
 def length_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
@@ -75,6 +85,10 @@ class ReasoningEmbedder(nn.Module):
         weights_sha256: hash of the weights as saved; None where the model is not a saved one.
         is_trained: whether the weights come from training; KL to an untrained base means nothing.
         rendered: the prompts as a model folder keeps them; None renders them now.
+
+    Attributes:
+        shared_from: the fewest ids that texts must begin with to share them.
+        saved_from: the fewest ids that sharing must save in a call.
     """
 
     def __init__(
@@ -95,6 +109,7 @@ class ReasoningEmbedder(nn.Module):
         self.encoder = PromptEncoder(tokenizer, prompts, lengths, rendered)
         self.token_budget = token_budget
         self.is_trained = is_trained
+        self.shared_from, self.saved_from = SHARED_FROM, SAVED_FROM
         self._weights_sha256 = weights_sha256
 
     @property
@@ -171,8 +186,14 @@ class ReasoningEmbedder(nn.Module):
         banned = tuple(sorted({*special, *spare}))
         return SpecialIds(self.embed_token_id, stops, banned, self.tokenizer.pad_token_id)
 
-    def hidden_states(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """States `[B, L, D]` after the final norm of left-padded ids `[B, L]`; `mask` is True at tokens."""
+    def hidden_states(self, input_ids: Tensor, mask: Tensor, prefix: Prefix | None = None) -> Tensor:
+        """States `[B, L, D]` after the final norm of left-padded ids `[B, L]`; `mask` is True at tokens.
+
+        With the prefix of length `P` that all rows begin with, those behind the first `P` slots alone:
+        `[B, L - P, D]`. They hold the state of every token that is none of the prefix.
+        """
+        if prefix is not None and prefix.n_ids:
+            return prefix.states(self.decoder, input_ids, mask, prefix.spread(mask))
         return self.decoder(
             input_ids=input_ids,
             attention_mask=mask.long(),
@@ -180,18 +201,50 @@ class ReasoningEmbedder(nn.Module):
             use_cache=False,
         ).last_hidden_state
 
+    def prefix_of(self, sequences: Sequence[Sequence[int]], most: int | None = None) -> Prefix:
+        """What all `sequences` begin with, run once, where that pays; else an empty prefix.
+
+        It is no longer than the longest beginning of a prompt, so that arithmetic, and with it the last bits
+        of a vector, does not depend on how the texts of a call happen to begin.
+
+        Args:
+            sequences: any number.
+            most: the most ids that may be shared; None leaves it to prompts and sequences.
+        """
+        longest = max(len(template.prefix) for template in self.encoder.templates)
+        most = longest if most is None else min(longest, most)
+        n_shared = common_prefix(sequences, most) if len(sequences) > 1 and self.keeps_keys else 0
+        pays = n_shared >= self.shared_from and (len(sequences) - 1) * n_shared >= self.saved_from
+        return Prefix.of(self.decoder, sequences[0][:n_shared] if pays else ())
+
+    @property
+    def keeps_keys(self) -> bool:
+        """Whether what the model remembers of a text is keys and values alone, and is kept in this mode.
+
+        Not so where a state runs along (Mamba, convolutions), nor where activations are recomputed.
+        """
+        model = self.causal_lm
+        kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+        recomputes = self.model.training and model.is_gradient_checkpointing
+        return not (recomputes or getattr(model, "_is_stateful", False) or kinds - _KINDS_WITH_KEYS)
+
     def embed_ids(
         self, sequences: Sequence[Sequence[int]], progress: bool = False, what: str = "texts"
     ) -> Tensor:
-        """Embeddings `[N, D]`, fp32 on the CPU, unit norm, of sequences that end with the embed token."""
+        """Embeddings `[N, D]`, fp32 on the CPU, unit norm, of sequences that end with the embed token.
+
+        What all of them begin with is run once for all batches. A batch still counts whole sequences, since
+        it holds the keys and values of every token.
+        """
         lengths = [len(sequence) for sequence in sequences]
         result = torch.empty(len(sequences), self.width)
         with self._inference(), Progress(len(sequences), "embed", what, progress) as bar:
+            prefix = self.prefix_of(sequences)
             for rows in length_batches(lengths, self.token_budget):
                 ids, mask = pad_left(
                     [sequences[row] for row in rows], self.tokenizer.pad_token_id, self.device
                 )
-                last = self.hidden_states(ids, mask)[:, -1]
+                last = self.hidden_states(ids, mask, prefix)[:, -1]
                 result[rows] = normalize(last.float(), dim=-1).cpu()
                 bar.update(len(rows))
         return result

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from search_r3.models.prefix import Prefix, common_prefix, pad_left
+
 
 @dataclass(frozen=True)
 class SpecialIds:
@@ -78,23 +80,6 @@ class Decoded:
     has_embed_token: list[bool]
 
 
-def pad_left(sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids `[B, L]` padded on the left and their mask `[B, L]`, True at real tokens."""
-    width = max(len(sequence) for sequence in sequences)
-    ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(sequences), width), dtype=torch.bool)
-    for row, sequence in enumerate(sequences):
-        start = width - len(sequence)
-        ids[row, start:] = torch.as_tensor(sequence)
-        mask[row, start:] = True
-    return ids.to(device), mask.to(device)
-
-
-def position_ids(mask: Tensor) -> Tensor:
-    """`[B, L]` positions that count real tokens only, so that padding does not move a text."""
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
 def sample(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """One token per row by inverse transform sampling, and its log-probability; greedy at temperature 0.
 
@@ -137,15 +122,6 @@ def row_uniforms(seed: int, row_ids: Sequence[int], n: int) -> Tensor:
     return torch.stack(rows)
 
 
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """How many first ids all sequences share; each keeps at least one id of its own."""
-    first, limit = sequences[0], min(map(len, sequences)) - 1
-    for place in range(limit):
-        if any(sequence[place] != first[place] for sequence in sequences):
-            return place
-    return max(limit, 0)
-
-
 @dataclass
 class Rows:
     """The rows that are still being written.
@@ -171,8 +147,7 @@ def prefill(
 ) -> tuple[DynamicCache, Rows]:
     """Cache and last states of all rollouts, with gradient where it is on.
 
-    What all prompts begin with is run once, and so is each prompt. Padding is at the far left, in front of
-    what is shared too, because a sliding window counts slots: padding further in would take a token's place.
+    What all prompts begin with is run once, and so is each prompt.
 
     Args:
         decoder: the transformer without its head.
@@ -183,43 +158,17 @@ def prefill(
     Returns:
         Keys and values, and the `B * G` rows that continue them.
     """
-    device = next(decoder.parameters()).device
-    cache = DynamicCache()
-    ids, mask = pad_left(prompts, pad_id, device)
-    positions = position_ids(mask)
+    ids, mask = pad_left(prompts, pad_id, next(decoder.parameters()).device)
     n_shared = common_prefix(prompts) if len(prompts) > 1 else 0
-    if n_shared:
-        prefix = torch.tensor([list(prompts[0][:n_shared])], device=device)
-        decoder(input_ids=prefix, past_key_values=cache, use_cache=True)
-        _spread(cache, (~mask).sum(-1))
-    state = decoder(
-        input_ids=ids[:, n_shared:],
-        attention_mask=mask.long(),
-        position_ids=positions[:, n_shared:],
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state[:, -1]
-    rows = Rows(torch.arange(len(prompts), device=device), mask, state, positions[:, -1] + 1)
+    prefix = Prefix.of(decoder, prompts[0][:n_shared])
+    cache = prefix.spread(mask)
+    state = prefix.states(decoder, ids, mask, cache)[:, -1]
+    rows = Rows(torch.arange(len(prompts), device=ids.device), mask, state, mask.sum(-1))
     if group_size > 1:
         cache.batch_repeat_interleave(group_size)
         rows = rows.keep(rows.alive.repeat_interleave(group_size))
-        rows.alive = torch.arange(len(rows.alive), device=device)
+        rows.alive = torch.arange(len(rows.alive), device=ids.device)
     return cache, rows
-
-
-def _spread(cache: DynamicCache, n_padding: Tensor) -> None:
-    """Makes the first slots of a left-padded batch `[B, L]` of one prefix `[1, P]`.
-
-    A row's prefix moves right by its padding `[B]`. What is then beyond slot `P` is run again, in slots that
-    would hold padding otherwise; what stands in slots of padding is masked.
-    """
-    for layer in cache.layers:
-        if not layer.is_initialized:  # layers that share the keys of others hold none
-            continue
-        places = torch.arange(layer.keys.shape[-2], device=layer.keys.device)
-        places = (places - n_padding.to(places.device)[:, None]).clamp(min=0)  # [B, P]
-        layer.keys = layer.keys[0][:, places].transpose(0, 1)  # [B, heads, P, d]
-        layer.values = layer.values[0][:, places].transpose(0, 1)
 
 
 class _Said:

@@ -92,6 +92,11 @@ class PromptEncoder:
         """Around a query; the model writes on after it."""
         return self.rendered.reasoning
 
+    @property
+    def templates(self) -> tuple[Template, Template, Template]:
+        """All three."""
+        return self.document, self.direct, self.reasoning
+
     def plain_ids(self, text: str) -> list[int]:
         """Token ids of one text in which nothing is read as a special token."""
         return self.text_ids([text])[0]
@@ -135,8 +140,7 @@ class PromptEncoder:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over wording, limits, the ids of all three prompts and the tokenizer itself."""
-        templates = (self.document, self.direct, self.reasoning)
-        ids = [[each.prefix, each.suffix] for each in templates]
+        ids = [[each.prefix, each.suffix] for each in self.templates]
         tokenizer = self.tokenizer.backend_tokenizer.to_str()
         return _sha256([asdict(self.prompts), asdict(self.lengths), ids, tokenizer])
 

@@ -8,7 +8,8 @@ here are ours; the paper shows the sum only.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,13 +17,14 @@ from torch import Tensor
 from search_r3.data.types import Example
 from search_r3.distributed import equal_forwards
 from search_r3.models.embedder import ReasoningEmbedder, length_batches
+from search_r3.models.prefix import Prefix
 from search_r3.models.reference import FrozenReference
 from search_r3.stages.base import ValidatedModule
 from search_r3.stages.gradient_cache import ChunkOutput, backward_with_cache
 from search_r3.stages.optimization import OptimizationSettings
 from search_r3.stages.sft.collate import SFTBatch
 from search_r3.stages.sft.contrast import contrastive_loss
-from search_r3.stages.sft.forward import PaddedForward, TokenCounts
+from search_r3.stages.sft.forward import PaddedForward, TokenCounts, shared_prefix
 from search_r3.stages.sft.rows import Chunk, TokenRow, by_kind, rows_of, with_reasoning
 from search_r3.stages.sft.settings import SelfWritten, SFTLosses
 from search_r3.stages.step import block_sync, optimization_step
@@ -40,6 +42,11 @@ class SFTModule(ValidatedModule):
         self_written: share of steps and rows with the model's own reasoning.
         chunk_rows: rows of one forward with gradient caching; None makes one forward of the whole batch.
         seed: of the sampled reasoning.
+        shares_prompts: run what the documents, the direct queries or the reasoned ones of a chunk begin with
+            once, with gradient, where that pays (`ReasoningEmbedder.prefix_of`). Rounding differs.
+
+    Raises:
+        ValueError: If prompts are shared while activations are recomputed, which keeps no keys and values.
     """
 
     def __init__(
@@ -50,8 +57,12 @@ class SFTModule(ValidatedModule):
         self_written: SelfWritten,
         chunk_rows: int | None,
         seed: int,
+        shares_prompts: bool = False,
     ) -> None:
         super().__init__(embedder, optimization)
+        if shares_prompts and embedder.causal_lm.is_gradient_checkpointing:
+            raise ValueError("shares_prompts needs the keys and values: set gradient_checkpointing to false")
+        self.shares_prompts = shares_prompts
         self.losses = losses
         self.self_written = self_written
         self.chunk_rows = chunk_rows
@@ -60,6 +71,18 @@ class SFTModule(ValidatedModule):
         if losses.kl > 0 and not embedder.is_trained:
             log.info("KL is skipped: the base model is untrained, so there is nothing to stay close to")
         self.reference = FrozenReference(embedder) if self.has_kl else None
+
+    def setup(self, stage: str) -> None:
+        """As the base's.
+
+        Raises:
+            ValueError: If prompts are shared where ranks must run equally many forwards.
+        """
+        super().setup(stage)
+        if self.shares_prompts and self.shards_weights:
+            raise ValueError(
+                "shares_prompts gives ranks unequally many forwards: not where weights are sharded"
+            )
 
     def training_step(self, batch: SFTBatch, batch_idx: int) -> dict[str, int]:
         self.check_fresh_adapter()
@@ -138,9 +161,9 @@ class SFTModule(ValidatedModule):
         embeddings: list[Tensor | None] = [None] * len(rows)
         extra = torch.zeros((), device=self.device)
         sums = {"sft": extra, "kl": extra}
-        lengths = [len(row.ids) for row in rows]
-        for places in self.filled_up(length_batches(lengths, self.embedder.token_budget)):
-            forward = PaddedForward(self.embedder, [rows[place] for place in places] or [self._idle_row])
+        for places, prefix in self._batches(chunk, rows):
+            padded = [rows[place] for place in places] or [self._idle_row]
+            forward = PaddedForward(self.embedder, padded, prefix)
             vectors = forward.embeddings()
             for place, vector in zip(places, vectors, strict=False):  # an idle row has no place
                 embeddings[place] = vector
@@ -155,6 +178,19 @@ class SFTModule(ValidatedModule):
         kept = embeddings[: len(chunk.embedded)]
         stacked = torch.stack(kept) if kept else extra.new_zeros(0, self.embedder.width)
         return ChunkOutput(stacked, extra, metrics)
+
+    def _batches(
+        self, chunk: Chunk, rows: Sequence[TokenRow]
+    ) -> Iterator[tuple[Sequence[int], Prefix | None]]:
+        """Places in `rows` of each forward, and what these rows begin with where prompts are shared."""
+        n_documents, n_direct = len(chunk.documents), len(chunk.direct)
+        edges = (0, n_documents, n_documents + n_direct, len(rows)) if self.shares_prompts else (0, len(rows))
+        for start, end in pairwise(edges):
+            kind = rows[start:end]  # of one prompt
+            prefix = shared_prefix(self.embedder, kind) if self.shares_prompts and kind else None
+            lengths = [len(row.ids) for row in kind]
+            for places in self.filled_up(length_batches(lengths, self.embedder.token_budget)):
+                yield [start + place for place in places], prefix
 
     @property
     def _idle_row(self) -> TokenRow:

@@ -1,0 +1,36 @@
+"""The comparison of shared prompts with whole texts runs the same work both ways, and counts what is run."""
+
+import json
+
+import pytest
+
+from search_r3.benchmarks.prefix import main
+from search_r3.errors import UsageError
+
+
+def test_a_comparison_says_what_was_run_and_is_written(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "made" / "prefix.json"
+    monkeypatch.setattr("search_r3.benchmarks.prefix.SMOLLM2", tmp_path / "none")  # minutes of work
+    main(["--texts", "20", "--rounds", "1", "--output", str(file)])
+
+    rows = {(row["model"], row["what"]): row for row in json.loads(file.read_text())["rows"]}
+    short, long = rows["nano_base", "encoding"], rows["nano_base, long prompts", "encoding"]
+    assert short["tokens_run"]["shared"] == short["tokens_run"]["whole"]  # 3 ids are not worth it
+    n_saved = long["tokens_run"]["whole"] - long["tokens_run"]["shared"]
+    assert n_saved == (20 - 1) * long["prompt_tokens"]  # 20 short texts are one batch
+    sft = rows["nano_base, long prompts", "sft"]
+    assert sft["texts"] == 40
+    assert sft["tokens_run"]["shared"] < sft["tokens_run"]["whole"]
+    assert all(row["shared_over_whole"]["median"] > 0 for row in rows.values())
+    assert "ratio" in capsys.readouterr().out
+
+
+def test_a_base_that_is_not_there_is_refused_where_it_was_named(tmp_path):
+    with pytest.raises(UsageError, match=r"none: no such folder.*make base"):
+        main(["--base", str(tmp_path / "none")])
+
+
+@pytest.mark.parametrize("option", ["--texts", "--rounds"])
+def test_nothing_to_time_is_refused(option):
+    with pytest.raises(UsageError, match=f"{option} must be at least 1"):
+        main([option, "0"])
