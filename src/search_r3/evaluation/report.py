@@ -10,7 +10,7 @@ from rich.table import Table
 from search_r3.evaluation.colours import COLOURS
 from search_r3.evaluation.modes import MODES
 
-WIDTH = 140  # of a table: the names of models and modes are whole, wherever it is printed
+WIDTH = 160  # of a table: the names of models and modes are whole, wherever it is printed
 
 WIDEST = 100  # inches of a chart; matplotlib refuses more than 2^16 pixels
 
@@ -30,7 +30,7 @@ def print_table(rows: Sequence[Mapping]) -> None:
     for name in ("queries", "documents"):
         table.add_column(name, justify="right")
     cut = [_cut(row) for row in rows]
-    counted = [*(["missing"] if any(missing) else []), *(["cut"] if any(cut) else [])]
+    counted = [*(["missing"] if any(missing) else []), *(["cut q/d"] if any(cut) else [])]
     for name in (*counted, "nDCG@10", "interval", "recall@100"):
         table.add_column(name, justify="right")
     for name in ("no token", "ms/query", "tokens"):
@@ -64,9 +64,9 @@ def _missing(row: Mapping) -> str:
 
 
 def _cut(row: Mapping) -> str:
-    """How many queries and documents were cut; empty for none, and for a row that does not say."""
+    """How many queries and documents were cut, as 9/1637; empty for none, and for a row that does not say."""
     counts = {what: row.get(f"{what}_cut") for what in ("queries", "documents")}
-    return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+    return "/".join(str(n or 0) for n in counts.values()) if any(counts.values()) else ""
 
 
 def mode_label(row: Mapping) -> str:
