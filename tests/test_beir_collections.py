@@ -9,7 +9,14 @@ from search_r3.cli.evaluation_checks import benchmarks_of, check, split_of
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.errors import UsageError
 from search_r3.evaluate import run
-from search_r3.evaluation.beir_collections import COLLECTIONS, absent_text, difference_text, official
+from search_r3.evaluation.beir_collections import (
+    COLLECTIONS,
+    absent_text,
+    cqadupstack_rows,
+    difference_text,
+    official,
+)
+from search_r3.evaluation.report import print_table
 
 PARTS = [each.name for each in COLLECTIONS if each.name.startswith("cqadupstack/")]
 
@@ -98,3 +105,27 @@ def test_counts_are_compared_on_the_split_that_beir_reports():
     assert "BEIR's msmarco has 6980 and 8841823" in difference_text(benchmark, "dev")
     assert difference_text(Benchmark("mine", corpus, {"q": "a"}, {"q": {"d": 1}}), "test") == ""
     assert official("unscifact") is None
+
+
+def test_the_mean_of_the_parts_of_cqadupstack_is_a_row_of_the_table(capsys):
+    row = {
+        "mode": "bm25", "model": "bm25", "weights_sha256": None, "n_docs": 10, "missing_embed_token": 0,
+        "tokens_per_query": 0.0, "ci95": {"ndcg@10": [0.1, 0.9]},
+    }  # fmt: skip
+    rows = [
+        row
+        | {"benchmark": name, "n_queries": n, "seconds_per_query": 0.001 * n}
+        | {"metrics": {"ndcg@10": n / 24, "recall@100": 0.5}}
+        for n, name in enumerate(PARTS, start=1)
+    ]
+    (mean,) = cqadupstack_rows([*rows, rows[0] | {"benchmark": "scifact"}])
+    # nDCG: (1 + ... + 12) / 24 / 12 = 78 / 288; seconds by queries: (1 + 4 + ... + 144) / 78 = 650 / 78 ms
+    assert mean["metrics"]["ndcg@10"] == pytest.approx(78 / 288)
+    assert mean["seconds_per_query"] == pytest.approx(0.650 / 78)
+    assert (mean["n_queries"], mean["n_docs"], mean["benchmark"]) == (78, 120, "cqadupstack")
+    assert cqadupstack_rows(rows[1:]) == []  # a part is missing
+    assert cqadupstack_rows([*rows, rows[0]]) == []  # two rows of one part
+    print_table(rows)
+    assert [cell.strip() for cell in capsys.readouterr().out.splitlines()[-2].split("│")[1:7]] == [
+        "cqadupstack", "bm25", "78", "120", "0.271", "",
+    ]  # fmt: skip

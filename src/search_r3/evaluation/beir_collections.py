@@ -5,7 +5,7 @@ MS MARCO. The 12 parts of CQADupStack add up to the 13,145 queries and 457,199 d
 more collections of BEIR are not public.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +107,45 @@ def absent_text(beir_dir: Path) -> str:
         f"{', '.join(absent)}; get {SOURCE.format('<name>')} (of a part of CQADupStack: {CQADUPSTACK}.zip) "
         f"and unpack it in {beir_dir}, so that {beir_dir}/<name>/qrels is there"
     )
+
+
+def cqadupstack_rows(rows: Sequence[Mapping]) -> list[dict]:
+    """A row `cqadupstack` for each mode of a model that has one row of each of the twelve parts.
+
+    Its metrics are the means of the parts', each weighing the same, as BEIR reports them; queries, documents
+    and prices are those of all parts together. It has no interval, and no folder.
+    """
+    parts = [each.name for each in COLLECTIONS if _whole(each.name) == CQADUPSTACK]
+    found: dict[tuple, list[Mapping]] = {}
+    for row in rows:
+        if row["benchmark"] in parts:
+            found.setdefault((row["model"], row["mode"]), []).append(row)
+    return [
+        _averaged(its)
+        for its in found.values()
+        if sorted(row["benchmark"] for row in its)
+        == sorted(parts)  # of each part one, or it is not clear which
+    ]
+
+
+def _averaged(rows: Sequence[Mapping]) -> dict:
+    n_queries = sum(row["n_queries"] for row in rows)
+    shares = ("seconds_per_query", "tokens_per_query", "reasoned_share")
+    return {
+        **{key: rows[0].get(key) for key in ("model", "mode", "weights_sha256")},
+        "benchmark": CQADUPSTACK,
+        "n_queries": n_queries,
+        "n_docs": sum(row["n_docs"] for row in rows),
+        "metrics": {
+            name: sum(row["metrics"][name] for row in rows) / len(rows) for name in rows[0]["metrics"]
+        },
+        "missing_embed_token": sum(row["missing_embed_token"] for row in rows),
+        **{
+            name: sum(row[name] * row["n_queries"] for row in rows) / n_queries
+            for name in shares
+            if all(name in row for row in rows)
+        },
+    }
 
 
 def difference_text(benchmark: Benchmark, split: str) -> str:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from search_r3.evaluation.beir_collections import cqadupstack_rows
 from search_r3.evaluation.colours import COLOURS
 from search_r3.evaluation.modes import MODES
 
@@ -21,8 +22,9 @@ def print_table(rows: Sequence[Mapping]) -> None:
     Models go by the last part of their folder that tells them apart, as "sft" and "rl". Where a collection
     lacks documents or queries that its judgements name, a column counts these judgements; where the model
     reads only the beginning of some queries or documents, a column counts those; where a mode chooses which
-    queries reason, a column has their share.
+    queries reason, a column has their share. The mean of CQADupStack's twelve parts is a row at the end.
     """
+    rows = [*rows, *cqadupstack_rows(rows)]
     names = short_names(rows)
     missing = [_missing(row) for row in rows]
     table = Table(title="nDCG@10 with 95 % bootstrap interval over queries")
@@ -38,7 +40,7 @@ def print_table(rows: Sequence[Mapping]) -> None:
     for name in (*(["reasoned"] if any(reasoned) else []), "no token", "ms/query", "tokens"):
         table.add_column(name, justify="right")
     for row, its_missing, its_cut, its_share in zip(rows, missing, cut, reasoned, strict=True):
-        low, high = row["ci95"]["ndcg@10"]
+        interval = "{:.3f}-{:.3f}".format(*row["ci95"]["ndcg@10"]) if "ci95" in row else ""
         table.add_row(
             escape(row["benchmark"]),
             *([escape(names.get(row["model"], ""))] if names else []),
@@ -48,7 +50,7 @@ def print_table(rows: Sequence[Mapping]) -> None:
             *([its_missing] if any(missing) else []),
             *([its_cut] if any(cut) else []),
             f"{row['metrics']['ndcg@10']:.3f}",
-            f"{low:.3f}-{high:.3f}",
+            interval,
             f"{row['metrics']['recall@100']:.3f}",
             *([its_share] if any(reasoned) else []),
             str(row["missing_embed_token"]),
