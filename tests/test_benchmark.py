@@ -83,8 +83,9 @@ def test_every_mode_writes_its_files_and_is_read_back(benchmark, nano_folder, tm
     assert row["ci95"]["ndcg@10"][0] <= row["metrics"]["ndcg@10"] <= row["ci95"]["ndcg@10"][1]
     assert evaluate_benchmark(*arguments) == row  # seconds and all: read back, not measured again
     assert not any("q0 Q0 q0 " in line for line in lines)
-    assert row.keys() == SCHEMA.keys()
-    assert all(isinstance(row[name], kind) for name, kind in SCHEMA.items()), row
+    schema = SCHEMA | ({"reasoned_share": float} if mode == "auto" else {})
+    assert row.keys() == schema.keys()
+    assert all(isinstance(row[name], kind) for name, kind in schema.items()), row
     assert row["metrics"].keys() == {"ndcg@10", "recall@100", "mrr@10", "map@100"}
     assert row["seconds_per_query"] > 0
     embeds = {"bm25": None, "given-bm25": None, "base-direct": base}.get(mode, model)
@@ -92,9 +93,11 @@ def test_every_mode_writes_its_files_and_is_read_back(benchmark, nano_folder, tm
     assert embeds is None or row["model"] == embeds.name
     assert (row["queries_cut"], row["documents_cut"]) == (0, 0)
     if MODES[mode].reasons:
-        n_texts = {"fused-reasoning": 4}.get(mode, 1)
+        n_texts = {"fused-reasoning": 4, "auto": 1 + row.get("reasoned_share", 0)}.get(mode, 1)
         written = [json.loads(line)["tokens"] for line in (folder / "reasoning.jsonl").open()]
-        assert row["tokens_per_query"] == sum(written) / 5 + n_texts  # and the embed token of each
+        assert row["tokens_per_query"] == pytest.approx(
+            sum(written) / 5 + n_texts
+        )  # and the embed token of each
     else:
         assert row["tokens_per_query"] == (1 if embeds else 0)
     if mode == "bm25":

@@ -1,17 +1,23 @@
 """Modes that fuse rankings or embeddings, and the one that reasons only where it is needed."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import TEXTS
+from omegaconf import OmegaConf
 
+from search_r3.cli.instantiate import instantiate
 from search_r3.data.types import Benchmark, Corpus
+from search_r3.errors import UsageError
 from search_r3.evaluation.benchmark import evaluate_benchmark
 from search_r3.evaluation.fusion import margins, mean_directions, reciprocal_ranks
-from search_r3.evaluation.modes import FusedReasoning, Hybrid
+from search_r3.evaluation.gate import Gate, fitted_gate, write_gate
+from search_r3.evaluation.modes import Auto, FusedReasoning, Hybrid
 from search_r3.evaluation.rankers import Model, Settings
+from search_r3.evaluation.report import print_table
 from search_r3.evaluation.trec import read_run
 from search_r3.models.folder import load_embedder
 
@@ -156,3 +162,80 @@ def test_a_hybrid_keeps_top_k_besides_a_query_of_its_own(rows):
     benchmark = replace(TINY, name="many", corpus=many, qrels={f"q{i}": {"d000": 1} for i in range(5)})
     _, folder = rows("hybrid-direct", benchmark)
     assert {len(found) for found in read_run(folder / "run.trec").values()} == {100}
+
+
+# ---- auto
+
+
+def test_auto_is_reasoning_below_the_threshold_and_direct_above(rows):
+    direct, reasoned = rows("direct"), rows("reasoning")
+    runs = {name: read_run(folder / "run.trec") for name, (_, folder) in (("d", direct), ("r", reasoned))}
+    gaps = {}
+    for query, found in runs["d"].items():
+        first, second = list(found.values())[:2]  # files stand in order of rank, without the query's own
+        gaps[query] = first - second
+    ordered = sorted(gaps.values())
+    threshold = (ordered[1] + ordered[2]) / 2  # two of five are unsure
+    row, folder = rows(Auto(threshold))
+    run = read_run(folder / "run.trec")
+    for query in QUERIES:
+        expected = runs["r" if gaps[query] < threshold else "d"][query]
+        assert run[query] == pytest.approx(expected, abs=1e-6)
+    unsure = {query for query, gap in gaps.items() if gap < threshold}
+    assert row["reasoned_share"] == 2 / 5 == len(unsure) / 5
+    texts, written = texts_of(folder), {line["query_id"]: line for line in texts_of(reasoned[1])}
+    assert [line["query_id"] for line in texts] == list(QUERIES)
+    for line in texts:
+        is_unsure = line["query_id"] in unsure
+        assert line["reasoning"] == (written[line["query_id"]]["reasoning"] if is_unsure else None)
+    spent = sum(written[query]["tokens"] for query in unsure)
+    assert row["tokens_per_query"] == pytest.approx((5 + spent + 2) / 5)  # an embed token of every reading
+
+
+def test_auto_at_its_ends_is_direct_and_reasoning(rows, capsys):
+    never, always = rows(Auto(0))[0], rows(Auto(2))[0]
+    assert (never["reasoned_share"], always["reasoned_share"]) == (0.0, 1.0)
+    assert never["metrics"] == rows("direct")[0]["metrics"]
+    assert always["metrics"] == rows("reasoning")[0]["metrics"]
+    print_table([never, always, rows("direct")[0]])
+    printed = capsys.readouterr().out
+    assert "reasoned" in printed
+    assert "100 %" in printed
+    with pytest.raises(ValueError, match="threshold must be a difference of cosines"):
+        Auto(-0.1)
+
+
+def test_a_gate_is_as_worked_by_hand():
+    # in order of margin, 0.1 0.2 0.4 0.8: reasoning changes nDCG by +0.5, -0.25, +0.5, -1.0
+    gaps = [0.8, 0.1, 0.4, 0.2]
+    direct, reasoning = [1.0, 0.0, 0.5, 0.5], [0.0, 0.5, 1.0, 0.25]
+    # sums: 2.0 direct; 2.5; 2.25; 2.75, the best, three reasoned, between 0.4 and 0.8; 1.75
+    gate = fitted_gate(gaps, direct, reasoning)
+    assert (gate.threshold, gate.score, gate.reasoned_share) == pytest.approx((0.6, 2.75 / 4, 0.75))
+    assert fitted_gate([0.1, 0.2], [1.0, 1.0], [1.0, 0.5]) == Gate(0.0, 1.0, 0.0)  # no gain: never
+    assert fitted_gate([0.1, 0.2], [0.0, 0.0], [0.5, 0.5]) == Gate(2.0, 0.5, 1.0)  # always
+    # equal margins cannot be told apart: both or none
+    assert fitted_gate([0.1, 0.1], [0.0, 1.0], [1.0, 0.0]) == Gate(0.0, 0.5, 0.0)
+    # one document and so no margin: it never reasons
+    assert fitted_gate([float("inf")], [0.0], [1.0]) == Gate(0.0, 0.0, 0.0)
+
+
+def test_a_gate_is_written_and_its_mode_scores_what_the_file_says(rows, tmp_path):
+    (_, direct), _ = rows("direct"), rows("reasoning")
+    gate = write_gate(direct.parent, tmp_path / "mode" / "auto.yaml")
+    text = (tmp_path / "mode" / "auto.yaml").read_text()
+    node = OmegaConf.create(text)
+    mode = instantiate(node)
+    assert isinstance(mode, Auto)
+    assert mode.threshold == gate.threshold
+    row, _ = rows(mode)
+    assert row["metrics"]["ndcg@10"] == pytest.approx(gate.score)
+    assert row["reasoned_share"] == pytest.approx(gate.reasoned_share)
+    assert "'tiny', 5 queries" in text
+    (tmp_path / "copy").mkdir()
+    for name in ("direct", "reasoning"):
+        shutil.copytree(direct.parent / name, tmp_path / "copy" / name)
+    (tmp_path / "copy" / "direct" / "run.trec").write_text("")
+    with pytest.raises(UsageError, match=r"run\.trec: is damaged or edited"):
+        write_gate(tmp_path / "copy", tmp_path / "auto.yaml")
+    assert not (tmp_path / "auto.yaml").exists()

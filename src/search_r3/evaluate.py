@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from search_r3.cli.command import entry_point
-from search_r3.cli.evaluation_checks import check, listed, modes_of, needed
+from search_r3.cli.evaluation_checks import benchmarks_of, check, is_all_of_beir, modes_of, needed, split_of
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.run_folder import log_written, provenance, write_metrics
+from search_r3.evaluation.beir_collections import absent_text, difference_text
 from search_r3.evaluation.places import added, earlier_rows, rows_on_disk, seen_from, with_rows_on_disk
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ def run(config: DictConfig) -> None:
     folder = Path(config.output_dir)
     target = Path(config.metrics_file) if config.metrics_file else folder / "metrics.json"
     _earlier(folder, target)  # refused before anything is encoded where it is something else
-    benchmarks = [_benchmark(config, name) for name in listed(config, "benchmarks")]
+    if is_all_of_beir(config) and (lacking := absent_text(Path(config.beir_dir))):
+        log.warning("not evaluated, since they are not there: %s", lacking)
+    benchmarks = [_benchmark(config, name) for name in benchmarks_of(config)]
     modes = modes_of(config)
     needs = needed(modes)
     model = _load(config, config.model.path) if "model" in needs else None
@@ -87,14 +90,17 @@ def _benchmark(config: DictConfig, name: str) -> "Benchmark":
         return data.test
     from search_r3.data.beir.benchmark import load_benchmark
 
-    return load_benchmark(
+    benchmark = load_benchmark(
         Path(config.beir_dir) / name,
         name=name,
-        split=config.split,
+        split=split_of(config, name),
         remove_self_match=config.remove_self_match,
         allow_unmatched_judgements=config.allow_unmatched_judgements,
         holds_code=name.rpartition("/")[2] in config.bm25.code,
     )
+    if told := difference_text(benchmark, split_of(config, name)):
+        log.warning(told)
+    return benchmark
 
 
 def _load(config: DictConfig, path: str) -> "Model":

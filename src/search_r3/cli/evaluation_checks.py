@@ -9,6 +9,7 @@ from omegaconf import DictConfig, ListConfig
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.overrides import did_you_mean
 from search_r3.errors import UsageError
+from search_r3.evaluation import beir_collections
 from search_r3.evaluation.modes import MODES, Mode
 from search_r3.evaluation.places import collection_path
 
@@ -20,7 +21,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         UsageError: With the choices.
     """
     needs = needed(modes_of(config))
-    benchmarks = listed(config, "benchmarks")
+    benchmarks = benchmarks_of(config)
     if "model" in needs:
         _check_model("model.path", config.model.path)
     if "base" in needs:
@@ -62,6 +63,47 @@ def listed(config: DictConfig, key: str) -> list[str]:
     if twice is not None:
         raise UsageError(f"{key}: {twice} is named twice; one row is written of it, so name it once")
     return names
+
+
+def benchmarks_of(config: DictConfig) -> list[str]:
+    """The names of the benchmarks; in place of `beir`, the collections of BEIR that are in `beir_dir`.
+
+    A collection of that very name is what it says, as the one that `data=beir` holds out.
+
+    Raises:
+        UsageError: As `listed`; if not one of BEIR's collections is there.
+    """
+    names = listed(config, "benchmarks")
+    if not is_all_of_beir(config):
+        return names
+    if config.beir_dir is None:
+        raise UsageError(
+            f"benchmarks: {beir_collections.ALL} needs beir_dir=, the folder of BEIR's collections"
+        )
+    root = Path(config.beir_dir)
+    found = beir_collections.present(root)
+    lacking = beir_collections.absent_text(root)
+    if not found:
+        raise UsageError(f"benchmarks: not one collection of BEIR is in {root}. Missing: {lacking}")
+    place = names.index(beir_collections.ALL)
+    others = [[name for name in part if name not in found] for part in (names[:place], names[place + 1 :])]
+    return [*others[0], *found, *others[1]]
+
+
+def is_all_of_beir(config: DictConfig) -> bool:
+    """Whether `beir` among the benchmarks stands for all collections of BEIR."""
+    name = beir_collections.ALL
+    if name not in listed(config, "benchmarks") or config.held_out == name:
+        return False
+    return config.beir_dir is None or not (Path(config.beir_dir) / name / "qrels").is_dir()
+
+
+def split_of(config: DictConfig, name: str) -> str:
+    """The split of a collection: `split=`; where all of BEIR is asked for, the one that BEIR reports."""
+    known = beir_collections.official(name)
+    if known is not None and is_all_of_beir(config) and config.split == "test":
+        return known.split
+    return config.split
 
 
 def modes_of(config: DictConfig) -> list[Mode]:
@@ -109,13 +151,17 @@ def _check_collection(config: DictConfig, name: str) -> None:
     if not (root / name / "qrels").is_dir():
         found = sorted(folder.parent.relative_to(root).as_posix() for folder in _with_judgements(root))
         known = [config.held_out, *found]
+        published = beir_collections.official(name)
+        source = f" {name} is a collection of BEIR: unpack {published.source} there." if published else ""
         raise UsageError(
-            f"benchmarks: {name} is not in {root}.{did_you_mean(name, known)} Choices: {', '.join(known)}"
+            f"benchmarks: {name} is not in {root}.{did_you_mean(name, known)}{source} "
+            f"Choices: {', '.join(known)}"
         )
     from search_r3.data.beir.layout import available_splits
 
-    if config.split not in (splits := available_splits(root / name)):
-        raise UsageError(f"split={config.split}: {name} has no such split. Choices: {', '.join(splits)}")
+    split = split_of(config, name)
+    if split not in (splits := available_splits(root / name)):
+        raise UsageError(f"split={split}: {name} has no such split. Choices: {', '.join(splits)}")
 
 
 def _with_judgements(root: Path) -> list[Path]:

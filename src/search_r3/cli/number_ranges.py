@@ -160,6 +160,7 @@ TARGETS: Mapping[str, Mapping[str, Range]] = {
         "query_share": SHARE,
         "question_share": SHARE,
     },
+    "search_r3.evaluation.modes.Auto": {"threshold": COSINE_DIFFERENCE},
     "search_r3.evaluation.modes.FusedReasoning": {"n": COUNT, "temperature": POSITIVE, "seed": SEED},
     "search_r3.evaluation.modes.Hybrid": {"constant": NOT_NEGATIVE},
     "search_r3.evaluation.modes.HybridDirect": {"constant": NOT_NEGATIVE},

@@ -43,6 +43,7 @@ BUILDERS = frozenset(
         "search_r3.stages.rl.data.RLDataModule",
         "search_r3.data.triples.load_triples",
         "search_r3.index.backends.flat.InPlaceIndex",
+        "search_r3.evaluation.modes.Auto",
         "search_r3.evaluation.modes.BaseDirect",
         "search_r3.evaluation.modes.BaseReasoning",
         "search_r3.evaluation.modes.Bm25",

@@ -242,6 +242,7 @@ def _evaluated(asked: Asked, folder: Path, cache_dir: str | Path, origin: Mappin
         "n_queries": len(scores),
         "n_docs": len(benchmark.corpus),
         **_measured(found, scores, settings.seed),
+        **found.facts,
         "self_match_removed": removed,
         "judged_documents_missing": benchmark.judged_documents_missing,
         "judged_queries_missing": benchmark.judged_queries_missing,

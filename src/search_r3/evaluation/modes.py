@@ -213,6 +213,38 @@ class FusedReasoning(Mode):
         return sampled(task, task.model.embedder, self.n, self.temperature, self.seed)
 
 
+class Auto(Mode):
+    """The model reasons only about queries whose direct ranking is unsure.
+
+    Unsure is a ranking whose first document is less than `threshold` of cosine above its second; the query's
+    own document, where the collection takes it out, is neither. The others keep the direct ranking. The row
+    says which share of the queries reasoned (`reasoned_share`); an unsure query is paid twice, directly and
+    with reasoning. `search_r3.evaluation.gate.write_gate` sets the threshold on a validation collection.
+
+    Args:
+        threshold: of cosine, from 0 (never) to 2 (always).
+
+    Raises:
+        ValueError: If it is out of its range.
+    """
+
+    name, reasons, colour = "auto", True, "#17BECF"
+
+    def __init__(self, threshold: float = 0.05) -> None:
+        if not 0 <= threshold <= 2:
+            raise ValueError(f"threshold must be a difference of cosines, from 0 to 2, got {threshold}")
+        self.threshold = float(threshold)
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        return {"threshold": self.threshold}
+
+    def rank(self, task: Task) -> Ranked:
+        from search_r3.evaluation.rankers import gated
+
+        return gated(task, task.model.embedder, self.threshold)
+
+
 MODES: Mapping[str, Mode] = {
     mode.name: mode
     for mode in (
@@ -227,6 +259,7 @@ MODES: Mapping[str, Mode] = {
         Hybrid(),
         HybridDirect(),
         FusedReasoning(),
+        Auto(),
     )
 }
 """Those that are shipped, by name; conf/mode/ has a file for each."""

@@ -2,15 +2,15 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from search_r3.data.types import Benchmark
-from search_r3.evaluation.fusion import mean_directions, reciprocal_ranks
+from search_r3.evaluation.fusion import margins, mean_directions, reciprocal_ranks
 from search_r3.evaluation.metrics import LARGEST_CUTOFF, ranked
-from search_r3.evaluation.ranking import document_index, id_order, ranking_of
+from search_r3.evaluation.ranking import document_index, id_order, ranking_of, without_self_matches
 from search_r3.index.backends.bm25 import LexicalIndex
 from search_r3.index.backends.flat import FlatIndex
 from search_r3.models.embedder import Reasoned, ReasoningEmbedder
@@ -66,7 +66,9 @@ class Ranked:
         tokens: emitted for the queries, all together: the written reasoning, and the embed token of each
             query. So a direct query has 1, and one of BM25 has 0. Prompts are not counted.
         missing: queries whose reasoning ended without an embed token; it was appended.
-        reasonings: rows of reasoning.jsonl, with the text that was written for the query.
+        reasonings: rows of reasoning.jsonl, with the text that was written for the query; None for one that
+            nothing was written for.
+        facts: what else the row says, by name.
     """
 
     run: dict[str, dict[str, float]]
@@ -74,6 +76,7 @@ class Ranked:
     tokens: int = 0
     missing: int = 0
     reasonings: tuple[dict, ...] = ()
+    facts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -252,6 +255,42 @@ def sampled(task: Task, embedder: ReasoningEmbedder, n: int, temperature: float,
         )
     missing = sum(not row["has_embed_token"] for row in rows)
     return Ranked(run, seconds, sum(written.n_tokens) + n * len(queries), missing, tuple(rows))
+
+
+def gated(task: Task, embedder: ReasoningEmbedder, threshold: float) -> Ranked:
+    """Every query embedded as it is, and behind a reasoning where its first two documents are too close.
+
+    Args:
+        task: what is ranked.
+        embedder: the model.
+        threshold: of cosine; a smaller margin is unsure.
+    """
+    benchmark = task.benchmark
+    first = direct(task, embedder)
+    started = time.perf_counter()
+    gaps = margins(without_self_matches(benchmark, first.run, task.settings.top_k)[0])
+    unsure = [query for query in benchmark.queries if gaps[query] < threshold]
+    seconds = time.perf_counter() - started
+    part = replace(
+        benchmark,
+        queries={query: benchmark.queries[query] for query in unsure},
+        qrels={query: benchmark.qrels[query] for query in unsure},
+    )
+    second = reasoned(replace(task, benchmark=part), embedder) if unsure else Ranked({}, 0.0)
+    written = {row["query_id"]: row for row in second.reasonings}
+    nothing = {"reasoning": None, "tokens": 0, "has_embed_token": True}
+    rows = (
+        written.get(name, {"query_id": name, "query": query, **nothing})
+        for name, query in benchmark.queries.items()
+    )
+    return Ranked(
+        {**first.run, **second.run},
+        first.seconds + seconds + second.seconds,
+        first.tokens + second.tokens,
+        second.missing,
+        tuple(rows),
+        {"reasoned_share": len(unsure) / len(benchmark.queries)},
+    )
 
 
 def shuffled(reasoned: Reasoned, seed: int) -> list[str]:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from search_r3.evaluation.beir_collections import cqadupstack_rows
 from search_r3.evaluation.colours import COLOURS
 from search_r3.evaluation.modes import MODES
 
@@ -20,8 +21,10 @@ def print_table(rows: Sequence[Mapping]) -> None:
 
     Models go by the last part of their folder that tells them apart, as "sft" and "rl". Where a collection
     lacks documents or queries that its judgements name, a column counts these judgements; where the model
-    reads only the beginning of some queries or documents, a column counts those.
+    reads only the beginning of some queries or documents, a column counts those; where a mode chooses which
+    queries reason, a column has their share. The mean of CQADupStack's twelve parts is a row at the end.
     """
+    rows = [*rows, *cqadupstack_rows(rows)]
     names = short_names(rows)
     missing = [_missing(row) for row in rows]
     table = Table(title="nDCG@10 with 95 % bootstrap interval over queries")
@@ -30,13 +33,14 @@ def print_table(rows: Sequence[Mapping]) -> None:
     for name in ("queries", "documents"):
         table.add_column(name, justify="right")
     cut = [_cut(row) for row in rows]
+    reasoned = [_reasoned(row) for row in rows]
     counted = [*(["missing"] if any(missing) else []), *(["cut q/d"] if any(cut) else [])]
     for name in (*counted, "nDCG@10", "interval", "recall@100"):
         table.add_column(name, justify="right")
-    for name in ("no token", "ms/query", "tokens"):
+    for name in (*(["reasoned"] if any(reasoned) else []), "no token", "ms/query", "tokens"):
         table.add_column(name, justify="right")
-    for row, its_missing, its_cut in zip(rows, missing, cut, strict=True):
-        low, high = row["ci95"]["ndcg@10"]
+    for row, its_missing, its_cut, its_share in zip(rows, missing, cut, reasoned, strict=True):
+        interval = "{:.3f}-{:.3f}".format(*row["ci95"]["ndcg@10"]) if "ci95" in row else ""
         table.add_row(
             escape(row["benchmark"]),
             *([escape(names.get(row["model"], ""))] if names else []),
@@ -46,8 +50,9 @@ def print_table(rows: Sequence[Mapping]) -> None:
             *([its_missing] if any(missing) else []),
             *([its_cut] if any(cut) else []),
             f"{row['metrics']['ndcg@10']:.3f}",
-            f"{low:.3f}-{high:.3f}",
+            interval,
             f"{row['metrics']['recall@100']:.3f}",
+            *([its_share] if any(reasoned) else []),
             str(row["missing_embed_token"]),
             f"{1000 * row['seconds_per_query']:.2f}",
             f"{row['tokens_per_query']:.1f}",
@@ -67,6 +72,11 @@ def _cut(row: Mapping) -> str:
     """How many queries and documents were cut, as 9/1637; empty for none, and for a row that does not say."""
     counts = {what: row.get(f"{what}_cut") for what in ("queries", "documents")}
     return "/".join(str(n or 0) for n in counts.values()) if any(counts.values()) else ""
+
+
+def _reasoned(row: Mapping) -> str:
+    """Which share of the queries reasoned, of a mode that chooses; else empty."""
+    return f"{100 * row['reasoned_share']:.0f} %" if "reasoned_share" in row else ""
 
 
 def mode_label(row: Mapping) -> str:

@@ -106,7 +106,7 @@ def _check_measured(row: Mapping, refuse) -> None:
             raise refuse(f".ci95: {shown(name)} must be two finite numbers, got {shown(ends)}")
     if row["n_queries"] < 1:
         raise refuse(f".n_queries must be at least 1, got {row['n_queries']}")
-    for name in ("missing_embed_token", "seconds_per_query", "tokens_per_query"):
+    for name in ("missing_embed_token", "seconds_per_query", "tokens_per_query", "reasoned_share"):
         if name in row and not _is_number(row[name]):
             raise refuse(f".{name} must be a finite number, got {shown(row[name])}")
 
