@@ -324,6 +324,20 @@ def parity() -> str:
     return table(header, [(kind, *(thousands(found[key]) for key in keys)) for kind, found in kinds.items()])
 
 
+def prefix() -> str:
+    """Shared prompts against whole texts: ratio by round, and the share of the machine's own product."""
+    header = ("model", "what", ">prompt", ">tokens run", ">faster", ">share of the limit")
+    lines = []
+    for found in rows("prefix/prefix.json"):
+        run, ratio = found["tokens_run"], found["shared_over_whole"]
+        shares = [found[f"{way}_share_of_limit"]["median"] for way in ("whole", "shared")]
+        faster = f"{ratio['median']:.2f} ({span((ratio['lowest'], ratio['highest']), '.2f')})"
+        tokens, limits = (" to ".join(map(each, two)) for each, two in (
+            (thousands, run.values()), ("{:.0%}".format, shares)))  # fmt: skip
+        lines.append((found["model"], found["what"], str(found["prompt_tokens"]), tokens, faster, limits))
+    return table(header, lines)
+
+
 def popularity() -> str:
     """BM25, favourite facts and both, on all judgements, on facts that training has seen, and on others."""
     names = {"entailmentbank-dev": "dev", "entailmentbank-set-aside": "set aside"}
@@ -401,6 +415,7 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
     "experiments/other_collections/README.md": {
         "collections": lambda: evaluations("other_collections/metrics.json"),
     },
+    "experiments/prefix/README.md": {"ratios": prefix},
     "experiments/quickstart/README.md": {
         "over-runs": lambda: over_runs("quickstart/runs.json"),
         "seed-1": lambda: sft_and_rl("quickstart/metrics.json"),
