@@ -25,6 +25,7 @@ from experiments.markdown import (
     thousands,
     words,
 )
+from experiments.timings import prefix, waiting
 
 SEEDS = (1, 2, 3)
 
@@ -324,20 +325,6 @@ def parity() -> str:
     return table(header, [(kind, *(thousands(found[key]) for key in keys)) for kind, found in kinds.items()])
 
 
-def prefix() -> str:
-    """Shared prompts against whole texts: ratio by round, and the share of the machine's own product."""
-    header = ("model", "what", ">prompt", ">tokens run", ">faster", ">share of the limit")
-    lines = []
-    for found in rows("prefix/prefix.json"):
-        run, ratio = found["tokens_run"], found["shared_over_whole"]
-        shares = [found[f"{way}_share_of_limit"]["median"] for way in ("whole", "shared")]
-        faster = f"{ratio['median']:.2f} ({span((ratio['lowest'], ratio['highest']), '.2f')})"
-        tokens, limits = (" to ".join(map(each, two)) for each, two in (
-            (thousands, run.values()), ("{:.0%}".format, shares)))  # fmt: skip
-        lines.append((found["model"], found["what"], str(found["prompt_tokens"]), tokens, faster, limits))
-    return table(header, lines)
-
-
 def popularity() -> str:
     """BM25, favourite facts and both, on all judgements, on facts that training has seen, and on others."""
     names = {"entailmentbank-dev": "dev", "entailmentbank-set-aside": "set aside"}
@@ -440,5 +427,6 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
         "seeds": sft_seeds,
         "in-260-steps": lambda: one_run_of_sft("sft_quickstart/metrics_260.json"),
     },
+    "experiments/waiting/README.md": {"policies": waiting},
 }
 """By document, what each of its tables of figures is made by."""

@@ -1,0 +1,39 @@
+"""Tables of what was timed: two ways of one thing, in alternation, as ratios."""
+
+from collections.abc import Mapping
+
+from experiments.markdown import content, rows, span, table, thousands
+
+
+def prefix() -> str:
+    """Shared prompts against whole texts: ratio by round, and the share of the machine's own product."""
+    header = ("model", "what", ">prompt", ">tokens run", ">faster", ">share of the limit")
+    lines = []
+    for found in rows("prefix/prefix.json"):
+        run, ratio = found["tokens_run"], found["shared_over_whole"]
+        shares = [found[f"{way}_share_of_limit"]["median"] for way in ("whole", "shared")]
+        faster = f"{ratio['median']:.2f} ({span((ratio['lowest'], ratio['highest']), '.2f')})"
+        tokens, limits = (" to ".join(map(each, two)) for each, two in (
+            (thousands, run.values()), ("{:.0%}".format, shares)))  # fmt: skip
+        lines.append((found["model"], found["what"], str(found["prompt_tokens"]), tokens, faster, limits))
+    return table(header, lines)
+
+
+def waiting() -> str:
+    """Tokens per second by how threads wait, beside more and more busy processes."""
+
+    def told(line: Mapping, policy: str) -> str:
+        return thousands(round(line[f"{policy}_tokens_per_s"]["median"]))
+
+    return table(
+        ("busy processes beside it", "passive", "active", "passive / active"),
+        [
+            (
+                str(line["busy_processes"]),
+                told(line, "passive"),
+                told(line, "active"),
+                "{median:.2f} ({lowest:.2f}-{highest:.2f})".format(**line["passive_over_active"]),
+            )
+            for line in content("waiting/metrics.json")["rows"]
+        ],
+    )
