@@ -109,7 +109,7 @@ def test_without_a_name_the_experiments_are_listed():
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["NAME=bm52"], r"reproduce: NAME=bm52 is no experiment; choose from base, .*, sft_quickstart"),
+        (["NAME=bm52"], r"reproduce: NAME=bm52 is no experiment; choose from base, .*, waiting"),
         (["NAME=speed"], r"reproduce: NAME=speed is kept as it was measured .*; choose from base, .*"),
         (
             ["NAME=bm25"],
