@@ -246,12 +246,12 @@ def test_pitfall_32_in_the_shuffled_control_every_query_gets_the_reasoning_of_an
 
 def test_documents_are_encoded_once_for_all_modes_and_read_from_the_disk(benchmark, nano_folder, tmp_path):
     model = load_embedder(nano_folder)
-    rows = document_embeddings(benchmark, model, tmp_path)
+    rows = document_embeddings(benchmark.corpus, model, tmp_path)
     assert isinstance(rows, np.memmap)
     assert np.abs(rows - model.embed_documents(benchmark.corpus.texts).numpy()).max() < 1e-6
     n_documents = []
     handle = model.decoder.register_forward_pre_hook(lambda *_: n_documents.append(1))
-    again = document_embeddings(benchmark, model, tmp_path)
+    again = document_embeddings(benchmark.corpus, model, tmp_path)
     handle.remove()
     assert n_documents == []
     assert (again == rows).all()

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from search_r3.data.beir.documents import load_corpus
+from search_r3.data.beir.layout import file_in
 from search_r3.data.types import Corpus
-from search_r3.evaluation.ranking import document_index
-from search_r3.index.rows.cache import stored_embeddings
+from search_r3.evaluation.ranking import document_embeddings, document_index
 from search_r3.models.embedder import Reasoned, ReasoningEmbedder
 from search_r3.models.folder.loading import load_embedder
 
@@ -154,10 +154,7 @@ class SearchR3:
             StoreError: If the cache is damaged, or does not fit on the disk.
         """
         self.corpus = as_corpus(corpus)
-        key = {**self.embedder.document_key, "corpus": self.corpus.fingerprint}
-        rows = stored_embeddings(
-            self.cache_dir, key, self.corpus.texts, self.embedder.embed_documents, progress=progress
-        )
+        rows = document_embeddings(self.corpus, self.embedder, self.cache_dir, progress)
         self._index = document_index(rows, self.corpus.ids)
         return self
 
@@ -236,8 +233,5 @@ def as_corpus(corpus: str | Path | Corpus | Sequence[str]) -> Corpus:
         return corpus
     if isinstance(corpus, (str, Path)):
         path = Path(corpus)
-        if path.is_dir():
-            found = [path / name for name in ("corpus.jsonl", "corpus.jsonl.gz") if (path / name).is_file()]
-            path = found[0] if found else path / "corpus.jsonl"
-        return load_corpus(path)
+        return load_corpus(file_in(path, "corpus.jsonl") if path.is_dir() else path)
     return Corpus([str(number) for number in range(len(corpus))], list(corpus))

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from search_r3.data.jsonl import DataError
 from search_r3.data.reasonings import tell_missing
 from search_r3.data.types import Benchmark
@@ -20,12 +18,10 @@ from search_r3.evaluation.metrics import mean_metrics, per_query_metrics
 from search_r3.evaluation.modes import MODES, Mode
 from search_r3.evaluation.places import PARTIAL, kept_folder, place_of
 from search_r3.evaluation.rankers import NOTHING_CUT, Model, Ranked, Settings, Task, cut_texts
-from search_r3.evaluation.ranking import without_self_matches
+from search_r3.evaluation.ranking import document_embeddings, without_self_matches
 from search_r3.evaluation.results import PER_QUERY, QRELS, REASONING, RUN, sealed
 from search_r3.evaluation.significance import bootstrap_interval
 from search_r3.evaluation.trec import needs_encoding, with_encoded_ids, write_qrels, write_run
-from search_r3.index.rows.cache import stored_embeddings
-from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.records import shown
 
 _ROW_VERSION = 3  # higher where the same key gives another row, so that no older one is read back
@@ -41,14 +37,6 @@ def fingerprint(benchmark: Benchmark) -> str:
         benchmark.remove_self_match,
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def document_embeddings(
-    benchmark: Benchmark, embedder: ReasoningEmbedder, cache_dir: str | Path
-) -> np.memmap:
-    """Embeddings `[N, D]` of the corpus, on disk, encoded once per (weights, prompts, dtype, corpus)."""
-    key = {**embedder.document_key, "corpus": benchmark.corpus.fingerprint}
-    return stored_embeddings(cache_dir, key, benchmark.corpus.texts, embedder.embed_documents)
 
 
 def _write(
@@ -229,7 +217,7 @@ def _evaluated(asked: Asked, folder: Path, cache_dir: str | Path, origin: Mappin
     """Measures a row and writes its folder."""
     benchmark, mode, settings, embeds = asked.benchmark, asked.mode, asked.settings, asked.embeds
     named = _with_readable_ids(benchmark)
-    embeddings = None if embeds is None else document_embeddings(benchmark, embeds.embedder, cache_dir)
+    embeddings = None if embeds is None else document_embeddings(benchmark.corpus, embeds.embedder, cache_dir)
     found = mode.rank(Task(named, settings, asked.model, asked.base, embeddings, asked.given))
     lexical = f"bm25 ({settings.analyzer}, k1={settings.k1}, b={settings.b})"
     run, removed = without_self_matches(named, found.run, settings.top_k)

@@ -1,13 +1,16 @@
 """From embeddings to a run: the best documents of every query, by the index that training uses."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from search_r3.data.types import Benchmark
+from search_r3.data.types import Benchmark, Corpus
 from search_r3.evaluation.metrics import ranked
 from search_r3.index.backends.flat import FlatIndex
+from search_r3.index.rows.cache import stored_embeddings
+from search_r3.models.embedder import ReasoningEmbedder
 
 
 def id_order(ids: Sequence[str]) -> np.ndarray:
@@ -20,6 +23,14 @@ def id_order(ids: Sequence[str]) -> np.ndarray:
     places = np.empty(len(names), dtype=np.int64)
     places[sorted(range(len(names)), key=names.__getitem__, reverse=True)] = np.arange(len(names))
     return places
+
+
+def document_embeddings(
+    corpus: Corpus, embedder: ReasoningEmbedder, cache_dir: str | Path, progress: bool = True
+) -> np.memmap:
+    """Embeddings `[N, D]` of a corpus, on disk, encoded once per (weights, prompts, dtype, corpus)."""
+    key = {**embedder.document_key, "corpus": corpus.fingerprint}
+    return stored_embeddings(cache_dir, key, corpus.texts, embedder.embed_documents, progress=progress)
 
 
 def document_index(documents: ArrayLike, document_ids: Sequence[str]) -> FlatIndex:
