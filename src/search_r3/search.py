@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, ListConfig
 
 from search_r3.cli.command import entry_point
+from search_r3.cli.model_choice import check_model_folder
 from search_r3.cli.overrides import did_you_mean
 from search_r3.errors import UsageError
 
@@ -31,8 +32,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     """
     if is_sweep:
         raise UsageError("src.search answers queries; --multirun does not apply")
-    if not (Path(config.model.path) / "search_r3.json").is_file():
-        raise UsageError(f"model.path={config.model.path}: not a model folder (it has no search_r3.json)")
+    check_model_folder("model.path", config.model.path)
     corpus = Path(config.corpus)
     if not corpus.exists():
         raise UsageError(f"corpus={corpus}: no such folder or file")

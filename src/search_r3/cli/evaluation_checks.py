@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig
 
 from search_r3.cli.instantiate import instantiate
+from search_r3.cli.model_choice import check_model_folder
 from search_r3.cli.overrides import did_you_mean
 from search_r3.errors import UsageError
 from search_r3.evaluation import beir_collections
@@ -135,8 +136,7 @@ def needed(modes: Sequence[Mode]) -> frozenset[str]:
 def _check_model(key: str, path: str | None) -> None:
     if path is None:
         raise UsageError(f"{key}= is needed by these modes: the model folder that a training run wrote")
-    if not (Path(path) / "search_r3.json").is_file():
-        raise UsageError(f"{key}={path}: not a model folder (it has no search_r3.json)")
+    check_model_folder(key, path)
 
 
 def _check_collection(config: DictConfig, name: str) -> None:

@@ -54,6 +54,16 @@ class FolderFacts:
     stage: str | None = None
 
 
+def check_model_folder(key: str, path: str) -> None:
+    """Refuses a path that leads to no model folder; whether its files are whole is for loading to say.
+
+    Raises:
+        UsageError: With the key that named it.
+    """
+    if not (Path(path) / "search_r3.json").is_file():
+        raise UsageError(f"{key}={path}: not a model folder (it has no search_r3.json)")
+
+
 def read_facts(path: str) -> FolderFacts | None:
     """Facts of a model folder; None where it cannot be read, which loading it will explain."""
     try:
