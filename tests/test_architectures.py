@@ -9,7 +9,8 @@ from architectures import CONFIGS, EAGER_ONLY, WINDOW, build
 from conftest import LENGTHS, PROMPTS, QUERIES, TEXTS
 from torch.nn.functional import normalize
 
-from search_r3.models.embedder import ReasoningEmbedder, length_batches
+from search_r3.models.batching import length_batches
+from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.generation import Sampling
 from search_r3.models.nano import train_tokenizer
 from search_r3.models.prompts import Prompts
@@ -94,7 +95,7 @@ def test_texts_that_share_their_prompt_have_the_vector_of_the_text_alone(embedde
 
     assert n_tokens[0] == (1, n_prompt)  # once, and no batch again
     assert len(n_tokens) > 2
-    batches = list(length_batches(list(map(len, sequences)), 300))
+    batches = list(length_batches(list(map(len, sequences)), 300, sharing.forward_cost))
     assert n_tokens[1:] == [(len(rows), len(sequences[rows[0]]) - n_prompt) for rows in batches]
     expected = torch.stack([plain_vector(sharing, sequence) for sequence in sequences])
     torch.testing.assert_close(together, expected, **CLOSE)

@@ -5,7 +5,6 @@ import torch
 from conftest import QUERIES, TEXTS, build_embedder
 from torch.nn.functional import normalize
 
-from search_r3.models.embedder import length_batches
 from search_r3.models.generation import Sampling, decode, row_uniforms, sample
 from search_r3.models.prefix import common_prefix
 
@@ -142,13 +141,6 @@ def test_log_probabilities_of_a_rollout_are_those_of_a_full_forward(embedder):
 def test_sampling_outside_its_range_is_refused(settings, key):
     with pytest.raises(ValueError, match=key):
         Sampling(*settings)
-
-
-def test_length_batches_hold_every_row_once_within_the_budget():
-    lengths = [5, 1, 9, 3, 9, 40, 2]
-    batches = list(length_batches(lengths, 18))
-    assert sorted(row for batch in batches for row in batch) == list(range(7))
-    assert all(len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= 18 for batch in batches)
 
 
 def test_sampling_follows_the_distribution_and_the_nucleus():

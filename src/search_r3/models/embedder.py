@@ -4,7 +4,7 @@ There is no projection head. A document and a directly embedded query are one fo
 written first and embedded in the same pass. Every text of the project becomes a vector here.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from search_r3.models.batching import FORWARD_SHARE, length_batches
 from search_r3.models.generation import Sampling, SpecialIds, decode, row_uniforms
 from search_r3.models.logits import decoder_path, own_logits
 from search_r3.models.prefix import Prefix, common_prefix, pad_left, position_ids
@@ -53,24 +54,6 @@ SHARED_FROM = 8
 
 SAVED_FROM = 128
 """Ids. The forward over what is shared must save so many: for two texts it takes longer than it saves."""
-
-
-def length_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Row numbers in batches of similar length, longest first, each of at most `token_budget` padded tokens.
-
-    Longest first, so that a batch that does not fit into memory fails at the start.
-    """
-    batch: list[int] = []
-    width = 0
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if batch and (len(batch) + 1) * width > token_budget:
-            yield batch
-            batch = []
-        if not batch:
-            width = lengths[row]
-        batch.append(row)
-    if batch:
-        yield batch
 
 
 class ReasoningEmbedder(nn.Module):
@@ -228,6 +211,11 @@ class ReasoningEmbedder(nn.Module):
         recomputes = self.model.training and model.is_gradient_checkpointing
         return not (recomputes or getattr(model, "_is_stateful", False) or kinds - _KINDS_WITH_KEYS)
 
+    @property
+    def forward_cost(self) -> int:
+        """What one more forward costs besides its tokens, in tokens."""
+        return self.token_budget // FORWARD_SHARE
+
     def embed_ids(
         self, sequences: Sequence[Sequence[int]], progress: bool = False, what: str = "texts"
     ) -> Tensor:
@@ -240,7 +228,7 @@ class ReasoningEmbedder(nn.Module):
         result = torch.empty(len(sequences), self.width)
         with self._inference(), Progress(len(sequences), "embed", what, progress) as bar:
             prefix = self.prefix_of(sequences)
-            for rows in length_batches(lengths, self.token_budget):
+            for rows in length_batches(lengths, self.token_budget, self.forward_cost):
                 ids, mask = pad_left(
                     [sequences[row] for row in rows], self.tokenizer.pad_token_id, self.device
                 )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from search_r3.models.embedder import length_batches
+from search_r3.models.batching import FORWARD_SHARE, length_batches
 from search_r3.models.generation import Sampling
 
 
@@ -96,7 +96,8 @@ def micro_batches(rollouts: Rollouts, token_budget: int, kept: Tensor | None = N
     numbers = kept.nonzero()[:, 0].tolist()
     all_lengths = (rollouts.prompt_lengths[:, None] + rollouts.n_tokens.cpu() + 1).flatten().tolist()
     lengths = [all_lengths[number] for number in numbers]
-    return [[numbers[place] for place in batch] for batch in length_batches(lengths, token_budget)]
+    batches = length_batches(lengths, token_budget, token_budget // FORWARD_SHARE)
+    return [[numbers[place] for place in batch] for batch in batches]
 
 
 def group_batches(rollouts: Rollouts, token_budget: int, kept: Tensor | None = None) -> list[list[int]]:
@@ -116,7 +117,7 @@ def group_batches(rollouts: Rollouts, token_budget: int, kept: Tensor | None = N
     lengths = [size * (len(rollouts.prompts[group]) + max(longest[group]) + 1) for group in groups]
     return [
         [groups[place] * size + rollout for place in batch for rollout in range(size)]
-        for batch in length_batches(lengths, token_budget)
+        for batch in length_batches(lengths, token_budget, token_budget // FORWARD_SHARE)
     ]
 
 

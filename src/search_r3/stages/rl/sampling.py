@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import normalize
 
+from search_r3.models.batching import length_batches
 from search_r3.models.dropout import without_dropout
-from search_r3.models.embedder import ReasoningEmbedder, length_batches
+from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.generation import Decoded, Sampling, decode, row_uniforms
 from search_r3.stages.rl.rollouts import Rollouts
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from search_r3.data.types import Example
 from search_r3.distributed import equal_forwards
-from search_r3.models.embedder import ReasoningEmbedder, length_batches
+from search_r3.models.batching import length_batches
+from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.prefix import Prefix
 from search_r3.models.reference import FrozenReference
 from search_r3.stages.base import ValidatedModule
@@ -185,12 +186,21 @@ class SFTModule(ValidatedModule):
         """Places in `rows` of each forward, and what these rows begin with where prompts are shared."""
         n_documents, n_direct = len(chunk.documents), len(chunk.direct)
         edges = (0, n_documents, n_documents + n_direct, len(rows)) if self.shares_prompts else (0, len(rows))
-        for start, end in pairwise(edges):
-            kind = rows[start:end]  # of one prompt
-            prefix = shared_prefix(self.embedder, kind) if self.shares_prompts and kind else None
-            lengths = [len(row.ids) for row in kind]
-            for places in self.filled_up(length_batches(lengths, self.embedder.token_budget)):
-                yield [start + place for place in places], prefix
+        together: list[int] = []  # of kinds that begin with too little to share it
+        for kind in (range(start, end) for start, end in pairwise(edges)):
+            shares = self.shares_prompts and len(kind)
+            prefix = shared_prefix(self.embedder, [rows[place] for place in kind]) if shares else None
+            if prefix is None or not prefix.n_ids:
+                together.extend(kind)
+                continue
+            yield from ((places, prefix) for places in self._of_similar_length(rows, kind))
+        yield from ((places, None) for places in self._of_similar_length(rows, together))
+
+    def _of_similar_length(self, rows: Sequence[TokenRow], places: Sequence[int]) -> list[list[int]]:
+        """The places as batches for forwards; equally many on all ranks where weights are sharded."""
+        lengths = [len(rows[place].ids) for place in places]
+        batches = length_batches(lengths, self.embedder.token_budget, self.embedder.forward_cost)
+        return [[places[number] for number in batch] for batch in self.filled_up(batches)]
 
     @property
     def _idle_row(self) -> TokenRow:

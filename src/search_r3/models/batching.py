@@ -1,0 +1,56 @@
+"""Rows of unequal length dealt to forwards, so that little padding is run."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+FORWARD_SHARE = 32
+"""A forward costs as much besides its tokens as this part of a token budget takes: casts, launches and, in
+training, one more addition to every weight's gradient. SmolLM2 on one core: 80 of 2,048 tokens, backward
+included."""
+
+
+def length_batches(
+    lengths: Sequence[int], token_budget: int, forward_cost: int | None = None
+) -> Iterator[list[int]]:
+    """Row numbers in batches of similar length, longest first, each of at most `token_budget` padded tokens.
+
+    Longest first, so that a batch that does not fit into memory fails at the start. A row that exceeds the
+    budget by itself is a batch of its own.
+
+    Args:
+        lengths: tokens of each row.
+        token_budget: the most tokens of a batch, padding included.
+        forward_cost: what one more forward costs, in tokens: a batch is split where less padding pays for it.
+            None splits at the budget alone, as decoding wants it, whose cost is the number of its steps.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    start = 0
+    while start < len(order):
+        width = lengths[order[start]]
+        end = start + max(1, min(token_budget // max(width, 1), len(order) - start))
+        batch, start = order[start:end], end
+        padding = width * len(batch) - sum(lengths[row] for row in batch)
+        if forward_cost is None or padding <= forward_cost:
+            yield batch
+        else:
+            yield from _split(batch, np.array([lengths[row] for row in batch]), forward_cost)
+
+
+def _split(batch: Sequence[int], lengths: np.ndarray, forward_cost: int) -> Iterator[list[int]]:
+    """The parts of a batch, longest rows first, that cost least: padded tokens and the cost of each forward.
+
+    Dynamic programming over where the last part begins, exact for rows in this order.
+    """
+    n = len(batch)
+    least = np.zeros(n + 1)  # of the first rows
+    begin = np.zeros(n + 1, dtype=int)  # of the last part of these
+    for end in range(1, n + 1):
+        costs = least[:end] + lengths[:end] * np.arange(end, 0, -1) + forward_cost
+        begin[end] = costs.argmin()
+        least[end] = costs[begin[end]]
+    edges = [n]
+    while edges[-1]:
+        edges.append(int(begin[edges[-1]]))
+    for first, last in zip(edges[::-1], edges[-2::-1], strict=False):
+        yield list(batch[first:last])
