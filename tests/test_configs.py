@@ -110,10 +110,13 @@ def test_an_experiment_only_sets_keys_that_exist_without_it(source, option):
     raw = yaml.safe_load((CONF / "experiment" / f"{option}.yaml").read_text(encoding="utf-8"))
     overrides = []
     for entry in raw.get("defaults", []):
-        inherits = isinstance(entry, str)
-        overrides += [f"experiment={entry}"] if inherits else [
-            f"{group.split('/')[-1]}={value}" for group, value in entry.items()
-        ]  # fmt: skip
+        if isinstance(entry, str):
+            overrides += [] if entry == "_self_" else [f"experiment={entry}"]
+            continue
+        for group, value in entry.items():  # "override /group", or "/group@package", which adds
+            added = "" if group.startswith("override ") else "+"
+            overrides.append(f"{added}{group.split('/')[-1]}={value}")
+    overrides.sort(key=lambda override: override.startswith("+"))  # a package is added to what was chosen
     overrides += filled(source, overrides)
     base = flat_keys(OmegaConf.to_container(compose("train", overrides, source).config))
 
@@ -121,7 +124,7 @@ def test_an_experiment_only_sets_keys_that_exist_without_it(source, option):
         parent = key.rpartition(".")[0]
         ancestors = [key.rsplit(".", count)[0] for count in range(1, key.count(".") + 1)]
         is_slot = any(name in base and base[name] is None for name in ancestors)  # null, for a call
-        is_open = base.get(parent) == {} or parent in TRAINER_NODES or is_slot
+        is_open = base.get(parent) == {} or parent in (*TRAINER_NODES, "data.weights") or is_slot
         assert key in base or is_open or isinstance(value, dict), (
             f"{key} is set by the experiment and read by nobody"
         )

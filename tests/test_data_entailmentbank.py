@@ -109,6 +109,24 @@ def test_a_row_carries_the_answer_and_at_most_three_facts(folder):
 
 
 @pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("answer", "since q3."),
+        ("filler", ". . . . . . . . . . . . . ."),  # 2 words and thrice 4
+        ("none", None),
+    ],
+)
+def test_rivals_of_the_human_reasoning_are_taught_in_its_place(folder, kind, text):
+    data = load_entailmentbank(folder, "all", parts=Parts(0, 1, 0), reasoning=kind)
+    found = {example.id.split("\t")[0]: example.reasoning for example in data.examples}
+
+    assert found["q3"] == text
+    assert data.card["reasoning"] == kind
+    with pytest.raises(ValueError, match=r"reasoning must be one of human, answer, filler, none, got 'x'"):
+        load_entailmentbank(folder, parts=PARTS, reasoning="x")
+
+
+@pytest.mark.parametrize(
     ("row", "rule"),
     [
         ({"_id": "q1", "answer": "a", "hypothesis": "h", "steps": []}, "occurs for the second time"),

@@ -83,8 +83,9 @@ def test_the_command_writes_rows_of_baselines_and_of_runs(tmp_path, monkeypatch,
 
 def test_human_texts_are_files_that_an_evaluation_takes(tmp_path):
     folder = write_bank(tmp_path / "bank")
-    human, answer = write_reasonings(folder, tmp_path / "texts")
+    human, answer, filler = write_reasonings(folder, tmp_path / "texts")
 
     assert load_reasonings(answer)["q3"] == "since q3."
     assert load_reasonings(human)["q3"] == "since q3. step 0 of 3. step 1 of 3. step 2 of 3."
+    assert load_reasonings(filler)["q3"] == " ".join(14 * ".")
     assert len(load_reasonings(human)) == 15

@@ -17,10 +17,11 @@ from search_r3.cli.last_resort import Parser, run_command
 from search_r3.cli.run_folder import provenance
 from search_r3.data.entailmentbank import (
     EXPLANATIONS,
+    MAX_FACTS,
+    REASONINGS,
     TESTS,
     load_entailmentbank,
-    load_explanations,
-    short_reasoning,
+    reasonings_of,
 )
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.errors import UsageError
@@ -165,17 +166,13 @@ def runs_apart(folder: Path, places: Sequence[Path]) -> list[dict]:
 
 
 def write_reasonings(folder: Path, target: Path) -> list[Path]:
-    """What people reasoned as files for `reasonings=`: short reasonings, and the right answers alone."""
-    explanations = load_explanations(folder / EXPLANATIONS)
-    forms = {
-        "human": lambda answer, hypothesis, steps: short_reasoning(answer, hypothesis, steps),
-        "answer": lambda answer, hypothesis, steps: short_reasoning(answer, hypothesis, steps, max_facts=0),
-    }
+    """Texts for `reasonings=`: what people reasoned, the right answers alone, and fillers of equal length."""
     target.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, text_of in forms.items():
-        path = target / f"reasonings.{name}.jsonl"
-        lines = [{"_id": query, "text": text_of(*each)} for query, each in explanations.items()]
+    for kind in REASONINGS[:-1]:  # all but none
+        path = target / f"reasonings.{kind}.jsonl"
+        texts = reasonings_of(folder / EXPLANATIONS, kind, MAX_FACTS)
+        lines = [{"_id": query, "text": text} for query, text in texts.items()]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         written.append(path)
     return written

@@ -27,6 +27,8 @@ from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
 SPLITS = ("sft", "rl", "all")
 RL_QUESTIONS = ("shared", "unseen", "both")
 TESTS = ("dev", "set_aside", "tuning")
+MAX_FACTS = 3
+REASONINGS = ("human", "answer", "filler", "none")
 EXPLANATIONS = "explanations.jsonl"
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,8 @@ def load_entailmentbank(
     rl_questions: str = "both",
     test_part: str = "dev",
     parts: Parts = Parts(set_aside=400, tuning=108, rl_only=200),
-    max_facts: int = 3,
+    max_facts: int = MAX_FACTS,
+    reasoning: str = "human",
     name: str = "entailmentbank",
 ) -> TrainingData:
     """Training rows of one stage, the tuning questions for validation, and one of the test collections.
@@ -69,10 +72,13 @@ def load_entailmentbank(
         test_part: "dev"; "set_aside", of the training questions; or "tuning", for choosing settings.
         parts: sizes.
         max_facts: intermediate conclusions in a reasoning, at most.
+        reasoning: what SFT teaches to write: "human", `short_reasoning`; "answer", the right answer alone;
+            or a rival: "filler" of the human one's length, or "none", with which only direct queries are
+            trained.
         name: of the data set.
 
     Returns:
-        A row per question and fact, with `short_reasoning`; every fact is in the corpus.
+        A row per question and fact, with its reasoning; every fact is in the corpus.
 
     Raises:
         DataError: If a file is missing or a row is bad.
@@ -81,11 +87,8 @@ def load_entailmentbank(
     _check_choice("split", split, SPLITS)
     _check_choice("rl_questions", rl_questions, RL_QUESTIONS)
     _check_choice("test_part", test_part, TESTS)
-    file = Path(path) / EXPLANATIONS
-    reasonings = {
-        query: short_reasoning(answer, hypothesis, steps, max_facts)
-        for query, (answer, hypothesis, steps) in load_explanations(file).items()
-    }
+    _check_choice("reasoning", reasoning, REASONINGS)
+    reasonings = reasonings_of(Path(path) / EXPLANATIONS, reasoning, max_facts)
     whole = load_beir_training(path, name, validation_split="dev", test_split="dev", reasonings=reasonings)
     rows: dict[str, list[Example]] = {}
     for example in whole.examples:
@@ -111,6 +114,7 @@ def load_entailmentbank(
         "test": test_part,
         "test_queries": len(tests[test_part].queries),
         "parts": {part: len(queries) for part, queries in of.items()},
+        "reasoning": reasoning,
         "split": split if split != "rl" else f"rl, {rl_questions}",
         "licence": "Apache-2.0 in its repository; a copy elsewhere says CC-BY-4.0",
     }
@@ -127,6 +131,21 @@ def load_entailmentbank(
 def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def reasonings_of(file: Path, kind: str, max_facts: int) -> dict[str, str] | None:
+    """Texts by question id, of a kind in `REASONINGS`; None for "none".
+
+    Raises:
+        DataError: As `load_explanations`.
+    """
+    explanations = load_explanations(file)
+    if kind == "none":
+        return None
+    if kind == "answer":
+        return {query: short_reasoning(answer, "", [], 0) for query, (answer, _, _) in explanations.items()}
+    human = {query: short_reasoning(*parts, max_facts) for query, parts in explanations.items()}
+    return human if kind == "human" else {query: filler(text) for query, text in human.items()}
 
 
 def question_parts(questions: Sequence[str], parts: Parts) -> dict[str, list[str]]:
@@ -189,7 +208,7 @@ def load_explanations(file: Path) -> dict[str, tuple[str, str, list[str]]]:
     return found
 
 
-def short_reasoning(answer: str, hypothesis: str, steps: Sequence[str], max_facts: int = 3) -> str:
+def short_reasoning(answer: str, hypothesis: str, steps: Sequence[str], max_facts: int = MAX_FACTS) -> str:
     """What a small model can learn to write: the answer first, then a few short facts.
 
     The first intermediate conclusions are taken, which stand next to the facts that are looked for. Where
@@ -200,3 +219,12 @@ def short_reasoning(answer: str, hypothesis: str, steps: Sequence[str], max_fact
     """
     facts = list(steps[:max_facts]) or [hypothesis][:max_facts]
     return " ".join(f"{part.strip().rstrip('.')}." for part in (answer, *facts))
+
+
+def filler(reasoning: str) -> str:
+    """A dot for every word: as much room to compute in, and nothing to read.
+
+    >>> filler("Helium. fusion makes helium.")
+    '. . . .'
+    """
+    return " ".join("." for _ in reasoning.split())
