@@ -4,7 +4,7 @@ import json
 
 import pytest
 from conftest import build_embedder
-from plain_folders import byte_tokenizer, opened, sentencepiece_tokenizer, write_plain
+from plain_folders import LENGTHS, byte_tokenizer, opened, sentencepiece_tokenizer, write_plain
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
@@ -25,12 +25,15 @@ TOKENIZERS = {
 }
 
 
-@pytest.fixture(scope="module", params=["nano", *TOKENIZERS])
+@pytest.fixture(scope="module", params=["nano", "cut on the left", *TOKENIZERS])
 def saved(request, tmp_path_factory):
     """An embedder and its folder."""
     place = tmp_path_factory.mktemp("kind")
     if request.param == "nano":
         embedder = build_embedder()
+    elif request.param == "cut on the left":
+        plain = write_plain(place / "plain", byte_tokenizer())
+        embedder = opened(plain, lengths={**LENGTHS, "truncation_side": "left"})
     else:
         embedder = opened(write_plain(place / "plain", TOKENIZERS[request.param]()))
     return embedder, save_embedder(embedder, place / "model", {})

@@ -66,6 +66,7 @@ def composed(source, folder, *overrides):
 REFUSED = {
     "a length": (["model.lengths.query=64"], ["model.lengths.query=64", "the folder has 40"]),
     "a prompt": (["model.prompts.document_system=doc"], ["document_system=doc", "the folder has other"]),
+    "a length of later than the folder": (["++model.lengths.truncation_side=left"], ["has right"]),
     "a whole node": (["model.lengths={query: 40, document: 9}"], ["model.lengths.document=9", "has 80"]),
     "with plus signs": (["++model.lengths.query=64"], ["model.lengths.query=64"]),
     "a size": (["model.create.hidden_size=16"], ["model.create.hidden_size=16", "the folder has 32"]),

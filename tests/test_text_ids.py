@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from search_r3.models.nano import train_tokenizer
-from search_r3.models.text_ids import PIECE, TIMES, WHOLE, first_ids, plain_ids
+from search_r3.models.text_ids import PIECE, TIMES, WHOLE, first_ids, last_ids, plain_ids
 from tests.fuzzing import fuzzed
 
 
@@ -103,6 +103,31 @@ def test_the_first_tokens_of_a_cut_text_are_those_of_the_whole_text(kind, text, 
         assert ids == ids_of(tokenizer, text)[:n_tokens]
     else:
         assert len(text) > TIMES * 64
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@fuzzed()
+@given(text=long_texts, place=st.integers(0, 12))
+def test_the_last_tokens_of_a_text_cut_on_the_left_are_those_of_the_whole_text(kind, text, place):
+    """The first token is that at the first cut, or one behind it."""
+    tokenizer = made(kind)
+    n_tokens = max(1, len(ids_of(tokenizer, text[-64:])) - place)
+    ids, is_settled = last_ids(tokenizer, text, n_tokens, start=64)
+    if is_settled:
+        assert ids == ids_of(tokenizer, text)[-n_tokens:]
+    else:
+        assert len(text) > TIMES * 64
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_long_text_keeps_its_end_where_the_left_is_cut(kind):
+    tokenizer = made(kind)
+    long = "open a socket " * (2 * WHOLE // 14) + "parse the header of a file"
+    texts = ["sum of two integers in a row", long, ""]
+    whole = [ids_of(tokenizer, text) for text in texts]
+    assert len(whole[1]) > len(whole[0]) > 3
+    assert plain_ids(tokenizer, texts, 3, "left") == [ids[-3:] for ids in whole]
+    assert plain_ids(tokenizer, texts, 3) == [ids[:3] for ids in whole]
 
 
 @pytest.mark.parametrize("kind", KINDS)

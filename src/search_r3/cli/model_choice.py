@@ -15,6 +15,8 @@ from search_r3.errors import UsageError
 
 MADE_BY_BASE = Path("outputs") / "bases" / "smollm2_135m"
 """The folder that `make base` writes."""
+_OF_BEFORE = {"lengths.repeat_ngram": 0, "lengths.truncation_side": "right"}
+"""What a folder of before does not say, and means."""
 MADE_HERE = "made by "
 """Precedes the function's name in `provenance.base_model` of a model that started from random weights."""
 
@@ -61,7 +63,10 @@ def check_model_folder(key: str, path: str) -> None:
         UsageError: With the key that named it.
     """
     if not (Path(path) / "search_r3.json").is_file():
-        raise UsageError(f"{key}={path}: not a model folder (it has no search_r3.json)")
+        plain = ""
+        if key == "model.path" and (Path(path) / "config.json").is_file():
+            plain = f"; evaluate a plain Hugging Face folder with experiment=authors_eval model.name={path}"
+        raise UsageError(f"{key}={path}: not a model folder (it has no search_r3.json){plain}")
 
 
 def read_facts(path: str) -> FolderFacts | None:
@@ -69,7 +74,7 @@ def read_facts(path: str) -> FolderFacts | None:
     try:
         description = json.loads((Path(path) / "search_r3.json").read_text(encoding="utf-8"))
         architecture = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-        values = {
+        values = _OF_BEFORE | {
             f"{node}.{name}": value
             for node in ("prompts", "lengths")
             for name, value in description[node].items()

@@ -2,19 +2,20 @@
 
 A prompt is a constant prefix, the user's text and a constant suffix; `templates` renders them. The three
 parts are tokenized apart, so that a path that shares the prefix and a path that writes the whole string give
-the same ids. Only the user's text is ever cut, at its end (a very long one before it is tokenized, see
-`text_ids`); a text never yields a special token, whatever it contains.
+the same ids. Only the user's text is ever cut, at its end or, by choice, its beginning (a very long one
+before it is tokenized, see `text_ids`); a text never yields a special token, whatever it contains.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import get_args
 
 from transformers import PreTrainedTokenizerBase
 
 from search_r3.models.templates import EMBED_TOKEN, Prompts, Rendered, Template, render
-from search_r3.models.text_ids import plain_ids
+from search_r3.models.text_ids import Side, plain_ids
 
 __all__ = ["EMBED_TOKEN", "Lengths", "PromptEncoder", "Prompts", "Rendered", "Template"]
 
@@ -29,12 +30,15 @@ class Lengths:
         reasoning: the embed token not counted.
         repeat_ngram: a reasoning ends where it would say an n-gram of this many tokens again, since greedy
             decoding of a small model runs into loops; 0 lets it.
+        truncation_side: of a query's and a document's text, the side that is cut: "right" leaves the
+            beginning, "left" the end. A given reasoning keeps its beginning.
     """
 
     query: int
     document: int
     reasoning: int
     repeat_ngram: int = 0
+    truncation_side: Side = "right"
 
     def __post_init__(self) -> None:
         for name in ("query", "document", "reasoning"):
@@ -42,6 +46,16 @@ class Lengths:
                 raise ValueError(f"lengths.{name} must be at least 1 token, got {getattr(self, name)}")
         if self.repeat_ngram < 0:
             raise ValueError(f"lengths.repeat_ngram must be 0 (off) or more, got {self.repeat_ngram}")
+        if self.truncation_side not in get_args(Side):
+            raise ValueError(f"lengths.truncation_side must be left or right, got {self.truncation_side!r}")
+
+    @property
+    def stated(self) -> dict[str, object]:
+        """The fields, for a fingerprint; one that folders of before do not have, only where it is used."""
+        fields = asdict(self)
+        if self.truncation_side == "right":
+            del fields["truncation_side"]
+        return fields
 
 
 class PromptEncoder:
@@ -52,6 +66,7 @@ class PromptEncoder:
         prompts: the wording.
         lengths: the limits.
         rendered: the prompts as a model folder keeps them; None renders them now.
+        embed_token: whose state is the embedding.
 
     Raises:
         ValueError: If the tokenizer is not one of the `tokenizers` library, or as `templates.render`.
@@ -63,6 +78,7 @@ class PromptEncoder:
         prompts: Prompts,
         lengths: Lengths,
         rendered: Rendered | None = None,
+        embed_token: str = EMBED_TOKEN,
     ) -> None:
         if not tokenizer.is_fast:
             raise ValueError(
@@ -72,8 +88,8 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.prompts = prompts
         self.lengths = lengths
-        self.rendered = rendered or render(tokenizer, prompts)
-        self.embed_token_id: int = tokenizer.convert_tokens_to_ids(EMBED_TOKEN)
+        self.rendered = rendered or render(tokenizer, prompts, embed_token)
+        self.embed_token_id: int = tokenizer.convert_tokens_to_ids(embed_token)
         self.closing = tuple(self.plain_ids(prompts.closing)) if prompts.closing else ()
         self.n_lead_in = len(self.plain_ids(prompts.lead_in)) if prompts.lead_in else 0
 
@@ -110,39 +126,43 @@ class PromptEncoder:
 
     def documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Whole sequences of documents; the last id is the embed token."""
-        return [self.document.wrap(ids) for ids in self.text_ids(texts, self.lengths.document)]
+        return [self.document.wrap(ids) for ids in self._cut_ids(texts, self.lengths.document)]
 
     def queries(self, texts: Sequence[str]) -> list[list[int]]:
         """Whole sequences of directly embedded queries; the last id is the embed token."""
-        return [self.direct.wrap(ids) for ids in self.text_ids(texts, self.lengths.query)]
+        return [self.direct.wrap(ids) for ids in self._cut_ids(texts, self.lengths.query)]
 
     def reasoning_prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Sequences after which the model writes its reasoning."""
-        return [self.reasoning.wrap(ids) for ids in self.text_ids(texts, self.lengths.query)]
+        return [self.reasoning.wrap(ids) for ids in self._cut_ids(texts, self.lengths.query)]
+
+    def _cut_ids(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        """Of queries or documents, cut at the side that the lengths say."""
+        return plain_ids(self.tokenizer, texts, max_length, self.lengths.truncation_side)
 
     def reasonings(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of reasoning texts, without the embed token."""
         return self.text_ids(texts, self.lengths.reasoning)
 
     def truncated_share(self, texts: Sequence[str], kind: str) -> float:
-        """Share of `texts` whose end is cut; `kind` is "query" or "document"."""
+        """Share of `texts` that are cut; `kind` is "query" or "document"."""
         return self.truncated_count(texts, kind) / max(len(texts), 1)
 
     def truncated_count(self, texts: Sequence[str], kind: str, n_at_once: int = 4096) -> int:
-        """How many of `texts` are cut at their end; `kind` is "query" or "document"."""
+        """How many of `texts` are cut; `kind` is "query" or "document"."""
         limit = getattr(self.lengths, kind)
         places = (
             range(start, min(start + n_at_once, len(texts))) for start in range(0, len(texts), n_at_once)
         )
         parts = ([texts[place] for place in part] for part in places)
-        return sum(len(ids) > limit for part in parts for ids in self.text_ids(part, limit + 1))
+        return sum(len(ids) > limit for part in parts for ids in self._cut_ids(part, limit + 1))
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over wording, limits, the ids of all three prompts and the tokenizer itself."""
         ids = [[each.prefix, each.suffix] for each in self.templates]
         tokenizer = self.tokenizer.backend_tokenizer.to_str()
-        return _sha256([asdict(self.prompts), asdict(self.lengths), ids, tokenizer])
+        return _sha256([asdict(self.prompts), self.lengths.stated, ids, tokenizer])
 
     @property
     def fingerprint_of_format_1(self) -> str:
@@ -150,7 +170,7 @@ class PromptEncoder:
         tokenizer = self.tokenizer.backend_tokenizer.to_str()
         templates = (self.document, self.direct)
         ids = [ids for each in templates for ids in (each.prefix, each.suffix)]
-        lengths = asdict(self.lengths)
+        lengths = self.lengths.stated
         if self.lengths.repeat_ngram == 0:
             del lengths["repeat_ngram"]  # which folders that do not have it mean
         return _sha256([asdict(self.prompts), lengths, ids, tokenizer])

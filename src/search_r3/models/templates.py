@@ -107,7 +107,7 @@ class Rendered:
         return cls(**parts)
 
 
-def render(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> Rendered:
+def render(tokenizer: PreTrainedTokenizerBase, prompts: Prompts, embed_token: str = EMBED_TOKEN) -> Rendered:
     """Renders the three prompts under the chat template of a tokenizer, now.
 
     Where the template drops the system message, or refuses it, the system text is put in front of the
@@ -136,8 +136,8 @@ def render(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> Rendered:
             "prompts.reasoning_system="
         )
     return Rendered(
-        _answered(tokenizer, document, prompts.lead_in),
-        _answered(tokenizer, direct, prompts.lead_in),
+        _answered(tokenizer, document, prompts.lead_in, embed_token),
+        _answered(tokenizer, direct, prompts.lead_in, embed_token),
         reasoning,
     )
 
@@ -240,11 +240,13 @@ def _tokenized(tokenizer: PreTrainedTokenizerBase, prefix: str, suffix: str) -> 
     return Template(before, after, prefix, suffix)
 
 
-def _answered(tokenizer: PreTrainedTokenizerBase, template: Template, lead_in: str) -> Template:
+def _answered(
+    tokenizer: PreTrainedTokenizerBase, template: Template, lead_in: str, embed_token: str = EMBED_TOKEN
+) -> Template:
     """The template with what the assistant says where it does not reason: the lead-in and the embed token."""
     answer = plain_ids(tokenizer, [lead_in])[0] if lead_in else []
-    suffix = (*template.suffix, *answer, tokenizer.convert_tokens_to_ids(EMBED_TOKEN))
-    return replace(template, suffix=suffix, suffix_text=template.suffix_text + lead_in + EMBED_TOKEN)
+    suffix = (*template.suffix, *answer, tokenizer.convert_tokens_to_ids(embed_token))
+    return replace(template, suffix=suffix, suffix_text=template.suffix_text + lead_in + embed_token)
 
 
 def _check_distinct(systems: Sequence[str], templates: Sequence[Template]) -> None:

@@ -15,10 +15,13 @@ normalization, nor a pre-token, nor a token spans, as the end of a word before a
 that we know: what is left of such a place is tokenized without a look at what is right of it. A text without
 such a place in 32,768 characters (one word, blanks or combining marks throughout) is, by definition, its
 first so many characters. The rule looks at the text and the limit alone, so that all paths read the same.
+
+Where the beginning is cut instead (`side="left"`), all this holds of the last tokens and characters.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -32,34 +35,57 @@ PIECE = 1 << 20
 log = logging.getLogger(__name__)
 
 
+Side = Literal["left", "right"]
+"""Of a text, the one that is cut."""
+
+
 def plain_ids(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    max_length: int | None = None,
+    side: Side = "right",
 ) -> list[list[int]]:
     """Token ids of texts, cut at `max_length`; nothing in them is read as a special token.
 
     Without a limit a text is read in pieces of `PIECE` characters.
+
+    Args:
+        tokenizer: of the model.
+        texts: any number.
+        max_length: tokens of a text; None cuts nothing.
+        side: that is cut: "right" leaves the first tokens, "left" the last ones.
     """
+    settled = first_ids if side == "right" else last_ids
     whole = PIECE if max_length is None else whole_length(max_length)
     result: list[list[int]] = [[] for _ in texts]
     n_unread = 0
     for rows in _groups(texts, whole):
         for row, ids in zip(rows, _tokenized(tokenizer, [texts[row] for row in rows]), strict=True):
-            result[row] = ids[:max_length]
+            result[row] = ids if max_length is None else cut(ids, max_length, side)
     for row, text in enumerate(texts):
         if len(text) <= whole:
             continue
         if max_length is None:
             result[row] = [id for piece in pieces(text) for id in _tokenized(tokenizer, [piece])[0]]
         else:
-            result[row], is_read = first_ids(tokenizer, text, max_length, whole)
+            result[row], is_read = settled(tokenizer, text, max_length, whole)
             n_unread += not is_read
     if n_unread:
         log.warning(
-            "%d texts have fewer than %d tokens that end in the first half of their first %d characters; the "
+            "%d texts have fewer than %d tokens that end in the %s half of their %s %d characters; the "
             "rest of them is not read",
-            n_unread, max_length, TIMES * whole,
+            n_unread, max_length, *(("first",) * 2 if side == "right" else ("last",) * 2), TIMES * whole,
         )  # fmt: skip
     return result
+
+
+def cut(ids: list[int], max_length: int, side: Side) -> list[int]:
+    """The first `max_length` ids, or the last ones where the left side is cut.
+
+    >>> cut([1, 2, 3], 2, "left")
+    [2, 3]
+    """
+    return ids[:max_length] if side == "right" else ids[-max_length:]
 
 
 def whole_length(max_length: int) -> int:
@@ -87,6 +113,23 @@ def first_ids(
         is_settled = size >= len(text) or (len(ends) == max_length and max(ends, default=0) <= size // 2)
         if is_settled or size >= TIMES * start:
             return ids[:max_length], is_settled
+        size *= 2
+
+
+def last_ids(
+    tokenizer: PreTrainedTokenizerBase, text: str, max_length: int, start: int
+) -> tuple[list[int], bool]:
+    """As `first_ids`, of the last `max_length` ids and the last characters."""
+    size = start
+    while True:
+        part = text[-size:]
+        encoded = tokenizer(
+            part, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        )
+        ids, begins = encoded["input_ids"], [begin for begin, _ in encoded["offset_mapping"][-max_length:]]
+        is_clear = len(begins) == max_length and min(begins, default=0) >= len(part) - size // 2
+        if (is_settled := size >= len(text) or is_clear) or size >= TIMES * start:
+            return ids[-max_length:], is_settled
         size *= 2
 
 

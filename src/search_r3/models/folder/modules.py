@@ -143,7 +143,7 @@ def _write_tokenizer(place: Path, encoder: PromptEncoder, template: Template, le
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": length,
         "padding_side": "right",
-        "truncation_side": "right",
+        "truncation_side": encoder.lengths.truncation_side,
         "pad_token": encoder.tokenizer.pad_token,
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
