@@ -34,6 +34,8 @@ def source():
 @cache
 def composed(source, group, option):
     """train.yaml with one option chosen and every value that must be given filled in; read only."""
+    if is_of_evaluation(group, option):
+        return compose("evaluate", [f"{group}={option}"], source).config
     stages = source.groups().get("stage", [])
     if not stages:
         pytest.skip("there is no stage yet")
@@ -45,6 +47,11 @@ def composed(source, group, option):
     if group not in ("stage", "experiment"):
         overrides.append(f"stage={stages[0]}")
     return compose("train", overrides + filled(source, overrides), source).config
+
+
+def is_of_evaluation(group, option):
+    """Whether an option is an experiment of src.evaluate: its name says so."""
+    return group == "experiment" and option.endswith("_eval")
 
 
 def filled(source, overrides):
@@ -117,8 +124,9 @@ def test_an_experiment_only_sets_keys_that_exist_without_it(source, option):
             added = "" if group.startswith("override ") else "+"
             overrides.append(f"{added}{group.split('/')[-1]}={value}")
     overrides.sort(key=lambda override: override.startswith("+"))  # a package is added to what was chosen
-    overrides += filled(source, overrides)
-    base = flat_keys(OmegaConf.to_container(compose("train", overrides, source).config))
+    command = "evaluate" if is_of_evaluation("experiment", option) else "train"
+    overrides += filled(source, overrides) if command == "train" else []
+    base = flat_keys(OmegaConf.to_container(compose(command, overrides, source).config))
 
     for key, value in flat_keys({name: node for name, node in raw.items() if name != "defaults"}).items():
         parent = key.rpartition(".")[0]

@@ -48,6 +48,9 @@ def configurations():
         for command, overrides in COMMANDS.items():
             load(command, command, overrides)
         for group, option in OPTIONS:
+            if group == "experiment" and option.endswith("_eval"):
+                load(f"{group}/{option}", "evaluate", [f"{group}={option}"])
+                continue
             stage = [f"stage={'rl' if group in RL_GROUPS else 'sft'}"]
             overrides = [f"{group}={option}", *(stage if group not in ("stage", "experiment") else [])]
             load(f"{group}/{option}", "train", overrides)

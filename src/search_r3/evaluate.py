@@ -48,7 +48,7 @@ def run(config: DictConfig) -> None:
     benchmarks = [_benchmark(config, name) for name in benchmarks_of(config)]
     modes = modes_of(config)
     needs = needed(modes)
-    model = _load(config, config.model.path) if "model" in needs else None
+    model = _evaluated(config) if "model" in needs else None
     base = _load(config, config.base.path) if "base" in needs else None
     reasonings = load_reasonings(config.reasonings) if "reasonings" in needs else None
     new: list[dict] = []
@@ -101,6 +101,22 @@ def _benchmark(config: DictConfig, name: str) -> "Benchmark":
     if told := difference_text(benchmark, split_of(config, name)):
         log.warning(told)
     return benchmark
+
+
+def _evaluated(config: DictConfig) -> "Model":
+    """The model folder of `model.path`, or the plain folder of `model.name` with the prompts given for it."""
+    model = config.model
+    if model.name is None:
+        return _load(config, model.path)
+    from search_r3.evaluation.rankers import Model
+    from search_r3.models.folder.plain import load_plain, plain_prompts
+    from search_r3.models.prompts import EMBED_TOKEN, Lengths
+
+    prompts = plain_prompts(model.name, model.prompts, model.prompts_file)
+    lengths = Lengths(**{name: value for name, value in model.lengths.items() if value is not None})
+    token = model.embed_token or EMBED_TOKEN
+    reading = (model.device, model.dtype, model.token_budget, model.attention)
+    return Model(str(model.name), load_plain(model.name, prompts, lengths, token, *reading))
 
 
 def _load(config: DictConfig, path: str) -> "Model":

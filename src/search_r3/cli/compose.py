@@ -279,6 +279,9 @@ def _load_choices(
         return source.load(config_name, texts)
     except UsageError as error:
         for override in overrides:
+            if override.key_or_group == "experiment" and "Could not override" in str(error):
+                text = f"experiment={override.value()} is none of {config_name}'s: {error}"
+                raise UsageError(text) from None
             if f"override '{override.key_or_group}'" in str(error):
                 if override.key_or_group == "mode" and config_name == "evaluate":
                     raise UsageError(f"mode= takes no choice; modes=[{override.value()}] does") from None

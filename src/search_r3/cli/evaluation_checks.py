@@ -23,7 +23,9 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     """
     needs = needed(modes_of(config))
     benchmarks = benchmarks_of(config)
-    if "model" in needs:
+    if "model" in needs and config.model.name is not None:
+        _check_plain(config)
+    elif "model" in needs:
         _check_model("model.path", config.model.path)
     if "base" in needs:
         _check_model("base.path", config.base.path)
@@ -137,6 +139,24 @@ def _check_model(key: str, path: str | None) -> None:
     if path is None:
         raise UsageError(f"{key}= is needed by these modes: the model folder that a training run wrote")
     check_model_folder(key, path)
+
+
+def _check_plain(config: DictConfig) -> None:
+    """Refuses what `model.name` cannot be evaluated with; the folder's files are for loading to judge."""
+    model = config.model
+    if model.path is not None:
+        raise UsageError(f"model.path={model.path} and model.name={model.name}: give one of them")
+    if not (Path(model.name) / "config.json").is_file():
+        raise UsageError(
+            f"model.name={model.name}: no local Hugging Face folder (it has no config.json); get one first, "
+            "with hf download"
+        )
+    for name in ("query", "document", "reasoning"):
+        if model.lengths[name] is None:
+            raise UsageError(
+                f"model.lengths.{name}= is needed with model.name: the most tokens of such a text; "
+                "experiment=authors_eval sets all of them"
+            )
 
 
 def _check_collection(config: DictConfig, name: str) -> None:

@@ -162,6 +162,31 @@ def check_files(folder: Path, description: Mapping) -> str:
         raise
 
 
+def plain_hashes(folder: Path) -> Hashes:
+    """Hashes of weights and configuration of a Hugging Face folder that no training of this project wrote.
+
+    Nothing says what they should be. Pickled weights beside the safetensors are left alone, since those are
+    what is read.
+
+    Raises:
+        ModelFolderError: If a file is missing or cannot be read, or would have code or another model read.
+    """
+    present = _names(folder)
+    if "adapter_config.json" in present:
+        raise ModelFolderError(
+            f"{folder / 'adapter_config.json'}: is an adapter, whose base would be read from elsewhere; "
+            "merge the two and give the merged folder"
+        )
+    _refuse_code(folder / "config.json")
+    if not any(map(_is_weights, present)):
+        pickled = [name for name in present if name.endswith((".bin", ".pt", ".pth"))]
+        found = f" ({pickled[0]} is pickled, which is not read)" if pickled else ""
+        raise ModelFolderError(
+            f"{folder}: holds no *.safetensors file{found}; save its weights as safetensors"
+        )
+    return hashed(folder, ["config.json", *filter(_is_weights, present)])
+
+
 def _compared(folder: Path, present: list[str], expected: Mapping[str, str]) -> str:
     """The hash of the weights, once every file has been compared.
 

@@ -17,7 +17,7 @@ from search_r3.models.batching import FORWARD_SHARE, length_batches
 from search_r3.models.generation import Sampling, SpecialIds, decode, row_uniforms
 from search_r3.models.logits import decoder_path, own_logits
 from search_r3.models.prefix import Prefix, common_prefix, pad_left, position_ids
-from search_r3.models.prompts import Lengths, PromptEncoder, Prompts, Rendered
+from search_r3.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder, Prompts, Rendered
 from search_r3.models.tuning import base_model
 from search_r3.models.vocabulary import give_pad_token, unused_ids
 from search_r3.progress import Progress
@@ -68,6 +68,8 @@ class ReasoningEmbedder(nn.Module):
         weights_sha256: hash of the weights as saved; None where the model is not a saved one.
         is_trained: whether the weights come from training; KL to an untrained base means nothing.
         rendered: the prompts as a model folder keeps them; None renders them now.
+        embed_token: whose state is the embedding.
+        config_sha256: hash of the configuration, of a folder whose files nothing else vouches for.
 
     Attributes:
         shared_from: the fewest ids that texts must begin with to share them.
@@ -84,16 +86,18 @@ class ReasoningEmbedder(nn.Module):
         weights_sha256: str | None = None,
         is_trained: bool = True,
         rendered: Rendered | None = None,
+        embed_token: str = EMBED_TOKEN,
+        config_sha256: str | None = None,
     ) -> None:
         super().__init__()
         give_pad_token(tokenizer)
         self.model = model
         self.tokenizer = tokenizer
-        self.encoder = PromptEncoder(tokenizer, prompts, lengths, rendered)
+        self.encoder = PromptEncoder(tokenizer, prompts, lengths, rendered, embed_token)
         self.token_budget = token_budget
         self.is_trained = is_trained
         self.shared_from, self.saved_from = SHARED_FROM, SAVED_FROM
-        self._weights_sha256 = weights_sha256
+        self._weights_sha256, self._config_sha256 = weights_sha256, config_sha256
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -153,7 +157,8 @@ class ReasoningEmbedder(nn.Module):
     def document_key(self) -> dict[str, str]:
         """What a cached document embedding depends on, besides the document."""
         dtype = f"torch.{self.dtype_name}"
-        return {"weights": self.weights_sha256, "prompts": self.encoder.fingerprint, "dtype": dtype}
+        key = {"weights": self.weights_sha256, "prompts": self.encoder.fingerprint, "dtype": dtype}
+        return key | ({} if self._config_sha256 is None else {"config": self._config_sha256})
 
     @cached_property
     def special_ids(self) -> SpecialIds:
@@ -163,7 +168,7 @@ class ReasoningEmbedder(nn.Module):
         """
         configured = self.causal_lm.generation_config.eos_token_id
         ids = configured if isinstance(configured, list) else [configured, self.tokenizer.eos_token_id]
-        stops = frozenset(token for token in ids if token is not None)
+        stops = frozenset(token for token in ids if token is not None) - {self.embed_token_id}
         special = set(self.tokenizer.all_special_ids) - {self.embed_token_id} - stops
         spare = unused_ids(self.tokenizer, self.vocabulary_size)
         banned = tuple(sorted({*special, *spare}))
@@ -309,7 +314,7 @@ class ReasoningEmbedder(nn.Module):
         return Reasoned(written, token_ids, embeddings, [len(ids) for ids in token_ids], has_embed_token)
 
     def truncated_count(self, texts: Sequence[str], kind: str) -> int:
-        """How many texts are cut at their end; `kind` is "query" or "document"."""
+        """How many texts are cut; `kind` is "query" or "document"."""
         return self.encoder.truncated_count(texts, kind)
 
     def _inference(self) -> "_Inference":

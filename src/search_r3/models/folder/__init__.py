@@ -4,8 +4,9 @@ It is an ordinary Hugging Face folder (weights in safetensors, tokenizer with ch
 `search_r3.json` with prompts, lengths and provenance, and the model card, README.md. Adapters are merged in
 fp32 and then cast. A LoRA run keeps its adapter beside the merged weights, in `adapter/`.
 
-It is read for inference (`loading`), opened as the model that a stage trains (`opening`), written (`saving`)
-and brought up to date (`upgrade`). The names below are what others, and model cards, take from here.
+It is read for inference (`loading`; a folder of others: `plain`), opened as the model that a stage trains
+(`opening`), written (`saving`) and brought up to date (`upgrade`). The names below are what others, and model
+cards, take from here.
 
 Everything that is read has its SHA-256 in `search_r3.json` (`checksums`) and is compared with it
 before it is used. No code of a folder is run: weights are safetensors, and what a configuration says of code
