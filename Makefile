@@ -82,7 +82,8 @@ science: science-arguments base  ## SCIENCE_DIR=<folder>: SFT and RL of SmolLM2 
 
 science-arguments:
 	@test -f "$(SCIENCE_DIR)/explanations.jsonl" || { echo "error: make science needs SCIENCE_DIR=<folder with" \
-		"corpus.jsonl, queries.jsonl, explanations.jsonl and qrels/>, see experiments/science/README.md" >&2; exit 2; }
+		"corpus.jsonl, queries.jsonl, explanations.jsonl and qrels/>, which python -m src.entailmentbank <clone> makes;" \
+		"see experiments/science/README.md" >&2; exit 2; }
 
 hops: setup  ## the generated world: pretraining, SFT, RL, table; [SEED=2] [REFRESH=full], see experiments/hops/
 	@$(RUN) -m src.train experiment=hops_pretrain seed=$(SEED) data.seed=$(SEED) output_dir=$(HOPS)/base if_exists=resume

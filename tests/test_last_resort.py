@@ -29,6 +29,7 @@ COMMANDS = (
     "src.compare",
     "src.upgrade",
     "src.base",
+    "src.entailmentbank",
     "src.benchmarks.base_parity",
     "src.benchmarks.popularity",
     "src.benchmarks.prefix",
@@ -88,6 +89,8 @@ def arguments(command, place, tmp_path, nano_folder):
         ]
     if command in ("src.check", "src.upgrade", "src.benchmarks.popularity"):
         return [str(place)]
+    if command == "src.entailmentbank":
+        return [str(tmp_path), f"--output={place}"]
     if command == "src.base":
         return [f"--output={place}"]
     if command == "src.benchmarks.base_parity":

