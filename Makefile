@@ -129,13 +129,13 @@ faults: setup  ## kills, full disks, damage, two starters: [SEED=1] [N=20] [ONLY
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} $(RUN) -m tests.faults.run --seed $(SEED) --n $(or $(N),20) \
 		--jobs $(or $(JOBS),1) $(if $(ONLY),--only $(ONLY))
 
-eval: eval-arguments setup  ## MODEL=<folder> BENCHMARKS="scifact cosqa" BEIR_DIR=<folder>: evaluate a model folder
-	@$(RUN) -m src.evaluate "model.path=$(MODEL)" "benchmarks=[$(shell echo $(BENCHMARKS) | tr ' ' ',')]" \
-		"beir_dir=$(BEIR_DIR)" "modes=[bm25,direct,reasoning]" $(if $(OUTPUT),"output_dir=$(OUTPUT)")
+eval: eval-arguments setup  ## MODEL=<folder> [BENCHMARKS="scifact cosqa"] [BEIR_DIR=<folder>] [OUTPUT=<folder>]: BEIR, from there or the hub
+	@$(RUN) -m src.evaluate "model.path=$(MODEL)" "benchmarks=[$(shell echo $(or $(BENCHMARKS),beir) | tr ' ' ',')]" hub=true \
+		$(if $(BEIR_DIR),"beir_dir=$(BEIR_DIR)") "modes=[bm25,direct,reasoning]" $(if $(OUTPUT),"output_dir=$(OUTPUT)")
 
 eval-arguments:
-	@test -n "$(MODEL)" -a -n "$(BENCHMARKS)" -a -n "$(BEIR_DIR)" || { \
-		echo 'Usage: make eval MODEL=<folder> BENCHMARKS="scifact cosqa" BEIR_DIR=<folder> [OUTPUT=<folder>]' >&2; exit 2; }
+	@test -n "$(MODEL)" || { \
+		echo 'Usage: make eval MODEL=<folder> [BENCHMARKS="scifact cosqa"] [BEIR_DIR=<folder>] [OUTPUT=<folder>]' >&2; exit 2; }
 
 compare: compare-arguments setup  ## A=<folder> B=<folder> [MODE_A=] [MODE_B=] [QRELS=<file>] [OUTPUT=<folder>]: two evaluations, or TREC runs
 	@$(RUN) -m src.compare "$(A)" "$(B)" $(if $(MODE_A),--mode-a "$(MODE_A)") $(if $(MODE_B),--mode-b "$(MODE_B)") \

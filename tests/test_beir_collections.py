@@ -67,9 +67,8 @@ def test_beir_is_what_is_there_and_the_rest_is_told(tmp_path, caplog):
     check(config, False)
     assert benchmarks_of(config) == ["own", "msmarco", "cqadupstack/gis", "scifact"]
     assert [split_of(config, name) for name in ("msmarco", "scifact")] == ["dev", "test"]
-    assert (
-        split_of(composed("benchmarks=[msmarco]", f"beir_dir={beir}"), "msmarco") == "test"
-    )  # as it is typed
+    assert split_of(composed("benchmarks=[msmarco]", f"beir_dir={beir}"), "msmarco") == "dev"
+    assert split_of(composed("benchmarks=[msmarco]", "split=test"), "msmarco") == "test"  # as it is typed
     run(config)
     rows = json.loads((tmp_path / "out" / "metrics.json").read_text())["rows"]
     assert [row["benchmark"] for row in rows] == benchmarks_of(config)

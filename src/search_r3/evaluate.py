@@ -12,10 +12,21 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from search_r3.cli.command import entry_point
-from search_r3.cli.evaluation_checks import benchmarks_of, check, is_all_of_beir, modes_of, needed, split_of
+from search_r3.cli.evaluation_checks import (
+    benchmarks_of,
+    bright_copy,
+    check,
+    is_fetched,
+    is_group,
+    listed,
+    modes_of,
+    needed,
+    split_of,
+)
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.run_folder import log_written, provenance, write_metrics
-from search_r3.evaluation.beir_collections import absent_text, difference_text
+from search_r3.errors import UsageError
+from search_r3.evaluation.beir_collections import ALL, SOURCE, absent_text, difference_text
 from search_r3.evaluation.places import added, earlier_rows, rows_on_disk, seen_from, with_rows_on_disk
 
 if TYPE_CHECKING:
@@ -43,9 +54,7 @@ def run(config: DictConfig) -> None:
     folder = Path(config.output_dir)
     target = Path(config.metrics_file) if config.metrics_file else folder / "metrics.json"
     _earlier(folder, target)  # refused before anything is encoded where it is something else
-    if is_all_of_beir(config) and (lacking := absent_text(Path(config.beir_dir))):
-        log.warning("not evaluated, since they are not there: %s", lacking)
-    benchmarks = [_benchmark(config, name) for name in benchmarks_of(config)]
+    places = _places(config)
     modes = modes_of(config)
     needs = needed(modes)
     model = _evaluated(config) if "model" in needs else None
@@ -53,7 +62,8 @@ def run(config: DictConfig) -> None:
     reasonings = load_reasonings(config.reasonings) if "reasonings" in needs else None
     new: list[dict] = []
     rows: list[dict] = []
-    for benchmark in benchmarks:
+    for name, place in places.items():  # one at a time: a large one is not held beside the next
+        benchmark = _benchmark(config, name, place)
         analyzer = analyzer_for(config.bm25.analyzer, benchmark)
         settings = Settings(config.top_k, analyzer, config.bm25.k1, config.bm25.b, config.seed, config.limit)
         for mode in modes:
@@ -82,8 +92,43 @@ def _earlier(folder: Path, target: Path) -> list[dict]:
     return with_rows_on_disk(rows, rows_on_disk(folder), target)
 
 
-def _benchmark(config: DictConfig, name: str) -> "Benchmark":
-    if name == config.held_out:
+def _places(config: DictConfig) -> dict[str, Path | None]:
+    """The folders of all collections by name, the ones of the hub fetched; None for the one of `data=`.
+
+    Raises:
+        UsageError: With all that cannot be had and how it would be, where one was asked for by its name.
+    """
+    places: dict[str, Path | None] = {}
+    lacking: dict[str, str] = {}
+    for name in benchmarks_of(config):
+        if not is_fetched(config, name):
+            places[name] = None if name == config.held_out else Path(config.beir_dir) / name
+            continue
+        from search_r3.data.beir.hub import HubError, from_hub
+
+        try:
+            places[name] = from_hub(name, config.collections_dir, bright_copy(config, name))
+        except HubError as error:
+            lacking[name] = str(error)
+    asked = listed(config, "benchmarks")
+    if lacking:
+        text = (
+            f"{', '.join(lacking)}: not in beir_dir={config.beir_dir}, and not to be had from the hub: "
+            f"{next(iter(lacking.values()))}. Get the archives, {SOURCE.format('<name>')} (of BRIGHT: "
+            "huggingface.co/datasets/xlangai/BRIGHT), and unpack them in the folder of beir_dir=; or run "
+            "once where the hub can be reached, whose cache (HF_HOME) serves later"
+        )
+        if not places or any(name in lacking for name in asked):
+            raise UsageError(f"benchmarks: {text}")
+        log.warning("not evaluated: %s", text)
+    is_some_of_beir = not config.hub and ALL in asked and is_group(config, ALL)
+    if is_some_of_beir and (absent := absent_text(Path(config.beir_dir))):
+        log.warning("not evaluated, since they are not there: %s", absent)
+    return places
+
+
+def _benchmark(config: DictConfig, name: str, place: Path | None) -> "Benchmark":
+    if place is None:
         data = instantiate(config.data)
         if data.test is None:
             raise ValueError(f"data set {data.name!r} has no test collection")
@@ -91,7 +136,7 @@ def _benchmark(config: DictConfig, name: str) -> "Benchmark":
     from search_r3.data.beir.benchmark import load_benchmark
 
     benchmark = load_benchmark(
-        Path(config.beir_dir) / name,
+        place,
         name=name,
         split=split_of(config, name),
         remove_self_match=config.remove_self_match,

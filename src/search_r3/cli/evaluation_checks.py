@@ -9,6 +9,7 @@ from omegaconf import DictConfig, ListConfig
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.model_choice import check_model_folder
 from search_r3.cli.overrides import did_you_mean
+from search_r3.data.beir import hub_sources
 from search_r3.errors import UsageError
 from search_r3.evaluation import beir_collections
 from search_r3.evaluation.modes import MODES, Mode
@@ -69,44 +70,73 @@ def listed(config: DictConfig, key: str) -> list[str]:
 
 
 def benchmarks_of(config: DictConfig) -> list[str]:
-    """The names of the benchmarks; in place of `beir`, the collections of BEIR that are in `beir_dir`.
+    """The names of the benchmarks; in place of `beir` and `bright`, the collections of these.
 
-    A collection of that very name is what it says, as the one that `data=beir` holds out.
+    Those are meant that are in `beir_dir`, and with `hub=true` all of them. A collection of that very name is
+    what it says, as the one that `data=beir` holds out.
 
     Raises:
         UsageError: As `listed`; if not one of BEIR's collections is there.
     """
     names = listed(config, "benchmarks")
-    if not is_all_of_beir(config):
-        return names
-    if config.beir_dir is None:
-        raise UsageError(
-            f"benchmarks: {beir_collections.ALL} needs beir_dir=, the folder of BEIR's collections"
-        )
-    root = Path(config.beir_dir)
-    found = beir_collections.present(root)
-    lacking = beir_collections.absent_text(root)
-    if not found:
-        raise UsageError(f"benchmarks: not one collection of BEIR is in {root}. Missing: {lacking}")
-    place = names.index(beir_collections.ALL)
-    others = [[name for name in part if name not in found] for part in (names[:place], names[place + 1 :])]
-    return [*others[0], *found, *others[1]]
+    found: list[str] = []
+    for name in names:
+        its = _collections_of(config, name) if is_group(config, name) else [name]
+        found += [each for each in its if each == name or each not in names]
+    return list(dict.fromkeys(found))
 
 
-def is_all_of_beir(config: DictConfig) -> bool:
-    """Whether `beir` among the benchmarks stands for all collections of BEIR."""
-    name = beir_collections.ALL
-    if name not in listed(config, "benchmarks") or config.held_out == name:
+GROUPS = {beir_collections.ALL: "BEIR", "bright": "BRIGHT"}
+"""Names in `benchmarks=` that stand for all collections of something."""
+
+
+def is_group(config: DictConfig, name: str) -> bool:
+    """Whether a name among the benchmarks stands for all collections of BEIR or BRIGHT."""
+    if name not in GROUPS or config.held_out == name:
         return False
     return config.beir_dir is None or not (Path(config.beir_dir) / name / "qrels").is_dir()
 
 
+def _collections_of(config: DictConfig, group: str) -> list[str]:
+    is_beir = group == beir_collections.ALL
+    known = [*hub_sources.BEIR] if is_beir else [f"bright/{task}" for task in hub_sources.BRIGHT_TASKS]
+    if config.hub:
+        return known
+    if config.beir_dir is None:
+        raise UsageError(
+            f"benchmarks: {group} needs beir_dir=, the folder of {GROUPS[group]}'s collections, or hub=true"
+        )
+    root = Path(config.beir_dir)
+    found = [name for name in known if (root / name / "qrels").is_dir() or bright_copy(config, name)]
+    if not found:
+        lacking = beir_collections.absent_text(root) if is_beir else f"{', '.join(known)}; or give hub=true"
+        raise UsageError(
+            f"benchmarks: not one collection of {GROUPS[group]} is in {root}. Missing: {lacking}"
+        )
+    return found
+
+
+def is_fetched(config: DictConfig, name: str) -> bool:
+    """Whether a collection is made of a snapshot of the hub: it is known there, and not in `beir_dir`."""
+    if name not in hub_sources.SOURCES or name == config.held_out:
+        return False
+    if config.beir_dir is not None and (Path(config.beir_dir) / name / "qrels").is_dir():
+        return False
+    return bool(config.hub) or bright_copy(config, name) is not None
+
+
+def bright_copy(config: DictConfig, name: str) -> Path | None:
+    """A copy of BRIGHT as the hub has it, `<beir_dir>/bright/examples` and so on; None without one."""
+    if config.beir_dir is None or name not in hub_sources.BRIGHT:
+        return None
+    folder = Path(config.beir_dir) / "bright"
+    return folder if (folder / "examples").is_dir() else None
+
+
 def split_of(config: DictConfig, name: str) -> str:
-    """The split of a collection: `split=`; where all of BEIR is asked for, the one that BEIR reports."""
+    """The split of a collection: `split=`, else the one that BEIR reports, else test."""
     known = beir_collections.official(name)
-    if known is not None and is_all_of_beir(config) and config.split == "test":
-        return known.split
-    return config.split
+    return config.split or (known.split if known is not None else "test")
 
 
 def modes_of(config: DictConfig) -> list[Mode]:
@@ -160,6 +190,8 @@ def _check_plain(config: DictConfig) -> None:
 
 
 def _check_collection(config: DictConfig, name: str) -> None:
+    if is_fetched(config, name):
+        return
     if config.beir_dir is None:
         raise UsageError(
             f"benchmarks: {name} needs beir_dir=, the folder that holds it; or data={name}, if there is such "
@@ -172,7 +204,11 @@ def _check_collection(config: DictConfig, name: str) -> None:
         found = sorted(folder.parent.relative_to(root).as_posix() for folder in _with_judgements(root))
         known = [config.held_out, *found]
         published = beir_collections.official(name)
-        source = f" {name} is a collection of BEIR: unpack {published.source} there." if published else ""
+        source = (
+            f" {name} is a collection of BEIR: unpack {published.source} there, or give hub=true."
+            if published
+            else ""
+        )
         raise UsageError(
             f"benchmarks: {name} is not in {root}.{did_you_mean(name, known)}{source} "
             f"Choices: {', '.join(known)}"

@@ -98,6 +98,7 @@ class Benchmark:
         remove_self_match: whether a document whose id equals the query's id is taken out of the ranking.
         judged_queries_missing: judgements that were left out, since their query has no text.
         holds_code: whether the documents are source code, whose identifiers BM25 then splits.
+        excluded: by query id, documents that are taken out of its ranking, as BRIGHT has them.
     """
 
     name: str
@@ -107,6 +108,12 @@ class Benchmark:
     remove_self_match: bool = False
     judged_queries_missing: int = 0
     holds_code: bool = False
+    excluded: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    @property
+    def most_removed(self) -> int:
+        """How many documents more than are kept a ranking needs, so that removing leaves enough."""
+        return 1 + max(map(len, self.excluded.values()), default=0)
 
     @property
     def judged_documents_missing(self) -> int:

@@ -18,7 +18,7 @@ from search_r3.evaluation.metrics import mean_metrics, per_query_metrics
 from search_r3.evaluation.modes import MODES, Mode
 from search_r3.evaluation.places import PARTIAL, kept_folder, place_of
 from search_r3.evaluation.rankers import NOTHING_CUT, Model, Ranked, Settings, Task, cut_texts
-from search_r3.evaluation.ranking import document_embeddings, without_self_matches
+from search_r3.evaluation.ranking import document_embeddings, without_removed
 from search_r3.evaluation.results import PER_QUERY, QRELS, REASONING, RUN, sealed
 from search_r3.evaluation.significance import bootstrap_interval
 from search_r3.evaluation.trec import needs_encoding, with_encoded_ids, write_qrels, write_run
@@ -36,6 +36,8 @@ def fingerprint(benchmark: Benchmark) -> str:
         {query: dict(grades) for query, grades in benchmark.qrels.items()},
         benchmark.remove_self_match,
     ]
+    if benchmark.excluded:
+        facts.append({query: sorted(names) for query, names in benchmark.excluded.items()})
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -220,7 +222,7 @@ def _evaluated(asked: Asked, folder: Path, cache_dir: str | Path, origin: Mappin
     embeddings = None if embeds is None else document_embeddings(benchmark.corpus, embeds.embedder, cache_dir)
     found = mode.rank(Task(named, settings, asked.model, asked.base, embeddings, asked.given))
     lexical = f"bm25 ({settings.analyzer}, k1={settings.k1}, b={settings.b})"
-    run, removed = without_self_matches(named, found.run, settings.top_k)
+    run, removed = without_removed(named, found.run, settings.top_k)
     _check_run(named, run)
     scores = per_query_metrics(run, named.qrels)
     row = {

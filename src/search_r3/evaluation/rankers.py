@@ -10,7 +10,7 @@ import numpy as np
 from search_r3.data.types import Benchmark
 from search_r3.evaluation.fusion import margins, mean_directions, reciprocal_ranks
 from search_r3.evaluation.metrics import LARGEST_CUTOFF, ranked
-from search_r3.evaluation.ranking import document_index, id_order, ranking_of, without_self_matches
+from search_r3.evaluation.ranking import document_index, id_order, ranking_of, without_removed
 from search_r3.index.backends.bm25 import LexicalIndex
 from search_r3.index.backends.flat import FlatIndex
 from search_r3.models.embedder import Reasoned, ReasoningEmbedder
@@ -60,7 +60,7 @@ class Ranked:
     """Rankings of all queries and what they cost.
 
     Attributes:
-        run: `top_k + 1` scores by document id, by query id.
+        run: scores by document id, by query id, of `Task.depth` documents.
         seconds: wall time from the queries' texts to their rankings, all queries together: reasoning,
             embedding and search. Encoding or indexing the documents is not in it; it is done once.
         tokens: emitted for the queries, all together: the written reasoning, and the embed token of each
@@ -107,9 +107,19 @@ class Task:
     embeddings: np.ndarray | None = None
     given: Sequence[str] | None = None
 
+    @property
+    def depth(self) -> int:
+        """Documents of a ranking: `top_k`, and as many as may be taken out of it later."""
+        return depth(self.benchmark, self.settings)
+
     def ranking(self, vectors: np.ndarray) -> dict[str, dict[str, float]]:
-        """The best `top_k + 1` documents of every query by its embedding `[Q, D]`."""
+        """The best `depth` documents of every query by its embedding `[Q, D]`."""
         return _ranked(self, document_index(self.embeddings, self.benchmark.corpus.ids), vectors)
+
+
+def depth(benchmark: Benchmark, settings: Settings) -> int:
+    """Documents of a ranking: `top_k`, and as many as may be taken out of it later."""
+    return settings.top_k + benchmark.most_removed
 
 
 def lexical(benchmark: Benchmark, settings: Settings) -> Ranked:
@@ -119,7 +129,7 @@ def lexical(benchmark: Benchmark, settings: Settings) -> Ranked:
         benchmark.corpus.texts, settings.analyzer, settings.k1, settings.b, order=id_order(ids)
     )
     started = time.perf_counter()
-    scores, rows = index.search(list(benchmark.queries.values()), settings.top_k + 1)
+    scores, rows = index.search(list(benchmark.queries.values()), depth(benchmark, settings))
     seconds = time.perf_counter() - started
     run = {
         query: {ids[row]: float(score) for row, score in zip(found, values, strict=True) if row >= 0}
@@ -174,7 +184,7 @@ def reasoned(
 
 def _ranked(task: Task, index: FlatIndex, vectors: np.ndarray) -> dict[str, dict[str, float]]:
     ids = task.benchmark.corpus.ids
-    return ranking_of(vectors, index, list(task.benchmark.queries), ids, task.settings.top_k + 1)
+    return ranking_of(vectors, index, list(task.benchmark.queries), ids, task.depth)
 
 
 def given(task: Task, embedder: ReasoningEmbedder) -> Ranked:
@@ -210,7 +220,7 @@ def with_lexical(task: Task, found: Ranked, constant: float) -> Ranked:
 
     Args:
         task: what is ranked.
-        found: `top_k + 1` documents of every query, as BM25's are.
+        found: `task.depth` documents of every query, as BM25's are.
         constant: of the fusion.
     """
     benchmark = task.benchmark
@@ -219,7 +229,12 @@ def with_lexical(task: Task, found: Ranked, constant: float) -> Ranked:
     run = {}
     for query in benchmark.queries:
         own = query if benchmark.remove_self_match else None
-        fused = reciprocal_ranks([found.run[query], by_words.run[query]], constant, own)
+        excluded = benchmark.excluded.get(query, frozenset())
+        both = [
+            {document: score for document, score in ranking[query].items() if document not in excluded}
+            for ranking in (found.run, by_words.run)
+        ]
+        fused = reciprocal_ranks(both, constant, own)
         kept = [document for document in ranked(fused) if document != own][: task.settings.top_k]
         run[query] = {document: fused[document] for document in [*kept, own] if document in fused}
     seconds = found.seconds + by_words.seconds + time.perf_counter() - started
@@ -268,7 +283,7 @@ def gated(task: Task, embedder: ReasoningEmbedder, threshold: float) -> Ranked:
     benchmark = task.benchmark
     first = direct(task, embedder)
     started = time.perf_counter()
-    gaps = margins(without_self_matches(benchmark, first.run, task.settings.top_k)[0])
+    gaps = margins(without_removed(benchmark, first.run, task.settings.top_k)[0])
     unsure = [query for query in benchmark.queries if gaps[query] < threshold]
     seconds = time.perf_counter() - started
     part = replace(

@@ -60,14 +60,16 @@ def ranking_of(
     }
 
 
-def without_self_matches(
+def without_removed(
     benchmark: Benchmark, run: Mapping[str, Mapping[str, float]], k: int
 ) -> tuple[dict[str, dict[str, float]], int]:
     """The best `k` of each ranking, without the query's own document where the collection asks for that.
 
+    Documents that it excludes for a query are taken out too, and not counted.
+
     Args:
-        benchmark: `remove_self_match` is read.
-        run: `k + 1` documents per query, so that `k` are left.
+        benchmark: `remove_self_match` and `excluded` are read.
+        run: `k + benchmark.most_removed` documents per query, so that `k` are left.
         k: cut-off.
 
     Returns:
@@ -79,5 +81,7 @@ def without_self_matches(
         if benchmark.remove_self_match and query in scores:
             removed += 1
             scores = {document: score for document, score in scores.items() if document != query}
+        if excluded := benchmark.excluded.get(query):
+            scores = {document: score for document, score in scores.items() if document not in excluded}
         kept[query] = {document: scores[document] for document in ranked(scores)[:k]}
     return kept, removed

@@ -56,6 +56,10 @@ def with_encoded_ids(benchmark: Benchmark) -> Benchmark:
             encoded_id(query): {encoded_id(document): grade for document, grade in grades.items()}
             for query, grades in benchmark.qrels.items()
         },
+        excluded={
+            encoded_id(query): frozenset(map(encoded_id, names))
+            for query, names in benchmark.excluded.items()
+        },
     )
 
 

@@ -9,7 +9,7 @@ from search_r3.data.types import Benchmark
 from search_r3.distributed import equal_forwards, gather_rows, own_place
 from search_r3.evaluation.metrics import LARGEST_CUTOFF, METRICS, per_query_metrics
 from search_r3.evaluation.query_means import QueryMeans
-from search_r3.evaluation.ranking import document_index, ranking_of, without_self_matches
+from search_r3.evaluation.ranking import document_index, ranking_of, without_removed
 from search_r3.models.embedder import ReasoningEmbedder
 
 ENDINGS = ("has_embed_token", "reasoning_tokens")
@@ -47,7 +47,9 @@ def validate(embedder: ReasoningEmbedder, benchmark: Benchmark, top_k: int = 100
     qrels = {name: benchmark.qrels[name] for name in share}
     results = {}
     for mode, vectors in (("direct", direct), ("reasoning", reasoned.embeddings)):
-        run, _ = without_self_matches(benchmark, ranking_of(vectors, index, share, ids, top_k + 1), top_k)
+        run, _ = without_removed(
+            benchmark, ranking_of(vectors, index, share, ids, top_k + benchmark.most_removed), top_k
+        )
         values = _means(embedder, names, METRICS, per_query_metrics(run, qrels))
         results |= {f"{mode}/{metric}": value for metric, value in values.items()}
     ends = zip(share, reasoned.has_embed_token, reasoned.n_tokens, strict=True)

@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from search_r3.data.beir.documents import load_corpus, load_queries
 from search_r3.data.beir.layout import collection_name, file_in, qrels_file, removes_self_match
-from search_r3.data.beir.qrels import Qrels, load_qrels
+from search_r3.data.beir.qrels import EXCLUDED, Qrels, load_excluded, load_qrels
 from search_r3.data.types import Benchmark, Corpus
 
 _LOG = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ def load_benchmark(
 
     Returns:
         All documents, and the queries that have a judgement in `split`, whatever its grade. A query or a
-        document may be without a letter; a warning counts them.
+        document may be without a letter; a warning counts them. A file `excluded.tsv` in the folder, of query
+        id and document id, names documents that are taken out of a query's ranking.
 
     Raises:
         DataError: If a file is missing or a row is bad.
@@ -57,7 +59,8 @@ def load_benchmark(
             file, n_without, len(judged.grades),
         )  # fmt: skip
     is_removed = removes_self_match(name) if remove_self_match is None else remove_self_match
-    return benchmark_of(name, corpus, queries, judged, is_removed, holds_code)
+    benchmark = benchmark_of(name, corpus, queries, judged, is_removed, holds_code)
+    return replace(benchmark, excluded=load_excluded(folder / EXCLUDED, judged.grades, corpus))
 
 
 def benchmark_of(

@@ -16,6 +16,9 @@ _UNMATCHED_HINT = (
     "not found, an unknown query is left out)"
 )
 
+EXCLUDED = "excluded.tsv"
+"""In a collection's folder, where it has one: query id and document id, tab-separated, under a header."""
+
 LONGEST_JUDGEMENT = 1 << 16
 """Bytes of a line of judgements, which has two ids of at most `LONGEST_ID` characters and a grade."""
 
@@ -96,3 +99,35 @@ def load_qrels(
         path, n_rows, "judgements are of a document that the corpus lacks", "it counts as not found"
     )
     return Qrels(qrels, without_query.n)
+
+
+def load_excluded(
+    path: Path, grades: Mapping[str, Mapping[str, int]], corpus: Corpus
+) -> dict[str, frozenset[str]]:
+    """Documents that are taken out of a query's ranking, by query id; none where there is no such file.
+
+    Args:
+        path: of the file.
+        grades: the judgements; rows of other queries are left out, since those are not asked.
+        corpus: the known documents; of others none is ever found, and they are left out.
+
+    Raises:
+        DataError: If a row has not two columns, or takes out a document that is relevant to the query.
+    """
+    if not path.is_file():
+        return {}
+    found: dict[str, set[str]] = {}
+    for line, text in numbered_lines(path, LONGEST_JUDGEMENT):
+        columns = text.split("\t")
+        if line == 1 and [column.strip() for column in columns] == _HEADER[:2]:
+            continue
+        if len(columns) != 2:
+            raise DataError(path, line, f"a row must have 2 tab-separated columns, got {len(columns)}")
+        query, document = columns
+        if grades.get(query, {}).get(document, 0) > 0:
+            raise DataError(
+                path, line, f"takes out {shown(document)}, which is judged relevant to query {shown(query)}"
+            )
+        if query in grades and document in corpus.row_of:
+            found.setdefault(query, set()).add(document)
+    return {query: frozenset(names) for query, names in found.items()}
