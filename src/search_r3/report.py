@@ -1,5 +1,8 @@
 """Prints the table of one or several metrics.json and draws its chart: `python -m src.report <metrics.json>`.
 
+With `--html` all that is given (training runs, sweeps, searches, evaluations) is written as one page that
+needs no other file: curves, tables with intervals, queries and rollouts with what was written about them.
+
 The last model's reasoning is compared with all else, query by query, by a paired randomisation test. The
 scores of every query lie in the folders of the evaluations; one that is missing, damaged or not that of its
 row is an error. Of a file that was copied without these folders the table alone is printed, and this is said.
@@ -16,13 +19,19 @@ from pathlib import Path
 
 from search_r3.cli.evaluation_report import check_columns, joined, known_scores, relocated, report_runs
 from search_r3.cli.last_resort import Parser, run_command
+from search_r3.cli.page.sweep_page import is_sweep
+from search_r3.cli.page.whole_page import Evaluations, write_page
 from search_r3.cli.run_folder import make_folder, provenance, write_metrics
 from search_r3.cli.run_report import is_run, print_run
+from search_r3.cli.sweep_table import print_sweep
 from search_r3.errors import UsageError
 from search_r3.evaluation.report import model_names, print_differences, print_table, short_names, write_chart
 from search_r3.evaluation.results import REMEDY
 from search_r3.evaluation.significance import paired_differences
 from search_r3.records import read_json
+
+DEFAULT_PAGE = Path()
+"""Of `--html` without a name."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,38 +42,88 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = Parser(prog="python -m src.report", description=__doc__)
     parser.add_argument(
-        "paths", type=Path, nargs="+", help="a metrics.json, the folder that holds it, or training runs"
+        "paths", type=Path, nargs="+", help="a metrics.json, the folder that holds it, training runs, sweeps"
     )
     parser.add_argument("--output", type=Path, help="write the rows of all files to this metrics.json")
     parser.add_argument("--runs", action="store_true", help="every file is a run of one experiment")
+    parser.add_argument(
+        "--html", type=Path, nargs="?", const=DEFAULT_PAGE, metavar="FILE",
+        help="write a page; without a name report.html in the first folder",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
-    if all(map(is_run, arguments.paths)) and not (arguments.output or arguments.runs):
-        for folder in arguments.paths:
-            print_run(folder)
-        return 0
-    files = [path / "metrics.json" if path.is_dir() else path for path in arguments.paths]
+    page = _page_file(arguments)
+    if arguments.runs:
+        return _over_runs(arguments)
+    runs = [path for path in arguments.paths if is_run(path)]
+    sweeps = [path for path in arguments.paths if path not in runs and is_sweep(path)]
+    tables = [path for path in arguments.paths if path not in runs and path not in sweeps]
+    if arguments.output and not tables:
+        raise UsageError("--output writes the rows of evaluations, and none was given")
+    for folder in runs:
+        print_run(folder)
+    for folder in sweeps:
+        print_sweep(folder)
+    evaluations = _evaluations(tables, arguments.output) if tables else None
+    if page is not None:
+        print(f"page: {write_page(page, runs, sweeps, evaluations)}")
+    return 0
+
+
+def _page_file(arguments) -> Path | None:
+    """Where the page is written; None where none is asked for.
+
+    Raises:
+        UsageError: If that is no place for it.
+    """
+    page, first = arguments.html, arguments.paths[0]
+    if page is None:
+        return None
+    if arguments.runs:
+        raise UsageError("--html shows runs and evaluations each; --runs means their mean. Give one of them")
+    if page == DEFAULT_PAGE:
+        return (first if first.is_dir() else first.parent) / "report.html"
+    if page.is_dir():
+        raise UsageError(f"--html {page}: is a folder; name the file, or put --html behind all folders")
+    make_folder(page.absolute().parent, "--html")
+    return page
+
+
+def _contents(paths: Sequence[Path]) -> dict[str, dict]:
+    """What the metrics.json of evaluations hold, by file.
+
+    Raises:
+        UsageError: If one is missing.
+    """
+    files = [path / "metrics.json" if path.is_dir() else path for path in paths]
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise UsageError(f"{missing[0]} does not exist; `python -m src.evaluate` writes it")
-    contents = {str(file): read_json(file, REMEDY) for file in files}
-    if arguments.runs:
-        try:
-            report_runs(contents, arguments.output)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-        return 0
+    return {str(file): read_json(file, REMEDY) for file in files}
+
+
+def _over_runs(arguments) -> int:
+    try:
+        report_runs(_contents(arguments.paths), arguments.output)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return 0
+
+
+def _evaluations(paths: Sequence[Path], output: Path | None) -> Evaluations:
+    """Prints the rows of evaluations and how they differ, draws them, and writes both where that is asked."""
+    contents = _contents(paths)
     try:
         rows, sources = joined(contents)
         scores = known_scores([(Path(file), row) for file in contents for row in contents[file]["rows"]])
         differences = paired_differences(rows, scores)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    target = arguments.output or files[0]
-    if arguments.output:
+    target = output or Path(next(iter(contents)))
+    if output:
         make_folder(target.parent, "--output")
     measured = [row for row in rows if "ci95" in row]
     check_columns(measured)
-    if arguments.output:
+    if output:
         origin = provenance(seed=next(iter(contents.values()))["seed"])
         write_metrics(
             target, relocated(rows, target.parent), origin, {"sources": sources, "differences": differences}
@@ -75,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path, content in contents.items():
         print(f"{content['command']}  (commit {content['commit']}, seed {content['seed']}, {path})")
     print(f"chart: {write_chart(measured, target.with_suffix('.png'))}")
-    return 0
+    known = [found for row, found in zip(rows, scores, strict=True) if "ci95" in row]
+    return Evaluations(measured, known, differences, contents)
 
 
 def command(argv: Sequence[str] | None = None) -> None:

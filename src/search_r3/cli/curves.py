@@ -4,13 +4,12 @@ Each panel has what shares a unit; a panel of which the run has logged nothing i
 convenience: matplotlib is imported when something is drawn, and a failure to draw never fails a run.
 """
 
-import csv
 import logging
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
+from search_r3.cli.logged_columns import read_columns
 from search_r3.evaluation.colours import COLOURS
 
 log = logging.getLogger(__name__)
@@ -83,29 +82,16 @@ def drawn_curves(folder: Path) -> Path | None:
 
 
 def read_panels(file: Path) -> dict[str, dict[str, Curve]]:
-    """The curves of a metrics.csv by panel and name, in the order of `PANELS`; empty where there are none."""
-    if not file.is_file():
-        return {}
-    with file.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
+    """The curves of a metrics.csv by panel and name, in the order of `PANELS`; empty where there are none.
+
+    Raises:
+        RecordError: With the line, if the file is damaged.
+    """
+    columns = read_columns(file, lambda name: any(re.fullmatch(pattern, name) for pattern in PANELS.values()))
     found: dict[str, dict[str, Curve]] = {}
     for title, pattern in PANELS.items():
-        for column in rows[0] if rows else ():
-            match = re.fullmatch(pattern, column or "")
-            if match and (curve := _curve(rows, column))[0]:
-                found.setdefault(title, {})[match[1]] = curve
+        for name, column in columns.items():
+            if (match := re.fullmatch(pattern, name)) and (points := column.points):
+                steps, values = zip(*points, strict=True)
+                found.setdefault(title, {})[match[1]] = (list(steps), list(values))
     return found
-
-
-def _curve(rows: Sequence[Mapping[str, str]], column: str) -> Curve:
-    """The finite values of a column with their steps; one that a line was cut in is left out."""
-    steps, values = [], []
-    for row in rows:
-        try:
-            step, value = int(row["step"]), float(row[column])
-        except (KeyError, TypeError, ValueError):
-            continue
-        if math.isfinite(value):
-            steps.append(step)
-            values.append(value)
-    return steps, values

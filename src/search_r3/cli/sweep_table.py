@@ -6,24 +6,27 @@ from pathlib import Path
 
 from search_r3.cli.curves import read_panels
 from search_r3.cli.run_folder import read_json, read_status, state_of
-from search_r3.records import RecordError
+from search_r3.records import RecordError, read_text
 
 MAIN_METRIC = "ndcg@10"
 
 
-def sweep_table(sweep: Path, jobs: Sequence[Sequence[str]]) -> tuple[str, bool]:
+def sweep_table(
+    sweep: Path, jobs: Sequence[Sequence[str]], numbers: Sequence[int] | None = None
+) -> tuple[str, bool]:
     """State, time, result and error of each job.
 
     Args:
         sweep: folder with one folder per job, named by its number.
         jobs: per job, the settings that tell it from the others.
+        numbers: of the jobs; None where they are 0, 1, 2 and so on.
 
     Returns:
         The table as text, and whether every job finished.
     """
     rows = [["job", "settings", "state", "seconds", MAIN_METRIC, "last loss", "last reward", "error"]]
     states = []
-    for number, settings in enumerate(jobs):
+    for number, settings in zip(range(len(jobs)) if numbers is None else numbers, jobs, strict=True):
         folder = sweep / str(number)
         try:
             status, results = read_status(folder), _results(folder)
@@ -36,6 +39,18 @@ def sweep_table(sweep: Path, jobs: Sequence[Sequence[str]]) -> tuple[str, bool]:
         told = [str(number), " ".join(settings), states[-1], _seconds(status)]
         rows.append([*told, results, *last, error[0][:80]])
     return aligned(rows), all(state == "finished" for state in states)
+
+
+def print_sweep(folder: Path) -> None:
+    """Prints the table that ended a sweep, or that of a search; of one that is not through, its jobs."""
+    told = folder / "summary.txt"
+    print(f"{folder}:")
+    if told.is_file():
+        print(read_text(told))
+        return
+    jobs = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    overrides = [read_json(folder / str(job) / "provenance.json").get("overrides", []) for job in jobs]
+    print(sweep_table(folder, [list(map(str, its)) for its in overrides], jobs)[0])
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

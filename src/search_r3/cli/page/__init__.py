@@ -1,0 +1,1 @@
+"""What a run, a sweep or an evaluation has come to, as one HTML file that needs nothing else."""
