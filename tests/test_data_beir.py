@@ -538,3 +538,25 @@ def test_the_validation_share_is_the_same_on_every_call():
     assert first.queries == second.queries
     # 809 training queries, binomial with share 0.1: standard deviation 8.5
     assert abs(len(first.queries) - 81) < 35
+
+
+@pytest.mark.parametrize("in_memory_mib", [256, 0])
+def test_the_title_of_a_document_is_how_its_text_begins(tmp_path, in_memory_mib):
+    file = tmp_path / "corpus.jsonl"
+    rows = [
+        (" A title ", "and a text"),
+        ("", "a text alone"),
+        (None, "text"),
+        ("alone", " "),
+        ("  ", "blank"),
+    ]
+    lines = [json.dumps({"_id": f"d{n}", "title": t, "text": x}) for n, (t, x) in enumerate(rows)]
+    file.write_text("\n".join(lines) + "\n")
+
+    corpus = load_corpus(file, in_memory_mib=in_memory_mib)
+
+    assert [corpus.title_of(row) for row in range(5)] == ["A title", "", "", "alone", ""]
+    assert corpus.texts[0].startswith("A title")
+    file.write_text('{"_id": "d", "text": "no title in the whole file"}\n')
+    assert load_corpus(file).title_lengths is None
+    assert load_corpus(file).title_of(0) == ""

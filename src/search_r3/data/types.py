@@ -19,17 +19,27 @@ class Corpus:
     Attributes:
         ids: `[N]` document ids, unique.
         texts: `[N]` the text that is embedded and indexed; title and body are already joined.
+        title_lengths: `[N]` how many first characters of a text are its title; None where none has one.
     """
 
     ids: Sequence[str]
     texts: Sequence[str]
+    title_lengths: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.texts):
             raise ValueError(f"one text per id: got {len(self.ids)} ids and {len(self.texts)} texts")
+        if self.title_lengths is not None and len(self.title_lengths) != len(self.ids):
+            raise ValueError(
+                f"one title length per id: got {len(self.ids)} ids and {len(self.title_lengths)} lengths"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def title_of(self, row: int) -> str:
+        """The title of a document as it stands at the beginning of its text; empty where it has none."""
+        return "" if self.title_lengths is None else self.texts[row][: self.title_lengths[row]]
 
     @cached_property
     def row_of(self) -> Mapping[str, int]:

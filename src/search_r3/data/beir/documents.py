@@ -33,7 +33,7 @@ def document_text(row: Mapping[str, str]) -> str:
 def load_corpus(path: str | Path, allow_empty_documents: bool = False, in_memory_mib: int = 256) -> Corpus:
     """Documents of a JSONL file with `_id`, `text` and perhaps `title`.
 
-    Every row is read and checked once. Texts of a file above the limit stay on disk: then 8 bytes a row and
+    Every row is read and checked once. Texts of a file above the limit stay on disk: then 12 bytes a row and
     the ids are all that is held in memory. A compressed file cannot be read by row and is held in memory.
 
     Raises:
@@ -42,7 +42,7 @@ def load_corpus(path: str | Path, allow_empty_documents: bool = False, in_memory
     path = Path(path)
     ids: list[str] = []
     texts: list[str] = []
-    offsets = array("Q")
+    offsets, title_lengths = array("Q"), array("I")
     seen: set[str] = set()
     plain, empty = Count(), Count()
     stays_on_disk = path.is_file() and path.suffix != ".gz" and path.stat().st_size > in_memory_mib << 20
@@ -54,6 +54,7 @@ def load_corpus(path: str | Path, allow_empty_documents: bool = False, in_memory
         if row.get("title") is not None:
             text_field(row, "title", path, line, may_be_empty=True)
         text = document_text(row)
+        title_lengths.append(len((row.get("title") or "").strip()))
         del row
         if not text and not allow_empty_documents:
             rule = "title and text must not both be empty (allow_empty_documents=true keeps such documents)"
@@ -69,7 +70,8 @@ def load_corpus(path: str | Path, allow_empty_documents: bool = False, in_memory
         raise DataError(path, 0, "the corpus holds no documents")
     empty.tell(path, len(ids), "documents have neither title nor text")
     plain.tell(path, len(ids), "documents hold no letter")
-    return Corpus(ids, LazyTexts(path, offsets, _line_text) if stays_on_disk else texts)
+    all_texts = LazyTexts(path, offsets, _line_text) if stays_on_disk else texts
+    return Corpus(ids, all_texts, title_lengths if any(title_lengths) else None)
 
 
 def load_queries(path: str | Path, allow_empty: bool = False) -> dict[str, str]:
