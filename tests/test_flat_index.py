@@ -153,3 +153,28 @@ def test_what_would_be_copied_or_is_not_a_number_is_refused():
         index.search(broken, 1)
     with pytest.raises(ValueError, match="row 2 is not"):
         FlatIndex(broken)
+
+
+@pytest.mark.parametrize("n", [1, 40, 5000])
+def test_the_rank_of_a_document_is_its_place_in_the_search_of_all(n):
+    random = np.random.default_rng(n)
+    documents, queries = unit(random, n), unit(random, 6)
+    documents[n // 3 : n // 2] = documents[0]  # ties, on both sides of a block's edge
+    order = random.permutation(n)
+    index = FlatIndex(documents, order)
+    asked = [0, n - 1, n // 3, max(n // 2 - 1, 0)]
+
+    ranks, scores = index.ranks(queries, asked)
+
+    found_scores, found = index.search(queries, n)
+    places = [[row.tolist().index(document) for document in asked] for row in found]
+    assert ranks.tolist() == [[place + 1 for place in row] for row in places]
+    assert scores.tolist() == np.take_along_axis(found_scores, np.array(places), 1).tolist()
+
+
+def test_ranks_of_unknown_rows_and_of_none():
+    index = FlatIndex(unit(np.random.default_rng(0), 3))
+    assert index.ranks(index.embeddings, [])[0].shape == (3, 0)
+    for row in (-1, 3):
+        with pytest.raises(ValueError, match="within 0 and 2"):
+            index.ranks(index.embeddings, [row])

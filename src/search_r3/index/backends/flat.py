@@ -84,6 +84,43 @@ class FlatIndex:
             scores[chunk], rows[chunk] = self._search(vectors[chunk], k)
         return scores, rows
 
+    def ranks(self, queries: ArrayLike, rows: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """Where given documents stand for every query in what `search` of all documents would return.
+
+        Args:
+            queries: `[Q, D]` fp32, unit norm.
+            rows: `[C]` row numbers.
+
+        Returns:
+            Ranks `[Q, C]` int64, from 1, and scores `[Q, C]` fp32.
+
+        Raises:
+            ValueError: If widths differ, a query is not finite, or a row is unknown.
+        """
+        vectors = checked_queries(queries, self.embeddings.shape[1], 1)
+        asked = np.asarray(rows, dtype=np.int64)
+        if len(asked) and not 0 <= asked.min() <= asked.max() < len(self):
+            raise ValueError(f"rows must be within 0 and {len(self) - 1}, got {asked.min()} to {asked.max()}")
+        own = exact_scores(self.embeddings, vectors, np.tile(asked, (len(vectors), 1)))  # [Q, C]
+        n_before = np.zeros(own.shape, dtype=np.int64)
+        for start in range(0, len(self), SCAN_ROWS):
+            products = vectors @ self.embeddings[start : start + SCAN_ROWS].T  # [Q, SCAN_ROWS]
+            for column, row in enumerate(asked):
+                apart = products - own[:, column, None]
+                n_before[:, column] += (apart > TIE).sum(1)
+                is_near = np.abs(apart) <= TIE
+                for number in np.flatnonzero(is_near.any(1)):
+                    found = start + np.flatnonzero(is_near[number])
+                    values = exact_scores(self.embeddings, vectors[number, None], found[None])[0]
+                    is_tie = values == own[number, column]
+                    is_before = (values > own[number, column]) | (is_tie & self._precedes(found, row))
+                    n_before[number, column] += is_before.sum()
+        return n_before + 1, own
+
+    def _precedes(self, rows: np.ndarray, row: int) -> np.ndarray:
+        """`[n]` bool, True where a row comes before `row` if their scores are equal."""
+        return rows < row if self.order is None else self.order[rows] < self.order[row]
+
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         n_fetched = min(k + SLACK, len(self))
         products, rows = self._nearest(queries, n_fetched)
