@@ -154,3 +154,16 @@ def test_log_probabilities_of_sampling_and_training_are_those_of_plain_transform
         torch.testing.assert_close(sampled, expected, atol=2e-5, rtol=1e-5)
         torch.testing.assert_close(trained, expected, atol=2e-5, rtol=1e-5)
         torch.testing.assert_close(again.embeddings[row], plain_vector(embedder, sequence), **CLOSE)
+
+
+def test_the_embed_token_forced_at_places_of_a_reasoning_has_the_vectors_of_separate_passes(embedder):
+    reasoning = embedder.encoder.plain_ids(TEXTS[0] + TEXTS[1])[: 3 * WINDOW]
+    cuts = [0, 1, 2, WINDOW, WINDOW + 1, len(reasoning) - 1, len(reasoning), 3]  # in any order
+    prompt = embedder.encoder.reasoning_prompts([QUERIES[1]])[0]
+
+    vectors = embedder.embed_cuts(QUERIES[1], reasoning, cuts)
+
+    for cut, vector in zip(cuts, vectors, strict=True):
+        alone = plain_vector(embedder, [*prompt, *reasoning[:cut], embedder.embed_token_id])
+        torch.testing.assert_close(vector, alone, **CLOSE)
+    assert (vectors[1:] - vectors[:-1]).abs().max(1).values.min() > 1e-4  # every place has another vector

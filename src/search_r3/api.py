@@ -9,7 +9,7 @@ for hit in model.search("how do I open a file?").hits:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from search_r3.data.beir.documents import load_corpus
 from search_r3.data.beir.layout import file_in
 from search_r3.data.types import Corpus
 from search_r3.evaluation.ranking import document_embeddings, document_index
+from search_r3.models.cuts import cuts_of
 from search_r3.models.embedder import Reasoned, ReasoningEmbedder
 from search_r3.models.folder.loading import load_embedder
 
@@ -33,12 +34,14 @@ class Hit:
         id: of the document in its corpus.
         score: cosine of its embedding and the query's.
         text: what was embedded, title and body joined.
+        title: of the document, with which `text` begins; empty where it has none.
     """
 
     rank: int
     id: str
     score: float
     text: str
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Found:
         reasoning: what the model wrote; None in direct mode.
         n_tokens: of the reasoning.
         has_embed_token: whether the model ended its reasoning itself; elsewhere the limit did.
+        token_ids: of the reasoning.
+        embedding: `[D]` fp32, unit norm: what the documents were compared with.
     """
 
     query: str
@@ -60,6 +65,40 @@ class Found:
     reasoning: str | None = None
     n_tokens: int = 0
     has_embed_token: bool = True
+    token_ids: tuple[int, ...] = ()
+    embedding: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+    def as_dict(self) -> dict:
+        """As JSON: the documents, and what is known of the reasoning where there is one."""
+        hits = [
+            {"rank": hit.rank, "id": hit.id, "score": hit.score, "title": hit.title, "text": hit.text}
+            for hit in self.hits
+        ]
+        if self.mode == "direct":
+            return {"hits": hits}
+        return {
+            "hits": hits,
+            "reasoning": self.reasoning,
+            "n_tokens": self.n_tokens,
+            "has_embed_token": self.has_embed_token,
+        }
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A reasoning cut short at `C` places, and the query's embedding at each.
+
+    Attributes:
+        unit: what stands between two places: "sentence", "word" or "token".
+        n_tokens: `C` tokens of the reasoning before each place; the first is 0.
+        pieces: `C` texts, each what was written since the place before; the first is empty.
+        embeddings: `[C, D]` fp32, unit norm; the last is that of the whole reasoning.
+    """
+
+    unit: str
+    n_tokens: tuple[int, ...]
+    pieces: tuple[str, ...]
+    embeddings: np.ndarray
 
 
 class SearchR3:
@@ -187,17 +226,58 @@ class SearchR3:
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
         if mode == "direct":
-            return Found(query, mode, self._hits(self.embed_queries([query]), k))
+            vectors = self.embed_queries([query])
+            return Found(query, mode, self._hits(vectors, k), embedding=vectors[0])
         spoken = _Spoken(self.embedder.tokenizer.decode, on_text or (lambda piece: None))
         said = self.reason([query], max_new_tokens=max_new_tokens, heard=spoken.hear)
         spoken.end()
-        hits = self._hits(said.embeddings.numpy(), k)
-        return Found(query, mode, hits, said.texts[0], said.n_tokens[0], said.has_embed_token[0])
+        vectors, ids = said.embeddings.numpy(), tuple(said.token_ids[0])
+        hits, has_token = self._hits(vectors, k), said.has_embed_token[0]
+        return Found(query, mode, hits, said.texts[0], len(ids), has_token, ids, vectors[0])
+
+    def trace(self, found: Found, most: int = 40) -> Trace:
+        """The query's embedding after each sentence of a reasoning, as if it had ended there.
+
+        Args:
+            found: of a search in reasoning mode.
+            most: the most places; where there are more, they are thinned evenly.
+
+        Raises:
+            ValueError: If it was found in direct mode, or `most` is below 2.
+        """
+        if found.mode != "reasoning":
+            raise ValueError("only what was found in reasoning mode has a reasoning")
+        if most < 2:
+            raise ValueError(f"most must be at least 2, got {most}")
+        cuts = cuts_of(self.embedder.tokenizer.decode, found.token_ids, most)
+        vectors = self.embedder.embed_cuts(found.query, found.token_ids, cuts.places).numpy()
+        vectors[-1] = found.embedding  # the same to rounding, so that the last rank is that of the hits
+        return Trace(cuts.unit, cuts.places, cuts.pieces, vectors)
+
+    def ranks(self, embeddings: np.ndarray, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Where documents stand in the whole corpus, for each of some queries.
+
+        Args:
+            embeddings: `[Q, D]` fp32, unit norm, such as those of a `Trace`.
+            ids: `C` documents of the corpus.
+
+        Returns:
+            Ranks `[Q, C]` from 1, and scores `[Q, C]`.
+
+        Raises:
+            ValueError: If no corpus was read, or it has no such document.
+        """
+        if self.corpus is None:
+            raise ValueError("there is nothing to search yet: read(corpus) first")
+        unknown = [name for name in ids if name not in self.corpus.row_of]
+        if unknown:
+            raise ValueError(f"the corpus has no document {unknown[0]!r}")
+        return self._index.ranks(embeddings, [self.corpus.row_of[name] for name in ids])
 
     def _hits(self, vectors: np.ndarray, k: int) -> tuple[Hit, ...]:
         scores, rows = self._index.search(vectors, k)
         return tuple(
-            Hit(rank, self.corpus.ids[row], score, self.corpus.texts[row])
+            Hit(rank, self.corpus.ids[row], score, self.corpus.texts[row], self.corpus.title_of(row))
             for rank, (row, score) in enumerate(zip(rows[0].tolist(), scores[0].tolist(), strict=True), 1)
         )
 

@@ -90,15 +90,7 @@ def _answer(searcher: "SearchR3", query: str, config: DictConfig) -> dict:
     """What a query found, as a JSON object: each mode with its documents, best first."""
     answer: dict = {"query": query}
     for mode in config.modes:
-        found = searcher.search(query, config.k, mode, config.max_new_tokens)
-        hits = [{"rank": hit.rank, "id": hit.id, "score": hit.score, "text": hit.text} for hit in found.hits]
-        answer[mode] = {"hits": hits}
-        if mode == "reasoning":
-            answer[mode] |= {
-                "reasoning": found.reasoning,
-                "n_tokens": found.n_tokens,
-                "has_embed_token": found.has_embed_token,
-            }
+        answer[mode] = searcher.search(query, config.k, mode, config.max_new_tokens).as_dict()
     return answer
 
 

@@ -257,6 +257,40 @@ class ReasoningEmbedder(nn.Module):
         ids = self.encoder.reasonings(reasonings)
         return self.embed_ids(self.reasoned_ids(texts, ids), progress, "reasoned queries")
 
+    def embed_cuts(self, text: str, reasoning: Sequence[int], cuts: Sequence[int]) -> Tensor:
+        """Embeddings `[C, D]` of one query with the embed token forced at `C` places of its reasoning.
+
+        Prompt and reasoning are run once; the embed token continues their keys and values at every place. A
+        model that keeps none runs every beginning on its own.
+
+        Args:
+            text: the query.
+            reasoning: `R` token ids, without the embed token.
+            cuts: how many of them come before the token, each from 0 to `R`.
+
+        Returns:
+            fp32 on the CPU, unit norm, those of `embed_ids` for the same sequences to rounding.
+
+        Raises:
+            ValueError: If a cut is not within the reasoning.
+        """
+        if not all(0 <= cut <= len(reasoning) for cut in cuts):
+            raise ValueError(f"cuts must be from 0 to {len(reasoning)}, got {list(cuts)}")
+        prompt = self.encoder.reasoning_prompts([text])[0]
+        if not (cuts and self.keeps_keys):
+            return self.embed_ids([[*prompt, *reasoning[:cut], self.embed_token_id] for cut in cuts])
+        whole = [*prompt, *reasoning[: max(cuts)]]
+        n_padding = torch.as_tensor([max(cuts) - cut for cut in cuts], device=self.device)
+        result = torch.empty(len(cuts), self.width)
+        with self._inference():
+            prefix = Prefix.of(self.decoder, whole)
+            for rows in length_batches([len(whole) + 1] * len(cuts), self.token_budget):
+                mask = torch.arange(len(whole) + 1, device=self.device) >= n_padding[rows, None]
+                ids = torch.full_like(mask, self.embed_token_id, dtype=torch.long)  # only the last is read
+                last = self.hidden_states(ids, mask, prefix)[:, -1]
+                result[rows] = normalize(last.float(), dim=-1).cpu()
+        return result
+
     def reasoned_ids(self, texts: Sequence[str], reasonings: Sequence[Sequence[int]]) -> list[list[int]]:
         """Prompt, reasoning and embed token as whole sequences."""
         prompts = self.encoder.reasoning_prompts(texts)
