@@ -24,8 +24,8 @@ REPRODUCE = BEIR_DIR="$(BEIR_DIR)" ENTAILMENTBANK_DIR="$(ENTAILMENTBANK_DIR)" \
 	$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) -m experiments.reproduce
 
 .DEFAULT_GOAL := help
-.PHONY: help setup try docs base science science-arguments train hops test test-extras lint mutants faults \
-	eval eval-arguments compare compare-arguments report report-arguments bench-refresh bench-scale reproduce \
+.PHONY: help setup try serve serve-arguments docs base science science-arguments train hops test test-extras lint \
+	mutants faults eval eval-arguments compare compare-arguments report report-arguments bench-refresh bench-scale reproduce \
 	reproduce-arguments tables clean
 
 help:  ## list the targets
@@ -48,6 +48,12 @@ heading = @printf '\n== %s\n' '$(1)'
 try: setup  ## a first look, under a minute: BM25 and the shipped base on 200 queries of the standard library
 	@$(RUN) -m src.evaluate data.packages=[] data.min_test=100 limit=200 modes=[bm25,direct] \
 		model.path=experiments/nano_base/model output_dir=outputs/try
+
+serve: serve-arguments setup  ## MODEL=<folder> CORPUS=<folder or JSONL> [PORT=8080]: a page to search with, and its JSON API
+	@$(RUN) -m src.serve "model.path=$(MODEL)" "corpus=$(CORPUS)" $(if $(PORT),"port=$(PORT)")
+
+serve-arguments:
+	@test -n "$(MODEL)" -a -n "$(CORPUS)" || { echo 'Usage: make serve MODEL=<folder> CORPUS=<folder or JSONL> [PORT=8080]' >&2; exit 2; }
 
 train: setup  ## SFT, RL and evaluation on the embedded default, with a table; resumes if interrupted; [SEED=2]
 	$(call heading,1 of 5: SFT teaches the shipped base to embed; about 10 minutes)

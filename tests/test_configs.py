@@ -175,6 +175,7 @@ def test_the_lock_pins_every_dependency_and_nothing_local():
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
     assert not any("+" in version or " " in version for version in pins.values())
-    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["dev"], *extras["serve"]]:
         requirement = Requirement(text)
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, text

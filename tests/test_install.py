@@ -12,6 +12,7 @@ import pytest
 
 import search_r3
 from search_r3.shipped import CONF, ROOT
+from search_r3.web.app import FILES
 from tests.command import ENVIRONMENT, PYTHONPATH, run
 
 LAUNCHED = """
@@ -111,6 +112,7 @@ def test_a_wheel_has_every_configuration_and_the_base_that_they_name(installed):
 
     assert {f"search_r3/{path.relative_to(ROOT)}" for path in CONF.rglob("*.yaml")} <= names
     assert "search_r3/experiments/nano_base/model/model.safetensors" in names
+    assert {f"search_r3/web/page/{name}" for name, _ in FILES.values()} <= names
     assert not any(name.startswith(("src/", "tests/", "train")) for name in names)
 
 

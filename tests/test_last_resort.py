@@ -23,6 +23,7 @@ COMMANDS = (
     "src.train",
     "src.evaluate",
     "src.search",
+    "src.serve",
     "src.tune",
     "src.report",
     "src.check",
@@ -63,10 +64,11 @@ def arguments(command, place, tmp_path, nano_folder):
         return [*tiny, f"output_dir={place}"]
     if command == "src.evaluate":
         return ["modes=[bm25]", f"output_dir={place}"]
-    if command == "src.search":
+    if command in ("src.search", "src.serve"):
         corpus = tmp_path / "corpus.jsonl"
         corpus.write_text('{"_id": "d", "text": "a text"}\n')
-        return [f"model.path={nano_folder}", f"corpus={corpus}", "query=x", f"cache_dir={place}"]
+        own = "query=x" if command == "src.search" else "port=0"
+        return [f"model.path={nano_folder}", f"corpus={corpus}", own, f"cache_dir={place}"]
     if command == "src.tune":
         space = tmp_path / "space.yaml"
         space.write_text("stage.module.learning_rate: {low: 0.1, high: 1.0}\n")

@@ -20,11 +20,13 @@ LAYERS = [
     ("index",),
     ("evaluation",),
     ("stages", "api"),
+    ("web",),
     ("cli",),
     (
         "train",
         "evaluate",
         "search",
+        "serve",
         "report",
         "compare",
         "tune",

@@ -21,6 +21,7 @@ COMMANDS = {
     "tune": ["stage=sft"],
     "bench_refresh": [],
     "search": ["model.path=m", "corpus=c"],
+    "serve": ["model.path=m", "corpus=c"],
     "bench_scale": [],
 }
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]

@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train one stage, or go on with a run: stage=sft, resume=<run folder>",
     "evaluate": "evaluate a model folder, and BM25, on benchmarks",
     "search": "search a corpus: model.path=<folder> corpus=<folder or JSONL> query=...",
+    "serve": "a page to search with, and its JSON API: model.path=<folder> corpus=<folder or JSONL>",
     "report": "tables, differences and charts of evaluations",
     "compare": "two evaluations query by query: compare <A> <B>",
     "tune": "search over configuration keys",

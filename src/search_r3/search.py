@@ -7,14 +7,13 @@ The reasoning is shown as it is written, then the documents, direct and reasoned
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, ListConfig
 
 from search_r3.cli.command import entry_point
-from search_r3.cli.model_choice import check_model_folder
 from search_r3.cli.overrides import did_you_mean
+from search_r3.cli.searching import check_searched, opened
 from search_r3.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,12 +31,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     """
     if is_sweep:
         raise UsageError("src.search answers queries; --multirun does not apply")
-    check_model_folder("model.path", config.model.path)
-    corpus = Path(config.corpus)
-    if not corpus.exists():
-        raise UsageError(f"corpus={corpus}: no such folder or file")
-    if corpus.is_dir() and not any((corpus / f"corpus.jsonl{end}").is_file() for end in ("", ".gz")):
-        raise UsageError(f"corpus={corpus}: there is no corpus.jsonl in this folder")
+    check_searched(config)
     if not isinstance(config.modes, ListConfig) or not config.modes:
         raise UsageError(f"modes={config.modes}: a list is needed, as modes=[direct,reasoning]")
     for mode in config.modes:
@@ -51,16 +45,8 @@ def check(config: DictConfig, is_sweep: bool) -> None:
 
 def run(config: DictConfig) -> None:
     """Loads the model and the corpus, then answers every query."""
-    from transformers.utils.logging import disable_progress_bar
-
-    from search_r3.api import SearchR3
-
-    disable_progress_bar()  # of reading weights, which takes less time than to look at it
-    model = config.model
     is_table = config.format == "table" or (config.format is None and sys.stdout.isatty())
-    searcher = SearchR3.load(
-        model.path, model.device, model.dtype, model.token_budget, model.attention, config.cache_dir
-    ).read(config.corpus, progress=True)
+    searcher = opened(config)
     for query in _queries(config.query):
         if is_table:
             _show(searcher, query, config)

@@ -1,0 +1,39 @@
+"""What `src.search` and `src.serve` have in common: which model and corpus are searched."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from search_r3.cli.model_choice import check_model_folder
+from search_r3.errors import UsageError
+
+if TYPE_CHECKING:
+    from search_r3.api import SearchR3
+
+
+def check_searched(config: DictConfig) -> None:
+    """Refuses a model or a corpus that is not there, before anything is loaded.
+
+    Raises:
+        UsageError: With what to give.
+    """
+    check_model_folder("model.path", config.model.path)
+    corpus = Path(config.corpus)
+    if not corpus.exists():
+        raise UsageError(f"corpus={corpus}: no such folder or file")
+    if corpus.is_dir() and not any((corpus / f"corpus.jsonl{end}").is_file() for end in ("", ".gz")):
+        raise UsageError(f"corpus={corpus}: there is no corpus.jsonl in this folder")
+
+
+def opened(config: DictConfig) -> "SearchR3":
+    """Loads the model and the corpus, whose embeddings are read from the cache or made."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from search_r3.api import SearchR3
+
+    disable_progress_bar()  # of reading weights, which takes less time than to look at it
+    model = config.model
+    return SearchR3.load(
+        model.path, model.device, model.dtype, model.token_budget, model.attention, config.cache_dir
+    ).read(config.corpus, progress=True)

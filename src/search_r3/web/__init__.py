@@ -1,0 +1,1 @@
+"""The server: a JSON API over `SearchR3`, and one page that uses it."""
