@@ -24,7 +24,7 @@ REPRODUCE = BEIR_DIR="$(BEIR_DIR)" ENTAILMENTBANK_DIR="$(ENTAILMENTBANK_DIR)" \
 	$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) -m experiments.reproduce
 
 .DEFAULT_GOAL := help
-.PHONY: help setup try serve serve-arguments docs base science science-arguments train hops test test-extras lint \
+.PHONY: help setup try serve serve-arguments docs base science science-arguments science-gpu train hops test test-extras lint \
 	mutants faults eval eval-arguments compare compare-arguments report report-arguments bench-refresh bench-scale reproduce \
 	reproduce-arguments tables clean
 
@@ -97,6 +97,10 @@ science-arguments:
 	@test -f "$(SCIENCE_DIR)/explanations.jsonl" || { echo "error: make science needs SCIENCE_DIR=<folder with" \
 		"corpus.jsonl, queries.jsonl, explanations.jsonl and qrels/>, which python -m src.entailmentbank <clone> makes;" \
 		"see experiments/science/README.md" >&2; exit 2; }
+
+science-gpu:  ## SCIENCE_DIR=<folder>: the same on one GPU, 64 x 8 rollouts; [SEEDS="1 2 3"] [GPU_PYTHON=python3] [BASE=] [OUT=]
+	@SCIENCE_DIR="$(SCIENCE_DIR)" $(foreach key,SEEDS GPU_PYTHON BASE OUT,$(if $($(key)),$(key)="$($(key))")) \
+		bash experiments/science/gpu.sh
 
 hops: setup  ## the generated world: pretraining, SFT, RL, table; [SEED=2] [REFRESH=full], see experiments/hops/
 	@$(RUN) -m src.train experiment=hops_pretrain seed=$(SEED) data.seed=$(SEED) output_dir=$(HOPS)/base if_exists=resume

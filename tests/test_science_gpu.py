@@ -1,0 +1,83 @@
+"""`make science-gpu` from start to end, on a CPU with a tiny model: what is gathered is all that one needs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from plain_folders import byte_tokenizer, write_plain
+from test_data_entailmentbank import write_bank
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = "data.parts.set_aside=6 data.parts.tuning=4 data.parts.rl_only=4"
+ON_CPU = (
+    f"strategy=cpu model.attention=eager {PARTS} stage.trainer.max_steps=2 stage.trainer.val_check_interval=2"
+)
+VALIDATION = "stage.datamodule.validation_queries=4 stage.datamodule.validation_documents=20"
+SHORT = "model.lengths.query=24 model.lengths.document=24 model.lengths.reasoning=6"
+
+
+def science_gpu(environment):
+    return subprocess.run(
+        ["bash", "experiments/science/gpu.sh"],
+        cwd=ROOT,
+        env=os.environ | {"GPU_PYTHON": sys.executable} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "plain"
+    write_plain(folder, byte_tokenizer())
+    return folder
+
+
+def test_every_stage_runs_and_the_small_folder_has_metrics_report_and_adapters(tmp_path, base):
+    bank = write_bank(tmp_path / "bank", n_train=24)
+    batch = "stage.datamodule.batch_size=2"
+
+    done = science_gpu(
+        {
+            "SCIENCE_DIR": str(bank),
+            "BASE": str(base),
+            "SEEDS": "7",
+            "OUT": str(tmp_path / "out"),
+            "DEVICE": "cpu",
+            "SFT": f"{ON_CPU} {VALIDATION} {batch} {SHORT}",
+            "RL": f"{ON_CPU} {VALIDATION} {batch} refresh.budget=4",
+            "EVALUATION": PARTS,
+        }
+    )
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    small = tmp_path / "out" / "small" / "seed7"
+    rows = json.loads((small / "metrics.json").read_text())["rows"]
+    assert {row["mode"] for row in rows} >= {
+        "bm25",
+        "direct",
+        "reasoning",
+        "shuffled-reasoning",
+        "base-reasoning",
+    }
+    for stage in ("sft", "rl"):
+        assert (small / stage / "csv" / "metrics.csv").stat().st_size
+        assert list((small / stage / "model").rglob("adapter_model.safetensors"))
+    assert (small / "rl" / "completions.jsonl").is_file()
+    assert not list(small.rglob("*.ckpt"))
+
+
+def test_what_is_missing_is_named_before_anything_runs(tmp_path, base):
+    bank = write_bank(tmp_path / "bank")
+
+    for environment, told in (
+        ({"SCIENCE_DIR": "", "BASE": str(base)}, "SCIENCE_DIR"),
+        ({"SCIENCE_DIR": str(bank), "BASE": str(tmp_path)}, "holds no model; make base"),
+    ):
+        done = science_gpu(environment | {"OUT": str(tmp_path / "out")})
+        assert done.returncode == 2
+        assert told in done.stderr
+    assert not (tmp_path / "out").exists()
