@@ -33,6 +33,7 @@ COMMANDS = (
     "src.entailmentbank",
     "src.benchmarks.base_parity",
     "src.benchmarks.popularity",
+    "src.benchmarks.padding",
     "src.benchmarks.prefix",
     "src.benchmarks.refresh",
     "src.benchmarks.scale",
@@ -97,6 +98,8 @@ def arguments(command, place, tmp_path, nano_folder):
         return [f"--output={place}"]
     if command == "src.benchmarks.base_parity":
         return [f"--folder={place}"]
+    if command == "src.benchmarks.padding":
+        return [str(tmp_path), f"--model={nano_folder}", f"--output={place}/padding.json"]
     if command == "src.benchmarks.prefix":
         return [f"--output={place}/prefix.json"]
     if command == "src.benchmarks.waiting":

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from search_r3.benchmarks.prefix import main
+from search_r3.benchmarks.padding import main as padding
+from search_r3.benchmarks.prefix import NANO, main
 from search_r3.errors import UsageError
 
 
@@ -34,3 +35,22 @@ def test_a_base_that_is_not_there_is_refused_where_it_was_named(tmp_path):
 def test_nothing_to_time_is_refused(option):
     with pytest.raises(UsageError, match=f"{option} must be at least 1"):
         main([option, "0"])
+
+
+def write_rows(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_two_ways_to_deal_rows_give_the_same_embeddings_and_less_padding(tmp_path, capsys):
+    lines = [f"word {n} " * (40 if n == 5 else 2) for n in range(20)]
+    write_rows(tmp_path / "corpus.jsonl", [{"_id": f"d{n}", "text": text} for n, text in enumerate(lines)])
+    write_rows(tmp_path / "queries.jsonl", [{"_id": f"q{n}", "text": f"which {n}?"} for n in range(4)])
+    file = tmp_path / "padding.json"
+
+    padding([str(tmp_path), "--model", str(NANO), "--queries", "4", "--rounds", "1", "--output", str(file)])
+
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["rows"] == 24
+    assert row["tokens"] < row["tokens_run"]["padding"] < row["tokens_run"]["budget"]
+    assert row["largest_difference"] < 1e-5
+    assert "of the limit" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`make science-gpu` from start to end, on a CPU with a tiny model: what is gathered is all that one needs."""
+"""`make science-gpu` from start to end, on a CPU with a tiny model: what it gathers is all one needs."""
 
 import json
 import os

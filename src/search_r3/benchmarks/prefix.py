@@ -12,6 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -81,13 +82,12 @@ class Work:
 
     Args:
         embedder: is timed, not changed.
-        n_texts: documents, and as many queries.
+        chunk: its documents, and its queries beside them.
         precision: "fp32" or "bf16", which is autocast.
     """
 
-    def __init__(self, embedder: ReasoningEmbedder, n_texts: int, precision: str) -> None:
-        self.embedder, self.precision = embedder, precision
-        self.chunk = chunk_of(embedder, n_texts)
+    def __init__(self, embedder: ReasoningEmbedder, chunk: Chunk, precision: str) -> None:
+        self.embedder, self.chunk, self.precision = embedder, chunk, precision
         weights = {"sft": 1.0, "kl": 0.0, "info_nce": 1.0, "triplet": 0.0, "reasoned": 1.0}
         losses = SFTLosses(**weights, temperature=0.05, margin=0.1, false_negative_margin=0.1)
         self.module = SFTModule(
@@ -104,7 +104,7 @@ class Work:
         with self._autocast():
             self.embedder.embed_ids(self.documents)
 
-    def train(self, is_shared: bool) -> None:
+    def train(self, is_shared: bool = False) -> None:
         """Forward and backward of all documents and queries."""
         self._share(is_shared)
         with self._autocast():
@@ -118,7 +118,7 @@ class Work:
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         left = torch.randn(self.embedder.token_budget, config.hidden_size, dtype=dtype)
         right = torch.randn(config.hidden_size, config.intermediate_size, dtype=dtype)
-        seconds = _seconds(lambda: left @ right, n_times=5) / 5
+        seconds = seconds_of(lambda: left @ right, n_times=5) / 5
         return 2 * left.numel() * right.shape[1] / seconds
 
     def _share(self, is_shared: bool) -> None:
@@ -130,20 +130,20 @@ class Work:
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def _seconds(run: Callable[[], object], n_times: int = 1) -> float:
+def seconds_of(run: Callable[[], object], n_times: int = 1) -> float:
     started = time.perf_counter()
     for _ in range(n_times):
         run()
     return time.perf_counter() - started
 
 
-def tokens_run(work: Work, run: Callable[[bool], None], is_shared: bool) -> int:
+def tokens_run(work: Work, run: Callable[[], None]) -> int:
     """Tokens that the decoder runs, padding included; runs it once, which allocates as well."""
     seen: list[int] = []
     hook = work.embedder.decoder.register_forward_pre_hook(
         lambda decoder, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
-    run(is_shared)
+    run()
     hook.remove()
     return sum(seen)
 
@@ -153,15 +153,15 @@ def compare(name: str, work: Work, rounds: int, bar: Progress) -> list[dict]:
     rows = []
     for kind, run, n_texts, operations in (
         ("encoding", work.encode, len(work.documents), _FORWARD),
-        ("sft", work.train, 2 * len(work.documents), _FORWARD + _BACKWARD),
+        ("sft", work.train, len(work.chunk.embedded), _FORWARD + _BACKWARD),
     ):
-        n_run = {is_shared: tokens_run(work, run, is_shared) for is_shared in (False, True)}
+        n_run = {is_shared: tokens_run(work, partial(run, is_shared)) for is_shared in (False, True)}
         speeds: dict[bool, list[float]] = {False: [], True: []}
         shares: dict[bool, list[float]] = {False: [], True: []}
         for _ in range(rounds):
             limit = work.product()
             for is_shared in (False, True):
-                seconds = _seconds(lambda run=run, is_shared=is_shared: run(is_shared))
+                seconds = seconds_of(partial(run, is_shared))
                 speeds[is_shared].append(n_texts / seconds)
                 shares[is_shared].append(operations * work.n_weights * n_run[is_shared] / seconds / limit)
                 bar.update(1)
@@ -174,17 +174,17 @@ def compare(name: str, work: Work, rounds: int, bar: Progress) -> list[dict]:
                 "prompt_tokens": len(work.embedder.encoder.document.prefix),
                 "texts": n_texts,
                 "tokens_run": {"whole": n_run[False], "shared": n_run[True]},
-                "whole_texts_per_s": _spread(speeds[False]),
-                "shared_texts_per_s": _spread(speeds[True]),
-                "shared_over_whole": _spread(ratios),
-                "whole_share_of_limit": _spread(shares[False]),
-                "shared_share_of_limit": _spread(shares[True]),
+                "whole_texts_per_s": spread(speeds[False]),
+                "shared_texts_per_s": spread(speeds[True]),
+                "shared_over_whole": spread(ratios),
+                "whole_share_of_limit": spread(shares[False]),
+                "shared_share_of_limit": spread(shares[True]),
             }
         )
     return rows
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def spread(values: Sequence[float]) -> dict[str, float]:
     rounded = [round(value, 3) for value in values]
     return {"median": round(statistics.median(rounded), 3), "lowest": min(rounded), "highest": max(rounded)}
 
@@ -216,7 +216,7 @@ def _rows(arguments: argparse.Namespace) -> list[dict]:
     found = []
     with Progress(3 * 4 * arguments.rounds, "prefix", "timings") as bar:
         for name, embedder in embedders(arguments.base):
-            work = Work(embedder, arguments.texts, arguments.precision)
+            work = Work(embedder, chunk_of(embedder, arguments.texts), arguments.precision)
             for row in compare(name, work, arguments.rounds, bar):
                 found.append(row)
                 print(_line(row))

@@ -74,6 +74,8 @@ class ReasoningEmbedder(nn.Module):
     Attributes:
         shared_from: the fewest ids that texts must begin with to share them.
         saved_from: the fewest ids that sharing must save in a call.
+        forward_cost: what one more forward costs besides its tokens, in tokens: where less padding pays for
+            it, a batch is split. None: never.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class ReasoningEmbedder(nn.Module):
         self.token_budget = token_budget
         self.is_trained = is_trained
         self.shared_from, self.saved_from = SHARED_FROM, SAVED_FROM
+        self.forward_cost: int | None = token_budget // FORWARD_SHARE
         self._weights_sha256, self._config_sha256 = weights_sha256, config_sha256
 
     @property
@@ -215,11 +218,6 @@ class ReasoningEmbedder(nn.Module):
         kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
         recomputes = self.model.training and model.is_gradient_checkpointing
         return not (recomputes or getattr(model, "_is_stateful", False) or kinds - _KINDS_WITH_KEYS)
-
-    @property
-    def forward_cost(self) -> int:
-        """What one more forward costs besides its tokens, in tokens."""
-        return self.token_budget // FORWARD_SHARE
 
     def embed_ids(
         self, sequences: Sequence[Sequence[int]], progress: bool = False, what: str = "texts"

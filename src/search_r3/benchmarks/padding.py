@@ -1,0 +1,155 @@
+"""What does padding cost? `python -m src.benchmarks.padding <BEIR folder>`: rows of SFT dealt in two ways.
+
+The first queries and documents of a collection are run forward and backward as a step of SFT does, in
+alternation in as few forwards as the token budget allows, and in as many as save more padding than they cost
+(`search_r3.models.batching`). Embeddings and gradients of both are compared first.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+import torch
+from omegaconf import OmegaConf
+
+from search_r3.benchmarks.prefix import NANO, SMOLLM2, Work, seconds_of, spread, tokens_run
+from search_r3.cli.last_resort import Parser, run_command
+from search_r3.cli.run_folder import make_folder, provenance
+from search_r3.data.beir.documents import load_corpus, load_queries
+from search_r3.data.beir.layout import file_in
+from search_r3.errors import UsageError
+from search_r3.files import write_json
+from search_r3.models.embedder import ReasoningEmbedder
+from search_r3.models.folder.loading import load_embedder
+from search_r3.progress import Progress
+from search_r3.shipped import CONF
+from search_r3.stages.sft.rows import Chunk, TokenRow
+
+WAYS = ("budget", "padding")
+"""How rows are dealt: by the token budget alone, or by what their padding costs as well."""
+
+
+def chunk_of(embedder: ReasoningEmbedder, folder: Path, n_queries: int) -> Chunk:
+    """The first queries of a collection and five times as many of its documents, embedded directly."""
+    queries = list(load_queries(file_in(folder, "queries.jsonl")).values())[:n_queries]
+    corpus = load_corpus(file_in(folder, "corpus.jsonl")).texts
+    documents = [corpus[row] for row in range(min(5 * n_queries, len(corpus)))]
+    encoder = embedder.encoder
+    return Chunk(
+        tuple(TokenRow.ending(ids, len(ids)) for ids in encoder.documents(documents)),
+        tuple(TokenRow.ending(ids, len(ids) - 1) for ids in encoder.queries(queries)),
+    )
+
+
+def opened(folder: Path) -> ReasoningEmbedder:
+    """A trained folder, or a plain one with the prompts of `model=smollm2_135m`."""
+    if (folder / "prompts.json").is_file():
+        return load_embedder(folder)
+    choice = OmegaConf.load(CONF / "model" / "smollm2_135m.yaml")
+    choice.name = str(folder)
+    return hydra.utils.instantiate(choice, texts=())
+
+
+def largest_difference(work: Work, costs: dict[str, int | None]) -> float:
+    """Between both ways, of any coordinate of any embedding; in fp32."""
+    found = []
+    for way in WAYS:
+        work.embedder.forward_cost = costs[way]
+        with torch.no_grad():
+            found.append(work.module.forward_chunk(work.chunk, work.counts).embeddings)
+    return float((found[0] - found[1]).abs().max())
+
+
+def compare(name: str, work: Work, rounds: int, bar: Progress) -> dict:
+    """Tokens per second that are no padding, their ratio by round, and the share of the machine's limit."""
+    costs = {"budget": None, "padding": work.embedder.forward_cost}
+    n_tokens = sum(len(row.ids) for row in work.chunk.embedded)
+    difference = largest_difference(work, costs)
+    n_run = {}
+    speeds: dict[str, list[float]] = {way: [] for way in WAYS}
+    shares: dict[str, list[float]] = {way: [] for way in WAYS}
+    for way in WAYS:
+        work.embedder.forward_cost = costs[way]
+        n_run[way] = tokens_run(work, work.train)
+    for _ in range(rounds):
+        limit = work.product()
+        for way in WAYS:
+            work.embedder.forward_cost = costs[way]
+            speeds[way].append(n_tokens / seconds_of(work.train))
+            shares[way].append(6 * work.n_weights * speeds[way][-1] / limit)
+            bar.update(1)
+    ratios = [padding / budget for budget, padding in zip(*speeds.values(), strict=True)]
+    return {
+        "model": name,
+        "precision": work.precision,
+        "rows": len(work.chunk.embedded),
+        "tokens": n_tokens,
+        "tokens_run": n_run,
+        "largest_difference": difference,
+        **{f"{way}_tokens_per_s": spread(speeds[way]) for way in WAYS},
+        **{f"{way}_share_of_limit": spread(shares[way]) for way in WAYS},
+        "padding_over_budget": spread(ratios),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Times both ways, prints a line per model and writes the rows where that is asked for."""
+    parser = Parser(prog="python -m src.benchmarks.padding", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a collection in BEIR layout")
+    parser.add_argument("--model", type=Path, nargs="+", default=[NANO, SMOLLM2], help="model folders")
+    parser.add_argument("--queries", type=int, default=16, help="and five times as many documents")
+    parser.add_argument("--rounds", type=int, default=5, help="timings of each way")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast")
+    parser.add_argument("--output", type=Path, help="a JSON file of the rows")
+    arguments = parser.parse_args(argv)
+    for name in ("queries", "rounds"):
+        if getattr(arguments, name) < 1:
+            raise UsageError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    for folder in arguments.model:
+        if not folder.is_dir():
+            raise UsageError(f"--model={folder}: no such folder; `make base` writes {SMOLLM2.name}")
+    if arguments.output:
+        make_folder(arguments.output.parent, "--output")  # before minutes of timings
+    rows = _rows(arguments)
+    if arguments.output:
+        write_json(arguments.output, {**provenance(), "threads": torch.get_num_threads(), "rows": rows})
+        print(json.dumps({"wrote": str(arguments.output)}))
+    return 0
+
+
+def _rows(arguments: argparse.Namespace) -> list[dict]:
+    found = []
+    with Progress(2 * len(arguments.model) * arguments.rounds, "padding", "timings") as bar:
+        for folder in arguments.model:
+            embedder = opened(folder)
+            chunk = chunk_of(embedder, arguments.folder, arguments.queries)
+            row = compare(folder.name, Work(embedder, chunk, arguments.precision), arguments.rounds, bar)
+            found.append(row)
+            print(_line(row))
+    return found
+
+
+def _line(row: dict) -> str:
+    ratio = row["padding_over_budget"]
+    budget, padding = ([row[f"{way}_{what}"]["median"] for what in FIGURES] for way in WAYS)
+    return (
+        f"{row['model']}, {row['precision']}, by budget and by padding: {row['tokens']:,} tokens are "
+        f"{row['tokens_run']['budget']:,} and {row['tokens_run']['padding']:,} with padding; "
+        f"{budget[0]:,.0f} and {padding[0]:,.0f} tokens per second; "
+        f"ratio {ratio['median']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f}); "
+        f"{budget[1]:.0%} and {padding[1]:.0%} of the limit"
+    )
+
+
+FIGURES = ("tokens_per_s", "share_of_limit")
+
+
+def command(argv: Sequence[str] | None = None) -> None:
+    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
+    run_command(lambda: main(argv))
+
+
+if __name__ == "__main__":
+    command()
