@@ -125,7 +125,7 @@ def _rows(arguments: argparse.Namespace) -> list[dict]:
         for folder in arguments.model:
             embedder = opened(folder)
             chunk = chunk_of(embedder, arguments.folder, arguments.queries)
-            row = compare(folder.name, Work(embedder, chunk, arguments.precision), arguments.rounds, bar)
+            row = compare(str(folder), Work(embedder, chunk, arguments.precision), arguments.rounds, bar)
             found.append(row)
             print(_line(row))
     return found
