@@ -5,9 +5,9 @@ import json
 
 import pytest
 import yaml
-from wandb.proto.wandb_internal_pb2 import Record
 
 from tests.command import call
+from tests.wandb_files import of_kind, offline_runs
 
 
 @pytest.fixture(scope="module")
@@ -74,39 +74,16 @@ def test_pitfall_22_each_job_is_a_wandb_run_of_its_own_offline_and_without_an_ac
     assert len(names) == 4
 
 
-def wandb_records(path):
-    """Records of a `.wandb` file: 7 bytes, then LevelDB's log format with blocks of 32 KiB.
-
-    A part of a record is checksum (4 bytes), length (2), kind (1 byte: 1 whole, 2 first, 3 middle, 4 last),
-    content; under 7 bytes at a block's end are filling.
-    https://github.com/google/leveldb/blob/main/doc/log_format.md
-    """
-    content, place, record = path.read_bytes(), 7, b""
-    assert content.startswith(b":W&B")
-    while place < len(content):
-        if (left := 32768 - place % 32768) < 7:
-            place += left
-            continue
-        length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
-        record += content[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):
-            yield Record.FromString(record)
-            record = b""
-
-
 def test_the_offline_run_holds_the_configuration_and_what_the_csv_holds(sweep):
     _, _, folder = sweep
-    (path,) = (folder / "2" / "wandb").glob("offline-run-*/run-*.wandb")
 
-    records = list(wandb_records(path))
+    (records,) = offline_runs(folder / "2")
 
-    (run,) = (each.run for each in records if each.HasField("run"))
-    assert run.project == "search-r3"
-    assert run.run_group == "/".join(folder.parts[-2:])
-    assert json.loads({item.key: item.value_json for item in run.config.update}["seed"]) == 2
-    history = [each.history.item for each in records if each.HasField("history")]
-    rows = [{item.nested_key[0]: json.loads(item.value_json) for item in items} for items in history]
+    (run,) = of_kind(records, "run")
+    assert run["project"] == "search-r3"
+    assert run["run_group"] == "/".join(folder.parts[-2:])
+    assert run["config"]["update"]["seed"] == 2
+    rows = [each["item"] for each in of_kind(records, "history")]
     table = list(csv.DictReader((folder / "2" / "csv" / "metrics.csv").open()))
     for name in ("train/loss", "val/direct/ndcg@10"):
         expected = [float(line[name]) for line in table if line[name]]

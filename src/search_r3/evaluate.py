@@ -25,6 +25,7 @@ from search_r3.cli.evaluation_checks import (
 )
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.run_folder import log_written, provenance, write_metrics
+from search_r3.cli.wandb_run import log_evaluation, uses_wandb
 from search_r3.errors import UsageError
 from search_r3.evaluation.beir_collections import ALL, SOURCE, absent_text, difference_text
 from search_r3.evaluation.places import added, earlier_rows, rows_on_disk, seen_from, with_rows_on_disk
@@ -77,6 +78,8 @@ def run(config: DictConfig) -> None:
             rows = added(_earlier(folder, target), new)
             write_metrics(target, rows, origin)
     print_table(rows)
+    if uses_wandb(config):
+        log_evaluation(config, folder, [row | {"folder": str(target.parent / row["folder"])} for row in new])
     log_written(target, write_chart(rows, target.with_suffix(".png")))
 
 

@@ -4,7 +4,7 @@ What is left in the run folder at the end is an ordinary model folder, taken fro
 there is one.
 """
 
-import hashlib
+import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +17,7 @@ from search_r3.cli.curves import drawn_curves
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.model_choice import MADE_HERE, read_facts
 from search_r3.cli.run_folder import log_written, read_json, write_metrics
+from search_r3.cli.wandb_run import ended, log_results, run_logger, uses_wandb
 from search_r3.files import json_text, keep_earlier, write_text
 from search_r3.folders import refuse_to_replace
 
@@ -59,15 +60,10 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
     trainer = _trainer(config, folder, [record, masked, Records(), *extra_callbacks])
     for line in _unvalidated(trainer, datamodule):
         log.info("%s", line)
-    try:
+    with ended() if uses_wandb(config) else contextlib.nullcontext():
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
-    finally:
-        if _uses_wandb(config):
-            import wandb
-
-            wandb.finish()
-    if trainer.is_global_zero:
-        _finish(config, data, embedder, datamodule, module, trainer, record, masked.summary())
+        if trainer.is_global_zero:
+            _finish(config, data, embedder, datamodule, module, trainer, record, masked.summary())
 
 
 def _unvalidated(trainer: "pl.Trainer", datamodule: "pl.LightningDataModule") -> Iterator[str]:
@@ -152,28 +148,12 @@ def _trainer(config: DictConfig, folder: Path, extra_callbacks: Sequence["pl.Cal
     )
 
 
-def _uses_wandb(config: DictConfig) -> bool:
-    return str(config.logger.get("_target_", "")).endswith("WandbLogger")
-
-
 def _loggers(config: DictConfig, folder: Path) -> list["pl.loggers.Logger"]:
     from search_r3.stages.appended import MetricsTable
 
     loggers = [MetricsTable(folder / "csv")]
-    if _uses_wandb(config):
-        os.environ.setdefault("WANDB_SILENT", "true")
-        is_sweep = (folder.parent / "multirun.yaml").is_file()
-        loggers.append(
-            instantiate(
-                config.logger,
-                save_dir=str(folder),
-                name="/".join(folder.parts[-2:]),
-                id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12],
-                resume="allow",
-                group="/".join(folder.parent.parts[-2:]) if is_sweep else None,
-                config=OmegaConf.to_container(config, resolve=True),
-            )
-        )
+    if uses_wandb(config):
+        loggers.append(run_logger(config, folder))
     elif config.logger.get("_target_"):
         loggers.append(instantiate(config.logger))
     return loggers
@@ -208,6 +188,8 @@ def _finish(
     measured_on = getattr(datamodule, "validation", None)  # what is left of data.validation after thinning
     rows = _rows(folder, measured_on, record.at(best_step))
     write_metrics(folder / "metrics.json", rows, origin, {"false_negatives": masked} if masked else None)
+    if uses_wandb(config):
+        log_results(config, trainer.loggers[-1], folder, rows)
     if curves := drawn_curves(folder):
         written.append(curves)
     log_written(*written)
