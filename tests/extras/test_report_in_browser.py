@@ -6,19 +6,30 @@ import json
 import shutil
 
 import pytest
-from browser import Browser
+from browser import browser, console_of, look, requests_of
 from test_report_page import RL, evaluation, rollout, run, sweep, write_csv  # noqa: F401
 
 from search_r3.report import main
 
-SIZES = [(400, False), (400, True), (1400, False), (1400, True)]
+SIZES = [(400, "light"), (400, "dark"), (1400, "light"), (1400, "dark")]
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    found = Browser(tmp_path_factory.mktemp("profile"))
-    yield found
-    found.close()
+def chromium():
+    with browser() as driver:
+        yield driver
+
+
+def value(driver, expression: str) -> object:
+    """What an expression of JavaScript gives."""
+    return driver.execute_script(f"return {expression}")
+
+
+def show(driver, page: str, width: int, scheme: str = "light") -> None:
+    """Opens a page; what it asked for and what the console said of the one before is forgotten."""
+    look(driver, width, scheme=scheme)
+    console_of(driver), requests_of(driver)
+    driver.get(page)
 
 
 @pytest.fixture
@@ -73,26 +84,27 @@ TICKS = """[...document.querySelectorAll("svg.chart")].map((chart) =>
   }))"""
 
 
-@pytest.mark.parametrize(("width", "is_dark"), SIZES)
-def test_the_page_fits_its_width_and_is_readable(browser, page, width, is_dark):
-    browser.show(page, width, is_dark=is_dark)
+@pytest.mark.parametrize(("width", "scheme"), SIZES)
+def test_the_page_fits_its_width_and_is_readable(chromium, page, width, scheme):
+    show(chromium, page, width, scheme)
 
-    assert browser.complaints == []
-    assert browser.value("document.documentElement.scrollWidth") <= width
-    assert browser.value(WIDER) == []
-    least, where = browser.value(CONTRASTS)
+    assert console_of(chromium) == []
+    assert {each["url"] for each in requests_of(chromium)} == {page}
+    assert value(chromium, "document.documentElement.scrollWidth") <= width
+    assert value(chromium, WIDER) == []
+    least, where = value(chromium, CONTRASTS)
     assert least >= 4.5, where  # WCAG 2.2, level AA
-    background = browser.value("getComputedStyle(document.body).backgroundColor")
+    background = value(chromium, "getComputedStyle(document.body).backgroundColor")
     red = int(background.removeprefix("rgb(").split(",")[0])
-    assert (red < 60) == is_dark
-    assert browser.value("document.querySelectorAll('svg.chart').length") >= 10
+    assert (red < 60) == (scheme == "dark")
+    assert value(chromium, "document.querySelectorAll('svg.chart').length") >= 10
 
 
 @pytest.mark.parametrize("width", [400, 1400])
-def test_numbers_and_names_of_a_chart_do_not_lie_on_each_other(browser, page, width):
-    browser.show(page, width)
+def test_numbers_and_names_of_a_chart_do_not_lie_on_each_other(chromium, page, width):
+    show(chromium, page, width)
 
-    charts = browser.value(TICKS)
+    charts = value(chromium, TICKS)
     assert sum(map(len, charts)) > 50
     for texts in charts:
         for one, other in itertools.combinations(texts, 2):
@@ -103,49 +115,52 @@ def test_numbers_and_names_of_a_chart_do_not_lie_on_each_other(browser, page, wi
             assert min(apart) <= 3, (one[0], other[0])  # boxes have a little air around their letters
 
 
-def test_a_table_is_sorted_and_a_list_is_filtered(browser, page):
-    browser.show(page, 1400)
+def test_a_table_is_sorted_and_a_list_is_filtered(chromium, page):
+    show(chromium, page, 1400)
     table = "document.querySelector('[aria-label=results] table')"
 
     def column(name: str) -> list[str]:
-        place = browser.value(
-            f"[...{table}.tHead.rows[0].cells].findIndex((c) => c.textContent === '{name}')"
+        place = value(
+            chromium, f"[...{table}.tHead.rows[0].cells].findIndex((c) => c.textContent === '{name}')"
         )
-        return browser.value(f"[...{table}.tBodies[0].rows].map((row) => row.cells[{place}].textContent)")
+        return value(chromium, f"[...{table}.tBodies[0].rows].map((row) => row.cells[{place}].textContent)")
 
     before, scores = column("mode"), [float(each) for each in column("nDCG@10")]
     press = f"[...{table}.querySelectorAll('th button')].find((b) => b.textContent === 'nDCG@10').click()"
-    browser.value(press)
+    value(chromium, press)
     assert [float(each) for each in column("nDCG@10")] == sorted(scores, reverse=True)
-    browser.value(press)
+    value(chromium, press)
     assert [float(each) for each in column("nDCG@10")] == sorted(scores)
     assert sorted(column("mode")) == sorted(before)
 
     articles = "[...document.querySelectorAll('.filtered article')]"
-    n_shown = browser.value(f"{articles}.filter((each) => !each.hidden).length")
-    (word,) = [browser.value("document.querySelector('.filtered .id').textContent.slice(-1)")]
-    browser.value(
+    n_shown = value(chromium, f"{articles}.filter((each) => !each.hidden).length")
+    (word,) = [value(chromium, "document.querySelector('.filtered .id').textContent.slice(-1)")]
+    value(
+        chromium,
         f"(() => {{ const input = document.querySelector('.filter input'); input.value = 'q{word}';"
-        " input.dispatchEvent(new Event('input')); })()"
+        " input.dispatchEvent(new Event('input')); })()",
     )
-    assert 1 <= browser.value(f"{articles}.filter((each) => !each.hidden).length") < n_shown
+    assert 1 <= value(chromium, f"{articles}.filter((each) => !each.hidden).length") < n_shown
 
 
-def test_texts_run_nothing_and_all_is_there_without_script(browser, page):
-    browser.show(page, 1400)
-    assert browser.value("document.title") != "broken"
-    assert browser.value("document.scripts.length") == 1
-    with_script = browser.value("document.querySelector('main').innerText.length")
+def test_texts_run_nothing_and_all_is_there_without_script(chromium, page):
+    show(chromium, page, 1400)
+    assert value(chromium, "document.title") != "broken"
+    assert value(chromium, "document.scripts.length") == 1
+    with_script = value(chromium, "document.querySelector('main').innerText.length")
 
-    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    chromium.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
-        browser.show(page, 1400)
-        tree = browser.call("DOM.getDocument", depth=0)["root"]["nodeId"]
-        main_node = browser.call("DOM.querySelector", nodeId=tree, selector="main")["nodeId"]
-        text = browser.call("DOM.getOuterHTML", nodeId=main_node)["outerHTML"]
+        show(chromium, page, 1400)
+        tree = chromium.execute_cdp_cmd("DOM.getDocument", {"depth": 0})["root"]["nodeId"]
+        found = chromium.execute_cdp_cmd("DOM.querySelector", {"nodeId": tree, "selector": "main"})
+        text = chromium.execute_cdp_cmd("DOM.getOuterHTML", found)["outerHTML"]
         assert "<button" not in text  # only what can be used is there
         assert text.count("<table") >= 5
         assert len(text) > with_script
-        assert len(base64.b64decode(browser.call("Page.printToPDF")["data"])) > 10_000
+        printed = chromium.execute_cdp_cmd("Page.printToPDF", {})["data"]
+        assert base64.b64decode(printed).startswith(b"%PDF")
+        assert len(printed) > 10_000
     finally:
-        browser.call("Emulation.setScriptExecutionDisabled", value=False)
+        chromium.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
