@@ -24,9 +24,9 @@ REPRODUCE = BEIR_DIR="$(BEIR_DIR)" ENTAILMENTBANK_DIR="$(ENTAILMENTBANK_DIR)" \
 	$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) -m experiments.reproduce
 
 .DEFAULT_GOAL := help
-.PHONY: help setup try serve serve-arguments docs base science science-arguments science-gpu train hops test test-extras lint \
-	mutants faults eval eval-arguments compare compare-arguments report report-arguments bench-refresh bench-scale reproduce \
-	reproduce-arguments tables clean
+.PHONY: help setup try serve serve-arguments train base science science-arguments science-gpu hops lint \
+	test test-extras chromium mutants faults eval eval-arguments compare compare-arguments report \
+	report-arguments bench-refresh bench-scale reproduce reproduce-arguments tables docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -137,9 +137,14 @@ test: lint  ## lint and the fast tests; [PYTEST=--random-order] [OMP_NUM_THREADS
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} \
 		$(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=10 -q $(PYTEST)
 
-test-extras: $(EXTRAS_STAMP)  ## tests against other tools, in .venv-extras; a skip is a failure there
+test-extras: $(EXTRAS_STAMP) chromium  ## tests against other tools and in a browser, in .venv-extras; a skip is a failure there
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} \
 		$(EXTRAS_RUN) -m pytest -p tests.extras.no_skips --durations=5 -q tests/extras $(PYTEST)
+
+chromium:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null; } || \
+		{ echo "error: make test-extras needs chromium and chromedriver; on Debian: sudo apt-get install chromium chromium-driver" >&2; exit 2; }
 
 $(EXTRAS_STAMP): requirements.lock requirements-extras.lock pyproject.toml hatch_build.py
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 found on PATH. Name one: make test-extras PYTHON=/path/to/python3.11" >&2; exit 2; }

@@ -94,7 +94,9 @@ def settings_of(config: DictConfig, searcher: "SearchR3") -> "Settings":
 
     corpus = Path(config.corpus).resolve()
     about = {
-        "model": str(config.model.path),
+        "model": "/".join(
+            Path(config.model.path).resolve().parts[-2:]
+        ),  # whoever may search need not know more
         "corpus": corpus.name if corpus.is_dir() else corpus.name.removesuffix(".gz").removesuffix(".jsonl"),
         "n_documents": len(searcher.corpus),
     }

@@ -58,7 +58,7 @@ export function drawChart(place, facts, near) {
   });
   const level = y(facts.direct.rank);
   chart.append(shape("line", { class: "direct", x1: left, x2: width - right, y1: level, y2: level }));
-  const cursor = shape("line", { class: "cursor", y1: top, y2: height - bottom, x1: -9, x2: -9 });
+  const cursor = shape("line", { class: "cursor", y1: top, y2: height - bottom, visibility: "hidden" });
   chart.append(cursor);
   chart.append(shape("path", { class: "line", d: "M" + ranks.map((rank, step) => `${x(step)} ${y(rank)}`).join("L") }));
   const dots = ranks.map((rank, step) =>
@@ -71,6 +71,7 @@ export function drawChart(place, facts, near) {
   const look = (step) => {
     current = Math.min(Math.max(step, 0), end);
     dots.forEach((dot, place) => dot.classList.toggle("is-near", place === current));
+    cursor.setAttribute("visibility", "visible");
     cursor.setAttribute("x1", x(current));
     cursor.setAttribute("x2", x(current));
     near(current);

@@ -93,7 +93,7 @@ function begin() {
 }
 
 function waiting(ahead) {
-  if (ahead) get("text").textContent = `Waiting for ${plural(ahead, "other search")}…`.replace("searchs", "searches");
+  if (ahead) get("text").textContent = ahead === 1 ? "Waiting for another search…" : `Waiting for ${ahead} other searches…`;
 }
 
 function write(piece) {
@@ -137,11 +137,16 @@ function fill(side, hits) {
   get(side).removeAttribute("aria-busy");
 }
 
+/** What follows the title in a document's text; all of it where it has none, or nothing more. */
+function withoutTitle(document) {
+  const rest = document.text.startsWith(document.title) ? document.text.slice(document.title.length).trimStart() : "";
+  return (rest || document.text) + (document.is_cut ? " …" : "");
+}
+
 /** One document: rank, title or id, the beginning of its text, how it moved, score. */
 function hitRow(side, hit) {
   const body = made("span", "", made("span", hit.title ? "name" : "name id", hit.title || hit.id));
-  const text = hit.title && hit.text.startsWith(hit.title) ? hit.text.slice(hit.title.length) : hit.text;
-  body.append(made("span", "snippet", text.replace(/\s+/g, " ").trim() + (hit.is_cut ? "…" : "")));
+  body.append(made("span", "snippet", withoutTitle(hit).replace(/\s+/g, " ").trim()));
   const marks = made("span", "marks", made("span", "score", hit.score.toFixed(3)));
   if (hit.moved_up) marks.append(moveMark(side, hit));
   const row = made("button", "hit", made("span", "rank", count(hit.rank)), body, marks);
@@ -208,7 +213,7 @@ function showInspected(facts) {
   get("summary").replaceChildren("Direct rank ", made("b", "", count(facts.direct.rank)), ", after reasoning ",
     made("b", way, count(last.rank)), ` of ${plural(facts.n_documents, "document")}`);
   get("chart-name").textContent = `Rank if the reasoning ended after each ${facts.unit}; dashed: direct`;
-  get("document").textContent = facts.document.text + (facts.document.is_cut ? " …" : "");
+  get("document").textContent = withoutTitle(facts.document);
   get("inspector-content").hidden = false;
   const lines = facts.steps.map((step, place) => stepRow(step, place));
   get("steps").tBodies[0].replaceChildren(...lines);
@@ -269,7 +274,7 @@ get("query").addEventListener("keydown", (event) => {
   }
 });
 document.addEventListener("keydown", (event) => {
-  if (get("inspector").open || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.defaultPrevented || get("inspector").open || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "/" && document.activeElement !== get("query")) {
     event.preventDefault();
     get("query").select();
