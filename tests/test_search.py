@@ -204,6 +204,58 @@ def test_documents_that_moved_are_marked(monkeypatch, capsys):
     assert lines[0].count("▲") == 1  # the first column is what is compared with
 
 
+def shown_at(monkeypatch, capsys, width, pieces, *found, before=None):
+    monkeypatch.setenv("COLUMNS", str(width))
+    screen = Screen()
+    for piece in pieces:
+        screen.say(piece)
+    screen.show(found, before)
+    return capsys.readouterr().out
+
+
+def long_hits(mode):
+    return Found(
+        "q", mode, tuple(Hit(n, f"d{n}", 0.5, f"{'considerable words ' * 30}end{n}") for n in (1, 2))
+    )
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_nothing_is_broken_or_beyond_the_edge_of_a_terminal(monkeypatch, capsys, width):
+    pieces = [" A", " reason", "ing that", " goes", " on", *[" and on", "wards"] * 30, ".\nA", " line"]
+    given = long_hits("direct"), long_hits("reasoning")
+
+    lines = shown_at(monkeypatch, capsys, width, pieces, *given).splitlines()
+
+    assert max(map(len, lines)) <= width
+    places = [place for place, line in enumerate(lines) if line.strip().startswith(("direct", "reasoning"))]
+    assert len(places) == (1 if width >= 80 else 2)  # side by side, or one below the other
+    said = lines[: places[0]]
+    text = "".join(pieces).strip()
+    assert " ".join(said).split() == f"thinks: {text}".split()  # no word is broken
+    assert all(len(line) > width - 12 for line in said[:-2])  # lines are full
+    assert said[-1] == "A line"
+    words = set(" ".join(lines[places[0] + 1 :]).replace("…", " ").split())
+    assert {"considerable", "words", "d1", "0.500"} <= words
+    n_rows = (len(lines) - places[0] - len(places)) / 2 / len(places)
+    assert n_rows == 3  # score and id, and two lines of text
+
+
+def test_ranks_beyond_the_list_say_how_far_a_document_came(monkeypatch, capsys):
+    before = Found("q", "direct", (Hit(1, "a", 0.5, "t"),))
+    after = Found("q", "reasoning", (Hit(1, "z", 0.5, "t"),), "so", 1)
+    assert "▲41" in shown_at(monkeypatch, capsys, 80, [], before, after, before={"a": 1, "z": 42})
+    assert "reasoning, 1 token " in shown_at(monkeypatch, capsys, 80, [], before, after)
+
+
+def test_colours_are_for_terminals(monkeypatch, capsys):
+    found = long_hits("direct")
+    assert "\x1b[" not in shown_at(monkeypatch, capsys, 80, [], found)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b[36m" in shown_at(monkeypatch, capsys, 80, [], found)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[36m" not in shown_at(monkeypatch, capsys, 80, [], found)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -90,7 +90,10 @@ def _show(searcher: "SearchR3", query: str, config: DictConfig) -> None:
     for mode in config.modes:
         said = screen.say if mode == "reasoning" else None
         found[mode] = searcher.search(query, config.k, mode, config.max_new_tokens, said)
-    screen.show(list(found.values()))
+    first = next(iter(found.values()))
+    names = [hit.id for each in found.values() for hit in each.hits]
+    ranks, _ = searcher.ranks(first.embedding[None], names)
+    screen.show(list(found.values()), dict(zip(names, ranks[0].tolist(), strict=True)))
 
 
 def command(argv: Sequence[str] | None = None) -> None:
