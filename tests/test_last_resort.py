@@ -32,6 +32,7 @@ COMMANDS = (
     "src.base",
     "src.entailmentbank",
     "src.benchmarks.base_parity",
+    "src.benchmarks.memory",
     "src.benchmarks.popularity",
     "src.benchmarks.padding",
     "src.benchmarks.prefix",
@@ -102,6 +103,8 @@ def arguments(command, place, tmp_path, nano_folder):
         return [str(tmp_path), f"--model={nano_folder}", f"--output={place}/padding.json"]
     if command == "src.benchmarks.prefix":
         return [f"--output={place}/prefix.json"]
+    if command == "src.benchmarks.memory":
+        return [f"--output={place}/memory.json"]
     if command == "src.benchmarks.waiting":
         return [f"--output={place}/waiting.json"]
     if command == "src.benchmarks.refresh":

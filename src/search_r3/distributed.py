@@ -6,6 +6,8 @@ each other for ever. In one process nothing is sent. Three calls send: `everyone
 """
 
 import contextlib
+import datetime
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol, TypeVar
 
@@ -245,6 +247,26 @@ class Ranks:
         if told is not None:
             kind, text = told
             raise kind(text)
+
+
+PATIENCE = datetime.timedelta(days=30)
+"""How long a process waits for the next chunk, since the first one asks queries meanwhile."""
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[Ranks]:
+    """The processes that a launcher started with this one, while the body runs; this one alone without.
+
+    A group that there is already is taken.
+    """
+    is_ours = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+    if is_ours:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield Ranks()
+    finally:
+        if is_ours:
+            dist.destroy_process_group()
 
 
 def _told(error: RuntimeError | None) -> tuple[type[RuntimeError], str] | None:

@@ -5,7 +5,7 @@ the same `output_dir` adds its rows to those of the first. `modes=[bm25]` needs 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,20 @@ def analyzer_for(configured: str, benchmark: "Benchmark") -> str:
 
 
 def run(config: DictConfig) -> None:
-    """Evaluates every benchmark in every mode and writes metrics.json."""
+    """Evaluates every benchmark in every mode and writes metrics.json; the first process does, of several."""
+    from search_r3.distributed import process_group
+    from search_r3.evaluation.sharing import own_device, shared
+
+    with process_group() as ranks:
+        config.model.device = own_device(config.model.device, ranks)
+        needs = needed(modes_of(config))
+        models = {"model": _evaluated(config)} if "model" in needs else {}
+        models |= {"base": _load(config, config.base.path)} if "base" in needs else {}
+        shared(ranks, models, lambda of_all: _evaluate(config, of_all))
+
+
+def _evaluate(config: DictConfig, models: Mapping[str, "Model"]) -> None:
+    """As `run`, with the models that the modes need."""
     from search_r3.data.reasonings import load_reasonings
     from search_r3.evaluation.benchmark import evaluate_benchmark
     from search_r3.evaluation.rankers import Settings
@@ -58,8 +71,6 @@ def run(config: DictConfig) -> None:
     places = _places(config)
     modes = modes_of(config)
     needs = needed(modes)
-    model = _evaluated(config) if "model" in needs else None
-    base = _load(config, config.base.path) if "base" in needs else None
     reasonings = load_reasonings(config.reasonings) if "reasonings" in needs else None
     new: list[dict] = []
     rows: list[dict] = []
@@ -70,8 +81,9 @@ def run(config: DictConfig) -> None:
         for mode in modes:
             log.info("%s, %s", benchmark.name, mode.name)
             row = evaluate_benchmark(
-                benchmark, mode, folder, settings, model, base, config.cache_dir, origin, reasonings
-            )
+                benchmark, mode, folder, settings, models.get("model"), models.get("base"), config.cache_dir,
+                origin, reasonings,
+            )  # fmt: skip
             new.append({**row, "folder": seen_from(target.parent, folder / row["folder"])})
             # Read and written for each, so that an interrupted evaluation shows what it has, and another one
             # that writes here meanwhile keeps its rows.
@@ -144,6 +156,7 @@ def _benchmark(config: DictConfig, name: str, place: Path | None) -> "Benchmark"
         split=split_of(config, name),
         remove_self_match=config.remove_self_match,
         allow_unmatched_judgements=config.allow_unmatched_judgements,
+        in_memory_mib=config.in_memory_mib,
         holds_code=name.rpartition("/")[2] in config.bm25.code,
     )
     if told := difference_text(benchmark, split_of(config, name)):

@@ -339,6 +339,7 @@ COMMANDS: Mapping[str, Range] = {
     "startup_trials": FROM_0,
     "top_k": Range(100, is_whole=True),  # the largest cut-off of the metrics, recall@100
     "limit": or_null(COUNT),
+    "in_memory_mib": FROM_0,
     "k": COUNT,
     "max_new_tokens": or_null(FROM_0),
     "port": Range(0, 65535, is_whole=True),

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from search_r3.data.jsonl import DataError
 from search_r3.data.reasonings import tell_missing
 from search_r3.data.types import Benchmark
@@ -219,7 +221,7 @@ def _evaluated(asked: Asked, folder: Path, cache_dir: str | Path, origin: Mappin
     """Measures a row and writes its folder."""
     benchmark, mode, settings, embeds = asked.benchmark, asked.mode, asked.settings, asked.embeds
     named = _with_readable_ids(benchmark)
-    embeddings = None if embeds is None else document_embeddings(benchmark.corpus, embeds.embedder, cache_dir)
+    embeddings = None if embeds is None else _embedded(benchmark, embeds, cache_dir)
     found = mode.rank(Task(named, settings, asked.model, asked.base, embeddings, asked.given))
     lexical = f"bm25 ({settings.analyzer}, k1={settings.k1}, b={settings.b})"
     run, removed = without_removed(named, found.run, settings.top_k)
@@ -236,7 +238,7 @@ def _evaluated(asked: Asked, folder: Path, cache_dir: str | Path, origin: Mappin
         "self_match_removed": removed,
         "judged_documents_missing": benchmark.judged_documents_missing,
         "judged_queries_missing": benchmark.judged_queries_missing,
-        **(NOTHING_CUT if embeds is None else cut_texts(benchmark, embeds.embedder)),
+        **(NOTHING_CUT if embeds is None else cut_texts(benchmark, embeds.embedder, cache_dir)),
         "ids_encoded": named is not benchmark,
         "weights_sha256": None if embeds is None else embeds.embedder.weights_sha256,
         "command": origin.get("command"),
@@ -248,6 +250,12 @@ def _evaluated(asked: Asked, folder: Path, cache_dir: str | Path, origin: Mappin
         _write(partial, benchmark, named, mode.name, run, scores, found.reasonings)
         sealed(partial, asked.key, row)
     return row
+
+
+def _embedded(benchmark: Benchmark, model: Model, cache_dir: str | Path) -> np.ndarray:
+    """Embeddings `[N, D]` of the documents, on disk."""
+    how = {"encode": model.encode, "n_processes": model.n_processes}
+    return document_embeddings(benchmark.corpus, model.embedder, cache_dir, **how)
 
 
 def _with_readable_ids(benchmark: Benchmark) -> Benchmark:

@@ -4,13 +4,21 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
 from search_r3.data.types import Benchmark
 from search_r3.evaluation.fusion import margins, mean_directions, reciprocal_ranks
 from search_r3.evaluation.metrics import LARGEST_CUTOFF, ranked
-from search_r3.evaluation.ranking import document_index, id_order, ranking_of, without_removed
+from search_r3.evaluation.ranking import (
+    Encode,
+    document_index,
+    documents_cut,
+    id_order,
+    ranking_of,
+    without_removed,
+)
 from search_r3.index.backends.bm25 import LexicalIndex
 from search_r3.index.backends.flat import FlatIndex
 from search_r3.models.embedder import Reasoned, ReasoningEmbedder
@@ -81,10 +89,19 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Model:
-    """A model folder as it was loaded, and what a row calls it."""
+    """A model folder as it was loaded, and what a row calls it.
+
+    Attributes:
+        name: of its rows.
+        embedder: the model.
+        encode: embeds documents where several processes do so together; None where the embedder does.
+        n_processes: how many these are.
+    """
 
     name: str
     embedder: ReasoningEmbedder
+    encode: Encode | None = None
+    n_processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -317,13 +334,22 @@ def shuffled(reasoned: Reasoned, seed: int) -> list[str]:
     return texts
 
 
-def cut_texts(benchmark: Benchmark, embedder: ReasoningEmbedder) -> dict[str, int]:
-    """How many queries and documents a model reads only the beginning of; a warning where they are many."""
+def cut_texts(benchmark: Benchmark, embedder: ReasoningEmbedder, cache_dir: str | Path) -> dict[str, int]:
+    """How many queries and documents a model reads only a part of; a warning where they are many.
+
+    Documents were counted when they were encoded; they must be in `cache_dir`.
+    """
     counts = {}
     texts_of = {"queries": list(benchmark.queries.values()), "documents": benchmark.corpus.texts}
     for what, kind in (("queries", "query"), ("documents", "document")):
         texts, limit = texts_of[what], getattr(embedder.encoder.lengths, kind)
-        counts[f"{what}_cut"] = n_cut = embedder.truncated_count(texts, kind)
+        is_stored = kind == "document"
+        n_cut = (
+            documents_cut(benchmark.corpus, embedder, cache_dir)
+            if is_stored
+            else embedder.truncated_count(texts, kind)
+        )
+        counts[f"{what}_cut"] = n_cut
         if n_cut > SHARE_TOLD * len(texts):
             log.warning(
                 "%s: %d of %d %s (%.1f %%) are longer than lengths.%s=%d and are cut",

@@ -1,6 +1,6 @@
 """From embeddings to a run: the best documents of every query, by the index that training uses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +9,11 @@ from numpy.typing import ArrayLike
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.evaluation.metrics import ranked
 from search_r3.index.backends.flat import FlatIndex
-from search_r3.index.rows.cache import stored_embeddings
+from search_r3.index.rows.cache import cut_texts, store_folder, stored_embeddings
 from search_r3.models.embedder import ReasoningEmbedder
+
+CHUNK = 1024
+"""Documents that are encoded by a process before their vectors are on the disk."""
 
 
 def id_order(ids: Sequence[str]) -> np.ndarray:
@@ -25,12 +28,47 @@ def id_order(ids: Sequence[str]) -> np.ndarray:
     return places
 
 
+Encode = Callable[[Sequence[str]], ArrayLike]
+"""From texts of documents to `[n, D]` fp32, by all processes together."""
+
+
 def document_embeddings(
-    corpus: Corpus, embedder: ReasoningEmbedder, cache_dir: str | Path, progress: bool = True
+    corpus: Corpus,
+    embedder: ReasoningEmbedder,
+    cache_dir: str | Path,
+    progress: bool = True,
+    encode: Encode | None = None,
+    n_processes: int = 1,
 ) -> np.memmap:
-    """Embeddings `[N, D]` of a corpus, on disk, encoded once per (weights, prompts, dtype, corpus)."""
-    key = {**embedder.document_key, "corpus": corpus.fingerprint}
-    return stored_embeddings(cache_dir, key, corpus.texts, embedder.embed_documents, progress=progress)
+    """Embeddings `[N, D]` of a corpus, on disk, encoded once per (weights, prompts, dtype, corpus).
+
+    Args:
+        corpus: read chunk by chunk.
+        embedder: the model.
+        cache_dir: of embeddings.
+        progress: whether to show how far the encoding is.
+        encode: what embeds the texts, where that is not the embedder in this process.
+        n_processes: that share a chunk, which is so many times larger.
+    """
+    return stored_embeddings(
+        cache_dir,
+        _store_key(corpus, embedder),
+        corpus.texts,
+        encode or embedder.embed_documents,
+        CHUNK * n_processes,
+        progress,
+        count_cut=lambda texts: embedder.truncated_count(texts, "document"),
+    )
+
+
+def documents_cut(corpus: Corpus, embedder: ReasoningEmbedder, cache_dir: str | Path) -> int:
+    """How many documents the model reads a part of, as counted when they were encoded."""
+    folder = store_folder(cache_dir, _store_key(corpus, embedder))
+    return cut_texts(folder, lambda: embedder.truncated_count(corpus.texts, "document"))
+
+
+def _store_key(corpus: Corpus, embedder: ReasoningEmbedder) -> dict[str, str]:
+    return {**embedder.document_key, "corpus": corpus.fingerprint}
 
 
 def document_index(documents: ArrayLike, document_ids: Sequence[str]) -> FlatIndex:

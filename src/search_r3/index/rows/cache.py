@@ -2,7 +2,8 @@
 
     <root>/<hash of the key>/key.json     what the rows depend on, and their number and width
     <root>/<hash of the key>/rows.npy     `[N, D]` fp32, preallocated
-    <root>/<hash of the key>/done.jsonl   a line per finished chunk: first row, end, SHA-256 of its bytes
+    <root>/<hash of the key>/done.jsonl   a line per finished chunk: first row, end, SHA-256, texts cut
+    <root>/<hash of the key>/cut.json     texts cut, counted later where the lines do not say
     <root>/<hash of the key>/lock         held while rows are written
 
 The key names weights, tokenizer, prompts and corpus. Space is taken before the first chunk is written, and a
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from search_r3.errors import UsageError
 from search_r3.files import write_json
 from search_r3.index.rows.checks import first_not_finite
 from search_r3.index.rows.files import reserve, write_all
@@ -59,8 +61,11 @@ def stored_embeddings(
     embed: Embed,
     chunk_size: int = 1024,
     progress: bool = True,
+    count_cut: Callable[[Sequence[str]], int] | None = None,
 ) -> np.memmap:
     """Embeddings of all texts; those that are already on disk are not encoded again.
+
+    Memory is that of a chunk, of the texts of a chunk, and of a line of facts per chunk.
 
     Args:
         root: folder of all stores.
@@ -69,6 +74,7 @@ def stored_embeddings(
         embed: from at most `chunk_size` texts to `[n, D]` fp32.
         chunk_size: rows per call of `embed`, and rows lost at most by an interruption.
         progress: whether to show how far the encoding is.
+        count_cut: how many of some texts `embed` reads a part of; asked for each chunk, for `cut_texts`.
 
     Returns:
         `[N, D]` fp32, a read-only memory map.
@@ -85,7 +91,7 @@ def stored_embeddings(
         folder.mkdir(parents=True, exist_ok=True)
     if _rows_done(folder) < len(texts):
         with _writing(folder):
-            _fill(folder, key, texts, embed, chunk_size, progress)
+            _fill(folder, key, texts, embed, chunk_size, progress, count_cut)
     return open_store(folder, key, len(texts))
 
 
@@ -104,8 +110,36 @@ def open_store(folder: Path, key: Mapping[str, str], n_rows: int) -> np.memmap:
     return rows
 
 
+def cut_texts(folder: Path, count: Callable[[], int]) -> int:
+    """How many of a complete store's texts were read in part.
+
+    Args:
+        folder: of the store.
+        count: counts them over all texts; called where the store does not know, whose answer it then keeps.
+    """
+    entries = _entries(folder)
+    if entries and all(isinstance(entry.get("cut"), int) for entry in entries):
+        return sum(entry["cut"] for entry in entries)
+    file = folder / "cut.json"
+    try:
+        known = read_json(file)["cut"]
+    except (OSError, ValueError, KeyError, TypeError, UsageError):
+        known = None
+    if not isinstance(known, int):
+        known = count()
+        with contextlib.suppress(OSError):  # a cache that can only be read
+            write_json(file, {"cut": known})
+    return known
+
+
 def _fill(
-    folder: Path, key: Mapping[str, str], texts: Sequence[str], embed: Embed, chunk_size: int, progress: bool
+    folder: Path,
+    key: Mapping[str, str],
+    texts: Sequence[str],
+    embed: Embed,
+    chunk_size: int,
+    progress: bool,
+    count_cut: Callable[[Sequence[str]], int] | None,
 ) -> None:
     done = _rows_done(folder)
     width = _checked_width(folder, key, len(texts)) if done else None
@@ -118,15 +152,18 @@ def _fill(
     with Progress(len(texts), "embed", "documents", progress, initial=done) as bar:
         for start in range(done, len(texts), chunk_size):
             stop = min(start + chunk_size, len(texts))
-            vectors = _checked(embed([texts[row] for row in range(start, stop)]), start, stop)
+            chunk = [texts[row] for row in range(start, stop)]
+            vectors = _checked(embed(chunk), start, stop)
             if width is None:
                 width = vectors.shape[1]
                 _create(folder, key, (len(texts), width))
             if vectors.shape[1] != width:
                 raise ValueError(f"embed gave width {vectors.shape[1]} after {width}")
+            n_cut = 0 if count_cut is None else count_cut(chunk)
             with _written_to(folder, (len(texts), width)):
                 _write(folder, start, vectors)
-                _append(folder / "done.jsonl", {"start": start, "stop": stop, "sha256": _digest(vectors)})
+                entry = {"start": start, "stop": stop, "sha256": _digest(vectors)}
+                _append(folder / "done.jsonl", entry if count_cut is None else entry | {"cut": n_cut})
             bar.update(stop - start)
 
 

@@ -1,0 +1,76 @@
+"""Documents that several processes encode together, under `torchrun --nproc-per-node 2 -m src.evaluate ...`.
+
+The first process evaluates; the others have the model, and embed their part of each chunk of documents that
+it sends them. They hold no more of a corpus than that. Queries are the first process's alone.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+
+from search_r3.distributed import Ranks
+from search_r3.evaluation.rankers import Model
+
+T = TypeVar("T")
+
+
+def own_device(device: str, ranks: Ranks) -> str:
+    """The device of this process: of several GPUs its own, where `cuda` says no number."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if ranks.size > 1 and device == "cuda" else device
+
+
+def shared(
+    ranks: Ranks, models: Mapping[str, Model], evaluate: Callable[[Mapping[str, Model]], T]
+) -> T | None:
+    """What the first process evaluates, while all of them embed documents; collective.
+
+    Args:
+        ranks: all processes.
+        models: by a name that is the same in every process.
+        evaluate: is handed the models, whose documents all processes encode.
+
+    Returns:
+        What `evaluate` gave, in the first process; None in the others.
+
+    Raises:
+        Exception: What `evaluate` raised, in the first process.
+        RuntimeError: In the others, of any process's failure.
+    """
+    if ranks.size == 1:
+        return evaluate(models)
+    failed: list[Exception] = []
+
+    def embed(asked: tuple[str, Sequence[str]]) -> np.ndarray:
+        name, texts = asked
+        own, error = np.empty((0, 0), np.float32), None
+        try:
+            own = np.asarray(models[name].embedder.embed_documents(texts[ranks.shard(len(texts))]))
+        except Exception as problem:  # raised below: until then the others wait for this process
+            error = RuntimeError(f"documents could not be encoded ({type(problem).__name__}: {problem})")
+        ranks.agree(error)
+        return ranks.joined(own)
+
+    def lead(by_all: Callable[[tuple[str, Sequence[str]]], np.ndarray]) -> T:
+        def encoder(name: str) -> Callable[[Sequence[str]], np.ndarray]:
+            return lambda texts: by_all((name, list(texts)))
+
+        try:
+            return evaluate(
+                {
+                    name: replace(model, encode=encoder(name), n_processes=ranks.size)
+                    for name, model in models.items()
+                }
+            )
+        except Exception as problem:
+            failed.append(problem)
+            raise RuntimeError(f"the first process failed ({type(problem).__name__}: {problem})") from problem
+
+    try:
+        return ranks.led(lead, embed)
+    except RuntimeError:
+        if failed:
+            raise failed[0] from None
+        raise
