@@ -14,6 +14,7 @@ from search_r3.evaluation.benchmark import document_embeddings, evaluate_benchma
 from search_r3.evaluation.modes import MODES
 from search_r3.evaluation.rankers import Model, Settings, shuffled
 from search_r3.evaluation.report import print_table
+from search_r3.evaluation.results import sealed
 from search_r3.evaluation.significance import bootstrap_interval, paired_differences, paired_p_value
 from search_r3.index.backends.bm25 import LexicalIndex
 from search_r3.models.folder import load_embedder, save_embedder
@@ -26,7 +27,8 @@ SCHEMA = {
     "ci95": dict, "missing_embed_token": int, "self_match_removed": int, "seconds_per_query": float,
     "tokens_per_query": float, "weights_sha256": str | None, "judged_documents_missing": int,
     "judged_queries_missing": int, "ids_encoded": bool, "folder": str, "command": str, "commit": str,
-    "seed": int, "queries_cut": int, "documents_cut": int,
+    "seed": int, "queries_cut": int, "documents_cut": int, "prompts_sha256": str | None,
+    "dtype": str | None, "read_state": str | None,
 }  # fmt: skip
 
 
@@ -255,6 +257,27 @@ def test_documents_are_encoded_once_for_all_modes_and_read_from_the_disk(benchma
     handle.remove()
     assert n_documents == []
     assert (again == rows).all()
+
+
+def test_a_row_says_how_the_model_reads_and_one_of_before_is_told_it(benchmark, nano_folder, tmp_path):
+    stated = json.loads((nano_folder / "search_r3.json").read_text())["prompt_fingerprint"]
+    model = Model("m", load_embedder(nano_folder))
+    row = evaluate_benchmark(benchmark, "direct", tmp_path, SETTINGS, model, cache_dir=tmp_path / "c")
+    told = {name: row[name] for name in ("prompts_sha256", "dtype", "read_state")}
+    assert told == {"prompts_sha256": stated, "dtype": "float32", "read_state": "at"}
+
+    file = tmp_path / "tiny" / "direct" / "row.json"
+    content = json.loads(file.read_text())
+    older = {name: value for name, value in content["row"].items() if name not in told}
+    sealed(file.parent, content["key"], older)
+    assert "dtype" not in json.loads(file.read_text())["row"]
+    again = evaluate_benchmark(benchmark, "direct", tmp_path, SETTINGS, model, cache_dir=tmp_path / "c")
+    assert again == row
+
+    before = Model("m", load_embedder(nano_folder, read_state="before"))
+    other = evaluate_benchmark(benchmark, "direct", tmp_path, SETTINGS, before, cache_dir=tmp_path / "c")
+    assert (other["read_state"], other["weights_sha256"]) == ("before", row["weights_sha256"])
+    assert other["folder"] != row["folder"]
 
 
 def test_an_older_row_is_computed_anew(benchmark, tmp_path):

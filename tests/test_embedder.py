@@ -5,6 +5,7 @@ import torch
 from conftest import QUERIES, TEXTS, build_embedder
 from torch.nn.functional import normalize
 
+from search_r3.models.folder import load_embedder
 from search_r3.models.generation import Sampling, decode, row_uniforms, sample
 from search_r3.models.prefix import common_prefix
 
@@ -193,3 +194,26 @@ def test_a_reasoning_ends_before_the_token_that_would_complete_an_ngram_again(n,
     assert n_cut > 0
     states = embedder.embed_ids(embedder.reasoned_ids(QUERIES, kept.token_ids))
     torch.testing.assert_close(torch.nn.functional.normalize(kept.hidden, dim=-1), states, atol=1e-5, rtol=0)
+
+
+def test_the_state_before_the_embed_token_is_that_of_a_sequence_without_it(nano_folder):
+    before, at = (load_embedder(nano_folder, read_state=where) for where in ("before", "at"))
+    sequences = before.encoder.documents(TEXTS[:4])
+    with torch.no_grad():
+        states = [
+            before.causal_lm(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0, -2]
+            for ids in sequences
+        ]
+    expected = torch.nn.functional.normalize(torch.stack(states), dim=-1)
+
+    assert torch.allclose(before.embed_documents(TEXTS[:4]), expected, atol=1e-5)
+    assert (before.embed_documents(TEXTS[:4]) - at.embed_documents(TEXTS[:4])).abs().max() > 0.01
+    written = before.reason(QUERIES)
+    assert written.token_ids == at.reason(QUERIES).token_ids
+    ids = before.reasoned_ids(QUERIES, written.token_ids)
+    assert torch.allclose(written.embeddings, at.embed_ids([each[:-1] for each in ids]), atol=1e-5)
+    cuts = before.embed_cuts(QUERIES[0], written.token_ids[0], [0])
+    assert torch.allclose(cuts, before.embed_ids([[*ids[0][: -len(written.token_ids[0]) - 1], ids[0][-1]]]))
+    assert before.document_key == {**at.document_key, "read_state": "before"}
+    with pytest.raises(ValueError, match="read_state must be at or before"):
+        load_embedder(nano_folder, read_state="after")

@@ -176,7 +176,7 @@ def _evaluated(config: DictConfig) -> "Model":
     prompts = plain_prompts(model.name, model.prompts, model.prompts_file)
     lengths = Lengths(**{name: value for name, value in model.lengths.items() if value is not None})
     token = model.embed_token or EMBED_TOKEN
-    reading = (model.device, model.dtype, model.token_budget, model.attention)
+    reading = (model.device, model.dtype, model.token_budget, model.attention, model.read_state)
     return Model(str(model.name), load_plain(model.name, prompts, lengths, token, *reading))
 
 
@@ -185,7 +185,8 @@ def _load(config: DictConfig, path: str) -> "Model":
     from search_r3.models.folder import load_embedder
 
     model = config.model
-    embedder = load_embedder(path, model.device, model.dtype, model.token_budget, model.attention)
+    reading = (model.device, model.dtype, model.token_budget, model.attention, model.read_state)
+    embedder = load_embedder(path, *reading)
     return Model(str(path), embedder)
 
 

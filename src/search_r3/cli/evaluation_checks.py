@@ -37,6 +37,8 @@ def check(config: DictConfig, is_sweep: bool) -> None:
             )
         if not Path(config.reasonings).is_file():
             raise UsageError(f"reasonings={config.reasonings}: no such file")
+    if config.model.read_state not in ("at", "before"):
+        raise UsageError(f"model.read_state={config.model.read_state} does not exist. Choices: at, before")
     if config.bm25.analyzer not in ("auto", "english", "code"):
         raise UsageError(f"bm25.analyzer={config.bm25.analyzer} does not exist. Choices: auto, english, code")
     if not isinstance(config.bm25.code, ListConfig):

@@ -145,7 +145,7 @@ def evaluate_benchmark(
         )
     if found.row is not None:
         log.info("%s is read back", folder)
-        return found.row | place
+        return asked.reading | found.row | place
     if found.problem:
         log.warning("%s. It is done again now, and what was there is kept beside it", found.problem)
     return _evaluated(asked, folder, cache_dir, origin or {}) | place
@@ -198,6 +198,19 @@ class Asked:
         return {"model": self.model, "base": self.base, None: None}[self.mode.embeds]
 
     @property
+    def reading(self) -> dict:
+        """What the row says of how the model reads: hash of its prompts and limits, dtype, state; else None.
+
+        A row of before is given them when it is read back: equal keys have equal ones.
+        """
+        key = {} if self.embeds is None else self.embeds.embedder.document_key
+        return {
+            "prompts_sha256": key.get("prompts"),
+            "dtype": str(key["dtype"]).removeprefix("torch.") if "dtype" in key else None,
+            "read_state": key.get("read_state", "at") if key else None,
+        }
+
+    @property
     def key(self) -> dict:
         """What the row depends on; equal keys are one evaluation."""
         mode = self.mode
@@ -241,6 +254,7 @@ def _evaluated(asked: Asked, folder: Path, cache_dir: str | Path, origin: Mappin
         **(NOTHING_CUT if embeds is None else cut_texts(benchmark, embeds.embedder, cache_dir)),
         "ids_encoded": named is not benchmark,
         "weights_sha256": None if embeds is None else embeds.embedder.weights_sha256,
+        **asked.reading,
         "command": origin.get("command"),
         "commit": origin.get("commit"),
         "seed": settings.seed,

@@ -7,6 +7,7 @@ written first and embedded in the same pass. Every text of the project becomes a
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,8 @@ class Reasoned:
     has_embed_token: list[bool]
 
 
+ReadState = Literal["at", "before"]
+
 # Decoding runs one token of a row at a time and keeps keys and values alone, so more rows fit than in a
 # forward over whole texts; its cost is the number of its steps.
 _DECODING_BUDGETS = 4
@@ -70,6 +73,11 @@ class ReasoningEmbedder(nn.Module):
         rendered: the prompts as a model folder keeps them; None renders them now.
         embed_token: whose state is the embedding.
         config_sha256: hash of the configuration, of a folder whose files nothing else vouches for.
+        read_state: "at" reads the state at the embed token; "before" that of the token before it, which
+            predicts it: an ablation, for inference alone.
+
+    Raises:
+        ValueError: If `read_state` is something else.
 
     Attributes:
         shared_from: the fewest ids that texts must begin with to share them.
@@ -90,14 +98,17 @@ class ReasoningEmbedder(nn.Module):
         rendered: Rendered | None = None,
         embed_token: str = EMBED_TOKEN,
         config_sha256: str | None = None,
+        read_state: ReadState = "at",
     ) -> None:
         super().__init__()
+        if read_state not in get_args(ReadState):
+            raise ValueError(f"read_state must be at or before, got {read_state!r}")
         give_pad_token(tokenizer)
         self.model = model
         self.tokenizer = tokenizer
         self.encoder = PromptEncoder(tokenizer, prompts, lengths, rendered, embed_token)
         self.token_budget = token_budget
-        self.is_trained = is_trained
+        self.is_trained, self.read_state = is_trained, read_state
         self.shared_from, self.saved_from = SHARED_FROM, SAVED_FROM
         self.forward_cost: int | None = token_budget // FORWARD_SHARE
         self._weights_sha256, self._config_sha256 = weights_sha256, config_sha256
@@ -161,7 +172,8 @@ class ReasoningEmbedder(nn.Module):
         """What a cached document embedding depends on, besides the document."""
         dtype = f"torch.{self.dtype_name}"
         key = {"weights": self.weights_sha256, "prompts": self.encoder.fingerprint, "dtype": dtype}
-        return key | ({} if self._config_sha256 is None else {"config": self._config_sha256})
+        key |= {} if self._config_sha256 is None else {"config": self._config_sha256}
+        return key | ({} if self.read_state == "at" else {"read_state": self.read_state})
 
     @cached_property
     def special_ids(self) -> SpecialIds:
@@ -227,6 +239,10 @@ class ReasoningEmbedder(nn.Module):
         What all of them begin with is run once for all batches. A batch still counts whole sequences, since
         it holds the keys and values of every token.
         """
+        if self.read_state == "before":
+            sequences = [sequence[:-1] for sequence in sequences]  # its state is then that of the last token
+            if not all(sequences):
+                raise ValueError("read_state=before needs a prompt: a sequence is the embed token alone")
         lengths = [len(sequence) for sequence in sequences]
         result = torch.empty(len(sequences), self.width)
         with self._inference(), Progress(len(sequences), "embed", what, progress) as bar:
@@ -275,7 +291,7 @@ class ReasoningEmbedder(nn.Module):
         if not all(0 <= cut <= len(reasoning) for cut in cuts):
             raise ValueError(f"cuts must be from 0 to {len(reasoning)}, got {list(cuts)}")
         prompt = self.encoder.reasoning_prompts([text])[0]
-        if not (cuts and self.keeps_keys):
+        if not (cuts and self.keeps_keys) or self.read_state == "before":
             return self.embed_ids([[*prompt, *reasoning[:cut], self.embed_token_id] for cut in cuts])
         whole = [*prompt, *reasoning[: max(cuts)]]
         n_padding = torch.as_tensor([max(cuts) - cut for cut in cuts], device=self.device)
@@ -307,7 +323,7 @@ class ReasoningEmbedder(nn.Module):
         max_new_tokens: int | None = None,
         heard: Callable[[int, int], None] | None = None,
     ) -> Reasoned:
-        """Writes a reasoning for every query and embeds it in the same pass.
+        """Writes a reasoning for every query and embeds it, in the same pass where `read_state` is "at".
 
         Sampling is seeded by (seed, position in `texts`): neither batch nor budget changes what is written.
 
@@ -342,6 +358,10 @@ class ReasoningEmbedder(nn.Module):
                 for row, ids, has in zip(rows, decoded.token_ids, decoded.has_embed_token, strict=True):
                     token_ids[row], has_embed_token[row] = ids, has
                 bar.update(len(rows))
+        if self.read_state == "before":
+            embeddings = self.embed_ids(
+                [[*prompt, *ids, self.embed_token_id] for prompt, ids in zip(prompts, token_ids, strict=True)]
+            )
         written = [text.strip() for text in self.tokenizer.batch_decode(token_ids)] if token_ids else []
         return Reasoned(written, token_ids, embeddings, [len(ids) for ids in token_ids], has_embed_token)
 

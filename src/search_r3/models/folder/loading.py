@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from search_r3.models.checksums import check_files
-from search_r3.models.embedder import ReasoningEmbedder
+from search_r3.models.embedder import ReadState, ReasoningEmbedder
 from search_r3.models.folder.description import encoder_of, read_description
 from search_r3.models.folder.weights import OF_OURS, read_model, read_tokenizer, refuse_untrusted
 from search_r3.models.positions import check_lengths
@@ -18,6 +18,7 @@ def load_embedder(
     dtype: str = "float32",
     token_budget: int | None = None,
     attention: str | None = None,
+    read_state: ReadState = "at",
 ) -> ReasoningEmbedder:
     """Reads a model folder for inference.
 
@@ -27,6 +28,7 @@ def load_embedder(
         dtype: of the weights.
         token_budget: tokens of one forward, padding included; None takes what suits the device.
         attention: attention implementation of transformers; None takes the best that the architecture has.
+        read_state: "at" the embed token, or "before" it.
 
     Raises:
         ModelFolderError: If the folder is not one that `save_embedder` wrote, a file in it is not as it was
@@ -50,5 +52,6 @@ def load_embedder(
         weights_sha256,
         is_trained=description.get("is_trained", True),
         rendered=encoder.rendered,
+        read_state=read_state,
     )
     return embedder.eval()

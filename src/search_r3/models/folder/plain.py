@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from search_r3.models.checksums import ModelFolderError, plain_hashes
-from search_r3.models.embedder import ReasoningEmbedder
+from search_r3.models.embedder import ReadState, ReasoningEmbedder
 from search_r3.models.folder.loading import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET
 from search_r3.models.folder.weights import OF_OURS, read_model, read_tokenizer, refuse_untrusted
 from search_r3.models.positions import check_lengths
@@ -71,6 +71,7 @@ def load_plain(
     dtype: str = "float32",
     token_budget: int | None = None,
     attention: str | None = None,
+    read_state: ReadState = "at",
 ) -> ReasoningEmbedder:
     """Reads a plain Hugging Face folder for inference.
 
@@ -83,6 +84,7 @@ def load_plain(
         dtype: of the weights.
         token_budget: tokens of one forward, padding included; None takes what suits the device.
         attention: attention implementation of transformers; None takes the best that the architecture has.
+        read_state: "at" the embed token, or "before" it.
 
     Raises:
         ModelFolderError: If the folder cannot be used, its tokenizer does not have the embed token, or the
@@ -107,6 +109,7 @@ def load_plain(
         hashes.weights,
         embed_token=embed_token,
         config_sha256=hashes.files["config.json"],
+        read_state=read_state,
     )
     check_lengths(model, embedder.encoder)
     return embedder.eval()
