@@ -540,3 +540,12 @@ def test_the_table_of_differences_has_a_heading_for_every_column(capsys):
     cells = [cell.strip() for cell in headings.strip("┃").split("┃")]
     assert cells == ["benchmark", "this", "less", "difference", "95 % interval", "p"]
     assert "+0.000 to +0.200" in shown
+
+
+def test_the_validation_collection_of_a_data_set_is_evaluated_by_its_name(tmp_path):
+    out = tmp_path / "out"
+    call("data=hops", "benchmarks=[hops]", "part=validation", "limit=10", f"output_dir={out}")
+    rows = json.loads((out / "metrics.json").read_text())["rows"]
+    assert [row["benchmark"] for row in rows] == ["hops-validation"]
+    with pytest.raises(UsageError, match=r"part=dev does not exist\. Choices: test, validation"):
+        call("data=hops", "benchmarks=[hops]", "part=dev")

@@ -14,11 +14,12 @@ from search_r3.data.types import Benchmark, Corpus
 from search_r3.errors import UsageError
 from search_r3.evaluation.benchmark import evaluate_benchmark
 from search_r3.evaluation.fusion import margins, mean_directions, reciprocal_ranks
-from search_r3.evaluation.gate import Gate, fitted_gate, write_gate
+from search_r3.evaluation.gate import Gate, fitted_gate, held_out_score, trade_off, write_gate
 from search_r3.evaluation.modes import Auto, FusedReasoning, Hybrid
 from search_r3.evaluation.rankers import Model, Settings
 from search_r3.evaluation.report import print_table
 from search_r3.evaluation.trec import read_run
+from search_r3.gate import main as set_gate
 from search_r3.models.folder import load_embedder
 
 SETTINGS = Settings(top_k=100, analyzer="code", k1=1.2, b=0.75, seed=0)
@@ -218,6 +219,47 @@ def test_a_gate_is_as_worked_by_hand():
     assert fitted_gate([0.1, 0.1], [0.0, 1.0], [1.0, 0.0]) == Gate(0.0, 0.5, 0.0)
     # one document and so no margin: it never reasons
     assert fitted_gate([float("inf")], [0.0], [1.0]) == Gate(0.0, 0.0, 0.0)
+
+
+def test_what_other_thresholds_give_is_worked_by_hand():
+    gaps = [0.8, 0.1, 0.4, 0.2]
+    direct, reasoning = [1.0, 0.0, 0.5, 0.5], [0.0, 0.5, 1.0, 0.25]
+    found = trade_off(gaps, direct, reasoning, (0.0, 0.25, 0.5, 0.75, 1.0))
+    # sums as in the test of the gate: 2.0, 2.5, 2.25, 2.75, 1.75
+    assert [gate.score for gate in found] == pytest.approx([0.5, 0.625, 0.5625, 0.6875, 0.4375])
+    assert [gate.reasoned_share for gate in found] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert [gate.threshold for gate in found] == pytest.approx([0.0, 0.15, 0.3, 0.6, 2.0])
+    # equal margins stay together, and one document never reasons
+    together = trade_off([0.1, 0.1, float("inf")], [0.0] * 3, [1.0] * 3, (0.0, 1 / 3, 2 / 3, 1.0))
+    assert [gate.reasoned_share for gate in together] == pytest.approx([0.0, 0.0, 2 / 3])
+
+
+def test_a_gate_s_score_elsewhere_is_not_flattered_by_its_choice():
+    # two turns: on rows 1, 3 reasoning hurts, so rows 0, 2 stay direct (1 and 0); on rows 0, 2 it is worth as
+    # much as it costs, so rows 1, 3 stay direct (1 and 1)
+    gaps, direct, reasoning = [0.1, 0.2, 0.3, 0.4], [1.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]
+    assert held_out_score(gaps, direct, reasoning, n_parts=2) == pytest.approx(0.75)
+    assert held_out_score(gaps, direct, reasoning, n_parts=5) is None
+    # by luck alone reasoning is better for about half: the fitted score says so, the other does not
+    noise = np.random.default_rng(0)
+    gaps, lucky = noise.random(60).tolist(), noise.random(60).tolist()
+    assert fitted_gate(gaps, [0.5] * 60, lucky).score > held_out_score(gaps, [0.5] * 60, lucky)
+
+
+def test_the_command_sets_the_gate_and_says_what_it_costs(rows, tmp_path, capsys):
+    (_, direct), (reasoned, _) = rows("direct"), rows("reasoning")
+    target = tmp_path / "configs" / "mode" / "auto.yaml"
+    assert set_gate([str(direct.parent), "--output", str(target)]) == 0
+    printed = capsys.readouterr().out
+    assert target.read_text() in printed
+    assert f"--config-dir {tmp_path / 'configs'}" in printed
+    lines = [line.split() for line in target.read_text().splitlines() if "threshold " in line]
+    assert [line[1] for line in (lines[0], lines[-1])] == ["0", "100"]
+    # all reason: the query is embedded as it is, and once more behind what was written
+    assert float(lines[-1][4]) == pytest.approx(1 + reasoned["tokens_per_query"], abs=0.06)
+    assert float(lines[-1][3]) == pytest.approx(reasoned["metrics"]["ndcg@10"], abs=1e-4)
+    with pytest.raises(UsageError, match=r"must end in mode/auto\.yaml"):
+        set_gate([str(direct.parent), "--output", str(tmp_path / "auto.yaml")])
 
 
 def test_a_gate_is_written_and_its_mode_scores_what_the_file_says(rows, tmp_path):

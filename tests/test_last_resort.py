@@ -30,6 +30,7 @@ COMMANDS = (
     "src.compare",
     "src.upgrade",
     "src.base",
+    "src.gate",
     "src.entailmentbank",
     "src.benchmarks.base_parity",
     "src.benchmarks.memory",
@@ -93,6 +94,8 @@ def arguments(command, place, tmp_path, nano_folder):
         ]
     if command in ("src.check", "src.upgrade", "src.benchmarks.popularity"):
         return [str(place)]
+    if command == "src.gate":
+        return [str(tmp_path), f"--output={place}/mode/auto.yaml"]
     if command == "src.entailmentbank":
         return [str(tmp_path), f"--output={place}"]
     if command == "src.base":

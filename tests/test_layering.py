@@ -34,6 +34,7 @@ LAYERS = [
         "upgrade",
         "base",
         "entailmentbank",
+        "gate",
         "benchmarks",
         "__main__",
     ),

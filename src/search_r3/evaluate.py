@@ -145,9 +145,10 @@ def _places(config: DictConfig) -> dict[str, Path | None]:
 def _benchmark(config: DictConfig, name: str, place: Path | None) -> "Benchmark":
     if place is None:
         data = instantiate(config.data)
-        if data.test is None:
-            raise ValueError(f"data set {data.name!r} has no test collection")
-        return data.test
+        collection = data.test if config.part == "test" else data.validation
+        if collection is None:
+            raise ValueError(f"data set {data.name!r} has no {config.part} collection")
+        return collection
     from search_r3.data.beir.benchmark import load_benchmark
 
     benchmark = load_benchmark(

@@ -37,6 +37,8 @@ def check(config: DictConfig, is_sweep: bool) -> None:
             )
         if not Path(config.reasonings).is_file():
             raise UsageError(f"reasonings={config.reasonings}: no such file")
+    if config.part not in ("test", "validation"):
+        raise UsageError(f"part={config.part} does not exist. Choices: test, validation")
     if config.model.read_state not in ("at", "before"):
         raise UsageError(f"model.read_state={config.model.read_state} does not exist. Choices: at, before")
     if config.bm25.analyzer not in ("auto", "english", "code"):

@@ -1,0 +1,46 @@
+"""Sets when the mode `auto` reasons: `python -m src.gate <folder> --output mine/configs/mode/auto.yaml`.
+
+The folder is `<benchmark>` in the output of an evaluation that has the modes `direct` and `reasoning`, on a
+collection that is not the one to report: `src.evaluate part=validation modes=[direct,reasoning] ...`
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from search_r3.cli.last_resort import Parser, run_command
+from search_r3.cli.run_folder import make_folder
+from search_r3.errors import UsageError
+from search_r3.evaluation.gate import write_gate
+
+DEFAULT = Path("mine") / "configs" / "mode" / "auto.yaml"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the mode's file and prints it.
+
+    Raises:
+        UsageError: As `write_gate`.
+    """
+    parser = Parser(prog="python -m src.gate", description=__doc__)
+    parser.add_argument("evaluation", type=Path, help="of one benchmark, with direct/ and reasoning/")
+    parser.add_argument("--output", type=Path, default=DEFAULT, help=f"{DEFAULT} by default")
+    arguments = parser.parse_args(argv)
+    output = arguments.output
+    if (output.name, output.parent.name) != ("auto.yaml", "mode"):
+        raise UsageError(f"--output={output}: must end in mode/auto.yaml, in a folder for --config-dir")
+    make_folder(output.parent, "--output")
+    write_gate(arguments.evaluation, output)
+    print(output.read_text(encoding="utf-8"), end="")
+    print(
+        f"next: python -m src.evaluate --config-dir {output.parent.parent} modes=[direct,auto,reasoning] ..."
+    )
+    return 0
+
+
+def command(argv: Sequence[str] | None = None) -> None:
+    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
+    run_command(lambda: main(argv))
+
+
+if __name__ == "__main__":
+    command()
