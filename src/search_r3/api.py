@@ -19,8 +19,9 @@ from search_r3.data.beir.layout import file_in
 from search_r3.data.types import Corpus
 from search_r3.evaluation.ranking import document_embeddings, document_index
 from search_r3.models.cuts import cuts_of
-from search_r3.models.embedder import Reasoned, ReasoningEmbedder
+from search_r3.models.embedder import Reasoned
 from search_r3.models.folder.loading import load_embedder
+from search_r3.models.interface import Embedder
 
 MODES = ("direct", "reasoning")
 
@@ -105,11 +106,12 @@ class SearchR3:
     """Embeds, reasons and searches with a model folder that training wrote.
 
     Args:
-        embedder: of the folder; `SearchR3.load` reads it.
+        embedder: of the folder; `SearchR3.load` reads it. Another model that embeds, such as a baseline of
+            `search_r3.models.sentence_transformer`, searches in direct mode.
         cache_dir: where embeddings of a corpus are kept, one folder per weights, prompts and corpus.
     """
 
-    def __init__(self, embedder: ReasoningEmbedder, cache_dir: str | Path = ".cache/embeddings") -> None:
+    def __init__(self, embedder: Embedder, cache_dir: str | Path = ".cache/embeddings") -> None:
         self.embedder = embedder
         self.cache_dir = Path(cache_dir)
         self.corpus: Corpus | None = None
@@ -149,10 +151,11 @@ class SearchR3:
         The model's own reasoning and its embeddings come from `reason`, in one pass.
 
         Raises:
-            ValueError: If there is not one reasoning per query.
+            ValueError: If there is not one reasoning per query, or the model reads none.
         """
         if reasonings is None:
             return self.embedder.embed_queries(list(texts)).numpy()
+        self._check_reasons()
         if len(texts) != len(reasonings):
             raise ValueError(
                 f"one reasoning per query: got {len(texts)} queries and {len(reasonings)} reasonings"
@@ -175,7 +178,11 @@ class SearchR3:
             seed: of sampling.
             max_new_tokens: the most tokens; None takes the limit of the folder.
             heard: called with a query's place and a token's id as each token is written.
+
+        Raises:
+            ValueError: If the model writes nothing.
         """
+        self._check_reasons()
         return self.embedder.reason(
             list(texts), seed, temperature, max_new_tokens=max_new_tokens, heard=heard
         )
@@ -228,6 +235,7 @@ class SearchR3:
         if mode == "direct":
             vectors = self.embed_queries([query])
             return Found(query, mode, self._hits(vectors, k), embedding=vectors[0])
+        self._check_reasons()
         spoken = _Spoken(self.embedder.tokenizer.decode, on_text or (lambda piece: None))
         said = self.reason([query], max_new_tokens=max_new_tokens, heard=spoken.hear)
         spoken.end()
@@ -273,6 +281,10 @@ class SearchR3:
         if unknown:
             raise ValueError(f"the corpus has no document {unknown[0]!r}")
         return self._index.ranks(embeddings, [self.corpus.row_of[name] for name in ids])
+
+    def _check_reasons(self) -> None:
+        if not self.embedder.can_reason:
+            raise ValueError("this model knows no reasoning; it embeds queries directly: mode='direct'")
 
     def _hits(self, vectors: np.ndarray, k: int) -> tuple[Hit, ...]:
         scores, rows = self._index.search(vectors, k)

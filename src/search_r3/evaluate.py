@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.command import entry_point
 from search_r3.cli.evaluation_checks import (
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from search_r3.data.types import Benchmark
     from search_r3.evaluation.rankers import Model
 
+OF_A_PLAIN_FOLDER = ("name", "prompts_file", "prompts", "lengths", "embed_token")
+"""Keys of `model` that `model.name` needs; the others are for what `_target_` names."""
 log = logging.getLogger(__name__)
 
 
@@ -53,7 +55,7 @@ def run(config: DictConfig) -> None:
         config.model.device = own_device(config.model.device, ranks)
         needs = needed(modes_of(config))
         models = {"model": _evaluated(config)} if "model" in needs else {}
-        models |= {"base": _load(config, config.base.path)} if "base" in needs else {}
+        models |= {"base": _base(config)} if "base" in needs else {}
         shared(ranks, models, lambda of_all: _evaluate(config, of_all))
 
 
@@ -166,11 +168,13 @@ def _benchmark(config: DictConfig, name: str, place: Path | None) -> "Benchmark"
 
 
 def _evaluated(config: DictConfig) -> "Model":
-    """The model folder of `model.path`, or the plain folder of `model.name` with the prompts given for it."""
+    """The model of `model.path`, or the plain folder of `model.name` with the prompts given for it."""
+    from search_r3.evaluation.rankers import Model
+
     model = config.model
     if model.name is None:
-        return _load(config, model.path)
-    from search_r3.evaluation.rankers import Model
+        of_a_reader = [name for name in model if name not in OF_A_PLAIN_FOLDER]
+        return Model(str(model.path), instantiate(OmegaConf.masked_copy(model, of_a_reader)))
     from search_r3.models.folder.plain import load_plain, plain_prompts
     from search_r3.models.prompts import EMBED_TOKEN, Lengths
 
@@ -181,12 +185,13 @@ def _evaluated(config: DictConfig) -> "Model":
     return Model(str(model.name), load_plain(model.name, prompts, lengths, token, *reading))
 
 
-def _load(config: DictConfig, path: str) -> "Model":
+def _base(config: DictConfig) -> "Model":
+    """The untuned model folder, read as the evaluated one is."""
     from search_r3.evaluation.rankers import Model
     from search_r3.models.folder import load_embedder
 
-    model = config.model
-    reading = (model.device, model.dtype, model.token_budget, model.attention, model.read_state)
+    model, path = config.model, config.base.path
+    reading = (model.device, model.dtype, model.token_budget, model.attention, model.get("read_state", "at"))
     embedder = load_embedder(path, *reading)
     return Model(str(path), embedder)
 

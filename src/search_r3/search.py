@@ -31,12 +31,12 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     """
     if is_sweep:
         raise UsageError("src.search answers queries; --multirun does not apply")
-    check_searched(config)
     if not isinstance(config.modes, ListConfig) or not config.modes:
         raise UsageError(f"modes={config.modes}: a list is needed, as modes=[direct,reasoning]")
     for mode in config.modes:
         if mode not in MODES:
             raise UsageError(f"modes: {mode} does not exist.{did_you_mean(str(mode), MODES)}")
+    check_searched(config, [mode for mode in config.modes if mode == "reasoning"])
     if config.format not in (None, *FORMATS):
         raise UsageError(f"format={config.format} does not exist. Choices: {', '.join(FORMATS)}")
     if config.query is not None and not str(config.query).strip():

@@ -44,7 +44,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         raise UsageError(
             f"src.serve needs {' and '.join(missing)}: make setup, or pip install search-r3[serve]"
         )
-    check_searched(config)
+    check_searched(config, ["reasoning"])
     if config.k > config.max_k:
         raise UsageError(f"k={config.k}: at most max_k={config.max_k} documents are shown")
 

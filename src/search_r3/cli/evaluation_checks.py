@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig
 
 from search_r3.cli.instantiate import instantiate
-from search_r3.cli.model_choice import check_model_folder
+from search_r3.cli.model_choice import TRAINED, check_model_folder, check_reader
 from search_r3.cli.overrides import did_you_mean
 from search_r3.data.beir import hub_sources
 from search_r3.errors import UsageError
@@ -22,14 +22,19 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     Raises:
         UsageError: With the choices.
     """
-    needs = needed(modes_of(config))
+    modes = modes_of(config)
+    needs = needed(modes)
     benchmarks = benchmarks_of(config)
     if "model" in needs and config.model.name is not None:
         _check_plain(config)
     elif "model" in needs:
-        _check_model("model.path", config.model.path)
+        check_reader(config.model, [mode.name for mode in modes if mode.reasons and "model" in mode.needs])
     if "base" in needs:
-        _check_model("base.path", config.base.path)
+        if config.base.path is None:
+            raise UsageError(
+                "base.path= is needed by these modes: the model folder that a training run wrote"
+            )
+        check_model_folder("base.path", config.base.path)
     if "reasonings" in needs:
         if config.reasonings is None:
             raise UsageError(
@@ -169,15 +174,11 @@ def needed(modes: Sequence[Mode]) -> frozenset[str]:
     return frozenset().union(*(mode.needs for mode in modes))
 
 
-def _check_model(key: str, path: str | None) -> None:
-    if path is None:
-        raise UsageError(f"{key}= is needed by these modes: the model folder that a training run wrote")
-    check_model_folder(key, path)
-
-
 def _check_plain(config: DictConfig) -> None:
     """Refuses what `model.name` cannot be evaluated with; the folder's files are for loading to judge."""
     model = config.model
+    if model._target_ != TRAINED:
+        raise UsageError(f"model.name={model.name} is a causal language model; leave model= out")
     if model.path is not None:
         raise UsageError(f"model.path={model.path} and model.name={model.name}: give one of them")
     if not (Path(model.name) / "config.json").is_file():

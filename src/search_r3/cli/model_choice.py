@@ -5,7 +5,9 @@ value that a user gives by hand and that the folder contradicts would have no ef
 the folder's JSON files are read here: a refused command must not import torch.
 """
 
+import importlib.util
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +15,16 @@ from pathlib import Path
 from search_r3.cli.renamed import renamed
 from search_r3.errors import UsageError
 
+TRAINABLE = "search_r3.models.folder.opening.open_embedder"
+"""What a `model=` choice of src.train builds."""
+TRAINED = "search_r3.models.folder.loading.load_embedder"
+BASELINE = "search_r3.models.sentence_transformer.load_sentence_transformer"
+"""What the two choices of src.evaluate and src.search build, which only read."""
 MADE_BY_BASE = Path("outputs") / "bases" / "smollm2_135m"
 """The folder that `make base` writes."""
 _OF_BEFORE = {"lengths.repeat_ngram": 0, "lengths.truncation_side": "right"}
 """What a folder of before does not say, and means."""
+_MODULES = "modules.json"
 MADE_HERE = "made by "
 """Precedes the function's name in `provenance.base_model` of a model that started from random weights."""
 
@@ -64,9 +72,59 @@ def check_model_folder(key: str, path: str) -> None:
     """
     if not (Path(path) / "search_r3.json").is_file():
         plain = ""
-        if key == "model.path" and (Path(path) / "config.json").is_file():
+        if key == "model.path" and (Path(path) / _MODULES).is_file():
+            plain = f"; it has a {_MODULES}, and model=sentence_transformer reads it"
+        elif key == "model.path" and (Path(path) / "config.json").is_file():
             plain = f"; evaluate a plain Hugging Face folder with experiment=authors_eval model.name={path}"
         raise UsageError(f"{key}={path}: not a model folder (it has no search_r3.json){plain}")
+
+
+def check_reader(model: Mapping[str, object], reasoning: Sequence[str]) -> None:
+    """Refuses a model that this command cannot read, or that cannot do what is asked of it.
+
+    Args:
+        model: the node `model` of a command that only reads.
+        reasoning: the modes that were asked for in which it would write.
+
+    Raises:
+        UsageError: With what to give.
+    """
+    target, path = model.get("_target_"), model.get("path")
+    if target == TRAINABLE:
+        raise UsageError(
+            "this choice of model= is for src.train; leave model= out for a model folder that training "
+            "wrote, or take model=sentence_transformer for one of sentence-transformers"
+        )
+    if path is None:
+        raise UsageError("model.path= is needed by these modes: the model folder that a training run wrote")
+    if target != BASELINE:
+        return check_model_folder("model.path", str(path)) if target == TRAINED else None
+    if reasoning:
+        raise UsageError(
+            f"modes: {', '.join(reasoning)}: a model of sentence-transformers writes no reasoning; with "
+            "model=sentence_transformer give modes that do without, as modes=[direct]"
+        )
+    if not (Path(path) / _MODULES).is_file():
+        raise UsageError(f"model.path={path}: not a folder of sentence-transformers (it has no {_MODULES})")
+    if importlib.util.find_spec("sentence_transformers") is None:
+        raise UsageError(
+            f"model=sentence_transformer needs a package that is not installed: {sys.executable} -m pip "
+            "install sentence-transformers (requirements-extras.lock names the version that is tested)"
+        )
+    return None
+
+
+def refuse_reader(model: Mapping[str, object]) -> None:
+    """Refuses to train what a command that only reads would open.
+
+    Raises:
+        UsageError: With what to give.
+    """
+    if model.get("_target_") in (TRAINED, BASELINE):
+        raise UsageError(
+            "this choice of model= is for src.evaluate and src.search, which only read; src.train goes on "
+            "from a model folder with model.path=<folder>, under a choice such as model=nano"
+        )
 
 
 def read_facts(path: str) -> FolderFacts | None:

@@ -99,7 +99,17 @@ _LIMIT_OF_ROLLOUTS = {"max_tokens": Range(words="left out: it is the limit of st
 _BATCHES = Range(1, is_whole=True, takes_share=True, others=(None,))
 _BATCHES_OR_NONE = replace(_BATCHES, low=0)
 
+_READ_ONLY = {
+    "token_budget": or_null(COUNT),
+    "lengths.query": or_null(COUNT),
+    "lengths.document": or_null(COUNT),
+    "lengths.reasoning": or_null(COUNT),
+    "lengths.repeat_ngram": or_null(FROM_0),
+}
+
 TARGETS: Mapping[str, Mapping[str, Range]] = {
+    "search_r3.models.folder.loading.load_embedder": _READ_ONLY,
+    "search_r3.models.sentence_transformer.load_sentence_transformer": _READ_ONLY,
     "search_r3.models.folder.opening.open_embedder": {
         "lengths.query": COUNT,
         "lengths.document": COUNT,
@@ -347,11 +357,6 @@ COMMANDS: Mapping[str, Range] = {
     "max_query_characters": COUNT,
     "max_requests": COUNT,
     "timeout_s": POSITIVE,
-    "model.token_budget": or_null(COUNT),
-    "model.lengths.query": or_null(COUNT),
-    "model.lengths.document": or_null(COUNT),
-    "model.lengths.reasoning": or_null(COUNT),
-    "model.lengths.repeat_ngram": or_null(FROM_0),
     "bm25.k1": NOT_NEGATIVE,
     "bm25.b": SHARE,
     "n_documents": Range(2, is_whole=True),

@@ -1,24 +1,30 @@
 """What `src.search` and `src.serve` have in common: which model and corpus are searched."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from search_r3.cli.model_choice import check_model_folder
+from search_r3.cli.instantiate import instantiate
+from search_r3.cli.model_choice import check_reader
 from search_r3.errors import UsageError
 
 if TYPE_CHECKING:
     from search_r3.api import SearchR3
 
 
-def check_searched(config: DictConfig) -> None:
+def check_searched(config: DictConfig, reasoning: Sequence[str]) -> None:
     """Refuses a model or a corpus that is not there, before anything is loaded.
+
+    Args:
+        config: of the command.
+        reasoning: the modes of it in which the model writes.
 
     Raises:
         UsageError: With what to give.
     """
-    check_model_folder("model.path", config.model.path)
+    check_reader(config.model, reasoning)
     corpus = Path(config.corpus)
     if not corpus.exists():
         raise UsageError(f"corpus={corpus}: no such folder or file")
@@ -33,7 +39,4 @@ def opened(config: DictConfig) -> "SearchR3":
     from search_r3.api import SearchR3
 
     disable_progress_bar()  # of reading weights, which takes less time than to look at it
-    model = config.model
-    return SearchR3.load(
-        model.path, model.device, model.dtype, model.token_budget, model.attention, config.cache_dir
-    ).read(config.corpus, progress=True)
+    return SearchR3(instantiate(config.model), config.cache_dir).read(config.corpus, progress=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.devices import torch_is_cpu_build, visible_gpus
-from search_r3.cli.model_choice import MADE_BY_BASE, read_facts
+from search_r3.cli.model_choice import MADE_BY_BASE, read_facts, refuse_reader
 from search_r3.errors import UsageError
 from search_r3.folders import refuse_to_replace
 
@@ -23,6 +23,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     Raises:
         UsageError: With the reason and what to write instead.
     """
+    refuse_reader(config.model)
     if config.if_exists not in ("refuse", "resume"):
         raise UsageError(f"if_exists={config.if_exists} does not exist. Choices: refuse, resume")
     if config.if_exists == "resume" and not config.output_dir:

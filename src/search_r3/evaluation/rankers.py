@@ -22,6 +22,7 @@ from search_r3.evaluation.ranking import (
 from search_r3.index.backends.bm25 import LexicalIndex
 from search_r3.index.backends.flat import FlatIndex
 from search_r3.models.embedder import Reasoned, ReasoningEmbedder
+from search_r3.models.interface import Embedder
 
 log = logging.getLogger(__name__)
 NOTHING_CUT = {"queries_cut": 0, "documents_cut": 0}
@@ -99,7 +100,7 @@ class Model:
     """
 
     name: str
-    embedder: ReasoningEmbedder
+    embedder: Embedder
     encode: Encode | None = None
     n_processes: int = 1
 
@@ -161,7 +162,7 @@ def with_given(benchmark: Benchmark, given: Sequence[str]) -> Benchmark:
     return replace(benchmark, queries={name: f"{query} {text}".strip() for (name, query), text in asked})
 
 
-def direct(task: Task, embedder: ReasoningEmbedder) -> Ranked:
+def direct(task: Task, embedder: Embedder) -> Ranked:
     """Every query embedded as it is."""
     index = document_index(task.embeddings, task.benchmark.corpus.ids)
     queries = list(task.benchmark.queries.values())
@@ -334,7 +335,7 @@ def shuffled(reasoned: Reasoned, seed: int) -> list[str]:
     return texts
 
 
-def cut_texts(benchmark: Benchmark, embedder: ReasoningEmbedder, cache_dir: str | Path) -> dict[str, int]:
+def cut_texts(benchmark: Benchmark, embedder: Embedder, cache_dir: str | Path) -> dict[str, int]:
     """How many queries and documents a model reads only a part of; a warning where they are many.
 
     Documents were counted when they were encoded; they must be in `cache_dir`.
@@ -342,7 +343,7 @@ def cut_texts(benchmark: Benchmark, embedder: ReasoningEmbedder, cache_dir: str 
     counts = {}
     texts_of = {"queries": list(benchmark.queries.values()), "documents": benchmark.corpus.texts}
     for what, kind in (("queries", "query"), ("documents", "document")):
-        texts, limit = texts_of[what], getattr(embedder.encoder.lengths, kind)
+        texts = texts_of[what]
         is_stored = kind == "document"
         n_cut = (
             documents_cut(benchmark.corpus, embedder, cache_dir)
@@ -352,7 +353,7 @@ def cut_texts(benchmark: Benchmark, embedder: ReasoningEmbedder, cache_dir: str 
         counts[f"{what}_cut"] = n_cut
         if n_cut > SHARE_TOLD * len(texts):
             log.warning(
-                "%s: %d of %d %s (%.1f %%) are longer than lengths.%s=%d and are cut",
-                benchmark.name, n_cut, len(texts), what, 100 * n_cut / len(texts), kind, limit,
+                "%s: %d of %d %s (%.1f %%) are longer than %s and are cut",
+                benchmark.name, n_cut, len(texts), what, 100 * n_cut / len(texts), embedder.limit(kind),
             )  # fmt: skip
     return counts

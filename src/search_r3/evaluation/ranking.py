@@ -10,7 +10,7 @@ from search_r3.data.types import Benchmark, Corpus
 from search_r3.evaluation.metrics import ranked
 from search_r3.index.backends.flat import FlatIndex
 from search_r3.index.rows.cache import cut_texts, store_folder, stored_embeddings
-from search_r3.models.embedder import ReasoningEmbedder
+from search_r3.models.interface import Embedder
 
 CHUNK = 1024
 """Documents that are encoded by a process before their vectors are on the disk."""
@@ -34,7 +34,7 @@ Encode = Callable[[Sequence[str]], ArrayLike]
 
 def document_embeddings(
     corpus: Corpus,
-    embedder: ReasoningEmbedder,
+    embedder: Embedder,
     cache_dir: str | Path,
     progress: bool = True,
     encode: Encode | None = None,
@@ -61,13 +61,13 @@ def document_embeddings(
     )
 
 
-def documents_cut(corpus: Corpus, embedder: ReasoningEmbedder, cache_dir: str | Path) -> int:
+def documents_cut(corpus: Corpus, embedder: Embedder, cache_dir: str | Path) -> int:
     """How many documents the model reads a part of, as counted when they were encoded."""
     folder = store_folder(cache_dir, _store_key(corpus, embedder))
     return cut_texts(folder, lambda: embedder.truncated_count(corpus.texts, "document"))
 
 
-def _store_key(corpus: Corpus, embedder: ReasoningEmbedder) -> dict[str, str]:
+def _store_key(corpus: Corpus, embedder: Embedder) -> dict[str, str]:
     return {**embedder.document_key, "corpus": corpus.fingerprint}
 
 

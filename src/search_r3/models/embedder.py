@@ -86,6 +86,8 @@ class ReasoningEmbedder(nn.Module):
             it, a batch is split. None: never.
     """
 
+    can_reason = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -368,6 +370,10 @@ class ReasoningEmbedder(nn.Module):
     def truncated_count(self, texts: Sequence[str], kind: str) -> int:
         """How many texts are cut; `kind` is "query" or "document"."""
         return self.encoder.truncated_count(texts, kind)
+
+    def limit(self, kind: str) -> str:
+        """The most tokens that are read of a text, with the key that sets it."""
+        return f"lengths.{kind}={getattr(self.encoder.lengths, kind)}"
 
     def _inference(self) -> "_Inference":
         return _Inference(self.model)
