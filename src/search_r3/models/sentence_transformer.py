@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from search_r3.models.batching import length_batches
 from search_r3.models.checksums import ModelFolderError
-from search_r3.models.embedder import length_batches
 from search_r3.models.folder.loading import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET
 from search_r3.models.folder.modules import MODULES_FILE
 from search_r3.models.folder.weights import dtype_named
