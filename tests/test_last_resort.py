@@ -24,6 +24,7 @@ COMMANDS = (
     "src.evaluate",
     "src.search",
     "src.serve",
+    "src.export",
     "src.tune",
     "src.report",
     "src.check",
@@ -72,6 +73,10 @@ def arguments(command, place, tmp_path, nano_folder):
         corpus.write_text('{"_id": "d", "text": "a text"}\n')
         own = "query=x" if command == "src.search" else "port=0"
         return [f"model.path={nano_folder}", f"corpus={corpus}", own, f"cache_dir={place}"]
+    if command == "src.export":
+        corpus = tmp_path / "corpus.jsonl"
+        corpus.write_text('{"_id": "d", "text": "a text"}\n')
+        return [f"model.path={nano_folder}", f"corpus={corpus}", "to=faiss", f"output={place}/vectors"]
     if command == "src.tune":
         space = tmp_path / "space.yaml"
         space.write_text("stage.module.learning_rate: {low: 0.1, high: 1.0}\n")

@@ -27,6 +27,7 @@ LAYERS = [
         "evaluate",
         "search",
         "serve",
+        "export",
         "report",
         "compare",
         "tune",
@@ -44,7 +45,7 @@ LAYERS = [
 STRANGERS = {("index", "models"), ("models", "objectives")}
 """Neither may import the other, though one stands lower."""
 
-MAY_IMPORT_HYDRA = ("cli", "train", "evaluate", "search", "tune", "benchmarks")
+MAY_IMPORT_HYDRA = ("cli", "train", "evaluate", "search", "export", "tune", "benchmarks")
 ENTRY_POINTS_MAY_SHARE = {("tune", "train"), ("benchmarks", "train")}
 
 

@@ -1,0 +1,96 @@
+"""Hands a model's work to other tools: `python -m src.export model.path=<folder> to=faiss output=<file>`.
+
+`to=faiss` and `to=parquet` write the vectors of a corpus with the ids of its documents. `to=folder` writes
+the model folder again with weights in another dtype.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from search_r3.cli.command import entry_point
+from search_r3.cli.instantiate import instantiate
+from search_r3.cli.model_choice import TRAINED, check_reader
+from search_r3.cli.overrides import did_you_mean
+from search_r3.cli.training_checks import SAVE_DTYPES
+from search_r3.errors import UsageError
+from search_r3.folders import make_folder, refuse_to_replace
+
+OF_A_CORPUS = ("faiss", "parquet")
+FORMATS = (*OF_A_CORPUS, "folder")
+
+
+def check(config: DictConfig, is_sweep: bool) -> None:
+    """Refuses what cannot be exported, before anything is loaded.
+
+    Raises:
+        UsageError: With what to give.
+    """
+    if is_sweep:
+        raise UsageError("src.export writes one file; --multirun does not apply")
+    if config.to not in FORMATS:
+        hint = did_you_mean(str(config.to), FORMATS)
+        raise UsageError(f"to={config.to} does not exist.{hint} Choices: {', '.join(FORMATS)}")
+    check_reader(config.model, [])
+    output = Path(config.output)
+    if config.to == "folder":
+        _check_folder(config, output)
+        return
+    if config.corpus is None:
+        raise UsageError(f"to={config.to} needs corpus=, a folder in BEIR layout or a JSONL file")
+    if not Path(config.corpus).exists():
+        raise UsageError(f"corpus={config.corpus}: no such folder or file")
+    if output.is_dir():
+        raise UsageError(f"output={output} is a folder; name the file that is to be written")
+
+
+def _check_folder(config: DictConfig, output: Path) -> None:
+    if config.model._target_ != TRAINED:
+        raise UsageError("to=folder writes model folders of this project; leave model= out")
+    if config.save_dtype not in SAVE_DTYPES:
+        raise UsageError(f"save_dtype={config.save_dtype} does not exist. Choices: {', '.join(SAVE_DTYPES)}")
+    if config.corpus is not None:
+        raise UsageError(f"corpus={config.corpus}: to=folder writes the model alone; leave corpus= out")
+    if output.resolve() == Path(config.model.path).resolve():
+        raise UsageError(f"output={output} is the model folder that is read; name another")
+    refuse_to_replace(output)
+
+
+def run(config: DictConfig) -> None:
+    """Writes the file or the folder, and says what it holds."""
+    {"folder": _write_folder, "faiss": _write_corpus, "parquet": _write_corpus}[config.to](config)
+
+
+def _write_folder(config: DictConfig) -> None:
+    from search_r3.models.folder import read_description, save_embedder
+
+    path = config.model.path
+    embedder, description = instantiate(config.model), read_description(path)
+    origin = {**description.get("provenance", {}), "exported_from_sha256": embedder.weights_sha256}
+    is_trained = description.get("is_trained", True)
+    save_embedder(embedder, config.output, origin, config.save_dtype, is_trained)
+    print(f"{config.output}: the model of {path}, weights in {config.save_dtype}")
+
+
+def _write_corpus(config: DictConfig) -> None:
+    from search_r3.api import as_corpus
+    from search_r3.evaluation.ranking import document_embeddings
+    from search_r3.index.exports import write_faiss, write_parquet
+
+    make_folder(Path(config.output).parent, "output")  # before anything is encoded
+    write: Mapping[str, Callable] = {"faiss": write_faiss, "parquet": write_parquet}
+    corpus, embedder = as_corpus(config.corpus), instantiate(config.model)
+    rows = document_embeddings(corpus, embedder, config.cache_dir)
+    facts = {"model": str(config.model.path), **embedder.document_key, "corpus": corpus.fingerprint}
+    for line in write[config.to](Path(config.output), rows, corpus.ids, facts):
+        print(line)
+
+
+def command(argv: Sequence[str] | None = None) -> None:
+    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
+    entry_point("export", run, check, argv=argv, is_recorded=False)
+
+
+if __name__ == "__main__":
+    command()
