@@ -36,13 +36,17 @@ QUERIES = [
 ]
 
 
-def code_of(folder):
-    (block,) = re.findall(
+def blocks_of(folder):
+    """The example of direct embeddings, and the code that also reasons."""
+    example, whole = re.findall(
         r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL
     )
-    assert "import src" not in block
-    assert "from src" not in block
-    return block
+    assert not re.search(r"(import|from) (src|search_r3)", example + whole)
+    return example, whole
+
+
+def code_of(folder):
+    return blocks_of(folder)[1]
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,28 @@ def test_the_code_of_the_card_gives_the_embeddings_of_the_embedder(folder, tmp_p
     theirs = torch.stack([names["embed_text"]("query", text) for text in QUERIES])
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
     assert (ours[0] - ours[1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_short_example_runs_from_anywhere(folder, side, tmp_path, monkeypatch, capsys):
+    embedder = load_embedder(folder)
+    lengths = replace(embedder.encoder.lengths, truncation_side=side)
+    embedder.encoder = PromptEncoder(embedder.tokenizer, embedder.encoder.prompts, lengths)
+    folder = save_embedder(embedder, tmp_path / "some" / "model", ORIGIN)
+    monkeypatch.chdir(tmp_path)
+    example, whole = blocks_of(folder)
+    assert len(example.splitlines()) < 25
+    names, others = {}, {}
+    exec(example.replace("path/to/this/folder", "some/model"), names)
+    exec(whole.replace('folder = "."', 'folder = "some/model"'), others)
+
+    assert len(json.loads(capsys.readouterr().out.splitlines()[0])) == 2
+    ours = load_embedder(folder)
+    long = " ".join(f"word{n}" for n in range(200))
+    for text in (*QUERIES, long):
+        for given in (names["embed"](text, "direct"), others["embed_text"]("query", text)):
+            torch.testing.assert_close(given, ours.embed_queries([text])[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(names["embed"](text), ours.embed_documents([text])[0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("repeat_ngram", [0, 1, 2])

@@ -212,7 +212,7 @@ def test_a_folder_made_from_a_folder_keeps_the_prompts(trained, tmp_path):
 def test_the_code_of_the_card_does_not_render_again(trained, monkeypatch, capsys):
     embedder, folder = trained
     monkeypatch.chdir(folder)
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    _, code = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     names = {}
     exec(code, names)
 

@@ -5,6 +5,33 @@ The code in it needs transformers and not this project; a test runs it against t
 
 from collections.abc import Mapping
 
+EXAMPLE = """import json
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import cached_file
+
+name = "path/to/this/folder"  # or its name on the hub
+settings = json.load(open(cached_file(name, "search_r3.json"), encoding="utf-8"))
+tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModelForCausalLM.from_pretrained(name)
+
+
+@torch.no_grad()
+def embed(text, kind="document"):  # kind="direct" for a query
+    prompt, lengths = settings["rendered"][kind], settings["lengths"]
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    limit = lengths["document" if kind == "document" else "query"]
+    ids = ids[-limit:] if lengths.get("truncation_side") == "left" else ids[:limit]
+    ids = torch.tensor([prompt["prefix_ids"] + ids + prompt["suffix_ids"]])
+    state = model.get_decoder()(input_ids=ids).last_hidden_state[0, -1]  # of the embed token
+    return torch.nn.functional.normalize(state.float(), dim=-1)
+
+
+query = embed("read the lines of a file", "direct")
+print([round(float(query @ embed(text)), 3) for text in ("def read_lines(path): ...", "def add(a, b): ...")])
+"""
+"""Direct embeddings, by transformers alone, wherever one stands."""
+
 USAGE = '''import json
 from pathlib import Path
 
@@ -21,7 +48,8 @@ def ids_around(kind, text):
     """Token ids of a whole prompt; only the text is cut, and nothing in it is read as a special token."""
     prompt = settings["rendered"][kind]
     limit = settings["lengths"]["document" if kind == "document" else "query"]
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"][:limit]
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids = ids[-limit:] if settings["lengths"].get("truncation_side") == "left" else ids[:limit]
     return prompt["prefix_ids"] + ids + prompt["suffix_ids"]
 
 
@@ -82,8 +110,10 @@ def model_card(description: Mapping, width: int, n_parameters: int, has_adapter:
     """
     origin = description["provenance"]
     use = (
-        f"## Use\n\n```python\n{USAGE}```\n\nWith this project: `load_embedder(folder)` of "
-        "`search_r3.models.folder`, and `python -m src.evaluate model.path=<folder>`."
+        f"## Use\n\nDirect embeddings:\n\n```python\n{EXAMPLE}```\n\n`SentenceTransformer(name)` of "
+        "sentence-transformers gives the same, by `encode_query` and `encode_document`. With this project: "
+        "`SearchR3.load(folder)` of `search_r3`, and `python -m src.evaluate model.path=<folder>`.\n\n"
+        f"Reasoning without this project, from within the folder:\n\n```python\n{USAGE}```"
     )
     parts = [_header(origin), _what(description, width, n_parameters, has_adapter), use]
     parts += [_prompts(description), _provenance(origin), _figures(origin), _limits(description)]
