@@ -24,7 +24,7 @@ REPRODUCE = BEIR_DIR="$(BEIR_DIR)" ENTAILMENTBANK_DIR="$(ENTAILMENTBANK_DIR)" \
 	$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) -m experiments.reproduce
 
 .DEFAULT_GOAL := help
-.PHONY: help setup try serve serve-arguments train base science science-arguments science-gpu hops lint \
+.PHONY: help setup try demo serve serve-arguments train base science science-arguments science-gpu hops lint \
 	test test-extras chromium mutants faults eval eval-arguments compare compare-arguments report \
 	report-arguments bench-refresh bench-scale reproduce reproduce-arguments tables docs clean
 
@@ -54,6 +54,9 @@ serve: serve-arguments setup  ## MODEL=<folder> CORPUS=<folder or JSONL> [PORT=8
 
 serve-arguments:
 	@test -n "$(MODEL)" -a -n "$(CORPUS)" || { echo 'Usage: make serve MODEL=<folder> CORPUS=<folder or JSONL> [PORT=8080]' >&2; exit 2; }
+
+demo: setup  ## [QUERY="copy a file"]: a shipped trained model searches the standard library; the first call under a minute
+	@$(RUN) -m src.demo $${QUERY:+-- "$$QUERY"}
 
 train: setup  ## SFT, RL and evaluation on the embedded default, with a table; resumes if interrupted; [SEED=2]
 	$(call heading,1 of 5: SFT teaches the shipped base to embed; about 10 minutes)

@@ -1,10 +1,11 @@
-"""What the wheel holds beside the package: its configurations, and the small base that it ships."""
+"""What the wheel holds beside the package: its configurations, and the small models that it ships."""
 
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SHIPPED = {"conf": "search_r3/conf", "experiments/nano_base/model": "search_r3/experiments/nano_base/model"}
+MODELS = ("experiments/nano_base/model", "experiments/nano_demo/model")
+SHIPPED = {"conf": "search_r3/conf", **{path: f"search_r3/{path}" for path in MODELS}}
 
 
 class ShippedFiles(BuildHookInterface):

@@ -111,7 +111,8 @@ def test_a_wheel_has_every_configuration_and_the_base_that_they_name(installed):
         names = set(wheel.namelist())
 
     assert {f"search_r3/{path.relative_to(ROOT)}" for path in CONF.rglob("*.yaml")} <= names
-    assert "search_r3/experiments/nano_base/model/model.safetensors" in names
+    for name in ("nano_base", "nano_demo"):
+        assert f"search_r3/experiments/{name}/model/model.safetensors" in names
     assert {f"search_r3/web/page/{name}" for name, _ in FILES.values()} <= names
     assert not any(name.startswith(("src/", "tests/", "train")) for name in names)
 

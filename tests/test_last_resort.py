@@ -24,6 +24,7 @@ COMMANDS = (
     "src.evaluate",
     "src.search",
     "src.serve",
+    "src.demo",
     "src.export",
     "src.tune",
     "src.report",
@@ -103,6 +104,8 @@ def arguments(command, place, tmp_path, nano_folder):
         return [str(tmp_path), f"--output={place}/mode/auto.yaml"]
     if command == "src.entailmentbank":
         return [str(tmp_path), f"--output={place}"]
+    if command == "src.demo":
+        return [f"--folder={place}"]
     if command == "src.base":
         return [f"--output={place}"]
     if command == "src.benchmarks.base_parity":

@@ -27,6 +27,7 @@ LAYERS = [
         "evaluate",
         "search",
         "serve",
+        "demo",
         "export",
         "report",
         "compare",
@@ -46,7 +47,7 @@ STRANGERS = {("index", "models"), ("models", "objectives")}
 """Neither may import the other, though one stands lower."""
 
 MAY_IMPORT_HYDRA = ("cli", "train", "evaluate", "search", "export", "tune", "benchmarks")
-ENTRY_POINTS_MAY_SHARE = {("tune", "train"), ("benchmarks", "train")}
+ENTRY_POINTS_MAY_SHARE = {("demo", "search"), ("tune", "train"), ("benchmarks", "train")}
 
 
 def module_name(path: Path, root: Path) -> str:

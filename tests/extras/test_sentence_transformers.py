@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from plain_folders import byte_tokenizer, opened, sentencepiece_tokenizer, write
 from sentence_transformers import SentenceTransformer
 from test_folder import UNUSED, move_trained_weights
 
+from search_r3.demo import MODEL
 from search_r3.models.folder import load_embedder, open_embedder, save_embedder
 from search_r3.models.tuning import FullTuning, LoraTuning
 
@@ -172,3 +174,12 @@ def test_an_older_version_is_told_what_it_needs(nano_folder, tmp_path):
 
     with pytest.raises(ImportError, match="Router"):
         SentenceTransformer(str(folder), device="cpu")
+
+
+def test_the_shipped_demo_model_opens_in_it():
+    folder = Path(__file__).resolve().parents[2] / MODEL
+    ours, theirs = load_embedder(folder, dtype="bfloat16"), SentenceTransformer(str(folder), device="cpu")
+
+    given = theirs.encode_query(ASKED, convert_to_tensor=True).float()
+
+    assert torch.cosine_similarity(given, ours.embed_queries(ASKED)).min() > 0.999
