@@ -99,11 +99,9 @@ _LIMIT_OF_ROLLOUTS = {"max_tokens": Range(words="left out: it is the limit of st
 _BATCHES = Range(1, is_whole=True, takes_share=True, others=(None,))
 _BATCHES_OR_NONE = replace(_BATCHES, low=0)
 
+_TEXTS = ("query", "document", "reasoning")
 _READ_ONLY = {
-    "token_budget": or_null(COUNT),
-    "lengths.query": or_null(COUNT),
-    "lengths.document": or_null(COUNT),
-    "lengths.reasoning": or_null(COUNT),
+    **dict.fromkeys(("token_budget", *(f"lengths.{text}" for text in _TEXTS)), or_null(COUNT)),
     "lengths.repeat_ngram": or_null(FROM_0),
 }
 

@@ -204,10 +204,11 @@ class Asked:
         A row of before is given them when it is read back: equal keys have equal ones.
         """
         key = {} if self.embeds is None else self.embeds.embedder.document_key
+        has_token = self.embeds is not None and self.embeds.embedder.can_reason
         return {
             "prompts_sha256": key.get("prompts"),
             "dtype": str(key["dtype"]).removeprefix("torch.") if "dtype" in key else None,
-            "read_state": key.get("read_state", "at") if key else None,
+            "read_state": key.get("read_state", "at") if has_token else None,
         }
 
     @property
