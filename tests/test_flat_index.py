@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from search_r3.benchmarks.memory import figure
 from search_r3.index.backends.flat import FlatIndex
+from search_r3.index.rows.files import give_back
+from tests.command import forked
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -178,3 +181,27 @@ def test_ranks_of_unknown_rows_and_of_none():
     for row in (-1, 3):
         with pytest.raises(ValueError, match="within 0 and 2"):
             index.ranks(index.embeddings, [row])
+
+
+def search_a_map(file, n_rows) -> None:
+    """Prints how many MiB of mapped files this process holds more once an index over a map was searched."""
+    rows = np.load(file, mmap_mode="r")
+    index = FlatIndex(rows[:5000])
+    index.search(rows[:3], 5)
+    before = figure("RssFile")
+    found = FlatIndex(rows).search(np.array(rows[[7, n_rows - 1]]), 5)[1]
+    print("mapped", (figure("RssFile") - before) >> 10, "found", found[:, 0].tolist(), flush=True)
+
+
+def test_pages_of_a_mapped_file_do_not_add_up(tmp_path):
+    n_rows = 60_000
+    rows = np.random.default_rng(0).standard_normal((n_rows, 256), dtype=np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    np.save(tmp_path / "rows.npy", rows)  # 58 MiB
+    done = forked(search_a_map, tmp_path / "rows.npy", n_rows)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split()
+    assert int(words[words.index("mapped") + 1]) < 30
+    assert f"found [7, {n_rows - 1}]" in done.stdout
+    give_back(rows)  # nothing is mapped
+    assert rows[0].any()

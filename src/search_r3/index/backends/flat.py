@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from search_r3.index.backends.base import changed_rows, exact_scores
 from search_r3.index.rows.checks import checked_queries, first_not_finite
+from search_r3.index.rows.files import give_back
 
 TIE = 1e-6
 """Scores of unit vectors closer than this are not told apart by a fp32 product. A search fetches them all; a
@@ -50,6 +51,7 @@ class FlatIndex:
             )
         for start in range(0, len(embeddings), 1 << 16):
             place = first_not_finite(embeddings[start : start + (1 << 16)])
+            give_back(embeddings)
             if place is not None:
                 raise ValueError(f"embeddings must be finite: row {start + place} is not")
         if order is not None and np.shape(order) != (len(embeddings),):
@@ -82,6 +84,7 @@ class FlatIndex:
         for start in range(0, len(vectors), chunk_size):
             chunk = slice(start, start + chunk_size)
             scores[chunk], rows[chunk] = self._search(vectors[chunk], k)
+            give_back(self.embeddings)
         return scores, rows
 
     def ranks(self, queries: ArrayLike, rows: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -105,6 +108,7 @@ class FlatIndex:
         n_before = np.zeros(own.shape, dtype=np.int64)
         for start in range(0, len(self), SCAN_ROWS):
             products = vectors @ self.embeddings[start : start + SCAN_ROWS].T  # [Q, SCAN_ROWS]
+            give_back(self.embeddings)
             for column, row in enumerate(asked):
                 apart = products - own[:, column, None]
                 n_before[:, column] += (apart > TIE).sum(1)
@@ -141,6 +145,7 @@ class FlatIndex:
         scores, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
         for start in range(0, len(self), SCAN_ROWS):
             block = torch.from_numpy(np.array(self.embeddings[start : start + SCAN_ROWS]))
+            give_back(self.embeddings)
             best, found = (asked @ block.T).topk(min(k, len(block)), sorted=False)
             scores, rows = torch.cat([scores, best], 1), torch.cat([rows, start + found], 1)
             scores, kept = scores.topk(min(k, scores.shape[1]))
@@ -159,6 +164,7 @@ class FlatIndex:
         rows = np.zeros((len(queries), k), dtype=np.int64)
         for start in range(0, len(self), SCAN_ROWS):
             products = queries @ self.embeddings[start : start + SCAN_ROWS].T  # [Q, SCAN_ROWS]
+            give_back(self.embeddings)
             is_candidate = products >= (cut - TIE)[:, None]
             for number in np.flatnonzero(is_candidate.any(1)):
                 found = start + np.flatnonzero(is_candidate[number])

@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike
 from search_r3.errors import UsageError
 from search_r3.files import write_json
 from search_r3.index.rows.checks import first_not_finite
-from search_r3.index.rows.files import reserve, write_all
+from search_r3.index.rows.files import give_back, reserve, write_all
 from search_r3.progress import Progress
 from search_r3.records import clipped, read_json
 
@@ -288,6 +288,7 @@ def _check_key(folder: Path, key: Mapping[str, str], n_rows: int) -> dict:
 
 def _verify(folder: Path, rows: np.ndarray) -> None:
     for entry in _entries(folder):
+        give_back(rows)
         if _digest(rows[entry["start"] : entry["stop"]]) != entry["sha256"]:
             raise StoreError(
                 f"{folder}: rows {entry['start']} to {entry['stop'] - 1} do not match their checksum; "

@@ -1,6 +1,8 @@
 """Writing where a disk may be full: not through a map, which would kill the process, and never in part."""
 
+import contextlib
 import itertools
+import mmap
 import os
 
 import numpy as np
@@ -24,6 +26,17 @@ def write_all(file: int, content: bytes | memoryview, offset: int | None = None)
         written = os.write(file, view) if offset is None else os.pwrite(file, view, offset)
         offset = None if offset is None else offset + written
         view = view[written:]
+
+
+def give_back(rows: np.ndarray) -> None:
+    """Lets go of the pages that were read of a file which rows are mapped from, so that they do not add up.
+
+    What is read again comes from the system's cache. Rows that are not mapped, or may be written, stay.
+    """
+    mapped = getattr(rows, "_mmap", None)
+    if mapped is not None and rows.mode == "r" and hasattr(mmap, "MADV_DONTNEED"):
+        with contextlib.suppress(OSError, ValueError):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def write_rows(file: int, rows: np.ndarray, values: np.ndarray) -> None:
