@@ -97,6 +97,18 @@ def test_what_is_missing_is_listed_with_where_to_get_it_and_where_to_put_it(tmp_
     assert "cqadupstack/android, quora" in absent_text(tmp_path)  # of a part that is missing, the part
 
 
+def test_cqadupstack_by_its_name_is_its_parts(tmp_path):
+    assert benchmarks_of(composed("benchmarks=[cqadupstack]", "hub=true")) == PARTS
+    with pytest.raises(
+        UsageError, match=r"not one collection of CQADupStack.*Missing: cqadupstack; get https"
+    ):
+        check(composed("benchmarks=[cqadupstack]", f"beir_dir={tmp_path}"), False)
+    write_collection(tmp_path / PARTS[3])
+    assert benchmarks_of(composed("benchmarks=[cqadupstack]", f"beir_dir={tmp_path}")) == [PARTS[3]]
+    write_collection(tmp_path / "cqadupstack")  # a folder of that very name is what it says
+    assert benchmarks_of(composed("benchmarks=[cqadupstack]", f"beir_dir={tmp_path}")) == ["cqadupstack"]
+
+
 def test_counts_are_compared_on_the_split_that_beir_reports():
     corpus = Corpus(["d"], ["text"])
     benchmark = Benchmark("msmarco", corpus, {"q": "a"}, {"q": {"d": 1}})

@@ -95,7 +95,7 @@ def benchmarks_of(config: DictConfig) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-GROUPS = {beir_collections.ALL: "BEIR", "bright": "BRIGHT"}
+GROUPS = {beir_collections.ALL: "BEIR", beir_collections.CQADUPSTACK: "CQADupStack", "bright": "BRIGHT"}
 """Names in `benchmarks=` that stand for all collections of something."""
 
 
@@ -107,8 +107,9 @@ def is_group(config: DictConfig, name: str) -> bool:
 
 
 def _collections_of(config: DictConfig, group: str) -> list[str]:
-    is_beir = group == beir_collections.ALL
-    known = [*hub_sources.BEIR] if is_beir else [f"bright/{task}" for task in hub_sources.BRIGHT_TASKS]
+    known = list(hub_sources.BEIR)
+    if group != beir_collections.ALL:
+        known = [name for name in hub_sources.SOURCES if name.startswith(f"{group}/")]
     if config.hub:
         return known
     if config.beir_dir is None:
@@ -118,7 +119,9 @@ def _collections_of(config: DictConfig, group: str) -> list[str]:
     root = Path(config.beir_dir)
     found = [name for name in known if (root / name / "qrels").is_dir() or bright_copy(config, name)]
     if not found:
-        lacking = beir_collections.absent_text(root) if is_beir else f"{', '.join(known)}; or give hub=true"
+        lacking = f"{', '.join(known)}; or give hub=true"
+        if group != "bright":
+            lacking = beir_collections.absent_text(root, known)
         raise UsageError(
             f"benchmarks: not one collection of {GROUPS[group]} is in {root}. Missing: {lacking}"
         )

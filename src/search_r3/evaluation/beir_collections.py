@@ -96,11 +96,16 @@ def _whole(name: str) -> str:
     return name.partition("/")[0]
 
 
-def absent_text(beir_dir: Path) -> str:
-    """Which collections are missing, where their archives are, and where to unpack them; empty if none is."""
+def absent_text(beir_dir: Path, of: Sequence[str] | None = None) -> str:
+    """Which collections are missing, where their archives are, and where to unpack them; empty if none is.
+
+    Args:
+        beir_dir: where they are looked for.
+        of: the names that are asked for; None for all.
+    """
     there = set(present(beir_dir))
     begun = {_whole(name) for name in there}
-    names = [each.name for each in COLLECTIONS if each.name not in there]
+    names = [each.name for each in COLLECTIONS if each.name not in there and (of is None or each.name in of)]
     absent = list(dict.fromkeys(name if _whole(name) in begun else _whole(name) for name in names))
     if not absent:
         return ""
