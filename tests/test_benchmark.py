@@ -85,7 +85,8 @@ def test_every_mode_writes_its_files_and_is_read_back(benchmark, nano_folder, tm
     assert row["ci95"]["ndcg@10"][0] <= row["metrics"]["ndcg@10"] <= row["ci95"]["ndcg@10"][1]
     assert evaluate_benchmark(*arguments) == row  # seconds and all: read back, not measured again
     assert not any("q0 Q0 q0 " in line for line in lines)
-    schema = SCHEMA | ({"reasoned_share": float} if mode == "auto" else {})
+    schema = SCHEMA | ({"reasoned_share": float} if mode == "auto" else {}) | {"tokens_read_per_query": float}
+    schema |= {"mode_settings": dict} if MODES[mode].settings else {}
     assert row.keys() == schema.keys()
     assert all(isinstance(row[name], kind) for name, kind in schema.items()), row
     assert row["metrics"].keys() == {"ndcg@10", "recall@100", "mrr@10", "map@100"}

@@ -17,6 +17,7 @@ from search_r3.cli.page.whole_page import write_page
 from search_r3.cli.run_report import is_run
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.errors import UsageError
+from search_r3.evaluation.modes import Auto, FusedReasoning, Reasoning
 from search_r3.evaluation.rankers import Model
 from search_r3.models.folder import load_embedder
 from search_r3.report import main
@@ -561,3 +562,47 @@ def test_make_report_names_runs_and_the_others_of_make_end_by_writing_a_page(run
             in command
         )
         assert f"report    outputs/{place}/report.html" in lines[-1]
+
+
+def test_a_dial_of_written_tokens_is_a_row_and_a_point_for_each_of_its_places(nano_folder, tmp_path):
+    model = Model("nano", load_embedder(nano_folder))
+    modes = [
+        "bm25",
+        "direct",
+        Reasoning(limit=1),
+        Reasoning(limit=3),
+        FusedReasoning(n=2),
+        Auto(threshold=2.0),
+    ]
+    folder = evaluated(tmp_path / "out", model, [functions()], modes=modes)
+    rows = json.loads((folder / "metrics.json").read_text())["rows"]
+    encoder, queries = model.embedder.encoder, list(functions().queries.values())
+
+    def read(prompts: list[list[int]]) -> float:
+        return sum(map(len, prompts)) / len(queries)
+
+    direct, prompt = read(encoder.queries(queries)) - 1, read(encoder.reasoning_prompts(queries))
+    expected = [0, direct, prompt, prompt, 2 * prompt, direct + prompt]
+    assert [row["tokens_read_per_query"] for row in rows] == pytest.approx(expected, rel=1e-12)
+    written = [row["tokens_per_query"] for row in rows]
+    assert written[:2] == [0, 1]
+    assert written[2] <= 1 + 1  # a token of text, and the embed token
+    assert written[2] < written[3] <= 3 + 1
+
+    page = page_of(tmp_path, folder)
+
+    names = [
+        "bm25",
+        "direct",
+        "reasoning up to 1",
+        "reasoning up to 3",
+        "fused-reasoning of 2",
+        "auto below 2.0",
+    ]
+    shown = page.section("Results").rows()
+    assert [each["mode"] for each in shown] == names
+    assert [float(each["read"]) for each in shown] == pytest.approx(expected, abs=0.05)
+    drawn = {each.text.split(":")[0] for each in page.section("Quality against price").every("circle")}
+    best = max(row["metrics"]["ndcg@10"] for row in rows)
+    high = {name for name, row in zip(names, rows, strict=True) if row["metrics"]["ndcg@10"] >= 0.5 * best}
+    assert drawn == high

@@ -249,6 +249,7 @@ def _evaluated(asked: Asked, folder: Path, cache_dir: str | Path, origin: Mappin
         "n_docs": len(benchmark.corpus),
         **_measured(found, scores, settings.seed),
         **found.facts,
+        **({"mode_settings": dict(mode.settings)} if mode.settings else {}),
         "self_match_removed": removed,
         "judged_documents_missing": benchmark.judged_documents_missing,
         "judged_queries_missing": benchmark.judged_queries_missing,
@@ -339,4 +340,5 @@ def _measured(found: Ranked, scores: Mapping[str, Mapping[str, float]], seed: in
         "missing_embed_token": found.missing,
         "seconds_per_query": found.seconds / len(scores),
         "tokens_per_query": found.tokens / len(scores),
+        **({} if found.read is None else {"tokens_read_per_query": found.read / len(scores)}),
     }

@@ -82,14 +82,31 @@ class Direct(Mode):
 
 
 class Reasoning(Mode):
-    """The evaluated model writes about the query, and then embeds it."""
+    """The evaluated model writes about the query, and then embeds it.
+
+    Args:
+        limit: tokens that it writes at most, `lengths.reasoning` of the model folder where None: a dial of
+            price against quality.
+
+    Raises:
+        ValueError: If the limit is below 1.
+    """
 
     name, reasons, colour = "reasoning", True, "vermilion"
+
+    def __init__(self, limit: int | None = None) -> None:
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be at least 1 token, got {limit}; the mode direct writes none")
+        self.limit = limit
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        return {} if self.limit is None else {"limit": self.limit}
 
     def rank(self, task: Task) -> Ranked:
         from search_r3.evaluation.rankers import reasoned
 
-        return reasoned(task, task.model.embedder)
+        return reasoned(task, task.model.embedder, limit=self.limit)
 
 
 class BaseReasoning(Mode):

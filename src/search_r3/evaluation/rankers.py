@@ -78,6 +78,8 @@ class Ranked:
         reasonings: rows of reasoning.jsonl, with the text that was written for the query; None for one that
             nothing was written for.
         facts: what else the row says, by name.
+        read: tokens of prompts, queries and texts of others, as often as a model reads them, all queries
+            together; not what it wrote itself, nor the embed token. None where a mode does not count.
     """
 
     run: dict[str, dict[str, float]]
@@ -86,6 +88,7 @@ class Ranked:
     missing: int = 0
     reasonings: tuple[dict, ...] = ()
     facts: Mapping[str, float] = field(default_factory=dict)
+    read: int | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def lexical(benchmark: Benchmark, settings: Settings) -> Ranked:
         query: {ids[row]: float(score) for row, score in zip(found, values, strict=True) if row >= 0}
         for query, found, values in zip(benchmark.queries, rows, scores, strict=True)
     }
-    return Ranked(run, seconds)
+    return Ranked(run, seconds, read=0)
 
 
 def with_given(benchmark: Benchmark, given: Sequence[str]) -> Benchmark:
@@ -169,11 +172,25 @@ def direct(task: Task, embedder: Embedder) -> Ranked:
     started = time.perf_counter()
     vectors = embedder.embed_queries(queries, progress=True)
     run = _ranked(task, index, vectors)
-    return Ranked(run, time.perf_counter() - started, tokens=len(queries))
+    seconds = time.perf_counter() - started
+    return Ranked(run, seconds, tokens=len(queries), read=direct_read(embedder, queries))
+
+
+def direct_read(embedder: ReasoningEmbedder, queries: Sequence[str]) -> int:
+    """Tokens that a model reads of direct queries, without the embed token."""
+    return sum(len(ids) - 1 for ids in embedder.encoder.queries(queries))
+
+
+def prompts_read(embedder: ReasoningEmbedder, queries: Sequence[str]) -> int:
+    """Tokens that a model reads of queries before it writes about them, or reads what is written."""
+    return sum(map(len, embedder.encoder.reasoning_prompts(queries)))
 
 
 def reasoned(
-    task: Task, writer: ReasoningEmbedder, read: Callable[[Reasoned], Sequence[str]] | None = None
+    task: Task,
+    writer: ReasoningEmbedder,
+    read: Callable[[Reasoned], Sequence[str]] | None = None,
+    limit: int | None = None,
 ) -> Ranked:
     """Every query behind a text that is written about it.
 
@@ -181,14 +198,16 @@ def reasoned(
         task: what is ranked.
         writer: the model that writes.
         read: the texts that the evaluated model embeds instead of what it wrote itself.
+        limit: tokens that are written at most; that of the model where None.
     """
     index = document_index(task.embeddings, task.benchmark.corpus.ids)
     names, queries = list(task.benchmark.queries), list(task.benchmark.queries.values())
     started = time.perf_counter()
-    written = writer.reason(queries, progress=True)
+    written = writer.reason(queries, progress=True, max_new_tokens=limit)
     vectors = written.embeddings
-    if read is not None:
-        vectors = task.model.embedder.embed_reasoned(queries, read(written))
+    texts = None if read is None else read(written)
+    if texts is not None:
+        vectors = task.model.embedder.embed_reasoned(queries, texts)
     run = _ranked(task, index, vectors)
     seconds = time.perf_counter() - started
     rows = zip(names, queries, written.texts, written.n_tokens, written.has_embed_token, strict=True)
@@ -197,7 +216,12 @@ def reasoned(
         for name, query, text, n, has in rows
     )
     tokens = sum(written.n_tokens) + len(queries)
-    return Ranked(run, seconds, tokens, len(queries) - sum(written.has_embed_token), reasonings)
+    n_read = prompts_read(writer, queries)
+    if texts is not None:
+        reader = task.model.embedder
+        n_read += prompts_read(reader, queries) + sum(map(len, reader.encoder.reasonings(texts)))
+    n_missing = len(queries) - sum(written.has_embed_token)
+    return Ranked(run, seconds, tokens, n_missing, reasonings, read=n_read)
 
 
 def _ranked(task: Task, index: FlatIndex, vectors: np.ndarray) -> dict[str, dict[str, float]]:
@@ -230,7 +254,8 @@ def given(task: Task, embedder: ReasoningEmbedder) -> Ranked:
         {"query_id": name, "query": query, "reasoning": text, "tokens": n, "has_embed_token": True}
         for name, query, text, n in rows
     )
-    return Ranked(run, seconds, sum(tokens) + len(queries), 0, reasonings)
+    n_read = prompts_read(embedder, queries)
+    return Ranked(run, seconds, sum(tokens) + len(queries), 0, reasonings, read=n_read)
 
 
 def with_lexical(task: Task, found: Ranked, constant: float) -> Ranked:
@@ -287,7 +312,9 @@ def sampled(task: Task, embedder: ReasoningEmbedder, n: int, temperature: float,
             }
         )
     missing = sum(not row["has_embed_token"] for row in rows)
-    return Ranked(run, seconds, sum(written.n_tokens) + n * len(queries), missing, tuple(rows))
+    n_tokens = sum(written.n_tokens) + n * len(queries)
+    n_read = n * prompts_read(embedder, queries)
+    return Ranked(run, seconds, n_tokens, missing, tuple(rows), read=n_read)
 
 
 def gated(task: Task, embedder: ReasoningEmbedder, threshold: float) -> Ranked:
@@ -309,7 +336,7 @@ def gated(task: Task, embedder: ReasoningEmbedder, threshold: float) -> Ranked:
         queries={query: benchmark.queries[query] for query in unsure},
         qrels={query: benchmark.qrels[query] for query in unsure},
     )
-    second = reasoned(replace(task, benchmark=part), embedder) if unsure else Ranked({}, 0.0)
+    second = reasoned(replace(task, benchmark=part), embedder) if unsure else Ranked({}, 0.0, read=0)
     written = {row["query_id"]: row for row in second.reasonings}
     nothing = {"reasoning": None, "tokens": 0, "has_embed_token": True}
     rows = (
@@ -323,6 +350,7 @@ def gated(task: Task, embedder: ReasoningEmbedder, threshold: float) -> Ranked:
         second.missing,
         tuple(rows),
         {"reasoned_share": len(unsure) / len(benchmark.queries)},
+        first.read + second.read,
     )
 
 

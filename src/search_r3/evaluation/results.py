@@ -106,7 +106,10 @@ def _check_measured(row: Mapping, refuse) -> None:
             raise refuse(f".ci95: {shown(name)} must be two finite numbers, got {shown(ends)}")
     if row["n_queries"] < 1:
         raise refuse(f".n_queries must be at least 1, got {row['n_queries']}")
-    for name in ("missing_embed_token", "seconds_per_query", "tokens_per_query", "reasoned_share"):
+    if not isinstance(row.get("mode_settings", {}), dict):
+        raise refuse(f".mode_settings must be an object, got {shown(row['mode_settings'])}")
+    numbers = ("missing_embed_token", "seconds_per_query", "tokens_per_query", "reasoned_share")
+    for name in (*numbers, "tokens_read_per_query", "queries_cut", "documents_cut"):
         if name in row and not _is_number(row[name]):
             raise refuse(f".{name} must be a finite number, got {shown(row[name])}")
 

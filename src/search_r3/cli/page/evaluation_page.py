@@ -82,15 +82,15 @@ def mode_class(row: Mapping) -> str:
     return _COLOURS.get(mode.colour, "s7") if mode else "s7"
 
 
+_TOLD = {"n": "of {}", "threshold": "below {}", "limit": "up to {}"}
+"""Settings of modes that a row's name has: texts, a margin of cosine, tokens."""
+
+
 def label_of(row: Mapping) -> str:
-    """The mode, with the settings that tell it from another of the same name."""
-    settings = row.get("mode_settings")
-    if not isinstance(settings, dict):
-        return mode_label(row)
-    told = {"n": "n={}", "threshold": "<{:g}"}
-    words = [told[name].format(value) for name, value in settings.items() if name in told]
-    limit = row.get("reasoning_limit")
-    return " ".join([row["mode"], *words, *([f"at most {limit} tokens"] if limit else [])])
+    """The mode, with the settings that make it dearer or cheaper; else as in the tables of the terminal."""
+    settings = row.get("mode_settings", {})
+    told = [_TOLD[name].format(value) for name, value in settings.items() if name in _TOLD]
+    return " ".join([row["mode"], *told]) if told else mode_label(row)
 
 
 def _results(rows: Sequence[Mapping], names: Mapping[str, str]) -> Markup | None:
@@ -116,7 +116,7 @@ def _result(row: Mapping, names: Mapping[str, str], scale: Scale) -> list[Conten
     return [
         row["benchmark"],
         names.get(row["model"], ""),
-        mode_label(row),
+        label_of(row),
         _decimal(value),
         Cell(bar, low),
         f"{low:.3f} to {high:.3f}" if has_interval else "",
