@@ -606,3 +606,29 @@ def test_a_dial_of_written_tokens_is_a_row_and_a_point_for_each_of_its_places(na
     best = max(row["metrics"]["ndcg@10"] for row in rows)
     high = {name for name, row in zip(names, rows, strict=True) if row["metrics"]["ndcg@10"] >= 0.5 * best}
     assert drawn == high
+
+
+def test_what_two_models_wrote_about_a_query_stands_together(evaluation, nano_folder, tmp_path):
+    folder = shutil.copytree(nano_folder, tmp_path / "models" / "second")
+    other = evaluated(
+        tmp_path / "out", Model(str(folder), load_embedder(folder)), [functions()], modes=[Reasoning(limit=2)]
+    )
+
+    page = page_of(tmp_path, evaluation, other)
+
+    first = evaluation / "functions" / "reasoning" / "reasoning.jsonl"
+    second = other / "functions" / "reasoning" / "reasoning.jsonl"
+    texts = [
+        {row["query_id"]: row["reasoning"] for row in map(json.loads, file.open())}
+        for file in (first, second)
+    ]
+    assert texts[0] != texts[1]
+    for article in page.section("Worst queries").every("article"):
+        (name,) = (each.text for each in article.every("p", "id"))
+        ranks = [rank_of(file.parent, name) for file in (first, second)]
+        said = [
+            f"{model}, rank {rank}: {its[name]}"
+            for model, rank, its in zip(("nano", "second"), ranks, texts, strict=True)
+        ]
+        expected = [words for words, its in zip(said, texts, strict=True) if its[name]]
+        assert [each.text for each in article.every("p", "wrote")] == expected

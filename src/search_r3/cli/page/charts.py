@@ -244,6 +244,10 @@ class Axis:
     marks: Sequence[tuple[float, str]]
 
 
+MOST_NAMES = 4
+"""Axes whose names stand in one line; those of more stand in two by turns."""
+
+
 def parallel(axes: Sequence[Axis], names: Sequence[str], levels: Sequence[int]) -> Markup:
     """A line per job through its settings to what it came to.
 
@@ -252,17 +256,19 @@ def parallel(axes: Sequence[Axis], names: Sequence[str], levels: Sequence[int]) 
         names: of the jobs.
         levels: of each job, from 0 (the worst) to 4 (the best): the class of its colour.
     """
-    height, top = 220.0, 30.0
+    has_two_lines = len(axes) > MOST_NAMES
+    height, top = 220.0, 46.0 if has_two_lines else 30.0
     left, right = 6.0, 88.0
     at = [left + (right - left) * place / max(1, len(axes) - 1) for place in range(len(axes))]
     parts, lines = [], []
-    for axis, x in zip(axes, at, strict=True):
+    for place, (axis, x) in enumerate(zip(axes, at, strict=True)):
         parts.append(element("line", class_="axis", x1=f"{x:.2f}%", x2=f"{x:.2f}%", y1=top, y2=top + height))
         anchor = "start" if x == at[0] else "end" if x == at[-1] and len(axes) > 1 else "middle"
         x_name = x if anchor != "end" else x + 8
-        parts.append(element("text", axis.name, class_=f"name {anchor}", x=f"{x_name:.2f}%", y=top - 14))
-        for place, text in axis.marks:
-            y = f"{top + height * (1 - place) + 4:.1f}"
+        y_name = top - (30 if has_two_lines and place % 2 else 14)
+        parts.append(element("text", axis.name, class_=f"name {anchor}", x=f"{x_name:.2f}%", y=y_name))
+        for share, text in axis.marks:
+            y = f"{top + height * (1 - share) + 4:.1f}"
             parts.append(element("text", text, class_="tick start halo", x=f"{x:.2f}%", dx="6", y=y))
     for job in sorted(range(len(names)), key=levels.__getitem__):
         points = [

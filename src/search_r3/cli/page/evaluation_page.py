@@ -46,7 +46,7 @@ def evaluation_parts(
         section("Results", _results(shown, names), note=_NOTE, level=level),
         section("Quality against price", _prices(rows, names), level=level),
         section("Differences", _differences(differences, names), note=_DIFFERENCES, level=level),
-        query_parts(rows, scores, level),
+        query_parts(rows, scores, names or short_names(rows), level),
     )
 
 

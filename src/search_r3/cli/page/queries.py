@@ -1,6 +1,7 @@
 """The queries of an evaluation that came out worst and best, with what was written and where they rank."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from search_r3.cli.page.markup import Markup, element, joined, section, text_of
@@ -15,15 +16,46 @@ N_SHOWN = 10
 Scores = Mapping[str, float]
 
 
-def query_parts(rows: Sequence[Mapping], scores: Sequence[Scores | None], level: int) -> Markup:
-    """The worst and the best queries of each benchmark, in the row that reads most: see `main_row`."""
+def query_parts(
+    rows: Sequence[Mapping], scores: Sequence[Scores | None], names: Mapping[str, str], level: int
+) -> Markup:
+    """The worst and the best queries of each benchmark, in the row that reads most: see `main_row`.
+
+    Args:
+        rows: of evaluations.
+        scores: nDCG@10 by query id of each; rows without are left out.
+        names: of the models, where there are several.
+        level: of the headings.
+    """
     known = [(row, found) for row, found in zip(rows, scores, strict=True) if found is not None]
     parts = []
     for benchmark in dict.fromkeys(row["benchmark"] for row, _ in known):
         its = [(row, found) for row, found in known if row["benchmark"] == benchmark]
         place = main_row([row for row, _ in its])
-        parts.append(_benchmark(its[place], _against(its, place), level))
+        parts.append(_benchmark(its[place], _against(its, place), _earlier(its, place), names, level))
     return joined(parts)
+
+
+@dataclass(frozen=True)
+class Wrote:
+    """What was written about each query in a row, and where its first relevant document stood then."""
+
+    name: str
+    texts: Mapping[str, str]
+    ranks: Mapping[str, int | str]
+
+
+def _earlier(rows: Sequence[tuple[Mapping, Scores]], place: int) -> Mapping | None:
+    """The last row before this one in which another model reasons about the same queries."""
+    main, scores = rows[place]
+    found = [
+        row
+        for row, its in rows[:place]
+        if row["mode"] == main["mode"] == "reasoning"
+        and row["model"] != main["model"]
+        and its.keys() == scores.keys()
+    ]
+    return found[-1] if found else None
 
 
 def main_row(rows: Sequence[Mapping]) -> int:
@@ -51,11 +83,20 @@ def _against(rows: Sequence[tuple[Mapping, Scores]], place: int) -> tuple[Mappin
 
 
 def _benchmark(
-    main: tuple[Mapping, Scores], other: tuple[Mapping, Scores] | None, level: int
+    main: tuple[Mapping, Scores],
+    other: tuple[Mapping, Scores] | None,
+    earlier: Mapping | None,
+    models: Mapping[str, str],
+    level: int,
 ) -> Markup | None:
     row, scores = main
-    queries, written = verified_texts(Path(row["folder"]), row)
+    queries, texts = verified_texts(Path(row["folder"]), row)
     ranks = first_relevant(row)
+    wrote = [Wrote(models.get(row["model"], row["model"]), texts, ranks)]
+    if earlier is not None:
+        before_it = verified_texts(Path(earlier["folder"]), earlier)[1]
+        name = models.get(earlier["model"], earlier["model"])
+        wrote.insert(0, Wrote(name, before_it, first_relevant(earlier)))
     before = None if other is None else (other[1], first_relevant(other[0]))
     names = (mode_label(other[0]) if other else "", mode_label(row))
 
@@ -66,10 +107,7 @@ def _benchmark(
     def articles(chosen: Sequence[str]) -> Markup:
         return element(
             "div",
-            *(
-                _query(query, queries.get(query, ""), written.get(query), scores[query], ranks, before, names)
-                for query in chosen
-            ),
+            *(_query(query, queries.get(query, ""), wrote, scores[query], before, names) for query in chosen),
             class_="queries filtered",
         )
 
@@ -90,27 +128,37 @@ def _benchmark(
 def _query(
     query: str,
     text: str,
-    written: str | None,
+    wrote: Sequence[Wrote],
     score: float,
-    ranks: Mapping[str, int | str],
     before: tuple[Scores, Mapping[str, int | str]] | None,
     names: tuple[str, str],
 ) -> Markup:
+    rank = wrote[-1].ranks[query]
     if before is None:
-        rank = joined(f"nDCG@10 {score:.3f}, rank {ranks[query]}")
+        told = joined(f"nDCG@10 {score:.3f}, rank {rank}")
     else:
-        rank = joined(
+        told = joined(
             f"nDCG@10 {before[0][query]:.3f} → {score:.3f}, rank in {names[0]} and {names[1]}: ",
-            rank_change(before[1][query], ranks[query]),
+            rank_change(before[1][query], rank),
         )
+    said = [(each.name, each.ranks[query], each.texts.get(query)) for each in wrote]
+    has_names = len(said) > 1
     return element(
         "article",
         element("p", text_of(text), class_="asked"),
-        element("p", rank, class_="ranks"),
-        element("p", text_of(written), class_="wrote") if written else None,
+        element("p", told, class_="ranks"),
+        *(
+            element("p", _writer(name, place) if has_names else None, text_of(words), class_="wrote")
+            for name, place, words in said
+            if words
+        ),
         element("p", query, class_="id"),
         class_="query",
     )
+
+
+def _writer(name: str, rank: int | str) -> Markup:
+    return element("span", f"{name}, rank {rank}: ", class_="values")
 
 
 def first_relevant(row: Mapping) -> dict[str, int | str]:

@@ -41,6 +41,13 @@ def run_parts(folder: Path, level: int = 2) -> Markup:
     )
 
 
+def stage_of(folder: Path) -> str | None:
+    """The stage of a run; None where its configuration does not say."""
+    file = folder / "config.yaml"
+    config = read_config(file) if file.is_file() else OmegaConf.create()
+    return _text(OmegaConf.select(config, "stage.name", throw_on_resolution_failure=False))
+
+
 def state_mark(folder: Path) -> Markup | None:
     """The state of a run as a label."""
     state = state_of(folder)
@@ -169,12 +176,9 @@ def _rollouts(folder: Path, level: int) -> Markup | None:
         if is_one_step:
             note = f"Recorded at step {first[0][0].step} only."
         shown = [_query(group[0], (group,)) for group in groups]
-    return section(
-        "Rollouts before and after",
-        element("div", *shown, class_="rollouts filtered"),
-        note=note,
-        level=level,
-    )
+    kind = "rollouts" if found.pairs else "queries"
+    inner = element("div", *shown, class_=f"{kind} filtered")
+    return section("Rollouts before and after", inner, note=note, level=level)
 
 
 def _query(asked: Rollout, groups: Sequence[Group]) -> Markup:

@@ -203,7 +203,7 @@ def _parallel(jobs: Sequence[Job], keys: Sequence[str], metrics: Sequence[str]) 
 
 def _axis(name: str, values: Sequence[object], jobs: Sequence[Job]) -> Axis:
     """Numbers at their place, logarithmic where they span a factor of twenty; all else evenly spaced."""
-    short = name if len(name) <= 28 else f"…{name[-27:]}"
+    short = name.rpartition(".")[2]
     if all(map(_is_number, values)) and len(set(values)) > 1:
         is_log = min(values) > 0 and max(values) / min(values) >= 20
         placed = [math.log10(value) if is_log else float(value) for value in values]

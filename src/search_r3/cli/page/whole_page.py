@@ -6,7 +6,7 @@ from pathlib import Path
 
 from search_r3.cli.page.evaluation_page import evaluation_parts
 from search_r3.cli.page.markup import Markup, document, element, joined
-from search_r3.cli.page.run_page import run_parts, state_mark
+from search_r3.cli.page.run_page import run_parts, stage_of, state_mark
 from search_r3.cli.page.sweep_page import job_folders, sweep_parts
 from search_r3.cli.run_folder import command_line, commit
 from search_r3.files import write_text
@@ -49,7 +49,7 @@ def write_page(
     parts: list[tuple[str, Markup | None, Markup]] = []
     for folder in runs:
         parts.append((str(folder), state_mark(folder), run_parts(folder, level)))
-    if len(runs) > 1:
+    if len(runs) > 1 and len({stage_of(folder) for folder in runs}) == 1:
         parts.append(("The runs side by side", None, sweep_parts(runs, level)))
     for folder in sweeps:
         parts.append((str(folder), None, sweep_parts(job_folders(folder), level)))
