@@ -108,7 +108,7 @@ function finish(answer, seconds) {
   const said = answer.reasoning;
   get("thought").dataset.state = "done";
   get("text").textContent = said.reasoning || "Nothing: the model embeds this query at once.";
-  const limit = said.has_embed_token ? "" : ", ended by the limit";
+  const limit = said.has_embed_token ? "" : ", cut short";
   get("thought-facts").textContent = ` ${plural(said.n_tokens, "token")}${limit}, ${seconds.toFixed(1)} s`;
   fill("direct", answer.direct.hits);
   fill("reasoning", said.hits);
@@ -214,6 +214,7 @@ function showInspected(facts) {
     made("b", way, count(last.rank)), ` of ${plural(facts.n_documents, "document")}`);
   get("chart-name").textContent = `Rank if the reasoning ended after each ${facts.unit}; dashed: direct`;
   get("document").textContent = withoutTitle(facts.document);
+  get("document").classList.toggle("code", /\n[ \t]/.test(facts.document.text));
   get("inspector-content").hidden = false;
   const lines = facts.steps.map((step, place) => stepRow(step, place));
   get("steps").tBodies[0].replaceChildren(...lines);
