@@ -1,0 +1,46 @@
+"""Tables of the experiments on school science."""
+
+from experiments.markdown import METRIC, number, row, score, span, table
+
+PARTS = {"tuning": "tuning", "set-aside": "set aside", "dev": "dev"}
+"""Names of the parts in a benchmark's name, and as a document shows them."""
+READ = (
+    ("question alone, BM25", "human", "bm25"),
+    ("with the right answer, BM25", "answer", "given-bm25"),
+    ("with answer and human facts, BM25", "human", "given-bm25"),
+    ("nothing (direct)", "human", "direct"),
+    ("its own text", "human", "reasoning"),
+    ("its text for another question", "human", "shuffled-reasoning"),
+    ("a dot for every human word", "filler", "given-reasoning"),
+    ("the right answer", "answer", "given-reasoning"),
+    ("answer and human facts", "human", "given-reasoning"),
+)
+"""What is read, the file of texts that stood beside it, and the mode."""
+
+
+def popularity() -> str:
+    """BM25, favourite facts and both, on all judgements, on facts that training has seen, and on others."""
+    names = {"entailmentbank-dev": "dev", "entailmentbank-set-aside": "set aside"}
+    rankings = {"bm25": "BM25", "popularity": "popularity", "bm25 + popularity": "both"}
+    lines = []
+    for benchmark, name in names.items():
+        for ranking, label in rankings.items():
+            found = row("science/popularity.json", benchmark=benchmark, ranking=ranking)
+            shown = [
+                f"{number(p[METRIC])} ({span(p['ci95'])})" for p in map(found.get, ("all", "seen", "unseen"))
+            ]
+            lines.append((f"{name} ({found['all']['n_queries']})", label, *shown))
+    return table(("collection", "ranking", ">all", ">seen", ">unseen"), lines)
+
+
+def gain() -> str:
+    """nDCG@10 of one SFT model and of BM25 by what is read beside the question."""
+    header = ("read beside the question", *(f">{name}" for name in PARTS.values()))
+    return table(
+        header,
+        [(label, *(score(_found(texts, part, mode)) for part in PARTS)) for label, texts, mode in READ],
+    )
+
+
+def _found(texts: str, part: str, mode: str) -> dict:
+    return row(f"science_gain/{texts}.json", benchmark=f"entailmentbank-{part}", mode=mode)
