@@ -68,7 +68,8 @@ def check_means_something(command: str) -> None:
     if words[0] == "make":
         variables = {word.split("=")[0] for word in words[1:] if "=" in word}
         assert {word for word in words[1:] if "=" not in word} <= targets(), command
-        assert variables <= set(re.findall(r"\$\((\w+)\)", (ROOT / "Makefile").read_text())), command
+        read = re.findall(r"\$\((\w+)\)|\$\$\{(\w+)", (ROOT / "Makefile").read_text())  # make, shell
+        assert variables <= {name for names in read for name in names}, command
     if "-m" in words and words[words.index("-m") + 1].startswith("src."):
         position = words.index("-m") + 1
         _check_arguments(words[position].removeprefix("src."), words[position + 1 :])
