@@ -44,7 +44,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
             raise UsageError(f"reasonings={config.reasonings}: no such file")
     if config.part not in ("test", "validation"):
         raise UsageError(f"part={config.part} does not exist. Choices: test, validation")
-    if config.model.read_state not in ("at", "before"):
+    if config.model.get("read_state", "at") not in ("at", "before"):
         raise UsageError(f"model.read_state={config.model.read_state} does not exist. Choices: at, before")
     if config.bm25.analyzer not in ("auto", "english", "code"):
         raise UsageError(f"bm25.analyzer={config.bm25.analyzer} does not exist. Choices: auto, english, code")
