@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import build_embedder
 from test_compare import evaluated
 
 from search_r3.cli.page.whole_page import write_page
@@ -19,7 +20,7 @@ from search_r3.data.types import Benchmark, Corpus
 from search_r3.errors import UsageError
 from search_r3.evaluation.modes import Auto, FusedReasoning, Reasoning
 from search_r3.evaluation.rankers import Model
-from search_r3.models.folder import load_embedder
+from search_r3.models.folder import load_embedder, save_embedder
 from search_r3.report import main
 from tests.html_pages import Node, read_page
 
@@ -608,11 +609,10 @@ def test_a_dial_of_written_tokens_is_a_row_and_a_point_for_each_of_its_places(na
     assert drawn == high
 
 
-def test_what_two_models_wrote_about_a_query_stands_together(evaluation, nano_folder, tmp_path):
-    folder = shutil.copytree(nano_folder, tmp_path / "models" / "second")
-    other = evaluated(
-        tmp_path / "out", Model(str(folder), load_embedder(folder)), [functions()], modes=[Reasoning(limit=2)]
-    )
+def test_what_two_models_wrote_about_a_query_stands_together(evaluation, tmp_path):
+    folder = save_embedder(build_embedder(seed=5), tmp_path / "models" / "second", {})
+    model = Model(str(folder), load_embedder(folder))
+    other = evaluated(tmp_path / "out", model, [functions()], modes=["reasoning", Reasoning(limit=2)])
 
     page = page_of(tmp_path, evaluation, other)
 

@@ -158,7 +158,7 @@ class Point:
 
 FAR_BELOW = 0.5
 """A ranking of less than this share of the best would press all others together."""
-_NARROW = 270.0
+_WIDTHS = (270.0, 700.0, 1100.0)
 """Pixels at which the names of points must not lie on one another."""
 
 
@@ -176,10 +176,12 @@ def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str, not
     vertical = scale_of([end for each in points for end in (each.low, each.high, each.y)])
     horizontal = Scale(0.0, max(1.0, *(each.x for each in points)) * 1.3, is_log=True)
     parts = []
-    taken: list[tuple[float, float, float, float]] = []
+    taken: list[tuple[float, float, float, float, float]] = []
     for each in points:  # a name may lie beside a point, and on none
-        x, y = _NARROW * horizontal.at(each.x), TOP + height * (1 - vertical.at(each.y))
-        taken.append((x - 5, x + 5, y - 5, y + 5))
+        y = TOP + height * (1 - vertical.at(each.y))
+        for width in _WIDTHS:
+            x = width * horizontal.at(each.x)
+            taken.append((x - 5, x + 5, y - 5, y + 5, width))
     for each in sorted(points, key=lambda each: (each.x, -each.y)):
         share = horizontal.at(each.x)
         x, y = _across(share), TOP + height * (1 - vertical.at(each.y))
@@ -205,28 +207,39 @@ def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str, not
     )
 
 
-def _name_beside(point: Point, share: float, y: float, taken: list) -> Markup:
-    """The name where it lies on no other: beside the point, else above or below that."""
-    width, x = 6.4 * len(point.name), _NARROW * share
+def _name_beside(point: Point, share: float, y: float, taken: list[tuple[float, ...]]) -> Markup:
+    """The name where it lies on no other at any width: beside the point, else above or below that.
+
+    Args:
+        point: is named.
+        share: its place across the axis.
+        y: its place in pixels.
+        taken: what names and points lie on, left, right, top, bottom and the width that this is at; the
+            name's own is added.
+    """
+    size = 6.4 * len(point.name)
     sides = ("end", "start") if share > 0.6 else ("start", "end")
-    tries = [(side, dy) for dy in (0, -13, 13, -26, 26, -39, 39) for side in sides]
+    tries = [(side, dy) for dy in (0, -13, 13, -26, 26, -39, 39, -52, 52) for side in sides]
     for side, dy in tries:
-        left = x + 9 if side == "start" else x - 9 - width
-        box = (left, left + width, y + dy - 7, y + dy + 7)
-        is_inside = box[0] > -40 and box[1] < _NARROW + 12
-        if is_inside and not any(_overlap(box, other) for other in taken):
+        lefts = [(width, width * share + (9 if side == "start" else -9 - size)) for width in _WIDTHS]
+        boxes = [(left, left + size, y + dy - 7, y + dy + 7, width) for width, left in lefts]
+        is_inside = all(box[0] > -40 and box[1] < box[4] + 12 for box in boxes)
+        if is_inside and not any(_overlap(box, other) for box in boxes for other in taken):
             break
     else:
         side, dy = tries[0]
-    taken.append(box)
+    taken += boxes
     return element(
-        "text", point.name, class_=f"name {side}", x=_across(share), dx="9" if side == "start" else "-9",
-        y=f"{y + dy + 4:.1f}",
+        "text", point.name, class_=f"name {side} {point.class_}", x=_across(share),
+        dx="9" if side == "start" else "-9", y=f"{y + dy + 4:.1f}",
     )  # fmt: skip
 
 
 def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
+    is_one_width = one[4] == other[4]
+    return (
+        is_one_width and one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
+    )
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,14 @@ def evaluation_parts(
         level: of the headings.
     """
     names = short_names(rows) if model_names(rows) else {}
+    labels = {row["folder"]: label_of(row) for row in rows}
     shown = [*rows, *cqadupstack_rows(rows)]
     return joined(
         _facts(sources),
         section("Results", _results(shown, names), note=_NOTE, level=level),
         section("Quality against price", _prices(rows, names), level=level),
-        section("Differences", _differences(differences, names), note=_DIFFERENCES, level=level),
-        query_parts(rows, scores, names or short_names(rows), level),
+        section("Differences", _differences(differences, names, labels), note=_DIFFERENCES, level=level),
+        query_parts(rows, scores, names or short_names(rows), labels, level),
     )
 
 
@@ -172,12 +173,15 @@ def _point(row: Mapping, names: Mapping[str, str]) -> Point:
     return Point(name, row["tokens_per_query"], row["metrics"]["ndcg@10"], low, high, mode_class(row))
 
 
-def _differences(differences: Sequence[Mapping], names: Mapping[str, str]) -> Markup | None:
+def _differences(
+    differences: Sequence[Mapping], names: Mapping[str, str], labels: Mapping[str, str]
+) -> Markup | None:
     corrected = holm([each["p"] for each in differences])
     rows = []
     for each, its in zip(differences, corrected, strict=True):
         ours, theirs = (
-            " ".join(filter(None, (names.get(one["model"]), mode_label(one)))) for one in (each, each["less"])
+            " ".join(filter(None, (names.get(one["model"]), labels[one["folder"]])))
+            for one in (each, each["less"])
         )
         low, high = each["ci95"]
         rows.append(

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from search_r3.cli.page.markup import Markup, element, joined, section, text_of
 from search_r3.cli.page.run_page import rank_change
-from search_r3.evaluation.report import mode_label
 from search_r3.evaluation.results import QRELS, RUN, check_files, read_row, verified_texts
 from search_r3.evaluation.trec import encoded_id, read_qrels, read_run
 
@@ -17,14 +16,19 @@ Scores = Mapping[str, float]
 
 
 def query_parts(
-    rows: Sequence[Mapping], scores: Sequence[Scores | None], names: Mapping[str, str], level: int
+    rows: Sequence[Mapping],
+    scores: Sequence[Scores | None],
+    names: Mapping[str, str],
+    labels: Mapping[str, str],
+    level: int,
 ) -> Markup:
     """The worst and the best queries of each benchmark, in the row that reads most: see `main_row`.
 
     Args:
         rows: of evaluations.
         scores: nDCG@10 by query id of each; rows without are left out.
-        names: of the models, where there are several.
+        names: of the models by their folder.
+        labels: of the modes by the folder of a row.
         level: of the headings.
     """
     known = [(row, found) for row, found in zip(rows, scores, strict=True) if found is not None]
@@ -32,7 +36,7 @@ def query_parts(
     for benchmark in dict.fromkeys(row["benchmark"] for row, _ in known):
         its = [(row, found) for row, found in known if row["benchmark"] == benchmark]
         place = main_row([row for row, _ in its])
-        parts.append(_benchmark(its[place], _against(its, place), _earlier(its, place), names, level))
+        parts.append(_benchmark(its[place], _against(its, place), _earlier(its, place), names, labels, level))
     return joined(parts)
 
 
@@ -61,6 +65,7 @@ def _earlier(rows: Sequence[tuple[Mapping, Scores]], place: int) -> Mapping | No
 def main_row(rows: Sequence[Mapping]) -> int:
     """Place of the row whose queries are shown: the last one that reasons, else of a model, else the last."""
     for is_wanted in (
+        lambda row: row["mode"] == "reasoning" and not row.get("mode_settings"),
         lambda row: row["mode"] == "reasoning",
         lambda row: row.get("weights_sha256") is not None,
         lambda row: True,
@@ -87,6 +92,7 @@ def _benchmark(
     other: tuple[Mapping, Scores] | None,
     earlier: Mapping | None,
     models: Mapping[str, str],
+    labels: Mapping[str, str],
     level: int,
 ) -> Markup | None:
     row, scores = main
@@ -98,7 +104,8 @@ def _benchmark(
         name = models.get(earlier["model"], earlier["model"])
         wrote.insert(0, Wrote(name, before_it, first_relevant(earlier)))
     before = None if other is None else (other[1], first_relevant(other[0]))
-    names = (mode_label(other[0]) if other else "", mode_label(row))
+    label = labels[row["folder"]]
+    names = (labels[other[0]["folder"]] if other else "", label)
 
     def hardness(query: str) -> tuple[float, float, str]:
         """First the score; of equal ones those come first that the other row made most of."""
@@ -116,7 +123,7 @@ def _benchmark(
     best = list(reversed(ordered[len(ordered) - min(n, len(ordered) - n) :]))
     against = f", in {names[0]} and in {names[1]}" if other else ""
     note = (
-        f"{row['benchmark']}, {mode_label(row)}, {len(scores):,} queries by nDCG@10. Ranks are those of the "
+        f"{row['benchmark']}, {label}, {len(scores):,} queries by nDCG@10. Ranks are those of the "
         f"first relevant document{against}."
     )
     return joined(
