@@ -16,7 +16,7 @@ from conftest import TEXTS as CODE
 from search_r3.cli.compose import ConfigSource, compose
 from search_r3.cli.evaluation_checks import benchmarks_of, check
 from search_r3.data.beir.benchmark import load_benchmark
-from search_r3.data.beir.hub import HubError, beir_files, written
+from search_r3.data.beir.hub import HubError, beir_files, from_hub, written
 from search_r3.data.beir.hub_sources import BEIR, BRIGHT, SOURCES
 from search_r3.data.jsonl import DataError
 from search_r3.data.types import Benchmark, Corpus
@@ -186,6 +186,18 @@ def test_what_cannot_be_had_is_one_error_with_what_to_get_and_where_to_put_it(hu
     assert "HF_HOME" in told
     assert "\n" not in told
     assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_a_hub_that_did_not_answer_is_not_asked_again_and_its_cache_still_serves(hub, tmp_path, monkeypatch):
+    with pytest.raises(HubError) as caught:
+        from_hub("nq", tmp_path / "made")
+    assert caught.value.is_unreachable
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    folder = from_hub("scifact", tmp_path / "made", is_offline=True)
+    assert (folder / "corpus.jsonl").is_file()
+    with pytest.raises(HubError, match="mteb/fever at bea83ef9e8fb cannot be fetched"):
+        from_hub("fever", tmp_path / "made", is_offline=True)
 
 
 def test_every_collection_of_beir_has_a_pinned_place_on_the_hub():

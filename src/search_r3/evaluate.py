@@ -117,6 +117,7 @@ def _places(config: DictConfig) -> dict[str, Path | None]:
     """
     places: dict[str, Path | None] = {}
     lacking: dict[str, str] = {}
+    is_offline = False  # once the hub did not answer, what is in its cache is all there is
     for name in benchmarks_of(config):
         if not is_fetched(config, name):
             places[name] = None if name == config.held_out else Path(config.beir_dir) / name
@@ -124,9 +125,10 @@ def _places(config: DictConfig) -> dict[str, Path | None]:
         from search_r3.data.beir.hub import HubError, from_hub
 
         try:
-            places[name] = from_hub(name, config.collections_dir, bright_copy(config, name))
+            copy = bright_copy(config, name)
+            places[name] = from_hub(name, config.collections_dir, copy, is_offline)
         except HubError as error:
-            lacking[name] = str(error)
+            lacking[name], is_offline = str(error), is_offline or error.is_unreachable
     asked = listed(config, "benchmarks")
     if lacking:
         text = (

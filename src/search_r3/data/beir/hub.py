@@ -9,6 +9,7 @@ folder that is written from it.
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -28,16 +29,23 @@ _AT_ONCE = 1024
 
 
 class HubError(UsageError):
-    """A collection cannot be had from the hub; the message says why."""
+    """A collection cannot be had from the hub; the message says why.
+
+    Attributes:
+        is_unreachable: whether the hub did not answer at all, so that it need not be asked again.
+    """
+
+    is_unreachable = False
 
 
-def from_hub(name: str, root: str | Path, copy: Path | None = None) -> Path:
+def from_hub(name: str, root: str | Path, copy: Path | None = None, is_offline: bool = False) -> Path:
     """The folder in BEIR layout of a collection of `SOURCES`; it is fetched where it is not there.
 
     Args:
         name: as "scifact", "cqadupstack/gis" or "bright/biology".
         root: where such folders are; one is named after the collection and its revision.
         copy: of the data set, which is read instead of the hub's.
+        is_offline: takes what is in the hub's cache and asks nobody.
 
     Raises:
         HubError: If the hub cannot be reached, or does not have the files.
@@ -52,15 +60,17 @@ def from_hub(name: str, root: str | Path, copy: Path | None = None) -> Path:
         kind, _, task = name.partition("/")
         documents = "documents" if kind == "bright" else "long_documents"
         wanted = [f"{documents}/{task}-*", f"examples/{task}-*"]
-        fetched = copy or _fetched(source.repository, source.revision, wanted)
+        fetched = copy or _fetched(source.repository, source.revision, wanted, is_offline)
         return written(target, bright_files(fetched, task, documents))
     rows = [pattern.format(kind) for kind in ("corpus", "queries") for pattern in _ROWS]
-    fetched = _fetched(source.repository, source.revision, [*rows, *_JUDGED])
-    judged = fetched if source.judgements is None else _fetched(*source.judgements, [*_JUDGED])
+    fetched = _fetched(source.repository, source.revision, [*rows, *_JUDGED], is_offline)
+    judged = fetched
+    if source.judgements is not None:
+        judged = _fetched(*source.judgements, [*_JUDGED], is_offline)
     return written(target, beir_files(fetched, judged))
 
 
-def _fetched(repository: str, revision: str, patterns: list[str]) -> Path:
+def _fetched(repository: str, revision: str, patterns: list[str], is_offline: bool) -> Path:
     """The files of a data set at a commit, in the hub's cache.
 
     Raises:
@@ -69,9 +79,14 @@ def _fetched(repository: str, revision: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells each of its attempts
     try:
         folder = snapshot_download(
-            repository, repo_type="dataset", revision=revision, allow_patterns=patterns
+            repository,
+            repo_type="dataset",
+            revision=revision,
+            allow_patterns=patterns,
+            local_files_only=is_offline,
         )
     except (
         HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError,
@@ -79,7 +94,9 @@ def _fetched(repository: str, revision: str, patterns: list[str]) -> Path:
         reason = clipped(
             str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 160
         )
-        raise HubError(f"{repository} at {revision[:12]} cannot be fetched ({reason})") from error
+        told = HubError(f"{repository} at {revision[:12]} cannot be fetched ({reason})")
+        told.is_unreachable = getattr(error, "response", None) is None
+        raise told from error
     return Path(folder)
 
 
