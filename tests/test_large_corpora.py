@@ -164,3 +164,5 @@ def test_the_benchmark_of_memory_measures_collections_of_its_own(nano_folder, tm
     row = measured(100, "bm25", nano_folder, 4)
     assert (row["documents"], row["mode"]) == (100, "bm25")
     assert row["resident_kib"] > row["anonymous_kib"] >= 0
+    with pytest.raises(UsageError, match=r"bm25, 100 documents: .*no such model folder"):
+        measured(100, "bm25", tmp_path / "nowhere", 4)

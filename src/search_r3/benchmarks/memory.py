@@ -97,7 +97,9 @@ def measured(n_documents: int, mode: str, model: Path, n_words: int) -> dict:
             "import json; from search_r3.benchmarks.memory import evaluated as e; "
             f"print(json.dumps(e(*{given!r})))"
         )
-        done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    if done.returncode:
+        raise UsageError(f"{mode}, {n_documents} documents: {(done.stderr.splitlines() or ['failed'])[-1]}")
     return {"documents": n_documents, "mode": mode, **json.loads(done.stdout.splitlines()[-1])}
 
 
