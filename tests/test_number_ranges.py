@@ -22,6 +22,7 @@ COMMANDS = {
     "bench_refresh": [],
     "search": ["model.path=m", "corpus=c"],
     "serve": ["model.path=m", "corpus=c"],
+    "export": ["model.path=m", "to=faiss", "output=o"],
     "bench_scale": [],
 }
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
