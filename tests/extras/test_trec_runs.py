@@ -1,14 +1,11 @@
 """The runs and judgements that an evaluation writes, scored by three other tools."""
 
 import json
-import os
 from pathlib import Path
 
 import ir_measures
 import pytest
 import pytrec_eval
-
-os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # compiling takes ranx longer than all tests
 import ranx
 from small_collection import write_collection
 

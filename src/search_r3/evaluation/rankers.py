@@ -173,12 +173,7 @@ def direct(task: Task, embedder: Embedder) -> Ranked:
     vectors = embedder.embed_queries(queries, progress=True)
     run = _ranked(task, index, vectors)
     seconds = time.perf_counter() - started
-    return Ranked(run, seconds, tokens=len(queries), read=direct_read(embedder, queries))
-
-
-def direct_read(embedder: ReasoningEmbedder, queries: Sequence[str]) -> int:
-    """Tokens that a model reads of direct queries, without the embed token."""
-    return sum(len(ids) - 1 for ids in embedder.encoder.queries(queries))
+    return Ranked(run, seconds, tokens=len(queries), read=embedder.query_tokens(queries))
 
 
 def prompts_read(embedder: ReasoningEmbedder, queries: Sequence[str]) -> int:

@@ -367,6 +367,10 @@ class ReasoningEmbedder(nn.Module):
         written = [text.strip() for text in self.tokenizer.batch_decode(token_ids)] if token_ids else []
         return Reasoned(written, token_ids, embeddings, [len(ids) for ids in token_ids], has_embed_token)
 
+    def query_tokens(self, texts: Sequence[str]) -> int:
+        """Tokens that are read of queries without reasoning, their prompts with them; no embed token counts."""
+        return sum(len(ids) - 1 for ids in self.encoder.queries(texts))
+
     def truncated_count(self, texts: Sequence[str], kind: str) -> int:
         """How many texts are cut; `kind` is "query" or "document"."""
         return self.encoder.truncated_count(texts, kind)

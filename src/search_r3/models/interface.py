@@ -34,5 +34,8 @@ class Embedder(Protocol):
     def truncated_count(self, texts: Sequence[str], kind: Kind) -> int:
         """How many texts are cut at their end."""
 
+    def query_tokens(self, texts: Sequence[str]) -> int:
+        """Tokens that are read of queries without reasoning, their prompts with them; no embed token counts."""
+
     def limit(self, kind: Kind) -> str:
         """The most tokens that are read of a text, with the name that its user knows it by."""

@@ -81,6 +81,10 @@ class SentenceTransformerEmbedder:
         whole, cut = self._token_counts(texts, kind, is_cut=False), self._token_counts(texts, kind)
         return sum(one > other for one, other in zip(whole, cut, strict=True))
 
+    def query_tokens(self, texts: Sequence[str]) -> int:
+        """Tokens that are read of queries."""
+        return sum(self._token_counts(texts, "query"))
+
     def limit(self, kind: Kind) -> str:
         """The most tokens of a text with all that stands around it, as the library calls it."""
         routes = getattr(self.model[0], "sub_modules", {})  # of a Router
