@@ -1,6 +1,10 @@
 """A pytest plugin: a skip is a failure where the environment was made for the tests."""
 
+import os
+
 import pytest
+
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # before any tool: compiling takes ranx longer than all tests
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -368,7 +368,7 @@ class ReasoningEmbedder(nn.Module):
         return Reasoned(written, token_ids, embeddings, [len(ids) for ids in token_ids], has_embed_token)
 
     def query_tokens(self, texts: Sequence[str]) -> int:
-        """Tokens that are read of queries without reasoning, their prompts with them; no embed token counts."""
+        """Tokens that are read of queries without reasoning, prompts included and the embed token not."""
         return sum(len(ids) - 1 for ids in self.encoder.queries(texts))
 
     def truncated_count(self, texts: Sequence[str], kind: str) -> int:

@@ -35,7 +35,7 @@ class Embedder(Protocol):
         """How many texts are cut at their end."""
 
     def query_tokens(self, texts: Sequence[str]) -> int:
-        """Tokens that are read of queries without reasoning, their prompts with them; no embed token counts."""
+        """Tokens that are read of queries without reasoning, prompts included and the embed token not."""
 
     def limit(self, kind: Kind) -> str:
         """The most tokens that are read of a text, with the name that its user knows it by."""
