@@ -25,7 +25,8 @@ from experiments.markdown import (
     thousands,
     words,
 )
-from experiments.timings import prefix, waiting
+from experiments.science_figures import popularity
+from experiments.timings import padding, prefix, waiting
 
 SEEDS = (1, 2, 3)
 
@@ -325,21 +326,6 @@ def parity() -> str:
     return table(header, [(kind, *(thousands(found[key]) for key in keys)) for kind, found in kinds.items()])
 
 
-def popularity() -> str:
-    """BM25, favourite facts and both, on all judgements, on facts that training has seen, and on others."""
-    names = {"entailmentbank-dev": "dev", "entailmentbank-set-aside": "set aside"}
-    rankings = {"bm25": "BM25", "popularity": "popularity", "bm25 + popularity": "both"}
-    lines = []
-    for benchmark, name in names.items():
-        for ranking, label in rankings.items():
-            found = row("science/popularity.json", benchmark=benchmark, ranking=ranking)
-            shown = [
-                f"{number(p[METRIC])} ({span(p['ci95'])})" for p in map(found.get, ("all", "seen", "unseen"))
-            ]
-            lines.append((f"{name} ({found['all']['n_queries']})", label, *shown))
-    return table(("collection", "ranking", ">all", ">seen", ">unseen"), lines)
-
-
 FAULTS = (
     ("kill: SFT, RL, pretraining, evaluation, cache", "kills", r"kill/(?!mining)"),
     ("kill: mining", "kills", "kill/mining"),
@@ -402,6 +388,7 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
     "experiments/other_collections/README.md": {
         "collections": lambda: evaluations("other_collections/metrics.json"),
     },
+    "experiments/padding/README.md": {"ratios": padding},
     "experiments/prefix/README.md": {"ratios": prefix},
     "experiments/quickstart/README.md": {
         "over-runs": lambda: over_runs("quickstart/runs.json"),

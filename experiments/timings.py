@@ -19,6 +19,26 @@ def prefix() -> str:
     return table(header, lines)
 
 
+def padding() -> str:
+    """Rows dealt by the token budget alone against rows dealt by their padding, in both precisions."""
+    header = ("model", "precision", ">tokens", ">run", ">faster", ">tokens per second", ">share of the limit")
+    lines = []
+    for found in (*rows("padding/fp32.json"), *rows("padding/bf16.json")):
+        ratio, ways = found["padding_over_budget"], ("budget", "padding")
+        speeds, limits = (
+            [found[f"{way}_{what}"]["median"] for way in ways] for what in ("tokens_per_s", "share_of_limit")
+        )
+        run, per_second = (
+            " to ".join(map(thousands, map(round, two))) for two in (found["tokens_run"].values(), speeds)
+        )
+        faster = f"{ratio['median']:.2f} ({span((ratio['lowest'], ratio['highest']), '.2f')})"
+        limit = " to ".join(map("{:.0%}".format, limits))
+        name = {"model": "nano_base"}.get(found["model"].split("/")[-1], found["model"].split("/")[-1])
+        cells = (name, found["precision"], thousands(found["tokens"]), run, faster, per_second, limit)
+        lines.append(cells)
+    return table(header, lines)
+
+
 def waiting() -> str:
     """Tokens per second by how threads wait, beside more and more busy processes."""
 

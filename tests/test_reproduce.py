@@ -68,7 +68,7 @@ def test_commands_write_below_one_folder_and_read_what_earlier_ones_wrote(path):
         written = [
             word.split("=", 1)[-1]
             for flag, word in zip(["", *shlex.split(command)], shlex.split(command), strict=False)
-            if flag in ("--output", "--reasonings") or re.match(r"(output_dir|QUICKSTART|HOPS)=", word)
+            if flag in ("--output", "--reasonings") or re.match(r"(output_dir|output|QUICKSTART|HOPS)=", word)
         ]
         assert written
         assert all(place.startswith(f"outputs/reproduce/{name}") for place in places)
