@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import search_r3.upgrade
 from search_r3.cli.compose import ConfigSource, compose
-from search_r3.evaluate import _load
+from search_r3.evaluate import _evaluated
 from search_r3.models import checksums
 from search_r3.models.folder import load_embedder, open_embedder, save_embedder, upgrade_folder
 from search_r3.models.tuning import FullTuning, LoraTuning
@@ -49,7 +49,7 @@ def opened_for_training(path):
 
 def evaluated(path):
     with ConfigSource() as source:
-        return _load(compose("evaluate", [f"model.path={path}"], source).config, path)
+        return _evaluated(compose("evaluate", [f"model.path={path}"], source).config)
 
 
 READERS = [load_embedder, opened_for_training, evaluated, upgrade_folder]

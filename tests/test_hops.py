@@ -125,7 +125,7 @@ def test_another_refresh_rule_shares_base_and_sft_and_another_seed_shares_nothin
     assert [command for command in full if command in recipe()] == [recipe()[0], recipe()[1], recipe()[3]]
     assert "refresh=full" in full[2]
     assert "output_dir=outputs/hops/rl-full " in full[2]
-    assert full[-1].endswith("--output outputs/hops/metrics-full.json")
+    assert "--output outputs/hops/metrics-full.json --html outputs/hops/report-full.html" in full[-1]
     assert all("outputs/hops-seed2/" in command for command in other)
     assert not any("outputs/hops/" in command for command in other)
     assert all("data.seed=2" in command for command in other[:-1])

@@ -6,7 +6,6 @@ import re
 import pytest
 import torch
 from conftest import QUERIES, TEXTS
-from omegaconf import OmegaConf
 from plain_folders import LENGTHS, byte_tokenizer, opened, write_plain
 from test_rl import module_of
 from transformers import (
@@ -18,8 +17,9 @@ from transformers import (
     Phi3Config,
 )
 
+from search_r3.cli.compose import ConfigSource, compose
 from search_r3.data.types import Corpus, TrainingData
-from search_r3.evaluate import _load
+from search_r3.evaluate import _evaluated
 from search_r3.models.folder import ModelFolderError, load_embedder, save_embedder
 from search_r3.models.positions import reach
 from search_r3.models.prompts import Lengths, PromptEncoder
@@ -223,8 +223,8 @@ def test_an_unknown_attention_names_the_key(tmp_path):
 
 
 def test_evaluation_reads_the_attention_of_its_config(nano_folder):
-    settings = {"device": "cpu", "dtype": "float32", "token_budget": None}
     for attention in ("eager", "sdpa"):
-        config = OmegaConf.create({"model": settings | {"attention": attention}})
-        model = _load(config, str(nano_folder)).embedder
+        with ConfigSource() as source:
+            overrides = [f"model.path={nano_folder}", f"model.attention={attention}"]
+            model = _evaluated(compose("evaluate", overrides, source).config).embedder
         assert model.causal_lm.config._attn_implementation == attention
