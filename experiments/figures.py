@@ -25,7 +25,7 @@ from experiments.markdown import (
     thousands,
     words,
 )
-from experiments.science_figures import popularity
+from experiments.science_figures import gain, popularity
 from experiments.timings import padding, prefix, waiting
 
 SEEDS = (1, 2, 3)
@@ -40,6 +40,7 @@ def results() -> str:
     return table(
         (*header, "runs, commit", "made by"),
         [
+            _results_on_science(),
             _results_on_pydocs(),
             _results_elsewhere("cosqa", "CoSQA: web queries to code, 500 queries"),
             _results_elsewhere("scifact", "SciFact: scientific claims, 300 queries"),
@@ -62,6 +63,28 @@ def _results_on_pydocs() -> tuple[str, ...]:
         *(over(f"{model} {mode}") for model in ("sft", "rl") for mode in ("direct", "reasoning")),
         f"{len(told)}, `{told[0]['commit'][:7]}`",
         "[`make reproduce NAME=quickstart`](experiments/quickstart)",
+    )
+
+
+def _results_on_science() -> tuple[str, ...]:
+    file, part = "science_gain/human.json", "entailmentbank-set-aside"
+    modes = (
+        number(row(file, benchmark=part, mode=mode)["metrics"][METRIC])
+        for mode in ("bm25", "direct", "reasoning")
+    )
+    name = "EntailmentBank: science questions to facts, 400 queries; SmolLM2-135M"
+    bm25, direct, reasoning = modes
+    link = "[`make reproduce NAME=science_gain`](experiments/science_gain)"
+    return (
+        name,
+        bm25,
+        "",
+        f"**{direct}**",
+        reasoning,
+        "",
+        "",
+        f"1, `{row(file, benchmark=part, mode='direct')['commit'][:7]}`",
+        link,
     )
 
 
@@ -407,6 +430,7 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "experiments/rl_quickstart/README.md": {"models": lambda: sft_and_rl("rl_quickstart/metrics.json")},
     "experiments/science/README.md": {"popularity": popularity},
+    "experiments/science_gain/README.md": {"gain": gain},
     "experiments/sft_pydocs_full/README.md": {
         "modes": lambda: one_run_of_sft("sft_pydocs_full/metrics.json", "sft_pydocs_full/metrics_cosqa.json"),
     },

@@ -8,6 +8,7 @@ READ = (
     ("question alone, BM25", "human", "bm25"),
     ("with the right answer, BM25", "answer", "given-bm25"),
     ("with answer and human facts, BM25", "human", "given-bm25"),
+    ("question alone, all-MiniLM-L6-v2", "minilm", "direct"),
     ("nothing (direct)", "human", "direct"),
     ("its own text", "human", "reasoning"),
     ("its text for another question", "human", "shuffled-reasoning"),

@@ -1,0 +1,52 @@
+# Time: 90 minutes
+# Data: ENTAILMENTBANK_DIR with corpus.jsonl queries.jsonl explanations.jsonl
+python -m src.base --output outputs/reproduce/science_gain/base
+python -m src.train experiment=science_sft model.name=outputs/reproduce/science_gain/base data.path="$ENTAILMENTBANK_DIR" \
+    seed=1 output_dir=outputs/reproduce/science_gain/sft if_exists=resume
+python -m src.benchmarks.popularity "$ENTAILMENTBANK_DIR" --output outputs/reproduce/science_gain/popularity.json \
+    --reasonings outputs/reproduce/science_gain/texts
+python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" \
+    data.test_part=tuning benchmarks=[entailmentbank] model.path=outputs/reproduce/science_gain/sft/model \
+    model.dtype=bfloat16 reasonings=outputs/reproduce/science_gain/texts/reasonings.human.jsonl \
+    modes=[bm25,direct,reasoning,shuffled-reasoning,given-reasoning,given-bm25] \
+    output_dir=outputs/reproduce/science_gain/eval-human/tuning
+python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" \
+    data.test_part=set_aside benchmarks=[entailmentbank] model.path=outputs/reproduce/science_gain/sft/model \
+    model.dtype=bfloat16 reasonings=outputs/reproduce/science_gain/texts/reasonings.human.jsonl \
+    modes=[bm25,direct,reasoning,shuffled-reasoning,given-reasoning,given-bm25] \
+    output_dir=outputs/reproduce/science_gain/eval-human/set_aside
+python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" \
+    data.test_part=dev benchmarks=[entailmentbank] model.path=outputs/reproduce/science_gain/sft/model \
+    model.dtype=bfloat16 reasonings=outputs/reproduce/science_gain/texts/reasonings.human.jsonl \
+    modes=[bm25,direct,reasoning,shuffled-reasoning,given-reasoning,given-bm25] \
+    output_dir=outputs/reproduce/science_gain/eval-human/dev
+python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" \
+    data.test_part=tuning benchmarks=[entailmentbank] model.path=outputs/reproduce/science_gain/sft/model \
+    model.dtype=bfloat16 reasonings=outputs/reproduce/science_gain/texts/reasonings.answer.jsonl \
+    modes=[given-reasoning,given-bm25] \
+    output_dir=outputs/reproduce/science_gain/eval-answer/tuning
+python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" \
+    data.test_part=set_aside benchmarks=[entailmentbank] model.path=outputs/reproduce/science_gain/sft/model \
+    model.dtype=bfloat16 reasonings=outputs/reproduce/science_gain/texts/reasonings.answer.jsonl \
+    modes=[given-reasoning,given-bm25] \
+    output_dir=outputs/reproduce/science_gain/eval-answer/set_aside
+python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" \
+    data.test_part=dev benchmarks=[entailmentbank] model.path=outputs/reproduce/science_gain/sft/model \
+    model.dtype=bfloat16 reasonings=outputs/reproduce/science_gain/texts/reasonings.answer.jsonl \
+    modes=[given-reasoning,given-bm25] \
+    output_dir=outputs/reproduce/science_gain/eval-answer/dev
+python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" \
+    data.test_part=tuning benchmarks=[entailmentbank] model.path=outputs/reproduce/science_gain/sft/model \
+    model.dtype=bfloat16 reasonings=outputs/reproduce/science_gain/texts/reasonings.filler.jsonl \
+    modes=[given-reasoning] \
+    output_dir=outputs/reproduce/science_gain/eval-filler/tuning
+python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" \
+    data.test_part=set_aside benchmarks=[entailmentbank] model.path=outputs/reproduce/science_gain/sft/model \
+    model.dtype=bfloat16 reasonings=outputs/reproduce/science_gain/texts/reasonings.filler.jsonl \
+    modes=[given-reasoning] \
+    output_dir=outputs/reproduce/science_gain/eval-filler/set_aside
+python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" \
+    data.test_part=dev benchmarks=[entailmentbank] model.path=outputs/reproduce/science_gain/sft/model \
+    model.dtype=bfloat16 reasonings=outputs/reproduce/science_gain/texts/reasonings.filler.jsonl \
+    modes=[given-reasoning] \
+    output_dir=outputs/reproduce/science_gain/eval-filler/dev
