@@ -542,7 +542,7 @@ def test_the_page_lies_in_the_folder_or_where_it_is_asked_for(run, tmp_path, cap
 def test_make_report_names_runs_and_the_others_of_make_end_by_writing_a_page(run, tmp_path):
     def recipe(target: str, *variables: str) -> str:
         done = subprocess.run(
-            ["make", "--dry-run", "--always-make", target, "VENV=no", *variables],
+            ["make", "--no-print-directory", "--dry-run", "--always-make", target, "VENV=no", *variables],
             cwd=ROOT, capture_output=True, text=True, check=True,
         )  # fmt: skip
         return done.stdout.replace("\\\n", " ")

@@ -67,7 +67,8 @@ def evaluated(collection: str, mode: str, model: str, scratch: str) -> dict[str,
 
     embedder = load_embedder(model)
     embedder.embed_queries(["what torch allocates once"])
-    before, most, is_done = figure("RssAnon"), 0, threading.Event()
+    before = most = figure("RssAnon")  # an evaluation may end before the first look
+    is_done = threading.Event()
 
     def look() -> None:
         nonlocal most
