@@ -169,7 +169,7 @@ def write_reasonings(folder: Path, target: Path) -> list[Path]:
     """Texts for `reasonings=`: what people reasoned, the right answers alone, and fillers of equal length."""
     target.mkdir(parents=True, exist_ok=True)
     written = []
-    for kind in REASONINGS[:-1]:  # all but none
+    for kind in (kind for kind in REASONINGS if kind != "none"):
         path = target / f"reasonings.{kind}.jsonl"
         texts = reasonings_of(folder / EXPLANATIONS, kind, MAX_FACTS)
         lines = [{"_id": query, "text": text} for query, text in texts.items()]

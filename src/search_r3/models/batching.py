@@ -4,10 +4,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-FORWARD_SHARE = 32
+_FORWARD_SHARE = 32
 """A forward costs as much besides its tokens as this part of a token budget takes: casts, launches and, in
 training, one more addition to every weight's gradient. SmolLM2 on one core: 80 of 2,048 tokens, backward
 included."""
+
+
+def forward_cost(token_budget: int) -> int:
+    """What one more forward costs besides its tokens, in tokens, where `token_budget` suits the device."""
+    return token_budget // _FORWARD_SHARE
 
 
 def length_batches(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from search_r3.models.batching import FORWARD_SHARE, length_batches
+from search_r3.models.batching import forward_cost, length_batches
 from search_r3.models.generation import Sampling, SpecialIds, decode, row_uniforms
 from search_r3.models.logits import decoder_path, own_logits
 from search_r3.models.prefix import Prefix, common_prefix, pad_left, position_ids
@@ -112,7 +112,7 @@ class ReasoningEmbedder(nn.Module):
         self.token_budget = token_budget
         self.is_trained, self.read_state = is_trained, read_state
         self.shared_from, self.saved_from = SHARED_FROM, SAVED_FROM
-        self.forward_cost: int | None = token_budget // FORWARD_SHARE
+        self.forward_cost: int | None = forward_cost(token_budget)
         self._weights_sha256, self._config_sha256 = weights_sha256, config_sha256
 
     @property

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from search_r3.models.batching import length_batches
 from search_r3.models.checksums import ModelFolderError
-from search_r3.models.folder.loading import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET
+from search_r3.models.folder.loading import budget_for
 from search_r3.models.folder.modules import MODULES_FILE
 from search_r3.models.folder.weights import dtype_named
 from search_r3.models.interface import Kind
@@ -157,7 +157,7 @@ def load_sentence_transformer(
         ).to(dtype_named(dtype))
     _refuse_other_similarity(folder, model)
     weights, settings = (list(_files(folder, endings)) for endings in (_WEIGHTS, _SETTINGS))
-    budget = token_budget or (CPU_TOKEN_BUDGET if device == "cpu" else GPU_TOKEN_BUDGET)
+    budget = budget_for(device, token_budget)
     return SentenceTransformerEmbedder(
         model.eval(), _sha256(folder, weights, has_names=False), _sha256(folder, settings), budget
     )

@@ -12,6 +12,11 @@ CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 2048, 16384
 """Tokens of one forward in inference: what a CPU's cache holds, and what keeps a GPU busy."""
 
 
+def budget_for(device: str, given: int | None) -> int:
+    """The tokens of one forward: those given, or what suits the device."""
+    return given or (CPU_TOKEN_BUDGET if device == "cpu" else GPU_TOKEN_BUDGET)
+
+
 def load_embedder(
     path: str | Path,
     device: str = "cpu",
@@ -48,7 +53,7 @@ def load_embedder(
         tokenizer,
         encoder.prompts,
         encoder.lengths,
-        token_budget or (CPU_TOKEN_BUDGET if device == "cpu" else GPU_TOKEN_BUDGET),
+        budget_for(device, token_budget),
         weights_sha256,
         is_trained=description.get("is_trained", True),
         rendered=encoder.rendered,

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from search_r3.models.checksums import ModelFolderError, plain_hashes
 from search_r3.models.embedder import ReadState, ReasoningEmbedder
-from search_r3.models.folder.loading import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET
+from search_r3.models.folder.loading import budget_for
 from search_r3.models.folder.weights import OF_OURS, read_model, read_tokenizer, refuse_untrusted
 from search_r3.models.positions import check_lengths
 from search_r3.models.prompts import EMBED_TOKEN, Lengths, Prompts
@@ -105,7 +105,7 @@ def load_plain(
         tokenizer,
         prompts,
         lengths,
-        token_budget or (CPU_TOKEN_BUDGET if device == "cpu" else GPU_TOKEN_BUDGET),
+        budget_for(device, token_budget),
         hashes.weights,
         embed_token=embed_token,
         config_sha256=hashes.files["config.json"],
