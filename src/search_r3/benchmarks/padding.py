@@ -6,25 +6,21 @@ alternation in as few forwards as the token budget allows, and in as many as sav
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import hydra
 import torch
-from omegaconf import OmegaConf
 
-from search_r3.benchmarks.prefix import NANO, SMOLLM2, Work, seconds_of, spread, tokens_run
+from search_r3.benchmarks.prefix import NANO, SMOLLM2, Work, plain_base, tokens_run
+from search_r3.benchmarks.timing import check_counts, seconds_of, spread, write_rows
 from search_r3.cli.last_resort import Parser, run_command
-from search_r3.cli.run_folder import make_folder, provenance
 from search_r3.data.beir.documents import load_corpus, load_queries
 from search_r3.data.beir.layout import file_in
 from search_r3.errors import UsageError
-from search_r3.files import write_json
+from search_r3.models.checksums import DESCRIPTION_FILE
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.folder.loading import load_embedder
 from search_r3.progress import Progress
-from search_r3.shipped import CONF
 from search_r3.stages.sft.rows import Chunk, TokenRow
 
 WAYS = ("budget", "padding")
@@ -45,11 +41,7 @@ def chunk_of(embedder: ReasoningEmbedder, folder: Path, n_queries: int) -> Chunk
 
 def opened(folder: Path) -> ReasoningEmbedder:
     """A trained folder, or a plain one with the prompts of `model=smollm2_135m`."""
-    if (folder / "prompts.json").is_file():
-        return load_embedder(folder)
-    choice = OmegaConf.load(CONF / "model" / "smollm2_135m.yaml")
-    choice.name = str(folder)
-    return hydra.utils.instantiate(choice, texts=())
+    return load_embedder(folder) if (folder / DESCRIPTION_FILE).is_file() else plain_base(folder)
 
 
 def largest_difference(work: Work, costs: dict[str, int | None]) -> float:
@@ -104,18 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast")
     parser.add_argument("--output", type=Path, help="a JSON file of the rows")
     arguments = parser.parse_args(argv)
-    for name in ("queries", "rounds"):
-        if getattr(arguments, name) < 1:
-            raise UsageError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    check_counts(arguments, "queries", "rounds")
     for folder in arguments.model:
         if not folder.is_dir():
             raise UsageError(f"--model={folder}: no such folder; `make base` writes {SMOLLM2.name}")
-    if arguments.output:
-        make_folder(arguments.output.parent, "--output")  # before minutes of timings
-    rows = _rows(arguments)
-    if arguments.output:
-        write_json(arguments.output, {**provenance(), "threads": torch.get_num_threads(), "rows": rows})
-        print(json.dumps({"wrote": str(arguments.output)}))
+    write_rows(arguments.output, lambda: _rows(arguments))
     return 0
 
 
@@ -133,7 +118,9 @@ def _rows(arguments: argparse.Namespace) -> list[dict]:
 
 def _line(row: dict) -> str:
     ratio = row["padding_over_budget"]
-    budget, padding = ([row[f"{way}_{what}"]["median"] for what in FIGURES] for way in WAYS)
+    budget, padding = (
+        [row[f"{way}_{what}"]["median"] for what in ("tokens_per_s", "share_of_limit")] for way in WAYS
+    )
     return (
         f"{row['model']}, {row['precision']}, by budget and by padding: {row['tokens']:,} tokens are "
         f"{row['tokens_run']['budget']:,} and {row['tokens_run']['padding']:,} with padding; "
@@ -141,9 +128,6 @@ def _line(row: dict) -> str:
         f"ratio {ratio['median']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f}); "
         f"{budget[1]:.0%} and {padding[1]:.0%} of the limit"
     )
-
-
-FIGURES = ("tokens_per_s", "share_of_limit")
 
 
 def command(argv: Sequence[str] | None = None) -> None:

@@ -8,9 +8,6 @@ product of matrices of the model's own sizes.
 
 import argparse
 import contextlib
-import json
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,10 +16,9 @@ import hydra
 import torch
 from omegaconf import OmegaConf
 
+from search_r3.benchmarks.timing import check_counts, seconds_of, spread, write_rows
 from search_r3.cli.last_resort import Parser, run_command
-from search_r3.cli.run_folder import make_folder, provenance
 from search_r3.errors import UsageError
-from search_r3.files import write_json
 from search_r3.models.embedder import SAVED_FROM, SHARED_FROM, ReasoningEmbedder
 from search_r3.models.prompts import Prompts
 from search_r3.progress import Progress
@@ -55,9 +51,14 @@ def embedders(base: Path | None) -> Iterator[tuple[str, ReasoningEmbedder]]:
         ReasoningEmbedder(nano.model, nano.tokenizer, prompts, nano.encoder.lengths, 2048),
     )
     if base is not None and base.is_dir():
-        choice = OmegaConf.load(CONF / "model" / "smollm2_135m.yaml")
-        choice.name = str(base)
-        yield base.name, hydra.utils.instantiate(choice, texts=())
+        yield base.name, plain_base(base)
+
+
+def plain_base(folder: Path) -> ReasoningEmbedder:
+    """A plain folder with the prompts of `model=smollm2_135m`."""
+    choice = OmegaConf.load(CONF / "model" / "smollm2_135m.yaml")
+    choice.name = str(folder)
+    return hydra.utils.instantiate(choice, texts=())
 
 
 def chunk_of(embedder: ReasoningEmbedder, n_texts: int) -> Chunk:
@@ -130,13 +131,6 @@ class Work:
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def seconds_of(run: Callable[[], object], n_times: int = 1) -> float:
-    started = time.perf_counter()
-    for _ in range(n_times):
-        run()
-    return time.perf_counter() - started
-
-
 def tokens_run(work: Work, run: Callable[[], None]) -> int:
     """Tokens that the decoder runs, padding included; runs it once, which allocates as well."""
     seen: list[int] = []
@@ -184,11 +178,6 @@ def compare(name: str, work: Work, rounds: int, bar: Progress) -> list[dict]:
     return rows
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    rounded = [round(value, 3) for value in values]
-    return {"median": round(statistics.median(rounded), 3), "lowest": min(rounded), "highest": max(rounded)}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Times both ways, prints a line per row and writes the rows where that is asked for."""
     parser = Parser(prog="python -m src.benchmarks.prefix", description=__doc__)
@@ -198,17 +187,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--base", type=Path, default=SMOLLM2, help="SmolLM2's folder; left out if not there")
     parser.add_argument("--output", type=Path, help="a JSON file of the rows")
     arguments = parser.parse_args(argv)
-    for name in ("texts", "rounds"):
-        if getattr(arguments, name) < 1:
-            raise UsageError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    check_counts(arguments, "texts", "rounds")
     if arguments.base != SMOLLM2 and not arguments.base.is_dir():
         raise UsageError(f"--base={arguments.base}: no such folder; `make base` writes one")
-    if arguments.output:
-        make_folder(arguments.output.parent, "--output")  # before minutes of timings
-    rows = _rows(arguments)
-    if arguments.output:
-        write_json(arguments.output, {**provenance(), "threads": torch.get_num_threads(), "rows": rows})
-        print(json.dumps({"wrote": str(arguments.output)}))
+    write_rows(arguments.output, lambda: _rows(arguments))
     return 0
 
 

@@ -1,0 +1,53 @@
+"""What the benchmarks that time two ways side by side share."""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from search_r3.cli.run_folder import make_folder, provenance
+from search_r3.errors import UsageError
+from search_r3.files import write_json
+
+
+def check_counts(arguments: argparse.Namespace, *names: str) -> None:
+    """Refuses an option below 1, by its name.
+
+    Raises:
+        UsageError: If one is.
+    """
+    for name in names:
+        if getattr(arguments, name) < 1:
+            raise UsageError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+
+
+def write_rows(output: Path | None, measure: Callable[[], Sequence[Mapping]]) -> None:
+    """Measures, and writes the rows where a file is named; its folder is made before minutes of timings.
+
+    Raises:
+        UsageError: If the folder cannot be made.
+    """
+    if output:
+        make_folder(output.parent, "--output")
+    rows = measure()
+    if output:
+        write_json(output, {**provenance(), "threads": torch.get_num_threads(), "rows": rows})
+        print(json.dumps({"wrote": str(output)}))
+
+
+def seconds_of(run: Callable[[], object], n_times: int = 1) -> float:
+    """Wall time of so many calls."""
+    started = time.perf_counter()
+    for _ in range(n_times):
+        run()
+    return time.perf_counter() - started
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, lowest and highest of the rounds."""
+    rounded = [round(value, 3) for value in values]
+    return {"median": round(statistics.median(rounded), 3), "lowest": min(rounded), "highest": max(rounded)}
