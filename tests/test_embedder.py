@@ -52,7 +52,7 @@ def test_rows_that_end_early_leave_the_batch_and_keep_their_embedding():
     embedder = build_embedder(seed=4)
     reasoned = embedder.reason(QUERIES * 8, seed=1, temperature=8.0)
     assert len(set(reasoned.n_tokens)) > 1 or all(not has for has in reasoned.has_embed_token)
-    embedder.token_budget = 1
+    embedder.decoding_budget = 1
     one_by_one = embedder.reason(QUERIES * 8, seed=1, temperature=8.0)
     assert one_by_one.token_ids == reasoned.token_ids
     torch.testing.assert_close(one_by_one.embeddings, reasoned.embeddings, atol=1e-5, rtol=0)

@@ -78,6 +78,11 @@ def message_of(config, kind):
     return str(caught.value)
 
 
+def test_an_unknown_precision_of_the_index_is_refused(broken_model, tmp_path):
+    with pytest.raises(UsageError, match=r"index_precision=half does not exist\. Choices: full, run"):
+        composed(tmp_path, broken_model, tmp_path, "stage.datamodule.index_precision=half")
+
+
 BAD_DATA = {
     "a judged document that is not in the corpus": (
         {"qrels": [*QRELS, ("q3", "d9", 1)]},

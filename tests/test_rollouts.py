@@ -83,11 +83,11 @@ def test_the_rollouts_of_a_query_differ_and_are_of_every_kind(rollouts):
 
 @pytest.mark.parametrize("budget", [1, 300, 100_000])
 def test_rollouts_do_not_depend_on_order_batch_layout_over_ranks_or_budget(policy, rollouts, budget):
-    before, policy.token_budget = policy.token_budget, budget
+    before, policy.decoding_budget = policy.decoding_budget, budget
     try:
         parts = [drawn(policy, [4, 1]), drawn(policy, [3]), drawn(policy, [0, 2])]
     finally:
-        policy.token_budget = before
+        policy.decoding_budget = before
     for part in parts:
         for place, name in enumerate(part.query_ids):
             number = IDS.index(name)
@@ -106,7 +106,7 @@ def test_pitfall_31_groups_are_decoded_together_as_far_as_the_budget_allows_and_
     )
     for budget, n_groups in ((1, 1), (2 * G * width, 2), (3 * G * width - 1, 2), (100 * G * width, 5)):
         sizes.clear()
-        embedder.token_budget = budget
+        embedder.decoding_budget = budget
         drawn(embedder, [0] * 5)
         assert max(sizes) == n_groups * G
 

@@ -130,6 +130,7 @@ def _trainer(config: DictConfig, folder: Path, extra_callbacks: Sequence["pl.Cal
     import pytorch_lightning as pl
 
     from search_r3.stages.interruption import HeedSignals
+    from search_r3.stages.precision import cache_casts
     from search_r3.stages.progress import StepProgress
 
     callbacks = instantiate(config.stage.get("callbacks") or OmegaConf.create({}))
@@ -140,12 +141,14 @@ def _trainer(config: DictConfig, folder: Path, extra_callbacks: Sequence["pl.Cal
     }
     for node in (config.strategy, config.stage.trainer, config.debug):
         arguments |= instantiate(node)
-    return pl.Trainer(
+    trainer = pl.Trainer(
         default_root_dir=folder.absolute(),  # Lightning would expand a ~ at the start of a relative path
         logger=_loggers(config, folder),
         callbacks=[*callbacks.values(), HeedSignals(), StepProgress(), *extra_callbacks],
         **arguments,
     )
+    cache_casts(trainer)
+    return trainer
 
 
 def _loggers(config: DictConfig, folder: Path) -> list["pl.loggers.Logger"]:

@@ -72,6 +72,9 @@ def _check_shared_prompts(config: DictConfig) -> None:
 
 def _check_start_of_rl(config: DictConfig) -> None:
     """RL improves a model that embeds, so it starts from a folder, and from none that nobody named."""
+    precision = config.stage.get("datamodule", {}).get("index_precision", "full")
+    if precision not in ("full", "run"):
+        raise UsageError(f"stage.datamodule.index_precision={precision} does not exist. Choices: full, run")
     path = config.model.get("path")
     if path is None:
         raise UsageError(

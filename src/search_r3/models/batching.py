@@ -10,9 +10,22 @@ training, one more addition to every weight's gradient. SmolLM2 on one core: 80 
 included."""
 
 
+_DECODING_BUDGETS = 4
+_DECODED_AT_LEAST = 32_768
+
+
 def forward_cost(token_budget: int) -> int:
     """What one more forward costs besides its tokens, in tokens, where `token_budget` suits the device."""
     return token_budget // _FORWARD_SHARE
+
+
+def decoding_budget(token_budget: int) -> int:
+    """The most tokens of keys and values that are decoded at once, where `token_budget` suits a forward.
+
+    A step of decoding runs one token of each row and reads all weights for it, so many rows pay. Their keys
+    and values bound it: 23 kB a token of SmolLM2 in bf16 are 0.75 GB, 57 kB a token of Qwen2.5-7B 3.8 GB.
+    """
+    return max(_DECODING_BUDGETS * token_budget, _DECODED_AT_LEAST)
 
 
 def length_batches(

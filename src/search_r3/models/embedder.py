@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from search_r3.models.batching import forward_cost, length_batches
+from search_r3.models.batching import decoding_budget, forward_cost, length_batches
 from search_r3.models.generation import Sampling, SpecialIds, decode, row_uniforms
 from search_r3.models.logits import decoder_path, own_logits
 from search_r3.models.prefix import Prefix, common_prefix, pad_left, position_ids
@@ -44,10 +44,6 @@ class Reasoned:
 
 
 ReadState = Literal["at", "before"]
-
-# Decoding runs one token of a row at a time and keeps keys and values alone, so more rows fit than in a
-# forward over whole texts; its cost is the number of its steps.
-_DECODING_BUDGETS = 4
 
 _KINDS_WITH_KEYS = {"full_attention", "sliding_attention", "chunked_attention"}
 """Layer types of transformers whose cache is keys and values; an older model names none."""
@@ -113,6 +109,7 @@ class ReasoningEmbedder(nn.Module):
         self.is_trained, self.read_state = is_trained, read_state
         self.shared_from, self.saved_from = SHARED_FROM, SAVED_FROM
         self.forward_cost: int | None = forward_cost(token_budget)
+        self.decoding_budget = decoding_budget(token_budget)
         self._weights_sha256, self._config_sha256 = weights_sha256, config_sha256
 
     @property
@@ -346,7 +343,7 @@ class ReasoningEmbedder(nn.Module):
         embeddings = torch.empty(len(prompts), self.width)
         lengths = [len(prompt) + limit + 1 for prompt in prompts]
         with self._inference(), Progress(len(prompts), "reason", "queries", progress) as bar:
-            for rows in length_batches(lengths, _DECODING_BUDGETS * self.token_budget):
+            for rows in length_batches(lengths, self.decoding_budget):
                 decoded = decode(
                     self.decoder,
                     self.logits,

@@ -1,11 +1,12 @@
 """The data module of the RL stage: queries without answers, and the live index that they are searched in."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -17,6 +18,7 @@ from search_r3.index.rules.base import Refresh
 from search_r3.index.served import LiveIndex
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.stages.data import ExamplesDataModule, Rows
+from search_r3.stages.precision import forward_precision
 from search_r3.stages.rl.environment import Judgements
 from search_r3.stages.sampler import GroupedBatchSampler
 
@@ -39,6 +41,7 @@ class RLDataModule(ExamplesDataModule):
         store: folder of the run's rows.
         cache_dir: of embeddings under one model folder; a second run with it encodes nothing.
         encode_batch: documents per call of the encoder.
+        index_precision: of the products that encode documents: "full" is fp32, "run" that of training.
         updates_per_batch: optimizer steps per batch of queries, as the module takes them.
 
     Raises:
@@ -60,6 +63,7 @@ class RLDataModule(ExamplesDataModule):
         store: str | Path,
         cache_dir: str | Path,
         encode_batch: int = 1024,
+        index_precision: Literal["full", "run"] = "full",
         updates_per_batch: int = 1,
     ) -> None:
         super().__init__(data, validation_queries, validation_documents)
@@ -71,6 +75,7 @@ class RLDataModule(ExamplesDataModule):
         self.judgements = Judgements(_qrels(self.examples), self.corpus.row_of, len(self.corpus))
         self.make_index, self.refresh = index, refresh
         self.store, self.cache_dir, self.encode_batch = Path(store), Path(cache_dir), encode_batch
+        self.index_precision = index_precision
         self.updates_per_batch = updates_per_batch
         self.index: LiveIndex | None = None
         self._index_state: Mapping | None = None
@@ -78,7 +83,13 @@ class RLDataModule(ExamplesDataModule):
     @property
     def key(self) -> dict[str, str]:
         """What the rows that a run starts from depend on."""
-        return {**self.embedder.document_key, "corpus": self.corpus.fingerprint}
+        key = {**self.embedder.document_key, "corpus": self.corpus.fingerprint}
+        products = self.trainer.precision_plugin.precision
+        is_full = self.index_precision == "full" or products == "32-true"
+        return key if is_full else key | {"products": products}
+
+    def _precision(self) -> AbstractContextManager:
+        return forward_precision(self.trainer, self.embedder.device, self.index_precision)
 
     def train_dataloader(self) -> DataLoader:
         """Opens the index too: weights and this module's state are restored by now, and on their device."""
@@ -103,9 +114,9 @@ class RLDataModule(ExamplesDataModule):
     # ---- the index
 
     def encode(self, rows: np.ndarray) -> Tensor:
-        """Embeddings `[n, D]` of documents by row, in full precision; every rank calls it equally often."""
+        """Embeddings `[n, D]` of documents by row, in fp32; every rank calls it equally often."""
         texts = [self.corpus.texts[row] for row in rows]
-        with torch.autocast(self.embedder.device.type, enabled=False), equal_forwards(self.embedder):
+        with self._precision(), equal_forwards(self.embedder):
             return self.embedder.embed_documents(texts)
 
     def _open_index(self) -> None:
@@ -153,7 +164,7 @@ class RLDataModule(ExamplesDataModule):
             except Exception as failed:
                 raise _not_encoded(folder, failed) from failed
 
-        with torch.autocast(self.embedder.device.type, enabled=False):
+        with self._precision():
             rows = ranks.led(read_or_make, encode)
         return ranks.together(lambda: open_store(folder, key, len(self.corpus)) if rows is None else rows)
 

@@ -36,8 +36,8 @@ def sample_rollouts(
     gets the same rollouts twice. No collective.
 
     Args:
-        embedder: writes and embeds, without gradient; at most `embedder.token_budget` tokens are decoded at
-            once, but a group is never split.
+        embedder: writes and embeds, without gradient; at most `embedder.decoding_budget` tokens are
+            decoded at once, but a group is never split.
         query_ids: `B` ids; a rank may have none.
         queries: `B` texts.
         sampling: limit, temperature and nucleus.
@@ -60,7 +60,7 @@ def sample_rollouts(
     lengths = [group_size * (len(prompt) + limit + 1) for prompt in prompts]
     groups: list[Decoded | None] = [None] * len(prompts)
     with without_dropout(embedder.model, keeps_checkpointing=False):
-        for numbers in length_batches(lengths, embedder.token_budget):
+        for numbers in length_batches(lengths, embedder.decoding_budget):
             row_keys = [keys[number * group_size + g] for number in numbers for g in range(group_size)]
             decoded = decode(
                 embedder.decoder,
