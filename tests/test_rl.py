@@ -438,14 +438,20 @@ def test_a_step_logs_the_rate_that_it_was_taken_with(folder, tmp_path):
 
 
 class KeepLearnt(pl.Callback):
-    """What every step learnt from, in order."""
+    """What every step learnt from, in order, and the rewards `[B, G]` that it had."""
 
     def __init__(self):
-        self.seen = []
+        self.seen, self.rewards = [], []
 
     def on_train_start(self, trainer, pl_module):
         made = pl_module._learnt
-        pl_module._learnt = lambda *arguments: self.seen.append(made(*arguments)) or self.seen[-1]
+
+        def keep(rollouts, outcome, *rest):
+            self.seen.append(made(rollouts, outcome, *rest))
+            self.rewards.append(outcome.rewards.total)
+            return self.seen[-1]
+
+        pl_module._learnt = keep
 
 
 def contrastive_losses(learnt, vectors, temperature):
@@ -498,6 +504,28 @@ def test_the_contrastive_term_is_the_mean_over_the_rollouts_that_it_names(folder
         assert sorted(row for rows in learnt.batches for row in rows) == list(range(losses.numel()))
     sizes = {float(learnt.contrasted.mean()) for learnt in kept.seen}
     assert min(sizes) < 1 if rollouts == "good" else sizes == {1.0}
+
+
+def test_best_of_n_trains_the_tokens_of_each_groups_best_rollout_alone(folder, tmp_path):
+    embedder, kept = opened(folder), KeepLearnt()
+    policy = PolicySettings(advantages="best", contrastive_weight=0.5, contrastive_rollouts="good")
+    _, log = fit(module_of(embedder, tmp_path, policy, every=0), data_of(embedder, tmp_path), 3, [kept])
+    n_told = 0
+    for learnt, rewards in zip(kept.seen, kept.rewards, strict=True):
+        mask = learnt.rollouts.completion_mask
+        for group in range(len(rewards)):
+            best = int(rewards[group].argmax())
+            others = [row for row in range(rewards.shape[1]) if row != best]
+            assert not learnt.weights[group, others].any()
+            assert learnt.advantages[group, best] == float(learnt.has_spread[group])
+            if learnt.has_spread[group]:
+                assert (learnt.weights[group, best] > 0).equal(mask[group, best])
+                n_told += 1
+        assert learnt.weights.sum() == pytest.approx(float(learnt.has_spread.any()), abs=1e-5)
+        assert learnt.contrasted.sum(1).min() >= 1  # the good ones of the group, and not the best alone
+        assert learnt.contrasted.sum() > len(rewards)
+    assert n_told > 3
+    assert all(value > 0 for value in log.of("grad_norm"))
 
 
 def test_token_embeddings_that_are_not_trained_stay_what_they_were(folder, tmp_path):

@@ -96,6 +96,24 @@ def group_advantages(
     return Advantages(values.masked_fill(~has_spread[:, None], 0.0).float(), has_spread)
 
 
+def best_of_group(rewards: Tensor, has_spread: Tensor) -> Tensor:
+    """Advantages `[B, G]` of 1 for the best rollout of a group and 0 for the others; the first of equal ones.
+
+    On rollouts of the current policy the policy gradient with them is that of the best text's
+    log-probability: best-of-n self-imitation (RAFT, arXiv:2304.06767), a rival of GRPO at the same compute.
+
+    Args:
+        rewards: `[B, G]`.
+        has_spread: `[B]` bool; a group without spread has no best rollout, and gets zeros.
+
+    >>> best_of_group(torch.tensor([[0.1, 0.7, 0.7], [0.3, 0.3, 0.3]]), torch.tensor([True, False]))
+    tensor([[0., 1., 0.],
+            [0., 0., 0.]])
+    """
+    is_best = F.one_hot(rewards.argmax(1), rewards.shape[1]).bool()
+    return (is_best & has_spread[:, None]).float()
+
+
 # Which tokens count, and how much
 
 

@@ -11,6 +11,7 @@ from search_r3.index.exact_rank import Positives
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.objectives.grpo import (
     PolicyBatch,
+    best_of_group,
     group_advantages,
     policy_loss,
     policy_statistics,
@@ -71,6 +72,10 @@ def learnt_from(
     """What rollouts with these rewards `[B, G]` teach; nothing is run through the model yet. Collective."""
     advantages = group_advantages(rewards, settings.scale_by_std, settings.std_floor)
     mask = trained_tokens(rollouts.completion_mask, advantages.has_spread)
+    values = advantages.values
+    if settings.advantages == "best":
+        values = best_of_group(rewards, advantages.has_spread)
+        mask = mask & (values > 0)[:, :, None]
     limit = rollouts.sampling.max_new_tokens
     weights, count = settings.normalisation(mask, advantages.has_spread, limit)
     taken = contrasted(advantages.values, positives, pool, settings.contrastive_rollouts)
@@ -78,7 +83,7 @@ def learnt_from(
     denominator, n_trained, n_contrasted = (share_of_count(each, weights.device) for each in counts)
     return Learnt(
         rollouts=rollouts,
-        advantages=advantages.values,
+        advantages=values,
         has_spread=advantages.has_spread,
         weights=weights / denominator,
         positives=positives,

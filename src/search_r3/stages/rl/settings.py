@@ -6,6 +6,8 @@ from search_r3.objectives.grpo import STD_FLOOR, KLEstimator, Normalisation, k3,
 
 CONTRASTIVE_ROLLOUTS = ("all", "good")
 
+ADVANTAGES = ("group", "best")
+
 
 @dataclass(frozen=True)
 class RolloutSettings:
@@ -47,6 +49,8 @@ class PolicySettings:
         clip_low: how far a token's probability may fall before its gradient stops.
         clip_high: how far it may rise.
         normalisation: what a token counts; a function such as `per_token`, from conf/normalisation.
+        advantages: `group` are the rewards less their group's mean (GRPO); `best` is 1 for the best rollout
+            of a group, whose text is imitated (best-of-n), and 0 for the others.
         scale_by_std: whether advantages are divided by the group's standard deviation.
         std_floor: what they are divided by at least, in units of the reward; see `group_advantages`.
         kl: estimates KL at a token; a function such as `k3`, from conf/kl.
@@ -64,6 +68,7 @@ class PolicySettings:
     clip_low: float = 0.2
     clip_high: float = 0.28
     normalisation: Normalisation = per_token
+    advantages: str = "group"
     scale_by_std: bool = True
     std_floor: float = STD_FLOOR
     kl: KLEstimator = k3
@@ -84,6 +89,10 @@ class PolicySettings:
                 raise ValueError(
                     f"policy.{name} must be a function, such as those in objectives/grpo.py, got {function!r}"
                 )
+        if self.advantages not in ADVANTAGES:
+            raise ValueError(
+                f"policy.advantages must be one of {', '.join(ADVANTAGES)}, got {self.advantages!r}"
+            )
         if not self.std_floor >= 0:
             raise ValueError(f"policy.std_floor must not be negative, got {self.std_floor}")
         if not self.kl_weight >= 0:
