@@ -1,5 +1,6 @@
 """From files to functions, near-duplicates removed, and from functions to pairs and running text."""
 
+import gc
 import multiprocessing
 import multiprocessing.context
 import multiprocessing.pool
@@ -7,6 +8,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +68,19 @@ def _hear_no_interruption() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    gc.freeze()  # else every collection goes through all that was imported before the fork
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No collection of cycles: what is kept within has none, and is not gone through again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def mine(files: Sequence[SourceFile], workers: int) -> tuple[list[Record], dict[str, int]]:
@@ -75,7 +90,7 @@ def mine(files: Sequence[SourceFile], workers: int) -> tuple[list[Record], dict[
     # forking shares the imported packages; elsewhere than on Linux it is not safe
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     bar = Progress(len(files), "pydocs: parsing", "files")
-    with bar, _pool(context, max(1, workers)) as pool:
+    with bar, _uncollected(), _pool(context, max(1, workers)) as pool:
         for reason, found in pool.imap(_mine_file, files, chunksize=16):
             bar.update()
             if reason:
