@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from search_r3.check import main
 from search_r3.errors import UsageError
+from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.folder.checking import DOCUMENT, QUERY
+from search_r3.models.folder.upgrade import upgrade_folder
 
 
 def lines_of(capsys, folder):
@@ -84,6 +86,87 @@ def test_a_route_that_writes_another_prompt_is_wrong(nano_folder, tmp_path, caps
 
     assert code == 1
     assert lines["sentence-transformers"].startswith("WRONG: other ids than ours for a query")
+
+
+def changed(folder, name, **settings):
+    file = folder / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+def pooled_by_the_last_token(folder):
+    """What sentence-transformers makes of a folder that it does not know, when it saves it."""
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps(modules[1:]))
+
+
+BROKEN = {
+    "forgotten prompts": (pooled_by_the_last_token, "names Transformer in ., Pooling in"),
+    "another pooling": (
+        lambda folder: changed(folder, "sentence_transformers/pooling/config.json", pooling_mode="mean"),
+        'pooling/config.json has pooling_mode "mean", ours has "lasttoken"',
+    ),
+    "a prompt twice": (
+        lambda folder: changed(folder, "config_sentence_transformers.json", prompts={"query": "query: "}),
+        "config_sentence_transformers.json has prompts",
+    ),
+    "the queries' route for encode": (
+        lambda folder: changed(
+            folder,
+            "sentence_transformers/router_config.json",
+            parameters={"default_route": "query", "allow_empty_key": True, "route_mappings": {}},
+        ),
+        "router_config.json has parameters",
+    ),
+    "a longer limit": (
+        lambda folder: changed(
+            folder, "sentence_transformers/query/sentence_bert_config.json", max_seq_length=9
+        ),
+        "query/sentence_bert_config.json has max_seq_length 9",
+    ),
+    "a file that is no JSON": (
+        lambda folder: (folder / "sentence_transformers" / "normalize" / "config.json").write_text("{"),
+        "normalize/config.json is missing or cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_makes_another_model_of_it_elsewhere_is_wrong(nano_folder, tmp_path, capsys, kind):
+    folder = without_checksums(nano_folder, tmp_path / "model")
+    harm, told = BROKEN[kind]
+    harm(folder)
+
+    code, lines = lines_of(capsys, folder)
+
+    assert code == 1
+    assert lines["sentence-transformers"].startswith("WRONG: ")
+    assert told in lines["sentence-transformers"]
+    (folder / "modules.json").unlink()  # the remedy that the line names
+    assert upgrade_folder(folder)
+    assert lines_of(capsys, folder)[0] == 0
+
+
+def test_padding_on_the_other_side_is_wrong(nano_folder, tmp_path, capsys):
+    folder = without_checksums(nano_folder, tmp_path / "model")
+    assert "WRONG" not in lines_of(capsys, folder)[1]["padding"]
+    changed(folder, "tokenizer_config.json", padding_side="right")
+
+    code, lines = lines_of(capsys, folder)
+
+    assert code == 1
+    assert "WRONG: its tokenizer_config.json says padding_side 'right'" in lines["padding"]
+
+
+def test_a_vector_that_depends_on_its_batch_is_wrong(nano_folder, monkeypatch, capsys):
+    def one_that_counts(self, texts):
+        return torch.full((len(texts), self.width), float(len(texts)))
+
+    monkeypatch.setattr(ReasoningEmbedder, "embed_documents", one_that_counts)
+
+    code, lines = lines_of(capsys, nano_folder)
+
+    assert code == 1
+    assert lines["alone and in a batch"].startswith("differ by at most 3.0e+00; WRONG")
 
 
 def test_a_foreign_folder_is_told_what_it_is_not(nano_folder, tmp_path):

@@ -5,8 +5,9 @@ here is measured on the folder, not read from what it says of itself.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch.nn.functional import normalize
@@ -15,13 +16,15 @@ from transformers import AutoTokenizer
 from search_r3.models.checksums import DESCRIPTION_FILE, ModelFolderError
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.folder.loading import load_embedder
-from search_r3.models.folder.modules import MODULES_FILE, PLACE, ROUTES
+from search_r3.models.folder.modules import MODULES_FILE, PLACE, ROUTES, SETTINGS, write_modules
 from search_r3.models.prompts import EMBED_TOKEN
 
 QUERY = "how do I read the lines of a file?"
 DOCUMENT = "def read_lines(path):\n    return open(path).read().splitlines()"
 N_LAST = 6
 """Ids of an end that are shown."""
+MOST_BY_BATCH = 1e-3
+"""By how much a number of a vector may differ in a batch; in fp32 it differs by some 1e-6."""
 Line = tuple[str, str]
 
 
@@ -85,9 +88,9 @@ def checked(path: str | Path) -> list[Line]:
         lines.append((name, _end(embedder, ids)))
     return [
         *lines,
-        ("padding", f"on the left, with {embedder.tokenizer.pad_token!r}, masked"),
+        ("padding", _padding(folder, embedder)),
         ("pooling", f"last hidden state after the final norm, at {EMBED_TOKEN}, length 1"),
-        ("alone and in a batch", f"differ by at most {_batch_difference(embedder):.1e}"),
+        ("alone and in a batch", _batch(embedder)),
         *_other_tools(folder, embedder),
     ]
 
@@ -97,6 +100,26 @@ def _end(embedder: ReasoningEmbedder, ids: Sequence[int]) -> str:
     tokens = " ".join(embedder.tokenizer.convert_ids_to_tokens(last))
     ending = "" if last[-1] == embedder.embed_token_id else f"; WRONG: {EMBED_TOKEN} must be last"
     return f"{last} {tokens} ({len(ids)} tokens{ending})"
+
+
+def _padding(folder: Path, embedder: ReasoningEmbedder) -> str:
+    """Where we pad, and where a tool does that reads the folder's own tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    ours, side = embedder.tokenizer, tokenizer.padding_side
+    told = f"on the {ours.padding_side}, with {ours.pad_token!r}, masked"
+    if side == ours.padding_side:
+        return told
+    return (
+        f"{told}; WRONG: its tokenizer_config.json says padding_side {side!r}, so that a tool that takes the "
+        f"last place of a batch reads padding; write {ours.padding_side!r} there"
+    )
+
+
+def _batch(embedder: ReasoningEmbedder) -> str:
+    difference = _batch_difference(embedder)
+    # Said so that what is no number is wrong too.
+    wrong = "" if difference <= MOST_BY_BATCH else "; WRONG: a vector depends on what it is embedded with"
+    return f"differ by at most {difference:.1e}{wrong}"
 
 
 def _batch_difference(embedder: ReasoningEmbedder) -> float:
@@ -114,17 +137,54 @@ def _other_tools(folder: Path, embedder: ReasoningEmbedder) -> list[Line]:
         f"a tool that takes the last token of the bare text gives other vectors: cosine with ours "
         f"{cosines[0]:.3f} (query), {cosines[1]:.3f} (document)"
     )
+    return [("sentence-transformers", _sentence_transformers(folder, embedder)), ("other tools", plain)]
+
+
+def _sentence_transformers(folder: Path, embedder: ReasoningEmbedder) -> str:
+    """What that library does with the folder, by the files that it reads."""
+    remedy = f"python -m src.upgrade {folder}"
     if not (folder / MODULES_FILE).is_file():
-        remedy = f"python -m src.upgrade {folder}"
-        told = f"WRONG, and it says nothing: there is no {MODULES_FILE}; to have it written: {remedy}"
-    elif not all((folder / PLACE / route).is_dir() for route in ROUTES):
-        told = f"its {MODULES_FILE} is not ours; compare vectors before you use it"
-    else:
-        wrong = [route for route in ROUTES if not _has_our_ids(folder, embedder, route)]
-        told = "gives our ids for encode_query, encode_document and encode (a document)"
-        if wrong:
-            told = f"WRONG: other ids than ours for a {wrong[0]}; take the folder from a copy"
-    return [("sentence-transformers", told), ("other tools", plain)]
+        return f"WRONG, and it says nothing: there is no {MODULES_FILE}; to have it written: {remedy}"
+    if difference := next(_differences(folder, embedder), None):
+        return f"WRONG: {difference}; to have it written again: rm {folder / MODULES_FILE} && {remedy}"
+    wrong = [route for route in ROUTES if not _has_our_ids(folder, embedder, route)]
+    if wrong:
+        return f"WRONG: other ids than ours for a {wrong[0]}; take the folder from a copy"
+    return "gives our ids for encode_query, encode_document and encode (a document)"
+
+
+def _differences(folder: Path, embedder: ReasoningEmbedder) -> Iterator[str]:
+    """Settings of that library that are not as training writes them, in words; further ones do not count."""
+    with TemporaryDirectory() as written:
+        write_modules(Path(written), embedder.encoder, embedder.width, "float32")
+        for name in SETTINGS:
+            expected = json.loads(Path(written, name).read_text(encoding="utf-8"))
+            try:
+                found = json.loads((folder / name).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                yield f"{name} is missing or cannot be read"
+            else:
+                yield from (f"{name} {words}" for words in _unlike(found, expected))
+
+
+def _unlike(found: object, expected: Mapping | list) -> Iterator[str]:
+    """What a settings file says other than expected; the versions that it asks for do not count."""
+    if isinstance(expected, list):
+        if found != expected:
+            yield f"names {_kinds(found)}, ours {_kinds(expected)}"
+        return
+    for key, value in expected.items():
+        other = found.get(key) if isinstance(found, Mapping) else found
+        if key != "requirements" and other != value:
+            yield f"has {key} {json.dumps(other)}, ours has {json.dumps(value)}"
+
+
+def _kinds(modules: object) -> str:
+    """Class and folder of each module, as "Pooling in pooling"."""
+    try:
+        return ", ".join(f"{m['type'].rpartition('.')[2]} in {m['path'] or '.'}" for m in modules)
+    except (TypeError, KeyError, AttributeError):
+        return "no modules"
 
 
 @torch.no_grad()

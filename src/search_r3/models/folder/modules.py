@@ -44,6 +44,16 @@ _PATHS = {
     "Pooling": f"{PLACE}/pooling",
     "Normalize": f"{PLACE}/normalize",
 }
+SETTINGS = (
+    MODULES_FILE,
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    f"{PLACE}/router_config.json",
+    *(f"{PLACE}/{route}/sentence_bert_config.json" for route in ROUTES),
+    f"{PLACE}/pooling/config.json",
+    f"{PLACE}/normalize/config.json",
+)
+"""Files that `write_modules` writes and that say what is computed, tokenizers left out."""
 NEEDS = ">=6.2"
 """Versions of sentence-transformers that have these modules."""
 
