@@ -94,6 +94,8 @@ def test_a_short_example_runs_from_anywhere(folder, side, tmp_path, monkeypatch,
 
     assert len(json.loads(capsys.readouterr().out.splitlines()[0])) == 2
     ours = load_embedder(folder)
+    end = {"right": "end", "left": "beginning"}[side]
+    assert f"are cut at their {end}." in (folder / "README.md").read_text(encoding="utf-8")
     long = " ".join(f"word{n}" for n in range(200))
     for text in (*QUERIES, long):
         for given in (names["embed"](text, "direct"), others["embed_text"]("query", text)):

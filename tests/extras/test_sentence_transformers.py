@@ -2,12 +2,16 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import TEXTS, build_embedder
+from huggingface_hub import HfApi
+from local_hub import local_hub
 from plain_folders import byte_tokenizer, opened, sentencepiece_tokenizer, write_plain
 from sentence_transformers import SentenceTransformer
 from test_folder import UNUSED, move_trained_weights
@@ -132,6 +136,31 @@ def test_it_is_saved_and_opened_again(theirs, tmp_path):
 
     again = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
     np.testing.assert_allclose(again.encode_query(ASKED), theirs.encode_query(ASKED), **CLOSE)
+
+
+PUSHED = """
+import sys
+from sentence_transformers import SentenceTransformer
+SentenceTransformer(sys.argv[1], device="cpu").push_to_hub("me/model")
+print(SentenceTransformer("me/model", device="cpu").encode_query("sum of two integers").tolist())
+"""
+
+
+@pytest.mark.parametrize("is_uploaded", [False, True])
+def test_it_is_opened_by_its_name_on_a_hub(nano_folder, loaded_embedder, tmp_path, is_uploaded):
+    code = PUSHED
+    with local_hub() as hub:
+        if is_uploaded:
+            HfApi(hub.address, "hf_any").upload_folder(repo_id="me/model", folder_path=nano_folder)
+            code = "".join(line for line in PUSHED.splitlines(True) if "push_to_hub" not in line)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(nano_folder)],
+            env=hub.environment(tmp_path / "home"), capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+    vector = json.loads(done.stdout.splitlines()[-1])
+    np.testing.assert_allclose(vector, loaded_embedder.embed_queries(["sum of two integers"])[0], **CLOSE)
 
 
 def test_a_shorter_limit_cuts_the_text_and_leaves_the_prompt(nano_folder):

@@ -98,6 +98,12 @@ documents = [embed_text("document", text) for text in ("def read_lines(path): ..
 print([round(float(query @ document), 3) for document in documents])
 '''
 
+HUB = (
+    "To a hub: `hf upload <you>/<name> <folder>`, which takes the folder whole. `push_to_hub` of "
+    "sentence-transformers takes what gives the direct vectors; that of transformers takes neither prompts "
+    "nor limits, and gives other vectors."
+)
+
 
 def model_card(description: Mapping, width: int, n_parameters: int, has_adapter: bool) -> str:
     """The card as Markdown.
@@ -113,6 +119,7 @@ def model_card(description: Mapping, width: int, n_parameters: int, has_adapter:
         f"## Use\n\nDirect embeddings:\n\n```python\n{EXAMPLE}```\n\n`SentenceTransformer(name)` of "
         "sentence-transformers gives the same, by `encode_query` and `encode_document`. With this project: "
         "`SearchR3.load(folder)` of `search_r3`, and `python -m src.evaluate model.path=<folder>`.\n\n"
+        f"{HUB}\n\n"
         f"Reasoning without this project, from within the folder:\n\n```python\n{USAGE}```"
     )
     parts = [_header(origin), _what(description, width, n_parameters, has_adapter), use]
@@ -196,8 +203,9 @@ def _figures(origin: Mapping) -> str:
 
 def _limits(description: Mapping) -> str:
     origin = description["provenance"]
+    end = "beginning" if description["lengths"].get("truncation_side") == "left" else "end"
     limits = [
-        "Texts beyond the lengths above are cut at their end.",
+        f"Texts beyond the lengths above are cut at their {end}.",
         "What the training data does not hold, such as another language, is outside of what was measured.",
     ]
     if origin.get("validation"):
