@@ -347,6 +347,38 @@ def test_a_body_that_does_not_come_and_an_answer_that_takes_too_long_end_in_time
         held.set()
 
 
+UNFINISHED = {
+    "nothing": b"",
+    "a part of the first line": b"GE",
+    "a part of the headers": b"GET /api/health HTTP/1.1\r\nHost: 127",
+    "a part of a second request": b"GET /api/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET / HT",
+}
+
+
+@pytest.mark.parametrize("sent", UNFINISHED.values(), ids=UNFINISHED)
+def test_a_connection_on_which_no_request_comes_is_closed(searcher, sent):
+    with (
+        running(searcher, timeout_s=0.3) as (port, _),
+        socket.create_connection(("127.0.0.1", port), timeout=4) as client,
+    ):
+        client.sendall(sent)
+        while client.recv(4096):  # uvicorn's own limit for a silent connection is 5 seconds, above the 4
+            pass
+
+
+def test_a_slow_request_is_answered_and_its_connection_serves_the_next(searcher):
+    head = b"GET /api/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with (
+        running(searcher, timeout_s=2) as (port, _),
+        socket.create_connection(("127.0.0.1", port), timeout=20) as client,
+    ):
+        for _ in range(3):
+            for part in (head[:20], head[20:]):
+                client.sendall(part)
+                time.sleep(0.4)
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 OK")
+
+
 def test_one_request_too_many_is_refused_and_those_that_wait_are_answered(searcher):
     with running(searcher, max_requests=2) as (port, desk):
         held, codes = threading.Event(), []

@@ -126,6 +126,7 @@ def server_of(
 
     from search_r3.web.answers import Answers
     from search_r3.web.app import build_app
+    from search_r3.web.connections import limited
     from search_r3.web.desk import Desk
 
     desk = Desk(settings.max_requests, settings.timeout_s)
@@ -137,7 +138,7 @@ def server_of(
             super().handle_exit(sig, frame)
 
     quiet = {"log_level": "warning", "access_log": False, "server_header": False}
-    plain = {"http": "h11", "ws": "none", "loop": "asyncio", "lifespan": "off"}
+    plain = {"http": limited(settings.timeout_s), "ws": "none", "loop": "asyncio", "lifespan": "off"}
     ends = {"limit_concurrency": CONNECTIONS, "timeout_graceful_shutdown": 3}
     return Server(uvicorn.Config(app, **quiet, **plain, **ends)), desk
 
