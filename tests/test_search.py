@@ -166,18 +166,44 @@ def test_free_text_arrives_as_it_was_typed_and_a_pipe_gets_json(nano_folder, cor
 
     answer = json.loads(done.stdout)
     assert answer["query"] == QUERY
-    assert set(answer) == {"query", "direct", "reasoning"}
+    assert set(answer) == {"query", "query_is_cut", "direct", "reasoning"}
     assert [hit["rank"] for hit in answer["direct"]["hits"]] == [1, 2]
     assert answer["reasoning"]["n_tokens"] >= 0
     assert not (tmp_path / "outputs").exists()  # a query leaves no run folder
 
 
+def piped(monkeypatch, content):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), "utf-8"))
+
+
 def test_queries_are_read_from_standard_input_a_line_each(call, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("first query\n\nsecond [one]\n"))
+    piped(monkeypatch, "first query\n\nsecond [one]\r\nthird: é\n".encode())
 
     lines = call("modes=[direct]").splitlines()
 
-    assert [json.loads(line)["query"] for line in lines] == ["first query", "second [one]"]
+    assert [json.loads(line)["query"] for line in lines] == ["first query", "second [one]", "third: é"]
+
+
+def test_a_line_that_is_no_text_is_named(call, monkeypatch):
+    piped(monkeypatch, b"first query\n\nna\xefve\n")
+
+    with pytest.raises(UsageError, match="standard input, line 3: is not UTF-8"):
+        call("modes=[direct]")
+
+
+def test_a_query_that_is_not_read_whole_is_told(call, model, monkeypatch):
+    fits = "word " * 3
+    long = "word " * 200
+    assert [model.embedder.truncated_count([text], "query") for text in (fits, long)] == [0, 1]
+    piped(monkeypatch, f"{fits}\n{long}\n".encode())
+
+    told = [json.loads(line)["query_is_cut"] for line in call().splitlines()]
+
+    assert told == [False, True]
+    monkeypatch.setenv("COLUMNS", "120")
+    line = f"the query is longer than {model.embedder.limit('query')}: it was not read whole"
+    assert line in call("format=table", f"query={long}").splitlines()
+    assert line not in call("format=table", f"query={fits}", "modes=[direct]").splitlines()
 
 
 def test_a_terminal_gets_the_reasoning_and_both_rankings(call, monkeypatch):

@@ -58,6 +58,7 @@ class Found:
         has_embed_token: whether the model ended its reasoning itself; elsewhere the limit did.
         token_ids: of the reasoning.
         embedding: `[D]` fp32, unit norm: what the documents were compared with.
+        is_cut: whether the query has more tokens than the model reads, so that a part of it was not read.
     """
 
     query: str
@@ -68,6 +69,7 @@ class Found:
     has_embed_token: bool = True
     token_ids: tuple[int, ...] = ()
     embedding: np.ndarray | None = field(default=None, repr=False, compare=False)
+    is_cut: bool = False
 
     def as_dict(self) -> dict:
         """As JSON: the documents, and what is known of the reasoning where there is one."""
@@ -232,16 +234,17 @@ class SearchR3:
             raise ValueError(f"k must be at least 1, got {k}")
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        is_cut = self.embedder.truncated_count([query], "query") > 0
         if mode == "direct":
             vectors = self.embed_queries([query])
-            return Found(query, mode, self._hits(vectors, k), embedding=vectors[0])
+            return Found(query, mode, self._hits(vectors, k), embedding=vectors[0], is_cut=is_cut)
         self._check_reasons()
         spoken = _Spoken(self.embedder.tokenizer.decode, on_text or (lambda piece: None))
         said = self.reason([query], max_new_tokens=max_new_tokens, heard=spoken.hear)
         spoken.end()
         vectors, ids = said.embeddings.numpy(), tuple(said.token_ids[0])
         hits, has_token = self._hits(vectors, k), said.has_embed_token[0]
-        return Found(query, mode, hits, said.texts[0], len(ids), has_token, ids, vectors[0])
+        return Found(query, mode, hits, said.texts[0], len(ids), has_token, ids, vectors[0], is_cut)
 
     def trace(self, found: Found, most: int = 40) -> Trace:
         """The query's embedding after each sentence of a reasoning, as if it had ended there.

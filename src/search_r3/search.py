@@ -60,7 +60,7 @@ def _queries(given: str | None) -> Iterator[str]:
         yield str(given)
         return
     if not sys.stdin.isatty():
-        yield from (line.strip() for line in sys.stdin if line.strip())
+        yield from _piped()
         return
     while True:
         try:
@@ -72,12 +72,26 @@ def _queries(given: str | None) -> Iterator[str]:
             yield query
 
 
+def _piped() -> Iterator[str]:
+    """The lines of standard input, which must be UTF-8.
+
+    Raises:
+        UsageError: With the number of a line that is not.
+    """
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            query = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise UsageError(f"standard input, line {number}: is not UTF-8 ({error.reason})") from None
+        if query:
+            yield query
+
+
 def _answer(searcher: "SearchR3", query: str, config: DictConfig) -> dict:
     """What a query found, as a JSON object: each mode with its documents, best first."""
-    answer: dict = {"query": query}
-    for mode in config.modes:
-        answer[mode] = searcher.search(query, config.k, mode, config.max_new_tokens).as_dict()
-    return answer
+    found = {mode: searcher.search(query, config.k, mode, config.max_new_tokens) for mode in config.modes}
+    is_cut = any(each.is_cut for each in found.values())
+    return {"query": query, "query_is_cut": is_cut} | {mode: each.as_dict() for mode, each in found.items()}
 
 
 def _show(searcher: "SearchR3", query: str, config: DictConfig) -> None:
@@ -91,6 +105,8 @@ def _show(searcher: "SearchR3", query: str, config: DictConfig) -> None:
         said = screen.say if mode == "reasoning" else None
         found[mode] = searcher.search(query, config.k, mode, config.max_new_tokens, said)
     first = next(iter(found.values()))
+    if first.is_cut:
+        screen.warn(f"the query is longer than {searcher.embedder.limit('query')}: it was not read whole")
     names = [hit.id for each in found.values() for hit in each.hits]
     ranks, _ = searcher.ranks(first.embedding[None], names)
     screen.show(list(found.values()), dict(zip(names, ranks[0].tolist(), strict=True)))

@@ -36,6 +36,11 @@ class Screen:
         """The query, above its answer."""
         self.console.print(Text(query, style="bold"))
 
+    def warn(self, line: str) -> None:
+        """A line that stands out, below the reasoning where one was written."""
+        self._end_speech()
+        self.console.print(Text(line, style="yellow"))
+
     def say(self, piece: str) -> None:
         """A further piece of the reasoning; a word is written when it is whole, so that none is broken."""
         if not self.is_speaking:
@@ -53,10 +58,7 @@ class Screen:
             found: of every mode; the first is what the others are compared with.
             before: ranks of documents in the first one; where None, those of its hits, and others are new.
         """
-        if self.is_speaking:
-            self._write(self.pending, "dim italic")
-            self.console.print()
-        self.is_speaking, self.column, self.blanks, self.pending = False, 0, "", ""
+        self._end_speech()
         if before is None:
             before = {hit.id: hit.rank for hit in found[0].hits}
         width = (self.console.width - BESIDE) // len(found) - 2
@@ -65,6 +67,12 @@ class Screen:
         else:
             for each in found:
                 self._table([each], found[0], before, self.console.width - BESIDE - 2)
+
+    def _end_speech(self) -> None:
+        if self.is_speaking:
+            self._write(self.pending, "dim italic")
+            self.console.print()
+        self.is_speaking, self.column, self.blanks, self.pending = False, 0, "", ""
 
     def _write(self, text: str, style: str) -> None:
         """A word and the blanks after it, in this line or, where it does not fit, in the next one."""
