@@ -40,7 +40,7 @@ COMMANDS = """
 `src.train` as well.
 """
 
-ORDER = ("train", "evaluate", "search", "serve", "export", "tune", "bench_refresh", "bench_scale")
+ORDER = ("train", "evaluate", "search", "serve", "encode", "export", "tune", "bench_refresh", "bench_scale")
 """Commands in the order of the page; a further one comes last."""
 
 GROUPS = {

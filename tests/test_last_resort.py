@@ -25,6 +25,7 @@ COMMANDS = (
     "src.search",
     "src.serve",
     "src.demo",
+    "src.encode",
     "src.export",
     "src.tune",
     "src.report",
@@ -74,10 +75,11 @@ def arguments(command, place, tmp_path, nano_folder):
         corpus.write_text('{"_id": "d", "text": "a text"}\n')
         own = "query=x" if command == "src.search" else "port=0"
         return [f"model.path={nano_folder}", f"corpus={corpus}", own, f"cache_dir={place}"]
-    if command == "src.export":
+    if command in ("src.encode", "src.export"):
         corpus = tmp_path / "corpus.jsonl"
         corpus.write_text('{"_id": "d", "text": "a text"}\n')
-        return [f"model.path={nano_folder}", f"corpus={corpus}", "to=faiss", f"output={place}/vectors"]
+        own = ["to=faiss"] if command == "src.export" else []
+        return [f"model.path={nano_folder}", f"corpus={corpus}", *own, f"output={place}/vectors"]
     if command == "src.tune":
         space = tmp_path / "space.yaml"
         space.write_text("stage.module.learning_rate: {low: 0.1, high: 1.0}\n")

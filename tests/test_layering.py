@@ -28,6 +28,7 @@ LAYERS = [
         "search",
         "serve",
         "demo",
+        "encode",
         "export",
         "report",
         "compare",
@@ -46,7 +47,7 @@ LAYERS = [
 STRANGERS = {("index", "models"), ("models", "objectives")}
 """Neither may import the other, though one stands lower."""
 
-MAY_IMPORT_HYDRA = ("cli", "train", "evaluate", "search", "export", "tune", "benchmarks")
+MAY_IMPORT_HYDRA = ("cli", "train", "evaluate", "search", "encode", "export", "tune", "benchmarks")
 ENTRY_POINTS_MAY_SHARE = {("demo", "search"), ("tune", "train"), ("benchmarks", "train")}
 
 

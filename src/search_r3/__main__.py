@@ -11,6 +11,7 @@ COMMANDS = {
     "search": "search a corpus: model.path=<folder> corpus=<folder or JSONL> query=...",
     "serve": "a page to search with, and its JSON API: model.path=<folder> corpus=<folder or JSONL>",
     "demo": "ask a shipped trained model about the standard library",
+    "encode": "vectors of a corpus as a folder of Parquet, by this process or a cluster of Ray",
     "export": "vectors of a corpus for FAISS or Parquet, or the model in another dtype",
     "report": "tables, differences and charts of evaluations",
     "compare": "two evaluations query by query: compare <A> <B>",

@@ -189,20 +189,28 @@ class SearchR3:
             list(texts), seed, temperature, max_new_tokens=max_new_tokens, heard=heard
         )
 
-    def read(self, corpus: str | Path | Corpus | Sequence[str], progress: bool = True) -> "SearchR3":
+    def read(
+        self,
+        corpus: str | Path | Corpus | Sequence[str],
+        progress: bool = True,
+        embeddings: str | Path | None = None,
+    ) -> "SearchR3":
         """Reads and embeds the documents that `search` looks through; a second call reads the cache.
 
         Args:
             corpus: a folder in BEIR layout, a JSONL file of `_id`, `text` and perhaps `title`, texts, or
                 documents with ids of one's own.
             progress: whether to show how far the encoding is.
+            embeddings: a folder of `src.encode`, or a Parquet file of `src.export`, that is read instead.
 
         Raises:
             DataError: If the file is missing, or a row of it is bad.
+            EncodedError: If `embeddings` are of another model or corpus, or not all there.
             StoreError: If the cache is damaged, or does not fit on the disk.
         """
         self.corpus = as_corpus(corpus)
-        rows = document_embeddings(self.corpus, self.embedder, self.cache_dir, progress)
+        how = {"progress": progress, "embeddings": embeddings}
+        rows = document_embeddings(self.corpus, self.embedder, self.cache_dir, **how)
         self._index = document_index(rows, self.corpus.ids)
         return self
 

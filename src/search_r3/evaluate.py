@@ -6,6 +6,7 @@ the same `output_dir` adds its rows to those of the first. `modes=[bm25]` needs 
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,8 @@ def run(config: DictConfig) -> None:
         needs = needed(modes_of(config))
         models = {"model": _evaluated(config)} if "model" in needs else {}
         models |= {"base": _base(config)} if "base" in needs else {}
+        if config.embeddings is not None:
+            models["model"] = replace(models["model"], embeddings=config.embeddings)
         shared(ranks, models, lambda of_all: _evaluate(config, of_all))
 
 

@@ -13,6 +13,7 @@ from search_r3.cli.command import entry_point
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.model_choice import TRAINED, check_reader
 from search_r3.cli.overrides import did_you_mean
+from search_r3.cli.searching import check_embeddings
 from search_r3.cli.training_checks import SAVE_DTYPES
 from search_r3.errors import UsageError
 from search_r3.folders import make_folder, refuse_to_replace
@@ -41,6 +42,8 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         raise UsageError(f"to={config.to} needs corpus=, a folder in BEIR layout or a JSONL file")
     if not Path(config.corpus).exists():
         raise UsageError(f"corpus={config.corpus}: no such folder or file")
+    if config.embeddings is not None:
+        check_embeddings(config.embeddings)
     if output.is_dir():
         raise UsageError(f"output={output} is a folder; name the file that is to be written")
 
@@ -50,8 +53,9 @@ def _check_folder(config: DictConfig, output: Path) -> None:
         raise UsageError("to=folder writes model folders of this project; leave model= out")
     if config.save_dtype not in SAVE_DTYPES:
         raise UsageError(f"save_dtype={config.save_dtype} does not exist. Choices: {', '.join(SAVE_DTYPES)}")
-    if config.corpus is not None:
-        raise UsageError(f"corpus={config.corpus}: to=folder writes the model alone; leave corpus= out")
+    for key in ("corpus", "embeddings"):
+        if config[key] is not None:
+            raise UsageError(f"{key}={config[key]}: to=folder writes the model alone; leave {key}= out")
     if output.resolve() == Path(config.model.path).resolve():
         raise UsageError(f"output={output} is the model folder that is read; name another")
     refuse_to_replace(output)
@@ -81,7 +85,7 @@ def _write_corpus(config: DictConfig) -> None:
     make_folder(Path(config.output).parent, "output")  # before anything is encoded
     write: Mapping[str, Callable] = {"faiss": write_faiss, "parquet": write_parquet}
     corpus, embedder = as_corpus(config.corpus), instantiate(config.model)
-    rows = document_embeddings(corpus, embedder, config.cache_dir)
+    rows = document_embeddings(corpus, embedder, config.cache_dir, embeddings=config.embeddings)
     facts = {"model": str(config.model.path), **embedder.document_key, "corpus": corpus.fingerprint}
     for line in write[config.to](Path(config.output), rows, corpus.ids, facts):
         print(line)

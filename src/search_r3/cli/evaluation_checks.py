@@ -9,6 +9,7 @@ from omegaconf import DictConfig, ListConfig
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.model_choice import TRAINED, check_model_folder, check_reader
 from search_r3.cli.overrides import did_you_mean
+from search_r3.cli.searching import check_embeddings
 from search_r3.data.beir import hub_sources
 from search_r3.errors import UsageError
 from search_r3.evaluation import beir_collections
@@ -29,6 +30,13 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         _check_plain(config)
     elif "model" in needs:
         check_reader(config.model, [mode.name for mode in modes if mode.reasons and "model" in mode.needs])
+    if config.embeddings is not None:
+        check_embeddings(config.embeddings)
+        if len(benchmarks) != 1 or not any(mode.embeds == "model" for mode in modes):
+            raise UsageError(
+                f"embeddings={config.embeddings} is of one model and one collection: name one in "
+                "benchmarks=, and a mode in which that model embeds documents, as modes=[direct]"
+            )
     if "base" in needs:
         if config.base.path is None:
             raise UsageError(

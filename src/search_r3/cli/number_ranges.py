@@ -343,23 +343,21 @@ TRAINER: Mapping[str, Range] = {
 
 COMMANDS: Mapping[str, Range] = {
     "seed": SEED,
-    "n_trials": COUNT,
+    **dict.fromkeys(("k", "max_k", "n_steps", "n_trials", "shard_rows", "worker_cpus"), COUNT),
+    "workers": or_null(COUNT),
     "pruner_warmup": FROM_0,
     "startup_trials": FROM_0,
     "top_k": Range(100, is_whole=True),  # the largest cut-off of the metrics, recall@100
     "limit": or_null(COUNT),
     "in_memory_mib": FROM_0,
-    "k": COUNT,
     "max_new_tokens": or_null(FROM_0),
     "port": Range(0, 65535, is_whole=True),
-    "max_k": COUNT,
     "max_query_characters": COUNT,
     "max_requests": COUNT,
     "timeout_s": POSITIVE,
     "bm25.k1": NOT_NEGATIVE,
     "bm25.b": SHARE,
     "n_documents": Range(2, is_whole=True),
-    "n_steps": COUNT,
     "audit_every_n_steps": EVERY_N_OR_NEVER,
     "offset": or_null(NOT_NEGATIVE),
 }

@@ -17,7 +17,19 @@ from search_r3.errors import UsageError
 
 FREE_TEXT = ("data.columns.query", "query")
 """Keys whose value is text: even `null` is a word there. Whole keys: `model.lengths.query` is a number."""
-PATHS = ("corpus", "path", "folder", "dir", "file", "resume", "study", "space", "reasonings", "output")
+PATHS = (
+    "corpus",
+    "path",
+    "folder",
+    "dir",
+    "file",
+    "resume",
+    "study",
+    "space",
+    "reasonings",
+    "output",
+    "embeddings",
+)
 """Keys whose value is a path, by last component or as an ending (`output_dir`); `null` unsets them."""
 PATH_LISTS = ("files",)
 """Keys whose value is a path or a list of paths in brackets."""

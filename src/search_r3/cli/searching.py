@@ -30,6 +30,20 @@ def check_searched(config: DictConfig, reasoning: Sequence[str]) -> None:
         raise UsageError(f"corpus={corpus}: no such folder or file")
     if corpus.is_dir() and not any((corpus / f"corpus.jsonl{end}").is_file() for end in ("", ".gz")):
         raise UsageError(f"corpus={corpus}: there is no corpus.jsonl in this folder")
+    if config.get("embeddings") is not None:
+        check_embeddings(config.embeddings)
+
+
+def check_embeddings(embeddings: str) -> None:
+    """Refuses vectors that are not there; what they are of is compared once model and corpus are read.
+
+    Raises:
+        UsageError: With what makes them.
+    """
+    if not Path(embeddings).exists():
+        raise UsageError(
+            f"embeddings={embeddings}: no such folder; src.encode with output={embeddings} makes it"
+        )
 
 
 def opened(config: DictConfig) -> "SearchR3":
@@ -39,4 +53,5 @@ def opened(config: DictConfig) -> "SearchR3":
     from search_r3.api import SearchR3
 
     disable_progress_bar()  # of reading weights, which takes less time than to look at it
-    return SearchR3(instantiate(config.model), config.cache_dir).read(config.corpus, progress=True)
+    searcher = SearchR3(instantiate(config.model), config.cache_dir)
+    return searcher.read(config.corpus, progress=True, embeddings=config.embeddings)

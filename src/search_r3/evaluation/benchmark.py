@@ -270,7 +270,7 @@ def _evaluated(asked: Asked, folder: Path, cache_dir: str | Path, origin: Mappin
 
 def _embedded(benchmark: Benchmark, model: Model, cache_dir: str | Path) -> np.ndarray:
     """Embeddings `[N, D]` of the documents, on disk."""
-    how = {"encode": model.encode, "n_processes": model.n_processes}
+    how = {"encode": model.encode, "n_processes": model.n_processes, "embeddings": model.embeddings}
     return document_embeddings(benchmark.corpus, model.embedder, cache_dir, **how)
 
 

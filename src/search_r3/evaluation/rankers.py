@@ -100,12 +100,14 @@ class Model:
         embedder: the model.
         encode: embeds documents where several processes do so together; None where the embedder does.
         n_processes: how many these are.
+        embeddings: a folder of `src.encode` that holds the vectors of the documents; None to encode them.
     """
 
     name: str
     embedder: Embedder
     encode: Encode | None = None
     n_processes: int = 1
+    embeddings: str | Path | None = None
 
 
 @dataclass(frozen=True)

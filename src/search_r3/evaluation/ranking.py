@@ -1,6 +1,7 @@
 """From embeddings to a run: the best documents of every query, by the index that training uses."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ from numpy.typing import ArrayLike
 
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.evaluation.metrics import ranked
+from search_r3.index import encoded
 from search_r3.index.backends.flat import FlatIndex
-from search_r3.index.rows.cache import cut_texts, store_folder, stored_embeddings
+from search_r3.index.rows.cache import cut_texts, store_folder, stored_embeddings, stored_rows
 from search_r3.models.interface import Embedder
 
 CHUNK = 1024
@@ -39,8 +41,11 @@ def document_embeddings(
     progress: bool = True,
     encode: Encode | None = None,
     n_processes: int = 1,
+    embeddings: str | Path | None = None,
 ) -> np.memmap:
     """Embeddings `[N, D]` of a corpus, on disk, encoded once per (weights, prompts, dtype, corpus).
+
+    Vectors that are in files already are copied from there, and nothing is encoded.
 
     Args:
         corpus: read chunk by chunk.
@@ -49,10 +54,19 @@ def document_embeddings(
         progress: whether to show how far the encoding is.
         encode: what embeds the texts, where that is not the embedder in this process.
         n_processes: that share a chunk, which is so many times larger.
+        embeddings: a folder of `src.encode`, or a file of `src.export`, of this corpus by this model.
+
+    Raises:
+        EncodedError: If `embeddings` are of another model or corpus, or not all there.
     """
+    key = corpus_key(corpus, embedder)
+    if embeddings is not None:
+        files = encoded.whole(Path(embeddings), key, corpus.ids)
+        blocks = partial(encoded.blocks_from, files, corpus.ids)
+        return stored_rows(cache_dir, key, len(corpus), blocks, progress, "read")
     return stored_embeddings(
         cache_dir,
-        _store_key(corpus, embedder),
+        key,
         corpus.texts,
         encode or embedder.embed_documents,
         CHUNK * n_processes,
@@ -63,11 +77,12 @@ def document_embeddings(
 
 def documents_cut(corpus: Corpus, embedder: Embedder, cache_dir: str | Path) -> int:
     """How many documents the model reads a part of, as counted when they were encoded."""
-    folder = store_folder(cache_dir, _store_key(corpus, embedder))
+    folder = store_folder(cache_dir, corpus_key(corpus, embedder))
     return cut_texts(folder, lambda: embedder.truncated_count(corpus.texts, "document"))
 
 
-def _store_key(corpus: Corpus, embedder: Embedder) -> dict[str, str]:
+def corpus_key(corpus: Corpus, embedder: Embedder) -> dict[str, str]:
+    """What the embeddings of a corpus depend on: the model, its prompts and limits, dtype, documents."""
     return {**embedder.document_key, "corpus": corpus.fingerprint}
 
 

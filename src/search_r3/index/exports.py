@@ -7,6 +7,7 @@ A file appears under its name once it is whole.
 import contextlib
 import json
 import os
+import socket
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +19,18 @@ from search_r3.files import sync, write_text
 BLOCK_ROWS = 16384
 """Rows that are in memory at once."""
 
+FACTS = "search_r3"
+"""Key of a Parquet file's metadata: a JSON object of what the vectors are of."""
+
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """A place to write to that takes the place of `path` on leaving; nothing is left of what failed."""
+    """A place to write to that takes the place of `path` on leaving; nothing is left of what failed.
+
+    It is of this process alone: a worker that was given up may still write what another has taken over.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{socket.gethostname()[:64]}.{os.getpid()}.part")
     try:
         yield part
         sync(part)
@@ -95,14 +102,16 @@ def _check_faiss(path: Path, rows: np.ndarray) -> None:
         raise RuntimeError(f"{path}: this version of FAISS ({faiss.__version__}) reads another index from it")
 
 
-def write_parquet(path: Path, rows: np.ndarray, ids: Sequence[str], facts: Mapping[str, str]) -> list[str]:
+def write_parquet(path: Path, rows: np.ndarray, ids: Sequence[str], facts: Mapping[str, object]) -> list[str]:
     """A table of `_id` (text) and `vector` (a list of `D` fp32 numbers), a row group per block.
+
+    Its pages carry checksums. Vectors are not compressed: their bits are as good as random.
 
     Args:
         path: of the file.
         rows: `[N, D]`, unit norm; a memory map is read in blocks.
         ids: `[N]`.
-        facts: what the vectors are of, into the file's metadata under `search_r3`.
+        facts: what the vectors are of, into the file's metadata under `FACTS`.
 
     Returns:
         Lines that say what was written.
@@ -112,8 +121,10 @@ def write_parquet(path: Path, rows: np.ndarray, ids: Sequence[str], facts: Mappi
 
     n_rows, width = rows.shape
     kinds = {"_id": pyarrow.string(), "vector": pyarrow.list_(pyarrow.float32(), width)}
-    schema = pyarrow.schema(kinds, metadata={"search_r3": json.dumps(dict(facts))})
-    with _whole(path) as part, parquet.ParquetWriter(part, schema) as writer:
+    schema = pyarrow.schema(kinds, metadata={FACTS: json.dumps(dict(facts))})
+    compression = {"_id": "zstd", "vector.list.element": "none"}
+    how = {"compression": compression, "use_dictionary": False, "write_page_checksum": True}
+    with _whole(path) as part, parquet.ParquetWriter(part, schema, **how) as writer:
         for start, block in _blocks(rows):
             names = pyarrow.array([str(name) for name in ids[start : start + len(block)]], kinds["_id"])
             vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(block.ravel()), width)

@@ -43,6 +43,9 @@ DIFFERENCES = {
 
 Embed = Callable[[Sequence[str]], ArrayLike]
 
+Block = tuple[np.ndarray, int | None]
+"""Rows `[n, D]`, contiguous fp32, and how many of their texts were read in part; None: not counted."""
+
 
 class StoreError(RuntimeError):
     """Stored embeddings that cannot be used; the message names the folder and what to do."""
@@ -84,15 +87,50 @@ def stored_embeddings(
             does not fit on the disk.
         ValueError: If there is no text, or `embed` returns anything but finite `[n, D]`.
     """
-    if len(texts) == 0:
+
+    def encoded(done: int) -> Iterator[Block]:
+        for start in range(done, len(texts), chunk_size):
+            chunk = [texts[row] for row in range(start, min(start + chunk_size, len(texts)))]
+            vectors = checked_rows(embed(chunk), start, start + len(chunk))
+            yield vectors, None if count_cut is None else count_cut(chunk)
+
+    return stored_rows(root, key, len(texts), encoded, progress)
+
+
+def stored_rows(
+    root: str | Path,
+    key: Mapping[str, str],
+    n_rows: int,
+    blocks_from: Callable[[int], Iterator[Block]],
+    progress: bool = True,
+    what: str = "embed",
+) -> np.memmap:
+    """Embeddings that come in blocks, from a model or from files; rows that are on disk are not asked for.
+
+    Args:
+        root: folder of all stores.
+        key: what the embeddings depend on, the corpus included.
+        n_rows: `N`.
+        blocks_from: gives the blocks from a row on, one after the other.
+        progress: whether to show how far it is.
+        what: is shown then.
+
+    Returns:
+        `[N, D]` fp32, a read-only memory map.
+
+    Raises:
+        StoreError: As `stored_embeddings`.
+        ValueError: If there is no row, or the blocks differ in width.
+    """
+    if n_rows == 0:
         raise ValueError("a store needs at least one document")
     folder = store_folder(root, key)
     with _written_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if _rows_done(folder) < len(texts):
+    if _rows_done(folder) < n_rows:
         with _writing(folder):
-            _fill(folder, key, texts, embed, chunk_size, progress, count_cut)
-    return open_store(folder, key, len(texts))
+            _fill(folder, key, n_rows, blocks_from, progress, what)
+    return open_store(folder, key, n_rows)
 
 
 def open_store(folder: Path, key: Mapping[str, str], n_rows: int) -> np.memmap:
@@ -135,36 +173,32 @@ def cut_texts(folder: Path, count: Callable[[], int]) -> int:
 def _fill(
     folder: Path,
     key: Mapping[str, str],
-    texts: Sequence[str],
-    embed: Embed,
-    chunk_size: int,
+    n_rows: int,
+    blocks_from: Callable[[int], Iterator[Block]],
     progress: bool,
-    count_cut: Callable[[Sequence[str]], int] | None,
+    what: str,
 ) -> None:
     done = _rows_done(folder)
-    width = _checked_width(folder, key, len(texts)) if done else None
+    width = _checked_width(folder, key, n_rows) if done else None
     if done:
-        log.info("%s: %d of %d rows are there, encoding goes on", folder, done, len(texts))
+        log.info("%s: %d of %d rows are there, encoding goes on", folder, done, n_rows)
     else:
-        _say_what_is_not_used(folder, key, len(texts))
+        _say_what_is_not_used(folder, key, n_rows)
     with _written_to(folder):
         _drop_torn_line(folder / "done.jsonl")
-    with Progress(len(texts), "embed", "documents", progress, initial=done) as bar:
-        for start in range(done, len(texts), chunk_size):
-            stop = min(start + chunk_size, len(texts))
-            chunk = [texts[row] for row in range(start, stop)]
-            vectors = _checked(embed(chunk), start, stop)
+    with Progress(n_rows, what, "documents", progress, initial=done) as bar:
+        for vectors, n_cut in blocks_from(done):
             if width is None:
                 width = vectors.shape[1]
-                _create(folder, key, (len(texts), width))
+                _create(folder, key, (n_rows, width))
             if vectors.shape[1] != width:
                 raise ValueError(f"embed gave width {vectors.shape[1]} after {width}")
-            n_cut = 0 if count_cut is None else count_cut(chunk)
-            with _written_to(folder, (len(texts), width)):
-                _write(folder, start, vectors)
-                entry = {"start": start, "stop": stop, "sha256": _digest(vectors)}
-                _append(folder / "done.jsonl", entry if count_cut is None else entry | {"cut": n_cut})
-            bar.update(stop - start)
+            with _written_to(folder, (n_rows, width)):
+                _write(folder, done, vectors)
+                entry = {"start": done, "stop": done + len(vectors), "sha256": _digest(vectors)}
+                _append(folder / "done.jsonl", entry if n_cut is None else entry | {"cut": n_cut})
+            done += len(vectors)
+            bar.update(len(vectors))
 
 
 def _say_what_is_not_used(folder: Path, key: Mapping[str, str], n_rows: int) -> None:
@@ -204,7 +238,12 @@ def _checked_width(folder: Path, key: Mapping[str, str], n_rows: int) -> int:
     return width
 
 
-def _checked(vectors: ArrayLike, start: int, stop: int) -> np.ndarray:
+def checked_rows(vectors: ArrayLike, start: int, stop: int) -> np.ndarray:
+    """The embeddings of rows `start` to `stop - 1` as contiguous fp32.
+
+    Raises:
+        ValueError: If they are not `[stop - start, D]`, or one is not finite.
+    """
     result = np.ascontiguousarray(vectors, dtype=np.float32)
     if result.ndim != 2 or len(result) != stop - start:
         raise ValueError(f"embed must give [{stop - start}, D] for so many texts, got {result.shape}")

@@ -1,0 +1,176 @@
+"""Encoding by workers of Ray Data, on this machine or a cluster: an extra, `ray[data]`.
+
+Each worker is an actor that holds the model, takes a shard, writes its file and tells how many documents that
+were. A worker that dies is started again, and its shard is given out again; nothing but counts and places of
+texts travels between machines. Every machine needs the package, and model, corpus and output at one path.
+"""
+
+import contextlib
+import logging
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from search_r3.errors import UsageError
+from search_r3.evaluation.shards import Shard, write_shard
+from search_r3.models.interface import Embedder
+from search_r3.records import clipped
+
+DEATHS = 5
+"""Workers that may die over one shard: the next one ends the command, since the shard may be why."""
+
+STORE_MIB = 512
+"""Memory that a Ray of this machine alone keeps for what its processes hand each other: places of texts."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where workers run.
+
+    Attributes:
+        address: of a cluster; None for a Ray of this machine alone, which ends with the command.
+        n_workers: processes that hold the model; None for as many as there are GPUs or CPUs.
+        worker_cpus: CPU cores, and threads, of each.
+        has_gpu: whether each needs a GPU of its own.
+    """
+
+    address: str | None
+    n_workers: int | None
+    worker_cpus: int
+    has_gpu: bool
+
+
+def by_ray(
+    cluster: Cluster,
+    load: Callable[[], Embedder],
+    shards: Iterable[Shard],
+    folder: Path,
+    facts: Mapping[str, object],
+    heard: Callable[[int], None],
+) -> None:
+    """Encodes shards on workers, each of which writes the files of its own.
+
+    Args:
+        cluster: where.
+        load: reads the model, in each worker.
+        shards: what is encoded.
+        folder: of the files, at the same path on every machine.
+        facts: what the vectors are of; a worker whose model is another one refuses.
+        heard: is told of the documents of each shard that is written.
+
+    Raises:
+        UsageError: If the cluster is not there or too small, or a worker refuses.
+        RuntimeError: If a worker fails, or the workers of one shard die again and again.
+    """
+    import ray
+    from ray import data
+
+    with _connected(cluster):
+        settings = data.DataContext.get_current()
+        settings.enable_progress_bars = False  # ours counts documents
+        rows = [{"shard": pickle.dumps(shard)} for shard in shards]
+        n_workers = min(_n_workers(cluster), len(rows))
+        made = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            Worker,
+            fn_constructor_args=(load, folder, dict(facts)),
+            batch_size=1,
+            compute=data.ActorPoolStrategy(size=n_workers, max_tasks_in_flight_per_actor=2),
+            num_cpus=cluster.worker_cpus,
+            num_gpus=1 if cluster.has_gpu else 0,
+            ray_remote_args_fn=partial(dict, max_restarts=-1, max_task_retries=DEATHS),
+        )
+        try:
+            for row in made.iter_rows():
+                heard(int(row["n_documents"]))
+        except ray.exceptions.RayError as error:
+            raise _told(error) from error
+
+
+class Worker:
+    """An actor of Ray Data: a model, and the folder that it writes to."""
+
+    def __init__(self, load: Callable[[], Embedder], folder: Path, facts: Mapping[str, object]) -> None:
+        self.embedder, self.folder, self.facts = load(), folder, facts
+        key = dict(self.embedder.document_key)
+        if key != {name: facts.get(name) for name in key}:
+            raise UsageError("a worker reads another model at model.path= than this machine does")
+        if not folder.is_dir():
+            raise UsageError(
+                f"output={folder}: a worker's machine has no such folder; name one that all share"
+            )
+
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        shard = pickle.loads(batch["shard"][0])
+        write_shard(self.embedder, shard, self.folder, self.facts)
+        return {"n_documents": np.array([len(shard.ids)])}
+
+
+@contextlib.contextmanager
+def _connected(cluster: Cluster) -> Iterator[None]:
+    """A connection to Ray, which is started where there is no address and ends with this."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of ours reports to others
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of actors that count for Ray's dashboard
+    import ray
+
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    handler = signal.getsignal(signal.SIGTERM)
+    options = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": False}
+    if cluster.address is None:
+        options |= {"include_dashboard": False, "object_store_memory": STORE_MIB << 20}
+        options |= {"num_cpus": _cpus_of_own(cluster)}
+    try:
+        ray.init(address=cluster.address or "local", **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UsageError(f"address={cluster.address}: no Ray cluster there ({clipped(error)})") from error
+    try:
+        signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process without a word
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _cpus_of_own(cluster: Cluster) -> int:
+    """Cores that a Ray of this machine alone gives out: what was asked for, else all there are."""
+    n_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(n_cores, (cluster.n_workers or 0) * cluster.worker_cpus)
+
+
+def _n_workers(cluster: Cluster) -> int:
+    import ray
+
+    has = ray.cluster_resources()
+    room = int(has.get("CPU", 0)) // cluster.worker_cpus
+    if cluster.has_gpu:
+        room = min(room, int(has.get("GPU", 0)))
+    if cluster.n_workers is not None and cluster.n_workers <= room:
+        return cluster.n_workers
+    if cluster.n_workers is not None or room < 1:
+        needs = f"{cluster.worker_cpus} CPUs{' and a GPU' if cluster.has_gpu else ''}"
+        raise UsageError(
+            f"workers={'null' if cluster.n_workers is None else cluster.n_workers}: a worker needs {needs}, "
+            f"and Ray has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs, room for {room}"
+        )
+    return room
+
+
+def _told(error: Exception) -> Exception:
+    """What went wrong in a worker, in its own words where there are some."""
+    import ray
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UsageError):
+            return UsageError(str(cause))
+        if isinstance(cause, (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError)):
+            break
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return RuntimeError(f"a worker failed ({clipped(lines[-1] if lines else type(error).__name__)})")
