@@ -22,6 +22,7 @@ from search_r3.cli.compose import (
 )
 from search_r3.cli.entry import Composed, Reached
 from search_r3.cli.overrides import TRAINER_NODES, flat_keys, literal
+from search_r3.cli.ranks import is_first
 from search_r3.cli.run_folder import read_json, state_of
 from search_r3.cli.trust import CHECKPOINTS, checked_trust, refuse_foreign, stored_config
 from search_r3.errors import UsageError
@@ -63,8 +64,9 @@ def resumed(
     merged.trust = list(trust) or None  # never what the folder says
     check_complete(merged)
     refuse_changes(folder, stored, merged)
-    state = state_of(folder)
-    if state == "finished" and not differences(stored, merged, ignored=UNCOMPARED):
+    # Rank 0 alone judges: once it goes on, what the others see in the folder is partly of this very call.
+    is_done = state_of(folder) == "finished" and not differences(stored, merged, ignored=UNCOMPARED)
+    if is_done and is_first():
         raise UsageError(
             f"resume={folder}: this run is finished; raise a limit, as stage.trainer.max_steps=<more>"
         )

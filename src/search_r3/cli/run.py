@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from search_r3.cli.compose import ConfigSource, compose, last_value, plain_value, resolved_yaml
 from search_r3.cli.entry import Composed, Entry, Run
 from search_r3.cli.overrides import literal
+from search_r3.cli.ranks import is_first, own_rank
 from search_r3.cli.resume import (
     UNCOMPARED,
     changes_since,
@@ -69,7 +70,7 @@ def run_one(entry: Entry, source: ConfigSource, overrides: Sequence[str]) -> int
 
 def _take(folder: Path, stack: contextlib.ExitStack, where: str = ".") -> None:
     """Keeps other processes out of a folder that holds `where` until the stack ends; the first rank does."""
-    if _rank() == "0" and (folder / where).exists():
+    if is_first() and (folder / where).exists():
         stack.enter_context(taken(folder))
 
 
@@ -102,7 +103,9 @@ def _reused_folder(entry: Entry, config: DictConfig, folder: Path) -> Path | Non
     state = state_of(folder)
     if config.if_exists == "resume":
         refuse_pickles(folder, config, checked_trust(plain_value(config.get("trust"))))
-    if _rank() != "0":
+    if not is_first():
+        if _is_done(folder, config):
+            return None  # as rank 0, for which the others would wait
         config.resume = literal(str(folder))  # whatever rank 0 found
         return folder
     if config.if_exists == "refuse":
@@ -115,12 +118,19 @@ def _reused_folder(entry: Entry, config: DictConfig, folder: Path) -> Path | Non
     stored = stored_config(folder / "config.yaml")
     refuse_damaged(folder)
     refuse_changes(folder, stored, config)  # so whatever it has called is named by the user's own command
-    if state == "finished" and not differences(stored, config, ignored=UNCOMPARED):
+    if _is_done(folder, config):
         print(f"{folder} is finished; to retrain: rm -r {shlex.quote(str(folder))}")
         return None
     refuse_fewer_steps(folder, stored, config, entry.reached)
     config.resume = literal(str(folder))
     return folder
+
+
+def _is_done(folder: Path, config: DictConfig) -> bool:
+    """Whether the run in a folder is finished, and this command asks for no more than it did."""
+    if state_of(folder) != "finished" or not (folder / "config.yaml").is_file():
+        return False
+    return not differences(stored_config(folder / "config.yaml"), config, ignored=UNCOMPARED)
 
 
 def execute(name: str, run: Run, composed: Composed, folder: Path) -> None:
@@ -140,8 +150,8 @@ def execute(name: str, run: Run, composed: Composed, folder: Path) -> None:
     config = composed.config
     make_folder(folder)
     config.output_dir = literal(str(folder))
-    if _rank() != "0":
-        with logged(folder / f"{name}.rank{_rank()}.log", is_main=False):
+    if not is_first():
+        with logged(folder / f"{name}.rank{own_rank()}.log", is_main=False):
             _run_in_rank(run, config)
         return
     with taken(folder):
@@ -217,12 +227,3 @@ def _handed_down(folder: Path, resumes: bool) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _rank() -> str:
-    """Rank of this process under torchrun, SLURM or Lightning's own launcher; "0" on its own."""
-    for name in ("RANK", "SLURM_PROCID"):
-        if name in os.environ:
-            return os.environ[name]
-    node, local = os.environ.get("NODE_RANK", "0"), os.environ.get("LOCAL_RANK", "0")
-    return local if node == "0" else f"{node}.{local}"

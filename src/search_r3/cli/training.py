@@ -6,7 +6,6 @@ there is one.
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from search_r3.cli.curves import drawn_curves
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.model_choice import MADE_HERE, read_facts
+from search_r3.cli.ranks import is_first
 from search_r3.cli.run_folder import log_written, read_json, write_metrics
 from search_r3.cli.wandb_run import ended, log_results, run_logger, uses_wandb
 from search_r3.files import json_text, keep_earlier, write_text
@@ -95,7 +95,7 @@ def _check_settings(stage: DictConfig) -> None:
 
 
 def _write_card(folder: Path, data: "TrainingData") -> None:
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_first():
         content = json_text({"name": data.name, "examples": len(data.examples), **data.card})
         keep_earlier(folder / "data_card.json", content)
         write_text(folder / "data_card.json", content)

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.devices import torch_is_cpu_build, visible_gpus
 from search_r3.cli.model_choice import MADE_BY_BASE, read_facts, refuse_reader
+from search_r3.cli.ranks import launched
 from search_r3.errors import UsageError
 from search_r3.folders import refuse_to_replace
 
@@ -128,6 +129,14 @@ def _check_strategy(strategy: DictConfig, is_sweep: bool) -> None:
             "strategy=deepspeed needs the package deepspeed, which is not installed. strategy=fsdp does not"
         )
     ranks = (devices if isinstance(devices, int) else len(devices)) * strategy.get("num_nodes", 1)
+    is_counted = not isinstance(devices, str)  # "auto" is as many as there are
+    if is_counted and (started := launched()) is not None and started[0] != ranks:
+        choice = "ddp_cpu" if strategy.get("accelerator") == "cpu" else "ddp"
+        raise UsageError(
+            f"torchrun started {started[0]} processes, {started[1]} of them on this machine, and the "
+            f"strategy wants {ranks}: give strategy={choice} strategy.devices={started[1]} "
+            f"strategy.num_nodes={started[0] // started[1]}"
+        )
     if is_sweep and ranks > 1:
         raise UsageError(
             f"a sweep runs its jobs in one process, and this strategy wants {ranks} ranks per job. Use "
