@@ -17,6 +17,7 @@ import pytest
 from drifting import DriftingCorpus, dcg_on
 
 from search_r3.distributed import Ranks
+from search_r3.index.backends.faiss_index import FaissIndex
 from search_r3.index.backends.flat import InPlaceIndex
 from search_r3.index.backends.hnsw import HNSWIndex
 from search_r3.index.backends.ivf import IVFIndex
@@ -380,6 +381,7 @@ def test_an_audit_changes_no_row_and_leaves_no_file(tmp_path):
 BACKENDS = [
     pytest.param(InPlaceIndex, id="flat"),
     pytest.param(partial(IVFIndex, n_lists=8, n_probe=3, retrain_above=0.1), id="ivf"),
+    pytest.param(partial(FaissIndex, factory="IVF8,SQ8", n_probe=3, retrain_above=0.5), id="faiss"),
     # so narrow that a graph with other links would answer otherwise
     pytest.param(partial(HNSWIndex, n_links=4, ef_construction=8, ef_search=4), id="hnsw"),
 ]

@@ -1,6 +1,7 @@
 """Two processes that share a corpus against one that holds it all: the same rows, rankings and ledger."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from test_live_index import KEY, RULES, created, settings_of, without_seconds
 from two_processes import on_two_ranks
 
 from search_r3.distributed import Ranks
+from search_r3.index.backends.faiss_index import FaissIndex
 from search_r3.index.backends.flat import InPlaceIndex
 from search_r3.index.rows.cache import StoreError
 from search_r3.index.rules.base import StepQueries
@@ -125,6 +127,26 @@ def no_file_for_an_audit(folder, rank):
     return texts
 
 
+def by_codes(folder, rank):
+    """The rule `candidates` over lists of codes, all of which are probed, with a restart in between."""
+    corpus, backend = DriftingCorpus(n=N), partial(FaissIndex, factory="IVF8,SQ8", n_probe=8)
+    rule = RULES["candidates"]
+    with created(folder, corpus, rule(), backend=backend, **SETTINGS) as index:
+        lines, found = steps(index, corpus, 1, 6, rank)
+        state = json.loads(json.dumps(index.state_dict()))
+        index.commit(state)
+        trained = index._index._empty.copy()
+    with LiveIndex.restore(
+        folder, KEY, state, backend, settings_of(rule(), **SETTINGS), chunk_size=50
+    ) as index:
+        is_same = (index._index._empty == trained).all()
+        more, rest = steps(index, corpus, 6, 8, rank)
+        return {
+            "lines": without_seconds(lines + more), "found": found + rest, "rows": index.rows.copy(),
+            "is_same": bool(is_same), "trained": trained,
+        }  # fmt: skip
+
+
 def work(rank, folder):
     """Everything that one of the two processes does."""
     results = {}
@@ -149,6 +171,7 @@ def work(rank, folder):
         index.build(corpus.encoder(2), step=2)
         results["built"] = {"rows": index.rows.copy(), "ages": set(index.encoded_at.tolist())}
         results["built"]["encoded"] = [row for _, row in corpus.encoded]
+    results["faiss"] = by_codes(folder / "faiss", rank)
     results["full disk"] = full_disk(folder / "disk", rank)
     results["full disk while moving"] = full_disk_while_rows_are_moved(folder / "moving", rank)
     results["no file"] = no_file_for_an_audit(folder / "files", rank)
@@ -174,6 +197,18 @@ def test_two_ranks_give_the_rows_the_rankings_and_the_ledger_of_one(name, two_ra
     assert two[0]["lines"] == two[1]["lines"]
     for line, expected in zip(two[0]["lines"], one["lines"], strict=True):
         assert line == pytest.approx(expected, abs=1e-5)
+
+
+def test_two_ranks_with_an_index_of_codes_each_find_what_one_process_finds_in_the_rows(two_ranks, tmp_path):
+    one, two = one_process(tmp_path, "candidates"), [results["faiss"] for results in two_ranks]
+    assert all(part["is_same"] for part in two)
+    assert not np.array_equal(*(part["trained"] for part in two))  # each on the rows that it holds
+    assert (np.concatenate([part["rows"] for part in two]) == one["rows"]).all()
+    assert two[0]["lines"] == two[1]["lines"] == one["lines"]
+    for step, (scores, found) in enumerate(one["found"], start=1):
+        both = [part["found"][step - 1] for part in two]
+        for place, expected in enumerate((scores, found)):
+            assert (np.concatenate([rank[place] for rank in both]) == expected).all()
 
 
 def test_rows_to_encode_are_dealt_evenly_and_none_is_encoded_by_both(two_ranks):

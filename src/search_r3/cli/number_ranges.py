@@ -302,6 +302,13 @@ TARGETS: Mapping[str, Mapping[str, Range]] = {
         "retrain_above": UP_TO_1,
         "seed": SEED,
     },
+    "search_r3.index.backends.faiss_index.FaissIndex": {
+        "n_probe": COUNT,
+        "n_rescored": COUNT,
+        "train_rows": COUNT,
+        "retrain_above": POSITIVE,
+        "seed": SEED,
+    },
     "search_r3.index.backends.hnsw.HNSWIndex": {
         "n_links": COUNT,
         "ef_construction": COUNT,

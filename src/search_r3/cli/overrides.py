@@ -33,6 +33,8 @@ PATHS = (
 """Keys whose value is a path, by last component or as an ending (`output_dir`); `null` unsets them."""
 PATH_LISTS = ("files",)
 """Keys whose value is a path or a list of paths in brackets."""
+COMMAS = ("factory",)
+"""Keys, by last component, whose value is a text with commas, such as `IVF4096,SQ8`; `null` unsets them."""
 TRAINER_NODES = ("stage.trainer", "strategy", "debug")
 """Nodes that are handed to `pytorch_lightning.Trainer` as arguments."""
 
@@ -95,6 +97,8 @@ def _value(key: str, value: str, is_sweep: bool) -> str:
             items = [item.strip() for item in value[1:-1].split(",")]
             return "[" + ",".join(_quoted_path(key, item) for item in items if item) + "]"
         return value if is_choice else f"[{_quoted_path(key, value)}]"
+    if _is_named(key, COMMAS) and not is_choice and value != "null":
+        return value if value[:1] in ("'", '"') else quoted(value)
     if _is_named(key, PATHS) and not is_choice and value != "null":
         return _quoted_path(key, value)
     return value

@@ -11,6 +11,7 @@ from search_r3.cli.ranks import launched
 from search_r3.errors import UsageError
 from search_r3.folders import refuse_to_replace
 
+FACTORIES = "search_r3.index.backends.faiss_index.FaissIndex"
 SAVE_DTYPES = ("float32", "bfloat16", "float16")
 REFUSED_BY_MANUAL_OPTIMIZATION = {
     "gradient_clip_val": "stage.module.optimization.max_grad_norm",
@@ -89,6 +90,22 @@ def _check_start_of_rl(config: DictConfig) -> None:
             "src.train stage=sft`, then model.path=<its run folder>/model; to start from it all the same, "
             f"name it: model.path={path}"
         )
+    if "factory" in (config.get("index") or {}):
+        _check_factory(config.index, path)
+
+
+def _check_factory(index: DictConfig, path: str) -> None:
+    """A string of faiss is tried at the model's width, where the folder says it, before anything is read."""
+    facts = read_facts(path)
+    described = facts.architecture if facts else {}
+    width = described.get("hidden_size", (described.get("text_config") or {}).get("hidden_size"))
+    if isinstance(width, int) and index.get("_target_") == FACTORIES:
+        from search_r3.index.backends.faiss_factory import made
+
+        try:
+            made(index.factory, width)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
 
 
 def _check_model_folder(path: str | None) -> None:

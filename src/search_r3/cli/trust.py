@@ -56,6 +56,7 @@ BUILDERS = frozenset(
         "search_r3.evaluation.modes.Reasoning",
         "search_r3.evaluation.modes.ShuffledReasoning",
         "search_r3.index.rules.certified.Certified",
+        "search_r3.index.backends.faiss_index.FaissIndex",
         "search_r3.index.backends.hnsw.HNSWIndex",
         "search_r3.index.backends.ivf.IVFIndex",
         "search_r3.index.rules.neighbourhood.Graph",

@@ -35,7 +35,7 @@ from search_r3.index.rows.checks import checked_queries
 from search_r3.index.rows.live import NEVER, LiveStore
 from search_r3.index.rules.base import Audit, Moved, Refresh, StepQueries, View
 from search_r3.index.saved_state import forget_states, save_state, shard_folder, state_folder
-from search_r3.index.shard import Shard
+from search_r3.index.shard import Shard, check_size
 from search_r3.index.top_k import search_shards
 
 
@@ -92,11 +92,11 @@ class LiveIndex:
 
         Raises:
             StoreError: If the folder holds the rows of a run, is in use, or the disk has no room.
-            ValueError: If the corpus is empty, or has fewer documents than there are ranks.
+            ValueError: As `check_size` says.
         """
         ranks = ranks or Ranks()
         shape = tuple(getattr(source, "shape", source))
-        _check_size(shape, ranks)
+        check_size(shape, ranks, make_index)
         own = ranks.shard(shape[0])
         held = source[own] if isinstance(source, np.ndarray) else (own.stop - own.start, shape[1])
         folder = shard_folder(folder, ranks)
@@ -435,12 +435,3 @@ class LiveIndex:
         rows = self._store.state_dict()
         saved = save_state(self._store.folder, rows["number"], self._index, self.settings.rule)
         return {"rows": rows, "saved": saved}
-
-
-def _check_size(shape: tuple[int, ...], ranks: Ranks) -> None:
-    if len(shape) != 2 or min(shape) < 1:
-        raise ValueError(
-            f"an index needs [N, D] rows with N > 0 and D > 0, got {shape}: is the corpus empty?"
-        )
-    if shape[0] < ranks.size:
-        raise ValueError(f"{shape[0]} documents cannot be dealt to {ranks.size} ranks; use fewer")

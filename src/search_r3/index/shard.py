@@ -3,6 +3,7 @@
 import numpy as np
 
 from search_r3.distributed import Ranks
+from search_r3.index.backends.base import MakeIndex, check_settings
 from search_r3.index.rows.live import LiveStore
 
 
@@ -32,3 +33,19 @@ class Shard:
         places = self.places(np.unique(rows))
         stale = self.store.encoded_at[places] != step
         return self.ranks.joined(self.first_row + places[stale])
+
+
+def check_size(shape: tuple[int, ...], ranks: Ranks, make_index: MakeIndex) -> None:
+    """Refuses a corpus that cannot be dealt or served, before a row of it is encoded.
+
+    Raises:
+        ValueError: If the corpus is empty, has fewer documents than there are ranks, or the backend cannot be
+            made for it.
+    """
+    if len(shape) != 2 or min(shape) < 1:
+        raise ValueError(
+            f"an index needs [N, D] rows with N > 0 and D > 0, got {shape}: is the corpus empty?"
+        )
+    if shape[0] < ranks.size:
+        raise ValueError(f"{shape[0]} documents cannot be dealt to {ranks.size} ranks; use fewer")
+    check_settings(make_index, shape[0] // ranks.size, shape[1])

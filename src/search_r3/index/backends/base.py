@@ -8,6 +8,7 @@ of past updates, but for what the approximate backends say of themselves.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -50,6 +51,23 @@ class Index(Protocol):
 
 MakeIndex = Callable[..., Index]
 """`(embeddings, saved=None)` to an index: what a file in conf/index configures."""
+
+
+def check_settings(make_index: MakeIndex, n_rows: int, width: int) -> None:
+    """Lets a backend refuse its settings before any row is encoded, by its `check`, where it has one.
+
+    Args:
+        make_index: a class, or a partial call of one, as conf/index gives it.
+        n_rows: of the smallest part of the corpus that a process holds.
+        width: of the rows.
+
+    Raises:
+        ValueError: As the backend's `check(n_rows, width, **settings)` does.
+    """
+    made = make_index if isinstance(make_index, partial) else partial(make_index)
+    check = getattr(made.func, "check", None)
+    if check is not None:
+        check(n_rows, width, **made.keywords)
 
 
 def changed_rows(rows: ArrayLike, n_rows: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from search_r3.index.backends.base import MakeIndex
 from search_r3.index.rows.cache import StoreError, open_store, store_folder, stored_embeddings
 from search_r3.index.rules.base import Refresh
 from search_r3.index.served import LiveIndex
+from search_r3.index.shard import check_size
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.stages.data import ExamplesDataModule, Rows
 from search_r3.stages.precision import forward_precision
@@ -128,6 +129,7 @@ class RLDataModule(ExamplesDataModule):
                 chunk_size=self.encode_batch,
             )  # fmt: skip
             return
+        check_size((len(self.corpus), self.embedder.width), Ranks(), self.make_index)
         root = Path(self.trainer.default_root_dir).resolve()
         self.index = LiveIndex.create(
             self.store, self.key, self._cached_rows(), self.make_index, self.refresh,
