@@ -12,6 +12,9 @@ STAMP := $(VENV)/.installed-$(firstword $(shell cat requirements.lock pyproject.
 EXTRAS_RUN := $(VENV)-extras/bin/python
 EXTRAS_STAMP := $(VENV)-extras/.installed-$(firstword $(shell \
 	cat requirements.lock requirements-extras.lock pyproject.toml hatch_build.py | cksum))
+BENCH_RUN := $(VENV)-bench/bin/python
+BENCH_STAMP := $(VENV)-bench/.installed-$(firstword $(shell \
+	cat requirements.lock requirements-bench.lock pyproject.toml hatch_build.py | cksum))
 SEED ?= 1
 QUICKSTART := outputs/quickstart$(if $(filter-out 1,$(SEED)),-seed$(SEED))
 REFRESH ?= candidates
@@ -26,7 +29,7 @@ REPRODUCE = BEIR_DIR="$(BEIR_DIR)" ENTAILMENTBANK_DIR="$(ENTAILMENTBANK_DIR)" \
 .DEFAULT_GOAL := help
 .PHONY: help setup try demo serve serve-arguments train base science science-arguments science-gpu hops lint \
 	test test-extras chromium mutants faults eval eval-arguments compare compare-arguments report \
-	report-arguments bench-refresh bench-scale reproduce reproduce-arguments tables docs clean
+	report-arguments bench bench-refresh bench-scale reproduce reproduce-arguments tables docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -189,6 +192,18 @@ report: report-arguments setup  ## RUN="<folder> ..." [HTML=<file>]: runs, sweep
 report-arguments:
 	@test -n "$(REPORTED)" || { echo 'Usage: make report RUN="<folder> ..." [HTML=<file>]' >&2; exit 2; }
 
+bench: $(BENCH_STAMP)  ## side by side with sentence-transformers, TRL, mteb and others: [ROWS="encode sft"] [BEIR_DIR=<folder>]; 3 hours
+	@$(BENCH_RUN) -m src.bench $(if $(ROWS),"rows=[$(shell echo $(ROWS) | tr ' ' ',')]") $(if $(BEIR_DIR),"beir_dir=$(BEIR_DIR)")
+
+$(BENCH_STAMP): requirements.lock requirements-bench.lock pyproject.toml hatch_build.py
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 found on PATH. Name one: make bench PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -x $(BENCH_RUN) || $(PYTHON) -m venv $(VENV)-bench
+	$(BENCH_RUN) -m pip install --disable-pip-version-check --quiet --requirement requirements.lock \
+		--requirement requirements-bench.lock
+	$(BENCH_RUN) -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)-bench/.installed-*
+	@touch $@
+
 bench-refresh: setup  ## [MODEL=<folder>]: one RL run under every refresh rule: agreement against documents encoded
 	@$(RUN) -m src.benchmarks.refresh "model.path=$(or $(MODEL),$(QUICKSTART)/sft/model)"
 
@@ -216,5 +231,5 @@ $(VENV)-docs/.installed: requirements-docs.lock
 	@touch $@
 
 clean:  ## remove the environment and the caches; outputs/ stays
-	rm -rf $(VENV) $(VENV)-docs $(VENV)-extras .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-docs $(VENV)-extras $(VENV)-bench .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

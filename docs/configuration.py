@@ -40,7 +40,10 @@ COMMANDS = """
 `src.train` as well.
 """
 
-ORDER = ("train", "evaluate", "search", "serve", "encode", "export", "tune", "bench_refresh", "bench_scale")
+ORDER = (
+    *("train", "evaluate", "search", "serve", "encode", "export", "tune"),
+    *("bench", "bench_refresh", "bench_scale"),
+)
 """Commands in the order of the page; a further one comes last."""
 
 GROUPS = {

@@ -34,6 +34,7 @@ COMMANDS = (
     "src.upgrade",
     "src.base",
     "src.gate",
+    "src.bench",
     "src.entailmentbank",
     "src.benchmarks.base_parity",
     "src.benchmarks.memory",
@@ -102,6 +103,8 @@ def arguments(command, place, tmp_path, nano_folder):
         ]
     if command in ("src.check", "src.upgrade", "src.benchmarks.popularity"):
         return [str(place)]
+    if command == "src.bench":
+        return ["rows=[rank]", f"output_dir={place}"]
     if command == "src.gate":
         return [str(tmp_path), f"--output={place}/mode/auto.yaml"]
     if command == "src.entailmentbank":

@@ -38,6 +38,7 @@ LAYERS = [
         "base",
         "entailmentbank",
         "gate",
+        "bench",
         "benchmarks",
         "__main__",
     ),
@@ -48,7 +49,12 @@ STRANGERS = {("index", "models"), ("models", "objectives")}
 """Neither may import the other, though one stands lower."""
 
 MAY_IMPORT_HYDRA = ("cli", "train", "evaluate", "search", "encode", "export", "tune", "benchmarks")
-ENTRY_POINTS_MAY_SHARE = {("demo", "search"), ("tune", "train"), ("benchmarks", "train")}
+ENTRY_POINTS_MAY_SHARE = {
+    ("demo", "search"),
+    ("tune", "train"),
+    ("benchmarks", "train"),
+    ("bench", "benchmarks"),
+}
 
 
 def module_name(path: Path, root: Path) -> str:

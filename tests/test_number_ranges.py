@@ -24,6 +24,8 @@ COMMANDS = {
     "serve": ["model.path=m", "corpus=c"],
     "export": ["model.path=m", "to=faiss", "output=o"],
     "bench_scale": [],
+    "bench": [],
+    "encode": ["model.path=m", "corpus=c", "output=o"],
 }
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
 OPTIONS = [
@@ -211,6 +213,12 @@ tune startup_trials=-1
 bench_scale n_documents=0
 bench_scale n_steps=0
 bench_scale offset=-1
+bench threads.0=0
+bench busy.0=-1
+bench rounds=0
+bench max_seconds=0
+bench sizes.nano.documents=1
+bench sizes.smollm2_135m.new_tokens=0.5
 """
 
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "tune": "search over configuration keys",
     "base": "make a folder of a real pretrained model out of a registry package",
     "entailmentbank": "make the folder of data=entailmentbank out of a clone of its source",
+    "bench": "this project side by side with what its users would use instead",
     "gate": "set on validation when the mode auto reasons: gate <evaluation>/<benchmark>",
     "check": "what a model folder does with a text, and other tools with it",
     "upgrade": "bring model folders of before to the present state",

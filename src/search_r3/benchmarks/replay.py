@@ -56,7 +56,7 @@ def replayed(task: Task) -> Iterator[dict[str, float]]:
     """
     recording = task.replay.recording
     task.settings.rule.reward_reads(task.reward.reads.best_wrong, task.reward.reads.cut_off)
-    _forget_peak()
+    forget_peak()
     index = LiveIndex.create(
         task.folder, {"replay": str(recording.folder.resolve())}, task.base, task.make_index, task.settings,
         chunk_size=CHUNK, step=recording.steps[0], overwrite=True,
@@ -125,14 +125,14 @@ def _sizes(folder: Path, only: str | None = None) -> dict[str, int]:
     return sizes
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Lets the largest resident size count from now on, where the system can (Linux)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def _peak() -> int:
-    """Largest resident size in bytes since `_forget_peak`, or of the process."""
+    """Largest resident size in bytes since `forget_peak`, or of the process."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):

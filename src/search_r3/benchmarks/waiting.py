@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"second; ratio {ratio['median']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f})"
         )
     if arguments.output:
-        write_json(arguments.output, {**provenance(), "cpu": _processor(), "rows": rows})
+        write_json(arguments.output, {**provenance(), "cpu": processor(), "rows": rows})
         print(json.dumps({"wrote": str(arguments.output)}))
     return 0
 
@@ -144,7 +144,7 @@ def _check(arguments: argparse.Namespace) -> None:
         make_folder(arguments.output.parent, "--output")  # before minutes of timings
 
 
-def _processor() -> str:
+def processor() -> str:
     """What the system calls the processor, and how many there are."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,0 +1,141 @@
+"""Is it ahead? `python -m src.bench` compares this project with what its users would use instead.
+
+Each row first holds both sides to the same result, then times them in alternation: sentence-transformers
+for encoding and SFT, transformers and TRL for rollouts and GRPO, mteb for an evaluation, NumPy and FAISS for
+exact ranks. `make bench` installs the peers into an environment of their own. One row: `rows=[encode]`. What
+is finished is kept, and a call that was interrupted goes on behind it.
+"""
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from search_r3.cli.command import entry_point
+from search_r3.cli.overrides import did_you_mean
+from search_r3.cli.run_folder import log_written, provenance
+from search_r3.errors import UsageError
+from search_r3.files import write_json
+from search_r3.progress import Progress
+
+log = logging.getLogger(__name__)
+
+NEEDS = {
+    "encode": ("sentence_transformers",),
+    "queries": ("sentence_transformers",),
+    "sft": ("sentence_transformers",),
+    "grpo": ("trl",),
+    "evaluation": ("sentence_transformers", "mteb"),
+    "memory": ("sentence_transformers", "trl"),
+}
+"""Packages that a row compares with, besides those of requirements.lock."""
+
+
+def check(config: DictConfig, is_sweep: bool) -> None:
+    """Refuses what cannot be compared; see `entry_point`.
+
+    Raises:
+        UsageError: With the reason.
+    """
+    if is_sweep:
+        raise UsageError("src.bench runs every case already; --multirun does not apply")
+    for key, known in (("rows", _known_rows()), ("models", list(config.sizes))):
+        for name in config[key]:
+            if name not in known:
+                hint = did_you_mean(str(name), known)
+                raise UsageError(f"{key}: {name} does not exist.{hint} Choices: {', '.join(known)}")
+    for key in ("rows", "models", "threads", "busy"):
+        given = list(config[key])
+        if not given or len(set(given)) != len(given):
+            raise UsageError(f"{key} must name at least one, and each once, got {given}")
+    if config.precision not in ("fp32", "bf16"):
+        raise UsageError(f"precision must be fp32 or bf16, got {config.precision}")
+    needed = sorted({package for row in config.rows for package in NEEDS.get(row, ())})
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    if missing:
+        raise UsageError(
+            f"{', '.join(sorted(missing))}: not installed here; `make bench` installs what is compared"
+        )
+
+
+def _known_rows() -> list[str]:
+    """Names that `rows=` takes."""
+    from search_r3.benchmarks.peers.names import ROWS
+
+    return list(ROWS)
+
+
+def run(config: DictConfig) -> None:
+    """Measures the cases that are not finished, and writes what all of them say."""
+    from search_r3.benchmarks.peers import table
+    from search_r3.benchmarks.peers.cases import Case, CaseError, Keeper, measured, planned
+    from search_r3.benchmarks.peers.machine import described
+
+    folder, machine = Path(config.output_dir), described()
+    plain = OmegaConf.to_container(config, resolve=True)
+    rows, models, left_out = _possible(plain)
+    cases = planned(rows, models, plain["threads"], plain["busy"])
+
+    def settings_of(case: Case) -> dict:
+        sizes = plain["sizes"][case.model or next(iter(plain["sizes"]))]
+        scifact = Path(plain["beir_dir"] or ".") / "scifact"
+        names = ("rounds", "max_seconds", "precision", "smollm2", "cache_dir", "seed", "refresh_keys")
+        return {name: plain[name] for name in names} | {"sizes": sizes, "scifact": str(scifact)}
+
+    work = folder / "work"
+    found, failed = {}, []
+    with Progress(len(cases), "bench", "cases") as progress:
+        for case in cases:
+            keeper = Keeper(folder / "cases", {"settings": settings_of(case), "machine": machine})
+            result = keeper.read(case)
+            if result is None:
+                log.info("measures %s", case.name)
+                try:
+                    result = measured(case, settings_of(case), work)
+                except CaseError as error:
+                    log.error("%s", error)
+                    failed.append(str(error))
+                    progress.update()
+                    continue
+                keeper.write(case, result)
+            found[case] = result
+            progress.update(values=lambda name=case.name: name)
+    written = table.rows_of(found)
+    facts = {"machine": machine, "left_out": left_out, "failed": failed, "rows": written}
+    write_json(folder / "metrics.json", provenance(seed=config.seed) | facts)
+    (folder / "table.md").write_text(table.markdown(written), encoding="utf-8")
+    print(table.markdown(written))
+    for each in (*left_out, *failed):
+        print(f"not measured: {each}")
+    table.picture(written, folder / "metrics.png")
+    log_written(folder / "metrics.json", folder / "table.md", folder / "metrics.png")
+    if failed and not written:
+        raise RuntimeError(f"nothing could be measured: {failed[0]}")
+
+
+def _possible(config: dict) -> tuple[list[str], list[str], list[str]]:
+    """Rows and models of which there is all that they need, and why others are left out."""
+    from search_r3.benchmarks.peers.names import SMOLLM2_NAME
+
+    rows, models, left_out = list(config["rows"]), list(config["models"]), []
+    if SMOLLM2_NAME in models and not Path(config["smollm2"]).is_dir():
+        models.remove(SMOLLM2_NAME)
+        left_out.append(f"{SMOLLM2_NAME}: smollm2={config['smollm2']} is no folder; `make base` writes it")
+    scifact = Path(config["beir_dir"] or ".") / "scifact"
+    if "evaluation" in rows and not scifact.is_dir():
+        rows.remove("evaluation")
+        left_out.append(
+            "evaluation: beir_dir= names no folder with scifact in it; make bench BEIR_DIR=<folder>"
+        )
+    return rows, models, left_out
+
+
+def command(argv: Sequence[str] | None = None) -> None:
+    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
+    entry_point("bench", run, check, argv=argv)
+
+
+if __name__ == "__main__":
+    command()
