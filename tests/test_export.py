@@ -137,6 +137,27 @@ def test_a_folder_is_written_again_in_half_precision(nano_folder, tmp_path):
     assert origin == read_description(nano_folder)["provenance"]
 
 
+def test_documents_are_not_written_over(nano_folder, tmp_path):
+    folder = tmp_path / "collection"
+    folder.mkdir()
+    line = '{"_id": "a", "text": "x"}\n'
+    for name in ("corpus.jsonl", "vectors.ids.jsonl", "vectors.json"):
+        (folder / name).write_text(line)
+    (folder / "other.faiss").symlink_to("corpus.jsonl")
+    for corpus, output in (
+        ("corpus.jsonl", "corpus.jsonl"),
+        ("", "corpus.jsonl"),
+        ("corpus.jsonl", "other.faiss"),
+        ("vectors.ids.jsonl", "vectors"),
+        ("vectors.json", "vectors"),
+    ):
+        given = [f"corpus={folder / corpus}", f"output={folder / output}", "to=faiss"]
+        with pytest.raises(UsageError, match="is the corpus and would be lost"):
+            check(composed(f"model.path={nano_folder}", *given), False)
+    given = [f"corpus={folder / 'vectors.json'}", f"output={folder / 'another'}", "to=parquet"]
+    check(composed(f"model.path={nano_folder}", *given), False)
+
+
 @pytest.mark.parametrize(
     ("given", "problem"),
     [

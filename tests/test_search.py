@@ -184,6 +184,18 @@ def test_queries_are_read_from_standard_input_a_line_each(call, monkeypatch):
     assert [json.loads(line)["query"] for line in lines] == ["first query", "second [one]", "third: é"]
 
 
+def test_documents_without_text_are_kept_and_told(nano_folder, tmp_path, caplog):
+    """As published collections have them: two of Cranfield's."""
+    file = tmp_path / "some.jsonl"
+    rows = [{"_id": "a", "text": "x"}, {"_id": "b", "text": ""}, {"_id": "c", "title": " ", "text": " "}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    found = SearchR3.load(nano_folder, cache_dir=tmp_path / "cache").read(file).search("x", mode="direct")
+
+    assert {hit.id for hit in found.hits} == {"a", "b", "c"}
+    assert "2 of 3 documents have neither title nor text" in caplog.text
+
+
 def test_a_line_that_is_no_text_is_named(call, monkeypatch):
     piped(monkeypatch, b"first query\n\nna\xefve\n")
 

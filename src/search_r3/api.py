@@ -331,10 +331,14 @@ class _Spoken:
 
 
 def as_corpus(corpus: str | Path | Corpus | Sequence[str]) -> Corpus:
-    """Documents by id: of a folder in BEIR layout, a JSONL file, or texts, whose ids are their numbers."""
+    """Documents by id: of a folder in BEIR layout, a JSONL file, or texts, whose ids are their numbers.
+
+    Documents without text, as public collections have them, are kept and told, as evaluation keeps them.
+    """
     if isinstance(corpus, Corpus):
         return corpus
     if isinstance(corpus, (str, Path)):
         path = Path(corpus)
-        return load_corpus(file_in(path, "corpus.jsonl") if path.is_dir() else path)
+        file = file_in(path, "corpus.jsonl") if path.is_dir() else path
+        return load_corpus(file, allow_empty_documents=True)
     return Corpus([str(number) for number in range(len(corpus))], list(corpus))

@@ -20,6 +20,8 @@ from search_r3.folders import make_folder, refuse_to_replace
 
 OF_A_CORPUS = ("faiss", "parquet")
 FORMATS = (*OF_A_CORPUS, "folder")
+BESIDE = (".ids.jsonl", ".json")
+"""Endings of what `to=faiss` writes beside the index."""
 
 
 def check(config: DictConfig, is_sweep: bool) -> None:
@@ -46,6 +48,19 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         check_embeddings(config.embeddings)
     if output.is_dir():
         raise UsageError(f"output={output} is a folder; name the file that is to be written")
+    _refuse_the_corpus(Path(config.corpus), output)
+
+
+def _refuse_the_corpus(corpus: Path, output: Path) -> None:
+    """Refuses to write over the documents, under whatever name they are reached.
+
+    Raises:
+        UsageError: With the file that would be lost.
+    """
+    files = [corpus / f"corpus.jsonl{end}" for end in ("", ".gz")] if corpus.is_dir() else [corpus]
+    for written in (output, *(output.with_name(output.name + end) for end in BESIDE)):
+        if any(written.exists() and file.exists() and written.samefile(file) for file in files):
+            raise UsageError(f"output={output}: {written} is the corpus and would be lost; name another file")
 
 
 def _check_folder(config: DictConfig, output: Path) -> None:
