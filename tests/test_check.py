@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from plain_folders import byte_tokenizer, write_plain
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from search_r3.check import main
@@ -14,6 +15,7 @@ from search_r3.errors import UsageError
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.folder.checking import DOCUMENT, QUERY
 from search_r3.models.folder.upgrade import upgrade_folder
+from search_r3.models.vocabulary import give_pad_token
 
 
 def lines_of(capsys, folder):
@@ -169,20 +171,83 @@ def test_a_vector_that_depends_on_its_batch_is_wrong(nano_folder, monkeypatch, c
     assert lines["alone and in a batch"].startswith("differ by at most 3.0e+00; WRONG")
 
 
-def test_a_foreign_folder_is_told_what_it_is_not(nano_folder, tmp_path):
-    plain = write_plain(tmp_path / "plain", byte_tokenizer())
-    with pytest.raises(
-        UsageError, match=r"not a model folder.*no search_r3\.json, no <\|embed_token\|>"
-    ) as error:
-        main([str(plain)])
-    assert "as a Hugging Face folder" in str(error.value)
-    (plain / "modules.json").write_text("[]")
-    with pytest.raises(UsageError, match="as a model of sentence-transformers"):
-        main([f"model.path={plain}"])
+def encoder(place, pooling=None, prompts=None, eos=True, **tokenizer_settings):
+    """A folder of sentence-transformers, as it lies on a hub; without pooling, a plain one."""
+    tokenizer = byte_tokenizer()
+    give_pad_token(tokenizer)
+    end = tokenizer.eos_token
+    if eos:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
+        )
+    folder = write_plain(place, tokenizer)
+    if tokenizer_settings:
+        changed(folder, "tokenizer_config.json", **tokenizer_settings)
+    if pooling is None:
+        return folder
+    modules = [{"path": "", "type": "sentence_transformers.models.Transformer"}]
+    modules += [{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 12}')
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts or {}}))
+    return folder
+
+
+LAST = {"pooling_mode_lasttoken": True}
+
+
+def test_a_folder_of_sentence_transformers_is_looked_at(tmp_path, capsys):
+    code, lines = lines_of(capsys, encoder(tmp_path / "m", LAST, {"query": "find: "}, padding_side="left"))
+
+    assert code == 0
+    assert lines["kind"].startswith("sentence-transformers: Transformer, Pooling")
+    assert lines["limits"].startswith("12 tokens")
+    assert lines["prompt of a query"] == "'find: '"
+    assert lines["prompt of a document"] == "none"
+    assert lines["a cut document ends"].endswith("(12 tokens)")
+    assert lines["pooling"] == "lasttoken"
+    assert float(lines["alone and in a batch"].split()[-1]) < 1e-5
+    assert "forgets it" in lines["without its query prompt"]
+
+
+FOREIGN = {
+    "a lost end token": ({"pooling": LAST, "eos": False}, "a query ends", "no end token"),
+    "padding before the first": (
+        {"pooling": {"pooling_mode": "cls"}, "padding_side": "left"},
+        "padding",
+        "the first place is read",
+    ),
+    "no pooling": ({}, "pooling", "not stated"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_is_commonly_wrong_with_a_folder_of_others_is_told(tmp_path, capsys, kind):
+    settings, name, told = FOREIGN[kind]
+
+    code, lines = lines_of(capsys, encoder(tmp_path / "m", **settings))
+
+    assert code == 1
+    assert "WRONG" in lines[name]
+    assert told in lines[name]
+
+
+def test_what_is_no_model_folder_is_told_what_it_lacks(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"no tokenizer\.json, no weights"):
+    with pytest.raises(
+        UsageError, match=r"no search_r3\.json, no tokenizer\.json, no config\.json, no weights"
+    ):
         main([f"model.path={tmp_path / 'empty'}"])
     with pytest.raises(UsageError, match="no such folder"):
         main([f"model.path={tmp_path / 'absent'}"])
     with pytest.raises(UsageError, match="is empty"):
         main(["model.path="])
+    folder = encoder(tmp_path / "m", LAST)
+    (folder / "modules.json").write_text('[{"path": "", "type": "their.code.Router"}]')
+    with pytest.raises(UsageError, match="begins with Router"):
+        main([str(folder)])
+    (folder / "modules.json").write_text("{}")
+    with pytest.raises(UsageError, match="must be a JSON list"):
+        main([str(folder)])

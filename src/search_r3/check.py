@@ -1,7 +1,8 @@
 """Looks at what a model folder does with a text: `python -m src.check model.path=<folder>`.
 
 Last ids of a query, a document and a cut document, prompts, padding, pooling, whether the batch changes a
-vector, and what another tool would do wrong with the folder. Ends with 1 where a line says WRONG.
+vector, and what another tool would do wrong with the folder. A folder of sentence-transformers, or a plain
+Hugging Face one, is looked at too, as far as its files say. Ends with 1 where a line says WRONG.
 """
 
 from collections.abc import Sequence
@@ -16,10 +17,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints a line per fact.
 
     Raises:
-        UsageError: If the folder is not one that training wrote, or cannot be used.
+        UsageError: If the folder is no model folder, or cannot be used.
     """
     parser = Parser(prog="python -m src.check", description=__doc__)
-    parser.add_argument("folder", metavar=f"{KEY}<folder>", help="a model folder that a training run wrote")
+    parser.add_argument("folder", metavar=f"{KEY}<folder>", help="of a training run, or of others")
     folder = parser.parse_args(argv).folder.removeprefix(KEY)
     if not folder:
         raise UsageError(f"{KEY} is empty; give the folder that a training run wrote (…/model)")

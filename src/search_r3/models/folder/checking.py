@@ -15,57 +15,52 @@ from transformers import AutoTokenizer
 
 from search_r3.models.checksums import DESCRIPTION_FILE, ModelFolderError
 from search_r3.models.embedder import ReasoningEmbedder
+from search_r3.models.folder.foreign import (
+    DOCUMENT,
+    MOST_BY_BATCH,
+    N_LAST,
+    QUERY,
+    Line,
+    checked_foreign,
+)
 from search_r3.models.folder.loading import load_embedder
 from search_r3.models.folder.modules import MODULES_FILE, PLACE, ROUTES, SETTINGS, write_modules
 from search_r3.models.prompts import EMBED_TOKEN
 
-QUERY = "how do I read the lines of a file?"
-DOCUMENT = "def read_lines(path):\n    return open(path).read().splitlines()"
-N_LAST = 6
-"""Ids of an end that are shown."""
-MOST_BY_BATCH = 1e-3
-"""By how much a number of a vector may differ in a batch; in fp32 it differs by some 1e-6."""
-Line = tuple[str, str]
 
-
-def refuse_foreign(folder: Path) -> None:
-    """Refuses a folder that no training of this project wrote.
+def is_foreign(folder: Path) -> bool:
+    """Whether a folder with tokenizer and weights was written by others.
 
     Raises:
-        ModelFolderError: With what it is not, and what it looks like.
+        ModelFolderError: If it has neither our description nor what can be looked at, with what it lacks.
     """
     if not folder.is_dir():
         raise ModelFolderError(
             f"{folder}: no such folder; give the folder that a training run wrote (…/model)"
         )
     if (folder / DESCRIPTION_FILE).is_file():
-        return
-    lacks = [f"no {DESCRIPTION_FILE}"]
-    tokenizer = folder / "tokenizer.json"
-    if not tokenizer.is_file():
-        lacks.append("no tokenizer.json")
-    elif json.dumps(EMBED_TOKEN) not in tokenizer.read_text(encoding="utf-8", errors="replace"):
-        lacks.append(f"no {EMBED_TOKEN} in its tokenizer")
+        return False
+    lacks = [f"no {name}" for name in ("tokenizer.json", "config.json") if not (folder / name).is_file()]
     if not any(folder.glob("*.safetensors")):
         lacks.append("no weights (*.safetensors)")
-    kind = "it has a config.json, as a Hugging Face folder" if (folder / "config.json").is_file() else ""
-    if (folder / MODULES_FILE).is_file():
-        kind = f"it has a {MODULES_FILE}, as a model of sentence-transformers"
-    raise ModelFolderError(
-        f"{folder}: is not a model folder of this project: {', '.join(lacks)}"
-        + (f"; {kind}" if kind else "")
-        + ". Prompts, limits and the token that is read are unknown, so nothing can be checked"
-    )
+    if lacks:
+        told = ", ".join([f"no {DESCRIPTION_FILE}", *lacks])
+        raise ModelFolderError(
+            f"{folder}: is not a model folder: {told}; give the folder that a training run wrote (…/model), "
+            "or one of sentence-transformers"
+        )
+    return True
 
 
 def checked(path: str | Path) -> list[Line]:
     """Names and values, in the order in which a text passes through them.
 
     Raises:
-        ModelFolderError: If it is not a model folder of this project, or cannot be used.
+        ModelFolderError: If it is not a model folder, or cannot be used.
     """
     folder = Path(path)
-    refuse_foreign(folder)
+    if is_foreign(folder):
+        return checked_foreign(folder)
     embedder = load_embedder(folder)
     saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     encoder = embedder.encoder
