@@ -2,11 +2,13 @@
 
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.dataset
 import pytest
+from ray import cloudpickle
 from small_collection import write_collection
 
 from search_r3.cli.compose import ConfigSource, compose
@@ -22,6 +24,7 @@ from search_r3.models.folder import load_embedder
 
 FOLDER = Path(__file__).resolve().parents[2] / MODEL
 SHARD_ROWS = 16
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
 TWO = Cluster(address=None, n_workers=2, worker_cpus=1, has_gpu=False)
 
 
@@ -136,5 +139,5 @@ def test_what_a_worker_refuses_is_told_in_its_words(collection, tmp_path, proble
 
 def test_a_cluster_that_is_not_there_is_told(collection, tmp_path):
     cluster = Cluster("127.0.0.1:1", None, 1, has_gpu=False)
-    with pytest.raises(UsageError, match="address=127.0.0.1:1: no Ray cluster there"):
+    with pytest.raises(UsageError, match=r"address=127\.0\.0\.1:1: no Ray cluster there"):
         by_ray(cluster, Refusing(), [], tmp_path, {}, lambda n: None)
