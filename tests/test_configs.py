@@ -175,11 +175,18 @@ def test_the_lock_pins_every_dependency_and_nothing_local():
 
     root = Path(__file__).resolve().parents[1]
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = (root / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pins, of_extras = (pinned(root / f"requirements{kind}.lock") for kind in ("", "-extras"))
 
-    assert not any("+" in version or " " in version for version in pins.values())
+    assert not any("+" in version or " " in version for version in {**pins, **of_extras}.values())
     extras = project["optional-dependencies"]
     for text in [*project["dependencies"], *extras["dev"], *extras["serve"]]:
         requirement = Requirement(text)
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, text
+    for text in extras["ray"]:
+        requirement = Requirement(text)
+        assert of_extras[canonicalize_name(requirement.name)] in requirement.specifier, text
+
+
+def pinned(lock):
+    lines = lock.read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))

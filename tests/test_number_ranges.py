@@ -22,6 +22,7 @@ COMMANDS = {
     "bench_refresh": [],
     "search": ["model.path=m", "corpus=c"],
     "serve": ["model.path=m", "corpus=c"],
+    "encode": ["model.path=m", "corpus=c", "output=o"],
     "export": ["model.path=m", "to=faiss", "output=o"],
     "bench_scale": [],
     "bench": [],

@@ -88,28 +88,54 @@ def by_ray(
         )
         try:
             for row in made.iter_rows():
+                if row["problem"]:
+                    raise (UsageError if row["is_refused"] else RuntimeError)(row["problem"])
                 heard(int(row["n_documents"]))
         except ray.exceptions.RayError as error:
-            raise _told(error) from error
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise RuntimeError(f"workers of Ray failed ({clipped(lines[-1])})") from error
 
 
 class Worker:
-    """An actor of Ray Data: a model, and the folder that it writes to."""
+    """An actor of Ray Data: a model, and the folder that it writes to.
+
+    What goes wrong in it is a row as the others are: Ray would give the shard out again, and print a
+    traceback each time.
+    """
 
     def __init__(self, load: Callable[[], Embedder], folder: Path, facts: Mapping[str, object]) -> None:
-        self.embedder, self.folder, self.facts = load(), folder, facts
-        key = dict(self.embedder.document_key)
-        if key != {name: facts.get(name) for name in key}:
-            raise UsageError("a worker reads another model at model.path= than this machine does")
-        if not folder.is_dir():
-            raise UsageError(
-                f"output={folder}: a worker's machine has no such folder; name one that all share"
-            )
+        self.load, self.folder, self.facts = load, folder, facts
+        self.embedder: Embedder | None = None
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         shard = pickle.loads(batch["shard"][0])
-        write_shard(self.embedder, shard, self.folder, self.facts)
-        return {"n_documents": np.array([len(shard.ids)])}
+        problem, is_refused = "", False
+        try:
+            write_shard(self._checked_embedder(), shard, self.folder, self.facts)
+        except UsageError as error:
+            problem, is_refused = str(error), True
+        except Exception as error:
+            problem = f"a worker failed ({clipped(f'{type(error).__name__}: {error}')})"
+        found = {"n_documents": len(shard.ids), "problem": problem, "is_refused": is_refused}
+        return {name: np.array([value]) for name, value in found.items()}
+
+    def _checked_embedder(self) -> Embedder:
+        """The model, read at the first shard.
+
+        Raises:
+            UsageError: If it is another one than in the first process, or the folder is not there.
+        """
+        if self.embedder is None:
+            embedder = self.load()
+            key = dict(embedder.document_key)
+            if key != {name: self.facts.get(name) for name in key}:
+                raise UsageError("a worker reads another model at model.path= than this machine does")
+            if not self.folder.is_dir():
+                raise UsageError(
+                    f"output={self.folder}: a worker's machine has no such folder; name one that all share"
+                )
+            self.embedder = embedder
+        return self.embedder
 
 
 @contextlib.contextmanager
@@ -128,8 +154,11 @@ def _connected(cluster: Cluster) -> Iterator[None]:
         options |= {"num_cpus": _cpus_of_own(cluster)}
     try:
         ray.init(address=cluster.address or "local", **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UsageError(f"address={cluster.address}: no Ray cluster there ({clipped(error)})") from error
+    except Exception as error:  # a bare one where a Ray of this machine does not start in time
+        said = clipped(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+        if cluster.address is None:
+            raise RuntimeError(f"Ray does not start on this machine ({said})") from error
+        raise UsageError(f"address={cluster.address}: no Ray cluster there ({said})") from error
     try:
         signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process without a word
         yield
@@ -159,18 +188,3 @@ def _n_workers(cluster: Cluster) -> int:
             f"and Ray has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs, room for {room}"
         )
     return room
-
-
-def _told(error: Exception) -> Exception:
-    """What went wrong in a worker, in its own words where there are some."""
-    import ray
-
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UsageError):
-            return UsageError(str(cause))
-        if isinstance(cause, (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError)):
-            break
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return RuntimeError(f"a worker failed ({clipped(lines[-1] if lines else type(error).__name__)})")
