@@ -73,7 +73,7 @@ def run(config: DictConfig) -> None:
     from search_r3.benchmarks.peers.cases import Case, CaseError, Keeper, measured, planned
     from search_r3.benchmarks.peers.machine import described
 
-    folder, machine = Path(config.output_dir), described()
+    folder, machine, origin = Path(config.output_dir), described(), provenance(seed=config.seed)
     plain = OmegaConf.to_container(config, resolve=True)
     rows, models, left_out = _possible(plain)
     cases = planned(rows, models, plain["threads"], plain["busy"])
@@ -88,7 +88,8 @@ def run(config: DictConfig) -> None:
     found, failed = {}, []
     with Progress(len(cases), "bench", "cases") as progress:
         for case in cases:
-            keeper = Keeper(folder / "cases", {"settings": settings_of(case), "machine": machine})
+            made_with = {"settings": settings_of(case), "machine": machine, "commit": origin["commit"]}
+            keeper = Keeper(folder / "cases", made_with)
             result = keeper.read(case)
             if result is None:
                 log.info("measures %s", case.name)
@@ -104,7 +105,7 @@ def run(config: DictConfig) -> None:
             progress.update(values=lambda name=case.name: name)
     written = table.rows_of(found)
     facts = {"machine": machine, "left_out": left_out, "failed": failed, "rows": written}
-    write_json(folder / "metrics.json", provenance(seed=config.seed) | facts)
+    write_json(folder / "metrics.json", origin | facts)
     (folder / "table.md").write_text(table.markdown(written), encoding="utf-8")
     print(table.markdown(written))
     for each in (*left_out, *failed):

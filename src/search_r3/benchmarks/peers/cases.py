@@ -15,7 +15,7 @@ from pathlib import Path
 
 from search_r3.benchmarks.peers.names import AIMS, NANO_ALONE, NANO_NAME, ONCE, ROWS, WITHOUT_MODEL
 from search_r3.benchmarks.waiting import beside
-from search_r3.cli.run_folder import commit, read_json
+from search_r3.cli.run_folder import read_json
 from search_r3.files import write_json
 
 SIDES, STEPS = ("ours", "peer"), ("sft", "grpo")
@@ -87,8 +87,7 @@ class Keeper:
 
     Attributes:
         folder: a JSON file per case is in it.
-        made_with: settings and machine; a case that was made with others, or by another commit, is measured
-            again.
+        made_with: settings, machine and commit; a case that was made with others is measured again.
     """
 
     folder: Path
@@ -103,7 +102,7 @@ class Keeper:
         write_json(self.folder / f"{case.name}.json", {"made_with": self._key(case), "result": result})
 
     def _key(self, case: Case) -> dict:
-        return json.loads(json.dumps({**self.made_with, "case": asdict(case), "commit": commit()}))
+        return json.loads(json.dumps({**self.made_with, "case": asdict(case)}))
 
 
 def measured(case: Case, settings: Mapping[str, object], work: Path) -> dict:
