@@ -22,7 +22,6 @@ COMMANDS = {
     "bench_refresh": [],
     "search": ["model.path=m", "corpus=c"],
     "serve": ["model.path=m", "corpus=c"],
-    "encode": ["model.path=m", "corpus=c", "output=o"],
     "export": ["model.path=m", "to=faiss", "output=o"],
     "bench_scale": [],
     "bench": [],

@@ -1,11 +1,14 @@
 """`src.encode engine=ray`: real workers of a Ray of this machine, one of which is killed."""
 
 import os
+import pickle
 import signal
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow.dataset
 import pytest
 from ray import cloudpickle
@@ -17,7 +20,7 @@ from search_r3.demo import MODEL
 from search_r3.encode import check, run
 from search_r3.errors import UsageError
 from search_r3.evaluation.ranking import corpus_key
-from search_r3.evaluation.ray_engine import Cluster, by_ray
+from search_r3.evaluation.ray_engine import Cluster, Worker, by_ray
 from search_r3.evaluation.shards import shards_of
 from search_r3.index.encoded import gaps, whole
 from search_r3.models.folder import load_embedder
@@ -120,21 +123,36 @@ def test_a_worker_that_is_killed_comes_back_and_nothing_is_missing_or_twice(
     assert table(output).equals(table(by_one_process))
 
 
-@pytest.mark.parametrize("problem", ["model", "weights", "room"])
-def test_what_a_worker_refuses_is_told_in_its_words(collection, tmp_path, problem):
+@pytest.mark.parametrize("problem", ["model", "room"])
+def test_what_a_worker_or_ray_refuses_is_told_in_a_line(collection, tmp_path, problem):
     corpus = load_corpus(collection / "corpus.jsonl")
-    facts = {"weights": "0" * 64} if problem == "weights" else {}
-    load = Refusing() if problem == "model" else Mortal(tmp_path / "killed")
-    cluster = Cluster(None, 1, 1, has_gpu=True) if problem == "room" else Cluster(None, 1, 1, has_gpu=False)
+    cluster = Cluster(None, 1, 1, has_gpu=problem == "room")
     said = {
         "model": "model.path=there: not a model folder",
-        "weights": "a worker reads another model",
         "room": "a worker needs 1 CPUs and a GPU, and Ray has",
     }[problem]
 
     with pytest.raises(UsageError, match=said):
-        by_ray(cluster, load, shards_of(corpus, [(0, 4)], 4), tmp_path, facts, lambda n: None)
+        by_ray(cluster, Refusing(), shards_of(corpus, [(0, 4)], 4), tmp_path, {}, lambda n: None)
     assert not list(tmp_path.glob("rows-*"))
+
+
+def test_a_worker_with_another_model_or_without_the_folder_refuses(collection, tmp_path):
+    corpus = load_corpus(collection / "corpus.jsonl")
+    (shard,) = shards_of(corpus, [(0, 4)], 4)
+    batch = {"shard": np.array([pickle.dumps(shard)], dtype=object)}
+    key, load = corpus_key(corpus, load_embedder(FOLDER)), partial(load_embedder, FOLDER)
+
+    for folder, facts, said in (
+        (tmp_path, {**key, "weights": "0" * 64}, "a worker reads another model"),
+        (tmp_path / "none", key, "a worker's machine has no such folder"),
+    ):
+        row = Worker(load, folder, facts)(batch)
+        assert said in row["problem"][0]
+        assert row["is_refused"][0]
+    row = Worker(load, tmp_path, key)(batch)
+    assert (row["n_documents"][0], row["problem"][0]) == (4, "")
+    assert [file.name for file in tmp_path.glob("rows-*")] == [shard.file_name]
 
 
 def test_a_cluster_that_is_not_there_is_told(collection, tmp_path):

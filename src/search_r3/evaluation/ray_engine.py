@@ -154,10 +154,12 @@ def _connected(cluster: Cluster) -> Iterator[None]:
         options |= {"num_cpus": _cpus_of_own(cluster)}
     try:
         ray.init(address=cluster.address or "local", **options)
-    except Exception as error:  # a bare one where a Ray of this machine does not start in time
+    except Exception as error:  # a bare one where a Ray of this machine takes more than 30 s to start
         said = clipped(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
         if cluster.address is None:
-            raise RuntimeError(f"Ray does not start on this machine ({said})") from error
+            raise RuntimeError(
+                f"Ray does not start on this machine ({said}); the same command tries again"
+            ) from error
         raise UsageError(f"address={cluster.address}: no Ray cluster there ({said})") from error
     try:
         signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process without a word
