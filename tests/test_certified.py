@@ -82,75 +82,73 @@ def forecast_scores(drift, served, queries, is_new):
     return [scores.astype(np.float64) for scores in found]
 
 
+def encoded_by_definition(old, expected, limits, cut_off, reads_best_wrong, band):
+    """`[n]` bool: what the rule encodes for all rollouts of a step together, under a band."""
+    near = np.zeros(old.shape[1], bool)
+    for query in range(len(old)):
+        certain = np.minimum(old[query], expected[query] - band)
+        is_open = [
+            bool(np.isfinite(limit)) and (cut_off is None or int((certain >= limit).sum()) < cut_off)
+            for limit in limits[query]
+        ]
+        near |= is_near(old[query], expected[query], limits[query][is_open], band)
+        if reads_best_wrong and any(is_open):
+            near |= np.maximum(old[query], expected[query]) >= expected[query].max() - band
+    return near
+
+
+def is_right(served, fresh, limits, cap, reads_best_wrong):
+    """Whether a rollout reads from served scores what it reads from fresh ones."""
+    found, wanted = inputs(served, limits, cap), inputs(fresh, limits, cap)
+    is_read = reads_best_wrong and any(above < cap for above in wanted[0])
+    return found[0] == wanted[0] and (not is_read or abs(found[1] - wanted[1]) <= TIE)
+
+
 @pytest.mark.parametrize("common", [0.0, 0.2])
+@pytest.mark.parametrize("reads_best_wrong", [True, False])
 @pytest.mark.parametrize("cut_off", [None, 1, 5])
 @pytest.mark.parametrize("n_positives", [1, 2])
-@pytest.mark.parametrize("seed", range(4))
-def test_the_needed_band_is_the_smallest_from_which_on_all_give_the_fresh_ranks(
-    seed, n_positives, cut_off, common
+def test_the_needed_band_is_the_smallest_from_which_on_what_the_step_encodes_gives_the_fresh_reward(
+    n_positives, cut_off, reads_best_wrong, common
 ):
-    served, fresh, queries, is_new = case(seed, n_positives=n_positives, common=common)
-    audit = audit_of(served, fresh, queries, is_new)
-    drift = drift_of(served, fresh, is_new) if common else STILL
-    numbers, is_exact = needed_bands(audit, drift.forecast(queries), cut_off, reads_best_wrong=False)
-    limits = positive_limits(audit.view)
-    old, expected = forecast_scores(drift, served, queries, is_new)
-    assert (old == expected).all() == (not common)
-    new = scores_of(fresh, queries)
-    cap = cut_off or len(served)
-    for query in range(len(numbers)):
-        own = limits[query][np.isfinite(limits[query])]
-        assert own == pytest.approx(
-            [
-                fresh[row].astype(np.float64) @ queries.vectors[query] - TIE
-                for row in queries.positives[query]
-                if row >= 0
-            ],
-            rel=1e-12,
-        )
-        wanted = inputs(new[query], own, cap)[0]
-        # each positive has a band of its own in the slow definition too: the number is the largest of them
-        slow = 0.0
-        for limit in own:
-            right = min(int((new[query] >= limit).sum()), cap)
-            for edge in EDGES[::-1]:
-                near = is_near(old[query], expected[query], [limit], edge)
+    n_needed = n_smallest = n_rollouts = 0
+    for seed in range(4):
+        served, fresh, queries, is_new = case(seed, n_positives=n_positives, common=common)
+        audit = audit_of(served, fresh, queries, is_new)
+        drift = drift_of(served, fresh, is_new) if common else STILL
+        numbers, is_exact = needed_bands(audit, drift.forecast(queries), cut_off, reads_best_wrong)
+        limits = positive_limits(audit.view)
+        old, expected = forecast_scores(drift, served, queries, is_new)
+        assert (old == expected).all() == (not common)
+        new, cap = scores_of(fresh, queries), cut_off or len(served)
+        slow = np.zeros(len(numbers))
+        for place, edge in enumerate(EDGES):
+            near = encoded_by_definition(old, expected, limits, cut_off, reads_best_wrong, edge)
+            for query in range(len(numbers)):
+                own = limits[query][np.isfinite(limits[query])]
                 changed = np.where(near, new[query], old[query])
-                if min(int((changed >= limit).sum()), cap) != right:
-                    break
-                needed = edge
-            slow = max(slow, needed)
-        assert numbers[query] == slow
-        assert is_exact[query] == (inputs(old[query], own, cap)[0] == wanted)
+                if not is_right(changed, new[query], own, cap, reads_best_wrong):
+                    slow[query] = EDGES[place + 1]  # no band up to this one will do
+        for query in range(len(numbers)):
+            own = limits[query][np.isfinite(limits[query])]
+            assert own == pytest.approx(
+                [
+                    fresh[row].astype(np.float64) @ queries.vectors[query] - TIE
+                    for row in queries.positives[query]
+                    if row >= 0
+                ],
+                rel=1e-12,
+            )
+            assert is_exact[query] == is_right(old[query], new[query], own, cap, reads_best_wrong)
+        assert (numbers >= slow).all()
+        if cut_off is None and not reads_best_wrong and n_positives == 1:
+            assert (numbers == slow).all()
+        n_needed += (slow > 0).sum()
+        n_smallest += (numbers == slow).sum()
+        n_rollouts += len(numbers)
     if cut_off is None:
-        assert (numbers > 0).any()  # or nothing was compared
-
-
-@pytest.mark.parametrize("common", [0.0, 0.2])
-@pytest.mark.parametrize("seed", range(4))
-def test_no_band_above_the_needed_one_misses_a_rank_or_the_best_wrong_score(seed, common):
-    served, fresh, queries, is_new = case(seed, common=common)
-    audit = audit_of(served, fresh, queries, is_new)
-    drift = drift_of(served, fresh, is_new) if common else STILL
-    numbers, is_exact = needed_bands(audit, drift.forecast(queries), None, reads_best_wrong=True)
-    limits = positive_limits(audit.view)
-    old, expected = forecast_scores(drift, served, queries, is_new)
-    new = scores_of(fresh, queries)
-    n_needed = 0
-    for query, number in enumerate(numbers):
-        own = limits[query][np.isfinite(limits[query])]
-        wanted = inputs(new[query], own, len(served))
-        level = np.maximum(old[query], expected[query])
-        for band in [number + 1e-6, *EDGES[number < EDGES][::5]]:
-            near = is_near(old[query], expected[query], own, band) | (level >= expected[query].max() - band)
-            found = inputs(np.where(near, new[query], old[query]), own, len(served))
-            assert found[0] == wanted[0]
-            assert found[1] == pytest.approx(wanted[1], abs=1e-6)
-        served_inputs = inputs(old[query], own, len(served))
-        is_same = served_inputs[0] == wanted[0] and abs(served_inputs[1] - wanted[1]) <= TIE
-        assert is_exact[query] == is_same
-        n_needed += number > 0
-    assert n_needed > 3
+        assert n_needed >= 3  # or nothing was compared
+    assert n_smallest > 0.7 * n_rollouts
 
 
 def test_drift_that_all_rows_share_needs_no_band():
@@ -162,7 +160,7 @@ def test_drift_that_all_rows_share_needs_no_band():
     blind, _ = needed_bands(audit, STILL.forecast(queries), None, reads_best_wrong=True)
     foreseen, _ = needed_bands(audit, drift.forecast(queries), None, reads_best_wrong=True)
 
-    assert (blind > 0.05).mean() > 0.5
+    assert (blind > 0.02).mean() > 0.5
     assert foreseen.max() < 1e-5
     assert drift.spread < 1e-6
 
@@ -277,12 +275,13 @@ def test_without_calibration_every_row_is_encoded_every_step_audited_and_no_cove
         assert lines[4]["audit/rollouts_audited"] == 24
 
 
-def test_observed_coverage_is_no_lower_than_stated_while_the_corpus_drifts(tmp_path):
-    corpus = DriftingCorpus(n=600, own=0.003, common=0.002)
+def drifted(folder, seed, n_steps=70):
+    """Share of rewards that are right by step, share encoded by step, the last audit, and audited shares."""
+    corpus = DriftingCorpus(n=600, own=0.003, common=0.002, seed=seed)
     rule = Certified(miscoverage=0.1, window=400, reads_best_wrong=False)
-    with created(tmp_path, corpus, rule, background=0.03, audit_every_n_steps=5) as index:
+    with created(folder, corpus, rule, background=0.03, audit_every_n_steps=5) as index:
         same, encoded, last, audited = [], [], {}, []
-        for step in range(1, 121):
+        for step in range(1, n_steps + 1):
             queries = corpus.queries(step)
             line = index.refresh(step, queries, corpus.encoder(step))
             reward = dcg_on(queries, 4)
@@ -292,18 +291,27 @@ def test_observed_coverage_is_no_lower_than_stated_while_the_corpus_drifts(tmp_p
             encoded.append(line["share_of_corpus"])
             if index.settings.is_audit_step(step) and line["share_of_corpus"] < 1:
                 audited.append(same[-1])
-            if step == 60:
+            if step == n_steps // 2:
                 rule.load_state_dict(json.loads(json.dumps(rule.state_dict())))
-        # Measured: 0.92 of the rollouts, 0.31 of the corpus a step; without scaling and stretch 0.94 and 0.33
-        assert np.mean(same[10:]) >= 0.9
-        assert np.mean(encoded[10:]) < 0.8
+    return same[10:], encoded[10:], last, audited
+
+
+def test_observed_coverage_is_no_lower_than_stated_while_corpora_drift(tmp_path):
+    same, encoded = [], []
+    for seed in range(3):
+        rewards, shares, last, audited = drifted(tmp_path / str(seed), seed)
+        same, encoded = same + rewards, encoded + shares
         assert last["audit/stated_coverage"] == 0.9
         assert last["audit/observed_coverage_low"] < last["audit/observed_coverage"]
         assert last["audit/observed_coverage_high"] >= 0.9
         # The reward tells the rank. At the first audits every row was encoded, and no reward could differ.
-        assert len(audited) == 24
+        assert len(audited) == 14
         assert last["audit/observed_coverage"] == pytest.approx(np.mean(audited))
-        assert last["audit/rollouts_audited"] == 24 * 24
+        assert last["audit/rollouts_audited"] == 14 * 24
+    # Measured over eight seeds: 0.912 of the rollouts at 0.309 of the corpus a step. Where every rollout was
+    # asked for a band of its own, wider than it had to be with what the others have encoded: 0.930, 0.320.
+    assert np.mean(same) >= 0.9
+    assert np.mean(encoded) < 0.8
 
 
 def test_the_band_is_stretched_by_what_was_missed():
@@ -316,11 +324,12 @@ def test_the_band_is_stretched_by_what_was_missed():
     assert missed > 0.1
     assert rule.state_dict()["numbers"][:30] == [0.1] * 30
     assert len(rule.state_dict()["numbers"]) == 42
-    assert record["stretch"] == pytest.approx(np.exp(2 * (missed - 0.1)))
+    aim = 0.1 - 0.25 * (0.1 * 0.9 / 42) ** 0.5  # 42 numbers, each of a query of its own
+    assert record["stretch"] == pytest.approx(np.exp(2 * (missed - aim)), rel=1e-4)
     assert rule.record()["band"] == pytest.approx(0.1)
     rule.load_state_dict(rule.state_dict() | {"numbers": [0.1] * 30})
     rule.propose(audit.view)
-    assert rule.record()["band"] == pytest.approx(0.1 * np.exp(2 * (missed - 0.1)))
+    assert rule.record()["band"] == pytest.approx(0.1 * np.exp(2 * (missed - aim)), rel=1e-4)
 
 
 def test_the_conformal_quantile_covers_as_often_as_it_says():

@@ -8,12 +8,14 @@ is expected within the band below the best wrong score. Where so many documents 
 that the positive is beyond the reward's cut-off, none is encoded.
 
 How wide is the band? That is calibrated (split conformal prediction). At an audit every rollout gets a
-number: the smallest band from which on the reward's inputs are those of the fresh corpus. The band used is
-the quantile of the latest of these numbers. Drift is not exchangeable, so two things follow it. The numbers
+number: the smallest band from which on the reward's inputs are those of the fresh corpus, once everything in
+the band of any rollout of the step is encoded: what one asks for serves all. The band used is the quantile of
+the latest of these numbers, at a level a little above the stated one (`aimed_at`), by what a share that is
+observed over so few queries may be off. Drift is not exchangeable, so two things follow it. The numbers
 are in units of the distance of the background's rows from where they were expected when they were encoded at
 that step, which is known before the band is chosen and goes with the speed of drift. And the quantile is
 stretched after every audit in which more was missed than stated, and shrunk otherwise: `log stretch` moves by
-`rate * (missed - miscoverage)`, the quantile tracking of arXiv:2307.16895 on a log scale. Moving the level
+`rate * (missed - aimed at)`, the quantile tracking of arXiv:2307.16895 on a log scale. Moving the level
 instead (arXiv:2106.00170) would ask for an infinite band, and for many re-encodings of everything, after one
 bad audit. The rule is ours.
 
@@ -32,7 +34,16 @@ from search_r3.index.backends.flat import TIE
 from search_r3.index.rows.saved import load_saved, save_whole
 from search_r3.index.rules.base import NOTHING, Audit, Moved, Proposal, Rule, View
 from search_r3.index.rules.forecast import CommonDrift, Forecast
-from search_r3.index.rules.needed_bands import distances, needed_bands, parts, positive_limits
+from search_r3.index.rules.needed_bands import (
+    finite_columns,
+    nearest_decisions,
+    needed_bands,
+    parts,
+    positive_limits,
+)
+
+RESERVE = 0.25
+"""Standard errors of the observed share that are kept in hand."""
 
 _FACTS = {"rule": "certified"}
 
@@ -84,6 +95,7 @@ class Certified(Rule):
         self._given = cut_off, reads_best_wrong
         self._log_stretch = 0.0
         self._numbers: list[float] = []
+        self._together = 1.0
         self._n_audited = self._n_exact = 0
         self._band, self._band_step = math.inf, -1
         self._drift = CommonDrift()
@@ -117,7 +129,9 @@ class Certified(Rule):
         self._drift.follow(moved)
 
     def propose(self, view: View) -> Proposal:
-        quantile = conformal_quantile(self._numbers, self.miscoverage)
+        quantile = math.inf
+        if self.is_calibrated:  # where the aim asks for more numbers than there are, the largest will do
+            quantile = min(conformal_quantile(self._numbers, self._aim), max(self._numbers))
         self._band = quantile * math.exp(self._log_stretch) * self._unit
         self._band_step = view.step
         self._drift.forget_before(-int(view.ranks.max(-view.encoded_at.min(keepdims=True))[0]))
@@ -148,8 +162,9 @@ class Certified(Rule):
         missed = float((numbers > band).mean())
         had_band = self.is_calibrated  # before this audit: its band was not the infinite one
         self._numbers = [*self._numbers, *(numbers / self._unit).tolist()][-self.window :]
+        self._together = len(numbers) / len(np.unique(audit.view.queries.positives, axis=0))
         if self._band_step == audit.view.step:
-            self._log_stretch += self.rate * (missed - self.miscoverage)
+            self._log_stretch += self.rate * (missed - self._aim)
         record = {"stated_coverage": 1 - self.miscoverage, "stretch": math.exp(self._log_stretch)}
         if not had_band:
             return record
@@ -171,6 +186,7 @@ class Certified(Rule):
         return {
             "numbers": self._numbers,
             "log_stretch": self._log_stretch,
+            "together": self._together,
             "n_audited": self._n_audited,
             "n_exact": self._n_exact,
         }
@@ -178,12 +194,18 @@ class Certified(Rule):
     def load_state_dict(self, state: Mapping) -> None:
         self._numbers, self._log_stretch = list(state["numbers"]), state["log_stretch"]
         self._n_audited, self._n_exact = state["n_audited"], state["n_exact"]
+        self._together = state.get("together", 1.0)  # a run of before did not count them
 
     def save(self, folder: Path) -> None:
         save_whole(folder, self._drift.arrays(), _FACTS)
 
     def load(self, folder: Path, view: View) -> None:
         self._drift.load(load_saved(folder, _FACTS))
+
+    @property
+    def _aim(self) -> float:
+        """The miscoverage aimed at."""
+        return aimed_at(self.miscoverage, len(self._numbers) / self._together)
 
     @property
     def _unit(self) -> float:
@@ -198,7 +220,7 @@ class Certified(Rule):
         `[Q]` as expected."""
         n_above = np.zeros(limits.shape, np.int64)
         best = np.full(len(limits), -np.inf, np.float32)
-        columns = _finite_columns(limits)
+        columns = finite_columns(limits)
         for _, served, expected in _scores(view, forecast):
             best = np.maximum(best, expected.max(1))
             lowest = np.minimum(served, expected - band)
@@ -211,14 +233,10 @@ class Certified(Rule):
     ) -> Proposal:
         """Rows in the band of a limit `[Q, P]`, or of its query's best wrong score; the nearest first."""
         rows, priorities = [], []
-        is_read = np.isfinite(limits).any(1) & np.isfinite(best_wrong) & self.reads_best_wrong
-        read, columns = np.flatnonzero(is_read), _finite_columns(limits)
+        is_read = np.isfinite(limits).any(1) & self.reads_best_wrong
+        watched = np.where(is_read, best_wrong, np.inf)
         for first, served, expected in _scores(view, forecast):
-            ahead = np.maximum(served[read], expected[read])
-            nearest = (best_wrong[read, None] - ahead).min(0, initial=np.inf)
-            for column, asked in columns:
-                apart = distances(served[asked], expected[asked], limits[asked, column, None])
-                nearest = np.minimum(nearest, apart.min(0))
+            nearest = nearest_decisions(served, expected, limits, watched)
             found = np.flatnonzero(nearest <= band)
             rows.append(first + found)
             priorities.append(nearest[found])
@@ -235,6 +253,19 @@ def conformal_quantile(numbers: list[float], miscoverage: float) -> float:
     """
     place = math.ceil((len(numbers) + 1) * (1 - miscoverage) - 1e-9)
     return float(np.partition(numbers, place - 1)[place - 1]) if place <= len(numbers) else math.inf
+
+
+def aimed_at(miscoverage: float, n_queries: float) -> float:
+    """The miscoverage that the band aims at, a little below the stated one.
+
+    Tracking holds a share on average, and what is observed over some queries, whose rollouts are right and
+    wrong together, differs from it by a standard error. `RESERVE` of one is kept in hand, at most half.
+
+    >>> aimed_at(0.1, 100)  # sqrt(0.1 * 0.9 / 100) = 0.03
+    0.0925
+    """
+    error = math.sqrt(miscoverage * (1 - miscoverage) / n_queries)
+    return round(max(miscoverage - RESERVE * error, miscoverage / 2), 5)
 
 
 def quantile_needs(miscoverage: float) -> int:
@@ -259,9 +290,3 @@ def _scores(view: View, forecast: Forecast) -> Iterator[tuple[int, np.ndarray, n
     for start, stop in parts(len(view.rows), len(view.queries.vectors)):
         first = view.first_row + start
         yield first, *forecast.scores(view.rows[start:stop], first, view.encoded_at[start:stop])
-
-
-def _finite_columns(limits: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """The columns `[Q, P]` that hold a finite limit, and of which queries: most have one positive."""
-    columns = ((column, np.flatnonzero(np.isfinite(limits[:, column]))) for column in range(limits.shape[1]))
-    return [(column, asked) for column, asked in columns if len(asked)]
