@@ -25,7 +25,7 @@ from experiments.markdown import (
     thousands,
     words,
 )
-from experiments.science_figures import gain, popularity
+from experiments.science_figures import before_and_after_rl, gain, popularity
 from experiments.timings import padding, prefix, waiting
 
 SEEDS = (1, 2, 3)
@@ -67,25 +67,13 @@ def _results_on_pydocs() -> tuple[str, ...]:
 
 
 def _results_on_science() -> tuple[str, ...]:
-    file, part = "science_gain/human.json", "entailmentbank-set-aside"
-    modes = (
-        number(row(file, benchmark=part, mode=mode)["metrics"][METRIC])
-        for mode in ("bm25", "direct", "reasoning")
-    )
+    part, sft, rl = "entailmentbank-set-aside", "science_gain/human.json", "science_rl/rl.json"
+    shown = ((sft, "bm25"), (sft, "direct"), (sft, "reasoning"), (rl, "direct"), (rl, "reasoning"))
+    bm25, *modes = (number(row(file, benchmark=part, mode=mode)["metrics"][METRIC]) for file, mode in shown)
     name = "EntailmentBank: science questions to facts, 400 queries; SmolLM2-135M"
-    bm25, direct, reasoning = modes
-    link = "[`make reproduce NAME=science_gain`](experiments/science_gain)"
-    return (
-        name,
-        bm25,
-        "",
-        f"**{direct}**",
-        reasoning,
-        "",
-        "",
-        f"1, `{row(file, benchmark=part, mode='direct')['commit'][:7]}`",
-        link,
-    )
+    link = "[`make reproduce NAME=science_rl`](experiments/science_rl)"
+    told = f"1, `{row(sft, benchmark=part, mode='direct')['commit'][:7]}`"
+    return (name, bm25, "", *modes, told, link)
 
 
 def _results_elsewhere(benchmark: str, name: str) -> tuple[str, ...]:
@@ -431,6 +419,7 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
     "experiments/rl_quickstart/README.md": {"models": lambda: sft_and_rl("rl_quickstart/metrics.json")},
     "experiments/science/README.md": {"popularity": popularity},
     "experiments/science_gain/README.md": {"gain": gain},
+    "experiments/science_rl/README.md": {"models": before_and_after_rl},
     "experiments/sft_pydocs_full/README.md": {
         "modes": lambda: one_run_of_sft("sft_pydocs_full/metrics.json", "sft_pydocs_full/metrics_cosqa.json"),
     },

@@ -45,3 +45,30 @@ def gain() -> str:
 
 def _found(texts: str, part: str, mode: str) -> dict:
     return row(f"science_gain/{texts}.json", benchmark=f"entailmentbank-{part}", mode=mode)
+
+
+def before_and_after_rl() -> str:
+    """nDCG@10 of an SFT model and of what RL made of it, by what is read beside the question."""
+    files = {"SFT": "science_gain/human.json", "RL": "science_rl/rl.json"}
+    parts = ("set-aside", "dev")
+    header = ("read beside the question", *(f">{PARTS[part]}, {name}" for part in parts for name in files))
+    lines = [
+        (label, *(_of_part(file, part, mode) for part in parts for file in files.values()))
+        for label, texts, mode in READ
+        if texts == "human" and "bm25" not in mode
+    ]
+    swapped = ("the other model's text", *(_read_by(name, part) for part in parts for name in files))
+    return table(header, [*lines[:2], swapped, *lines[2:]])
+
+
+def _read_by(model: str, part: str) -> str:
+    found = row(
+        "science_rl/swap.json",
+        benchmark=f"entailmentbank-{part}",
+        model=f"outputs/science/{model.lower()}/model",
+    )
+    return score(found)
+
+
+def _of_part(file: str, part: str, mode: str) -> str:
+    return score(row(file, benchmark=f"entailmentbank-{part}", mode=mode))
