@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from search_r3.records import clipped
 
 DEATHS = 5
 """Workers that may die over one shard: the next one ends the command, since the shard may be why."""
+
+REACHED_S = 20
+"""Seconds in which the head of a cluster must answer."""
 
 STORE_MIB = 512
 """Memory that a Ray of this machine alone keeps for what its processes hand each other: places of texts."""
@@ -141,6 +145,7 @@ class Worker:
 @contextlib.contextmanager
 def _connected(cluster: Cluster) -> Iterator[None]:
     """A connection to Ray, which is started where there is no address and ends with this."""
+    _check_address(cluster.address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of ours reports to others
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of actors that count for Ray's dashboard
     import ray
@@ -166,6 +171,21 @@ def _connected(cluster: Cluster) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str | None) -> None:
+    """Refuses host:port where nobody listens, which Ray tries for minutes; other kinds are for Ray to judge.
+
+    Raises:
+        UsageError: With what the system says.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED_S).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"address={address}: no Ray cluster there ({error})") from error
 
 
 def _cpus_of_own(cluster: Cluster) -> int:
