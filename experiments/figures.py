@@ -26,7 +26,7 @@ from experiments.markdown import (
     words,
 )
 from experiments.science_figures import before_and_after_rl, gain, popularity
-from experiments.timings import padding, prefix, waiting
+from experiments.timings import bench, bench_equal, padding, prefix, waiting
 
 SEEDS = (1, 2, 3)
 
@@ -387,6 +387,7 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
     "experiments/base_in_budget/README.md": {
         "modes": lambda: one_run_of_sft("base_in_budget/metrics.json"),
     },
+    "experiments/bench/README.md": {"ratios": bench, "equal": bench_equal},
     "experiments/bm25/README.md": {"collections": bm25},
     "experiments/faults/README.md": {"attacks": faults},
     "experiments/hops/README.md": {

@@ -57,3 +57,39 @@ def waiting() -> str:
             for line in content("waiting/metrics.json")["rows"]
         ],
     )
+
+
+def bench() -> str:
+    """Ours beside its peers: figures, ratio by round with its range, aim, share of the machine's limit."""
+    header = ("row", "model", ">threads", ">busy", "against", ">ours", ">peer", ">ratio", ">aim", ">limit")
+    lines = []
+    for found in rows("bench/metrics.json"):
+        sides = [found[side]["median"] if side in found else None for side in ("ours", "peer")]
+        figures = ["" if each is None else _three_digits(each) for each in sides]
+        ratio = f"{found['ratio']:.2f} ({span(found['spread'], '.2f')})" if "ratio" in found else ""
+        aim = "" if found["aim"] is None else f"{found['aim']:g}{'' if ratio else ' s'}"
+        shares = found.get("share_of_limit")
+        limit = " and ".join(f"{each['median']:.0%}" for each in shares.values()) if shares else ""
+        name = f"{found['name']}, {found['unit']}"
+        lines.append((
+            name, found["model"], str(found["threads"]), str(found["busy"]), found.get("peer_name", ""),
+            *figures, ratio, aim, limit,
+        ))  # fmt: skip
+    return table(header, lines)
+
+
+def bench_equal() -> str:
+    """What each row held equal before it was timed, and how far apart the two sides were at most."""
+    found: dict[tuple[str, str], float] = {}
+    for line in rows("bench/metrics.json"):
+        for each in line["equal"]:
+            key = (line["name"], each["what"])
+            found[key] = max(found.get(key, 0.0), each["difference"])
+    return table(
+        ("row", "held equal", ">largest difference"),
+        [(name, what, f"{difference:.2g}") for (name, what), difference in found.items()],
+    )
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

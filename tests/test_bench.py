@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import select
+import subprocess
 import sys
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from search_r3.bench import _possible, check
-from search_r3.benchmarks.peers import alone, child, machine, rank, refresh, table
+from search_r3.benchmarks.peers import alone, cases, child, machine, rank, refresh, table
 from search_r3.benchmarks.peers.cases import Case, CaseError, Keeper, aim_of, measured, planned
 from search_r3.benchmarks.peers.comparison import Comparison, Cost, Equal, alternated, fastest, ratios_of
 from search_r3.benchmarks.peers.comparison import measured as row_of
@@ -169,6 +171,23 @@ def test_a_case_that_fails_says_why_and_where_all_of_it_stands(tmp_path):
         measured(Case("rank", "", 1, 0), {**TINY, "sizes": {}}, tmp_path)
 
     assert "rank_rows" in str(refusal.value)
+
+
+def test_an_interrupted_case_ends_what_it_has_started():
+    started = subprocess.Popen(
+        ["sh", "-c", "sleep 600 & echo begun; wait"],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert started.stdout.readline() == "begun\n"
+
+    with pytest.raises(KeyboardInterrupt), cases._ended_with(started):
+        raise KeyboardInterrupt
+
+    assert started.returncode is not None
+    assert select.select([started.stdout], [], [], 20)[0], "the sleeper still holds the pipe"
+    assert started.stdout.read() == ""
 
 
 def test_ranks_are_those_of_sorting():

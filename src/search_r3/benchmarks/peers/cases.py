@@ -7,6 +7,7 @@ do not reach it, and is kept in a file: a call that was interrupted goes on behi
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,7 +123,7 @@ def measured(case: Case, settings: Mapping[str, object], work: Path) -> dict:
     with beside(case.busy), (work / f"{case.name}.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", program, json.dumps(given)], env=_environment(case.threads),
-            stdout=subprocess.PIPE, stderr=log, text=True,
+            stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
         )  # fmt: skip
         with _ended_with(process):
             said, _ = process.communicate()
@@ -143,10 +144,11 @@ def _environment(n_threads: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _ended_with(process: subprocess.Popen) -> Iterator[None]:
-    """Ends the process where the body is interrupted."""
+    """Ends the process, and all that it has started in its session, where the body is interrupted."""
     try:
         yield
     except BaseException:
-        process.terminate()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait()
         raise

@@ -33,7 +33,7 @@ def refresh(settings: Mapping, work: Path) -> dict:
     full = json.dumps([f"stage.trainer.max_steps={min(4, n_steps)}", "refresh.audit_every_n_steps=0"])
     command = [
         sys.executable, "-m", "search_r3.benchmarks.refresh", "rules=[certified,full]",
-        f"settings.certified={audit}", f"settings.full={full}",
+        f"+settings.certified={audit}", f"settings.full={full}",
         f"model.path={MODEL}", f"output_dir={work}", f"seed={settings['seed']}",
         f"data.cache_dir={settings['cache_dir']}", f"stage.trainer.max_steps={n_steps}",
         f"stage.datamodule.max_documents={sizes['refresh_documents']}",
