@@ -173,6 +173,15 @@ def test_a_case_that_fails_says_why_and_where_all_of_it_stands(tmp_path):
     assert "rank_rows" in str(refusal.value)
 
 
+def test_a_case_is_no_rank_of_the_call_that_measures_it(monkeypatch):
+    monkeypatch.setenv("SEARCH_R3_RUN_FOLDER", "outputs/bench")
+
+    found = cases._environment(3)
+
+    assert "SEARCH_R3_RUN_FOLDER" not in found
+    assert found["OMP_NUM_THREADS"] == found["RAYON_NUM_THREADS"] == "3"
+
+
 def test_an_interrupted_case_ends_what_it_has_started():
     started = subprocess.Popen(
         ["sh", "-c", "sleep 600 & echo begun; wait"],

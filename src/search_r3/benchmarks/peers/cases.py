@@ -16,6 +16,7 @@ from pathlib import Path
 
 from search_r3.benchmarks.peers.names import AIMS, NANO_ALONE, NANO_NAME, ONCE, ROWS, WITHOUT_MODEL
 from search_r3.benchmarks.waiting import beside
+from search_r3.cli.run import HANDED_DOWN
 from search_r3.cli.run_folder import read_json
 from search_r3.files import write_json
 
@@ -136,10 +137,14 @@ def measured(case: Case, settings: Mapping[str, object], work: Path) -> dict:
 
 
 def _environment(n_threads: int) -> dict[str, str]:
-    """What threads are read from when libraries are loaded; nothing is fetched from anywhere."""
+    """What threads are read from when libraries are loaded; nothing is fetched from anywhere.
+
+    The run folder that this process hands down to ranks of its own is left out: a case may be a run itself.
+    """
+    own = {name: value for name, value in os.environ.items() if name not in HANDED_DOWN}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(n_threads))
     quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    return os.environ | threads | quiet | {"TOKENIZERS_PARALLELISM": "true" if n_threads > 1 else "false"}
+    return own | threads | quiet | {"TOKENIZERS_PARALLELISM": "true" if n_threads > 1 else "false"}
 
 
 @contextlib.contextmanager

@@ -29,11 +29,10 @@ def refresh(settings: Mapping, work: Path) -> dict:
     """
     sizes = settings["sizes"]
     n_steps = sizes["refresh_steps"]
-    audit = json.dumps([f"refresh.audit_every_n_steps={n_steps - 1}"])
     full = json.dumps([f"stage.trainer.max_steps={min(4, n_steps)}", "refresh.audit_every_n_steps=0"])
     command = [
         sys.executable, "-m", "search_r3.benchmarks.refresh", "rules=[certified,full]",
-        f"+settings.certified={audit}", f"settings.full={full}",
+        f"refresh.audit_every_n_steps={n_steps - 1}", f"settings.full={full}",
         f"model.path={MODEL}", f"output_dir={work}", f"seed={settings['seed']}",
         f"data.cache_dir={settings['cache_dir']}", f"stage.trainer.max_steps={n_steps}",
         f"stage.datamodule.max_documents={sizes['refresh_documents']}",
