@@ -37,6 +37,7 @@ COMMANDS = (
     "src.bench",
     "src.entailmentbank",
     "src.benchmarks.base_parity",
+    "src.benchmarks.growth",
     "src.benchmarks.memory",
     "src.benchmarks.popularity",
     "src.benchmarks.padding",
@@ -115,6 +116,8 @@ def arguments(command, place, tmp_path, nano_folder):
         return [f"--output={place}"]
     if command == "src.benchmarks.base_parity":
         return [f"--folder={place}"]
+    if command == "src.benchmarks.growth":
+        return [f"--output={place}"]
     if command == "src.benchmarks.padding":
         return [str(tmp_path), f"--model={nano_folder}", f"--output={place}/padding.json"]
     if command == "src.benchmarks.prefix":

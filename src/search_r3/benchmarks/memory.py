@@ -15,6 +15,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Self
 
 from search_r3.cli.last_resort import Parser, run_command
 from search_r3.cli.run_folder import make_folder, provenance
@@ -58,6 +59,34 @@ def figure(name: str) -> int:
     return int(found[1]) if found else 0
 
 
+class Watch:
+    """How much this process's memory grew at most, pages of mapped files apart, between entering and leaving.
+
+    Attributes:
+        before: KiB on entering.
+        grown_kib: above that, known on leaving; 0 where the system does not tell.
+    """
+
+    def __init__(self, every_s: float = _EVERY_S) -> None:
+        self.before = self._most = figure("RssAnon")
+        self.grown_kib, self._every_s = 0, every_s
+        self._is_done = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_done.set()
+        self._thread.join()
+        self.grown_kib = max(self._most, figure("RssAnon")) - self.before
+
+    def _look(self) -> None:
+        while not self._is_done.wait(self._every_s):
+            self._most = max(self._most, figure("RssAnon"))
+
+
 def evaluated(collection: str, mode: str, model: str, scratch: str) -> dict[str, int]:
     """Evaluates a collection in this process and gives its peaks in KiB, above those of the model."""
     from search_r3.data.beir.benchmark import load_benchmark
@@ -67,26 +96,15 @@ def evaluated(collection: str, mode: str, model: str, scratch: str) -> dict[str,
 
     embedder = load_embedder(model)
     embedder.embed_queries(["what torch allocates once"])
-    before = most = figure("RssAnon")  # an evaluation may end before the first look
-    is_done = threading.Event()
-
-    def look() -> None:
-        nonlocal most
-        while not is_done.wait(_EVERY_S):
-            most = max(most, figure("RssAnon"))
-
-    watch = threading.Thread(target=look)
-    watch.start()
-    try:
+    with Watch() as watch:
         benchmark = load_benchmark(collection, in_memory_mib=0)
         evaluate_benchmark(
             benchmark, mode, Path(scratch) / "out", Settings(100, "english", 1.2, 0.75, 0),
             Model("model", embedder), cache_dir=Path(scratch) / "cache",
         )  # fmt: skip
-    finally:
-        is_done.set()
-        watch.join()
-    return {"anonymous_kib": most - before, "resident_kib": figure("VmHWM"), "started_with_kib": before}
+    return {
+        "anonymous_kib": watch.grown_kib, "resident_kib": figure("VmHWM"), "started_with_kib": watch.before
+    }  # fmt: skip
 
 
 def measured(n_documents: int, mode: str, model: Path, n_words: int) -> dict:

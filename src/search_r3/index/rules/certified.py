@@ -42,8 +42,9 @@ from search_r3.index.rules.needed_bands import (
     positive_limits,
 )
 
-RESERVE = 0.25
-"""Standard errors of the observed share that are kept in hand."""
+RESERVE = 0.674
+"""Standard errors of the observed share that are kept in hand: a quarter of a normal distribution lies beyond
+them on one side."""
 
 _FACTS = {"rule": "certified"}
 
@@ -262,7 +263,7 @@ def aimed_at(miscoverage: float, n_queries: float) -> float:
     wrong together, differs from it by a standard error. `RESERVE` of one is kept in hand, at most half.
 
     >>> aimed_at(0.1, 100)  # sqrt(0.1 * 0.9 / 100) = 0.03
-    0.0925
+    0.07978
     """
     error = math.sqrt(miscoverage * (1 - miscoverage) / n_queries)
     return round(max(miscoverage - RESERVE * error, miscoverage / 2), 5)
