@@ -308,8 +308,8 @@ def test_observed_coverage_is_no_lower_than_stated_while_corpora_drift(tmp_path)
         assert len(audited) == 14
         assert last["audit/observed_coverage"] == pytest.approx(np.mean(audited))
         assert last["audit/rollouts_audited"] == 14 * 24
-    # Measured over eight seeds: 0.929 of the rollouts at 0.321 of the corpus a step, no seed below 0.915.
-    # Without the reserve 0.9025 at 0.302, and three seeds of eight below 0.9.
+    # Measured over eight seeds: 0.9185 of the rollouts at 0.317 of the corpus a step, the lowest seed 0.899.
+    # Without the reserve and the look at the latest audits 0.9025 at 0.302, the lowest 0.882.
     assert np.mean(same) >= 0.9
     assert np.mean(encoded) < 0.8
 
@@ -324,7 +324,7 @@ def test_the_band_is_stretched_by_what_was_missed():
     assert missed > 0.1
     assert rule.state_dict()["numbers"][:30] == [0.1] * 30
     assert len(rule.state_dict()["numbers"]) == 42
-    aim = 0.1 - 0.674 * (0.1 * 0.9 / 42) ** 0.5  # 42 numbers, each of a query of its own
+    aim = 0.1 - 0.25 * (0.1 * 0.9 / 42) ** 0.5  # 42 numbers, each of a query of its own
     assert record["stretch"] == pytest.approx(np.exp(2 * (missed - aim)), rel=1e-4)
     assert rule.record()["band"] == pytest.approx(0.1)
     rule.load_state_dict(rule.state_dict() | {"numbers": [0.1] * 30})

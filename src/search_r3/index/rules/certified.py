@@ -10,14 +10,14 @@ that the positive is beyond the reward's cut-off, none is encoded.
 How wide is the band? That is calibrated (split conformal prediction). At an audit every rollout gets a
 number: the smallest band from which on the reward's inputs are those of the fresh corpus, once everything in
 the band of any rollout of the step is encoded: what one asks for serves all. The band used is the quantile of
-the latest of these numbers, at a level a little above the stated one (`aimed_at`), by what a share that is
-observed over so few queries may be off. Drift is not exchangeable, so two things follow it. The numbers
-are in units of the distance of the background's rows from where they were expected when they were encoded at
-that step, which is known before the band is chosen and goes with the speed of drift. And the quantile is
-stretched after every audit in which more was missed than stated, and shrunk otherwise: `log stretch` moves by
-`rate * (missed - aimed at)`, the quantile tracking of arXiv:2307.16895 on a log scale. Moving the level
-instead (arXiv:2106.00170) would ask for an infinite band, and for many re-encodings of everything, after one
-bad audit. The rule is ours.
+these numbers over a window, or over its latest quarter where that is larger, since drift may speed up; at a
+level a little above the stated one (`aimed_at`). Drift is not exchangeable, so two things follow it. The
+numbers are in units of the distance of the background's rows from where they were expected when they were
+encoded at that step, which is known before the band is chosen and goes with the speed of drift. And the
+quantile is stretched after every audit in which more was missed than stated, and shrunk otherwise: `log
+stretch` moves by `rate * (missed - aimed at)`, the quantile tracking of arXiv:2307.16895 on a log scale.
+Moving the level instead (arXiv:2106.00170) would ask for an infinite band, and for many re-encodings of
+everything, after one bad audit. The rule is ours.
 
 The stated probability is marginal over rollouts, not for each one. It holds for the band: what a budget cuts
 off is not covered. So the ledger shows the coverage that was observed, of the rewards' inputs as served, over
@@ -42,9 +42,8 @@ from search_r3.index.rules.needed_bands import (
     positive_limits,
 )
 
-RESERVE = 0.674
-"""Standard errors of the observed share that are kept in hand: a quarter of a normal distribution lies beyond
-them on one side."""
+RESERVE = 0.25
+"""Standard errors of the observed share that are kept in hand."""
 
 _FACTS = {"rule": "certified"}
 
@@ -131,8 +130,9 @@ class Certified(Rule):
 
     def propose(self, view: View) -> Proposal:
         quantile = math.inf
-        if self.is_calibrated:  # where the aim asks for more numbers than there are, the largest will do
-            quantile = min(conformal_quantile(self._numbers, self._aim), max(self._numbers))
+        if self.is_calibrated:  # no less than the latest audits ask for: drift may speed up
+            latest = max(len(self._numbers) // 4, quantile_needs(self.miscoverage))
+            quantile = max(self._quantile(self._numbers), self._quantile(self._numbers[-latest:]))
         self._band = quantile * math.exp(self._log_stretch) * self._unit
         self._band_step = view.step
         self._drift.forget_before(-int(view.ranks.max(-view.encoded_at.min(keepdims=True))[0]))
@@ -203,6 +203,10 @@ class Certified(Rule):
     def load(self, folder: Path, view: View) -> None:
         self._drift.load(load_saved(folder, _FACTS))
 
+    def _quantile(self, numbers: list[float]) -> float:
+        """Where the aim asks for more numbers than there are, the largest will do."""
+        return min(conformal_quantile(numbers, self._aim), max(numbers))
+
     @property
     def _aim(self) -> float:
         """The miscoverage aimed at."""
@@ -263,7 +267,7 @@ def aimed_at(miscoverage: float, n_queries: float) -> float:
     wrong together, differs from it by a standard error. `RESERVE` of one is kept in hand, at most half.
 
     >>> aimed_at(0.1, 100)  # sqrt(0.1 * 0.9 / 100) = 0.03
-    0.07978
+    0.0925
     """
     error = math.sqrt(miscoverage * (1 - miscoverage) / n_queries)
     return round(max(miscoverage - RESERVE * error, miscoverage / 2), 5)
