@@ -73,7 +73,7 @@ def fits(rows: Sequence[Mapping]) -> list[dict]:
     """The exponent of every part that was measured at two sizes or more, and whether it grows too fast.
 
     It does where it is steeper than it must be, by more than a tenth, both over all sizes, its interval
-    included, and between the last two.
+    included, and between the last two; two sizes alone decide nothing.
     """
     found = []
     for axis, part in dict.fromkeys((row["axis"], row["part"]) for row in rows):
@@ -83,8 +83,7 @@ def fits(rows: Sequence[Mapping]) -> list[dict]:
             continue
         fit = fitted([row["size"] for row in own], [row["cpu_s"] for row in own])
         must = -1.0 if axis == "ranks" else MUST.get(part, 1.0)
-        low = fit["exponent"] if fit["low"] is None else fit["low"]
-        too_fast = low > must + 0.1 and fit["last"] > must + 0.1
+        too_fast = fit["low"] is not None and fit["low"] > must + 0.1 and fit["last"] > must + 0.1
         found.append({"axis": axis, "part": part, "must": must, **fit, "too_fast": too_fast})
     return found
 

@@ -4,6 +4,8 @@ Rows are random unit vectors that drift alike and each by itself; the encoder of
 parts are those of a trained folder.
 """
 
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +15,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from search_r3.benchmarks.memory import Watch, figure
 from search_r3.benchmarks.timing import seconds_of
-from search_r3.distributed import Ranks
+from search_r3.distributed import process_group
 from search_r3.index.backends.base import MakeIndex
 from search_r3.index.backends.faiss_index import FaissIndex
 from search_r3.index.backends.flat import InPlaceIndex
@@ -69,9 +70,9 @@ class Measured:
 
 def timed(axis: str, part: str, size: int, run: Callable[[int], object], rounds: int) -> Measured:
     """Runs a part once to warm up, then `rounds` times; `run` is given the number of the round."""
-    run(0)
     seconds, cpu = [], []
     with Watch(0.005) as watch:
+        run(0)  # takes the memory that the others use again
         for number in range(1, rounds + 1):
             started = time.process_time()
             seconds.append(seconds_of(partial(run, number)))
@@ -211,29 +212,39 @@ def ranks(n_ranks: Sequence[int], n_documents: int, rounds: int) -> Iterator[Mea
     for size in n_ranks:
         with TemporaryDirectory() as folder:
             torch.multiprocessing.start_processes(
-                _on_rank, (size, folder, n_documents, rounds), nprocs=size, start_method="spawn"
+                _on_rank, (size, _free_port(), folder, n_documents, rounds), nprocs=size, start_method="spawn"
             )
             found = [np.load(Path(folder) / f"{rank}.npy") for rank in range(size)]
         for part, (seconds, cpu, memory) in zip(("search", "exact ranks"), np.max(found, 0), strict=True):
             yield Measured("ranks", part, size, float(seconds), float(cpu), int(memory))
 
 
-def _on_rank(rank: int, n_ranks: int, folder: str, n_documents: int, rounds: int) -> None:
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _on_rank(rank: int, n_ranks: int, port: int, folder: str, n_documents: int, rounds: int) -> None:
     torch.set_num_threads(1)
-    meeting = f"file://{Path(folder).resolve()}/meeting"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=n_ranks)
-    rows, part = DriftingRows(n_documents), Ranks()
+    meeting = {"RANK": rank, "WORLD_SIZE": n_ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in meeting.items()})
+    with process_group():
+        _searched(rank, n_ranks, folder, n_documents, rounds)
+
+
+def _searched(rank: int, n_ranks: int, folder: str, n_documents: int, rounds: int) -> None:
+    rows = DriftingRows(n_documents)
     all_queries = rows.queries(1)
     own = slice(*(N_QUERIES * place // n_ranks * GROUP for place in (rank, rank + 1)))
     queries = StepQueries(all_queries.vectors[own], all_queries.positives[own])
     settings = rules()["candidates"]
-    with LiveIndex.create(Path(folder) / "rows", {}, rows.base, InPlaceIndex, settings, ranks=part) as index:
+    with LiveIndex.create(Path(folder) / "rows", {}, rows.base, InPlaceIndex, settings) as index:
         shard = Shard(index.rows, index.first_row, n_documents)
         runs = (lambda _: index.search(queries.vectors, K), lambda _: ranked(queries, GROUP, shard))
         found = [timed("ranks", "", n_ranks, run, rounds) for run in runs]
     figures = [(one.seconds, one.cpu_s, one.memory_kib) for one in found]
     np.save(Path(folder) / f"{rank}.npy", figures)
-    dist.destroy_process_group()
 
 
 def backend(name: str, n_documents: int) -> dict[str, float | str]:

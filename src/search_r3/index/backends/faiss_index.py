@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from search_r3.index.backends.base import changed_rows, exact_scores
 from search_r3.index.backends.faiss_factory import Parts, made, parts_of, refusal, said, trained
 from search_r3.index.backends.flat import SLACK, TIE
-from search_r3.index.backends.library import faiss
+from search_r3.index.backends.library import add_to_lists, faiss, make_room
 from search_r3.index.rows.cache import StoreError
 from search_r3.index.rows.checks import checked_queries, finite_chunks, finite_rows
 from search_r3.index.rows.saved import load_saved, save_whole
@@ -195,7 +195,7 @@ class FaissIndex:
             self._replace(part, vectors)
 
     def _fill_lists(self) -> None:
-        """Encodes every row into lists that were made as long as they will be, for the same reason."""
+        """Encodes every row into its list."""
         core, rows = self._parts.core, np.arange(len(self))
         lists = np.concatenate(
             [
@@ -203,13 +203,10 @@ class FaissIndex:
                 for _, vectors in finite_chunks(self.embeddings, rows, CHUNK)
             ]
         )
-        for number, size in enumerate(np.bincount(lists, minlength=core.nlist).tolist()):
-            for length in (size, 0):
-                core.invlists.resize(number, length)
+        make_room(core, lists)
         core.set_direct_map_type(faiss.DirectMap.Array)
         for part, vectors in finite_chunks(self.embeddings, rows, CHUNK):
-            turned, of_rows = self._turned(vectors), np.ascontiguousarray(lists[part])
-            core.add_core(len(part), faiss.swig_ptr(turned), None, faiss.swig_ptr(of_rows))
+            add_to_lists(core, self._turned(vectors), lists[part])
 
     def _replace(self, rows: np.ndarray, vectors: np.ndarray) -> None:
         """Puts vectors `[n, D]` in the place of rows `[n]` that the index has."""

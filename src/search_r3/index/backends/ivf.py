@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from search_r3.index.backends.base import best_candidates, changed_rows
 from search_r3.index.backends.flat import SLACK, TIE
-from search_r3.index.backends.library import faiss
+from search_r3.index.backends.library import add_to_lists, faiss, make_room
 from search_r3.index.rows.checks import checked_queries, finite_chunks, finite_rows
 from search_r3.index.rows.saved import load_saved, save_whole
 
@@ -170,11 +170,13 @@ class IVFIndex:
         self._quantizer.add(self._centroids)
         self._index = faiss.IndexIVFFlat(self._quantizer, width, self.n_lists, faiss.METRIC_INNER_PRODUCT)
         self._index.is_trained = True
+        rows = np.arange(len(self))
+        nearest = [self._nearest(vectors) for _, vectors in finite_chunks(self.embeddings, rows)]
+        self._lists = np.concatenate(nearest).astype(np.int32)
+        make_room(self._index, self._lists)
         self._index.set_direct_map_type(faiss.DirectMap.Array)
-        self._lists = np.empty(len(self), dtype=np.int32)
-        for part, vectors in finite_chunks(self.embeddings, np.arange(len(self))):
-            self._index.add(vectors)
-            self._lists[part] = self._nearest(vectors)
+        for part, vectors in finite_chunks(self.embeddings, rows):
+            add_to_lists(self._index, vectors, self._lists[part])
 
     def _nearest(self, vectors: np.ndarray) -> np.ndarray:
         return self._quantizer.search(vectors, 1)[1][:, 0]
