@@ -106,9 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m src.benchmarks.growth", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of metrics.json and the picture")
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES), help="which sizes grow")
-    for axis in AXES:
-        given = {"type": int, "nargs": "+", "default": list(SIZES[axis])}
-        parser.add_argument(f"--{axis}", **given, help="sizes, growing")
+    for flag in ("--documents", "--group", "--batch", "--length", "--ranks"):
+        sizes = list(SIZES[flag.removeprefix("--")])
+        parser.add_argument(flag, type=int, nargs="+", default=sizes, help="sizes, growing")
     parser.add_argument("--backends", type=int, default=30_000, help="documents of the table; 0 for no table")
     parser.add_argument(
         "--rounds", type=int, default=3, help="timings of each part, of which the median counts"
