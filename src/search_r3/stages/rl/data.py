@@ -85,9 +85,9 @@ class RLDataModule(ExamplesDataModule):
     def key(self) -> dict[str, str]:
         """What the rows that a run starts from depend on."""
         key = {**self.embedder.document_key, "corpus": self.corpus.fingerprint}
-        products = self.trainer.precision_plugin.precision
-        is_full = self.index_precision == "full" or products == "32-true"
-        return key if is_full else key | {"products": products}
+        if self.index_precision == "run" and self.trainer.precision_plugin.precision != "32-true":
+            key["products"] = self.trainer.precision_plugin.precision
+        return key
 
     def _precision(self) -> AbstractContextManager:
         return forward_precision(self.trainer, self.embedder.device, self.index_precision)
