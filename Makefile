@@ -152,14 +152,19 @@ chromium:
 		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null; } || \
 		{ echo "error: make test-extras needs chromium and chromedriver; on Debian: sudo apt-get install chromium chromium-driver" >&2; exit 2; }
 
-$(EXTRAS_STAMP): requirements.lock requirements-extras.lock pyproject.toml hatch_build.py
-	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 found on PATH. Name one: make test-extras PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@test -x $(EXTRAS_RUN) || $(PYTHON) -m venv $(VENV)-extras
-	$(EXTRAS_RUN) -m pip install --disable-pip-version-check --quiet --requirement requirements.lock \
-		--requirement requirements-extras.lock
-	$(EXTRAS_RUN) -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
-	@rm -f $(VENV)-extras/.installed-*
+# An environment beside the main one: $(1) its name, of `make $(2)`; what requirements-$(1).lock adds to requirements.lock.
+define environment
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 found on PATH. Name one: make $(2) PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -x $(VENV)-$(1)/bin/python || $(PYTHON) -m venv $(VENV)-$(1)
+	$(VENV)-$(1)/bin/python -m pip install --disable-pip-version-check --quiet --requirement requirements.lock \
+		--requirement requirements-$(1).lock
+	$(VENV)-$(1)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)-$(1)/.installed-*
 	@touch $@
+endef
+
+$(EXTRAS_STAMP): requirements.lock requirements-extras.lock pyproject.toml hatch_build.py
+	$(call environment,extras,test-extras)
 
 mutants: SEED := 13
 mutants: setup  ## plant [N=100] bugs drawn with [SEED=13] and run the tests that should see them, see experiments/mutants/
@@ -196,13 +201,7 @@ bench: $(BENCH_STAMP)  ## side by side with sentence-transformers, TRL, mteb and
 	@$(BENCH_RUN) -m src.bench $(if $(ROWS),"rows=[$(shell echo $(ROWS) | tr ' ' ',')]") $(if $(BEIR_DIR),"beir_dir=$(BEIR_DIR)")
 
 $(BENCH_STAMP): requirements.lock requirements-bench.lock pyproject.toml hatch_build.py
-	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 found on PATH. Name one: make bench PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@test -x $(BENCH_RUN) || $(PYTHON) -m venv $(VENV)-bench
-	$(BENCH_RUN) -m pip install --disable-pip-version-check --quiet --requirement requirements.lock \
-		--requirement requirements-bench.lock
-	$(BENCH_RUN) -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
-	@rm -f $(VENV)-bench/.installed-*
-	@touch $@
+	$(call environment,bench,bench)
 
 bench-refresh: setup  ## [MODEL=<folder>]: one RL run under every refresh rule: agreement against documents encoded
 	@$(RUN) -m src.benchmarks.refresh "model.path=$(or $(MODEL),$(QUICKSTART)/sft/model)"
