@@ -13,12 +13,12 @@ from two_processes import on_two_ranks
 
 from search_r3.distributed import share_of_count
 from search_r3.models.generation import sample
+from search_r3.objectives.advantages import group_advantages
 from search_r3.objectives.grpo import (
     PolicyBatch,
     _entropy,
     clipped_token_losses,
     dr_grpo,
-    group_advantages,
     k1,
     k2,
     k3,

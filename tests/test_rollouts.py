@@ -10,10 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from search_r3.models.generation import Sampling
 from search_r3.models.tuning import LoraTuning, adapter_disabled
+from search_r3.objectives.advantages import group_advantages
 from search_r3.objectives.grpo import (
     PolicyBatch,
     dr_grpo,
-    group_advantages,
     k3,
     per_sequence,
     per_token,

@@ -9,10 +9,9 @@ from torch import Tensor
 from search_r3.distributed import share_of_count
 from search_r3.index.exact_rank import Positives
 from search_r3.models.embedder import ReasoningEmbedder
+from search_r3.objectives.advantages import best_of_group, group_advantages
 from search_r3.objectives.grpo import (
     PolicyBatch,
-    best_of_group,
-    group_advantages,
     policy_loss,
     policy_statistics,
     trained_tokens,

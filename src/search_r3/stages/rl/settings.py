@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from search_r3.objectives.grpo import STD_FLOOR, KLEstimator, Normalisation, k3, per_token
+from search_r3.objectives.advantages import STD_FLOOR
+from search_r3.objectives.grpo import KLEstimator, Normalisation, k3, per_token
 
 CONTRASTIVE_ROLLOUTS = ("all", "good")
 
