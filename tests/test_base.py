@@ -16,6 +16,7 @@ from search_r3.cli.compose import ConfigSource, compose
 from search_r3.errors import UsageError
 from search_r3.folders import MARK
 from search_r3.models.folder import ModelFolderError, open_embedder
+from search_r3.models.folder.weights import read_tokenizer
 from search_r3.models.packaged import Package, make_base
 from search_r3.models.tuning import FullTuning
 from search_r3.train import check
@@ -167,9 +168,12 @@ def test_a_name_that_can_only_be_a_path_and_leads_nowhere_is_refused(name, says,
             check(config, False)
 
 
-def test_a_chat_template_of_the_run_is_refused_beside_a_model_folder(nano_folder):
-    with pytest.raises(ModelFolderError, match="has rendered prompts already"):
-        open_embedder(
-            path=str(nano_folder), name=None, create=None, prompts=None, lengths=None, tuning=FullTuning(),
-            chat_template="{{ messages[-1]['content'] }}",
-        )  # fmt: skip
+def test_a_model_folder_opens_with_its_own_chat_template_and_no_other(nano_folder):
+    given = {"name": None, "create": None, "prompts": None, "lengths": None, "tuning": FullTuning()}
+    kept = read_tokenizer(nano_folder, local_files_only=True).chat_template
+
+    embedder = open_embedder(path=str(nano_folder), chat_template=kept, **given)
+    with pytest.raises(ModelFolderError, match="trained with another chat template"):
+        open_embedder(path=str(nano_folder), chat_template="{{ messages[-1]['content'] }}", **given)
+
+    assert embedder.tokenizer.chat_template == kept

@@ -51,15 +51,14 @@ def open_embedder(
         texts: text of the training split.
         prompts_file: of the run, unused with `path`: the rendered prompts are read from it, and written to it
             where it does not exist, so that a resumed run and other ranks have the same ones.
-        chat_template: of a new model, instead of the tokenizer's own; the model folder then has this one.
+        chat_template: of a new model, instead of the tokenizer's own; the model folder then has this one, and
+            is opened with no other.
 
     Raises:
         ModelFolderError: If nothing says where the model comes from, the folder cannot be used, a file in it
             is not as it was written, or its tokenizer or prompts are not those it was trained with.
         ValueError: If the prompts cannot be rendered, or the lengths do not fit into the model's positions.
     """
-    if path is not None and chat_template is not None:
-        raise ModelFolderError(f"{path}: has rendered prompts already; leave model.chat_template out")
     description = None if path is None else read_description(path)
     read_from = None if path is None else check_files(Path(path), description)
     if path is None and name is None and create is not None:
@@ -67,6 +66,10 @@ def open_embedder(
     else:
         model, tokenizer = _read(path, name, dtype, attention)
     if chat_template is not None:
+        if path is not None and chat_template != tokenizer.chat_template:
+            raise ModelFolderError(
+                f"{path}: was trained with another chat template; leave model.chat_template out"
+            )
         tokenizer.chat_template = chat_template
     refuse_untrusted(model, path or name or "the model", tuning)
     add_embed_token(model, tokenizer)
