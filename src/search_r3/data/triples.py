@@ -22,7 +22,7 @@ from search_r3.data.jsonl import (
     parse_object,
 )
 from search_r3.data.reasoning import cold_start_reasoning
-from search_r3.data.splits import position
+from search_r3.data.splits import position, tell_no_validation
 from search_r3.data.texts import encoded_parts
 from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
 from search_r3.records import shown, shown_names
@@ -123,11 +123,7 @@ def load_triples(
         _LOG.warning("%s: %d hard negatives left out: another row calls them positive", name, n_dropped)
     held_out = [example for example in examples if position(example.query) < validation_share]
     if not held_out:
-        _LOG.log(
-            logging.WARNING if validation_share else logging.INFO,
-            "%s: no validation rows (%g of %d rows); nothing is evaluated while training",
-            name, validation_share, len(rows),
-        )  # fmt: skip
+        tell_no_validation(_LOG, name, validation_share, f"{len(rows)} rows")
     _tell_letterless(name, rows)
     training_queries = list(dict.fromkeys(example.query for example in training))
     return TrainingData(

@@ -60,18 +60,9 @@ def load_qrels(
     without_query, without_document = Count(), Count()
     for line, text in numbered_lines(path, LONGEST_JUDGEMENT):
         n_lines += 1
-        columns = text.split("\t")
-        if n_lines == 1 and [column.strip() for column in columns] == _HEADER:
+        if n_lines == 1 and [column.strip() for column in text.split("\t")] == _HEADER:
             continue
-        if len(columns) != 3:
-            trec = "; TREC's format has 4: take the second column out" if len(text.split()) == 4 else ""
-            raise DataError(path, line, _COLUMNS_RULE.format(len(columns)) + trec)
-        query_id, document_id, grade = columns
-        if not grade.strip().removeprefix("-").isdecimal():
-            header = f"; a header line reads {', '.join(_HEADER)}" if n_lines == 1 else ""
-            raise DataError(path, line, f"the score must be an integer, got {shown(grade)}{header}")
-        if len(grade) > 20 or abs(int(grade)) >= 1 << 31:
-            raise DataError(path, line, f"the score must lie within 32 bits, got {shown(grade)}")
+        query_id, document_id, grade = _judgement(path, line, text, n_lines == 1)
         is_asked, is_known = query_id in queries, document_id in corpus.row_of
         if not allow_unmatched and not (is_asked and is_known):
             unknown = f"query {shown(query_id)} is not in the queries file"
@@ -83,7 +74,7 @@ def load_qrels(
             raise DataError(
                 path, line, f"query {shown(query_id)} and document {shown(document_id)} are judged twice"
             )
-        grades[document_id] = int(grade)
+        grades[document_id] = grade
         n_rows += 1
         without_query.add(query_id, not is_asked)
         without_document.add(document_id, is_asked and not is_known)
@@ -99,6 +90,21 @@ def load_qrels(
         path, n_rows, "judgements are of a document that the corpus lacks", "it counts as not found"
     )
     return Qrels(qrels, without_query.n)
+
+
+def _judgement(path: Path, line: int, text: str, is_first: bool) -> tuple[str, str, int]:
+    """The three columns of a line, checked."""
+    columns = text.split("\t")
+    if len(columns) != 3:
+        trec = "; TREC's format has 4: take the second column out" if len(text.split()) == 4 else ""
+        raise DataError(path, line, _COLUMNS_RULE.format(len(columns)) + trec)
+    query_id, document_id, grade = columns
+    if not grade.strip().removeprefix("-").isdecimal():
+        header = f"; a header line reads {', '.join(_HEADER)}" if is_first else ""
+        raise DataError(path, line, f"the score must be an integer, got {shown(grade)}{header}")
+    if len(grade) > 20 or abs(int(grade)) >= 1 << 31:
+        raise DataError(path, line, f"the score must lie within 32 bits, got {shown(grade)}")
+    return query_id, document_id, int(grade)
 
 
 def load_excluded(

@@ -1,7 +1,8 @@
 """`data=beir`: training rows from the judgements of a folder in BEIR layout."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from search_r3.data.beir.qrels import Qrels, load_qrels
 from search_r3.data.jsonl import ConcatTexts, DataError
 from search_r3.data.reasoning import cold_start_reasoning
 from search_r3.data.reasonings import load_reasonings, tell_missing
-from search_r3.data.splits import position
+from search_r3.data.splits import position, tell_no_validation
 from search_r3.data.types import Corpus, Example, TrainingData
 from search_r3.records import shown
 
@@ -78,81 +79,103 @@ def load_beir_training(
         raise ValueError(f"validation_share must be in [0, 1), got {validation_share}")
     folder = Path(path)
     name = name or collection_name(folder)
-    validation_split, test_split = _held_out_splits(name, folder, train_split, validation_split, test_split)
     corpus = load_corpus(file_in(folder, "corpus.jsonl"), allow_empty_documents, in_memory_mib)
     queries = load_queries(file_in(folder, "queries.jsonl"))
-    train_file = qrels_file(folder, train_split)
 
     def judgements(split: str) -> Qrels:
         return load_qrels(qrels_file(folder, split), queries, corpus, allow_unmatched_judgements)
 
-    train = judgements(train_split).grades
-    if validation_split:
-        validation = judgements(validation_split)
-    else:
-        validation = Qrels({query: train[query] for query in train if position(query) < validation_share})
-    test = judgements(test_split) if test_split else Qrels({})
-    held_out = validation.grades.keys() | test.grades.keys()
-    rows = {query: grades for query, grades in train.items() if query not in held_out}
-    n_held_out = len(train) - len(rows)
-    if train and not rows:
-        raise ValueError(_all_held_out(train_file, train, test, test_split, validation, validation_split))
-    rows = _with_known_documents(train_file, rows, corpus, min(min_grade, 1))
+    named = _named_splits(name, folder, train_split, validation_split, test_split)
+    splits = _read_splits(named, judgements, validation_share)
+    train_file = qrels_file(folder, train_split)
+    if splits.train and not splits.rows:
+        raise ValueError(_all_held_out(train_file, splits))
+    rows = _with_known_documents(train_file, splits.rows, corpus, min(min_grade, 1))
     given, facts = _given_reasonings(reasonings, queries, rows, with_reasoning)
     examples = _examples(name, rows, queries, corpus, min_grade, with_reasoning, given)
     if not examples:
         raise ValueError(
-            f"{train_file}: no training row is left (min_grade={min_grade}, {len(train)} queries)"
+            f"{train_file}: no training row is left (min_grade={min_grade}, {len(splits.train)} queries)"
         )
     _refuse_queries_without_positive(train_file, rows, min_grade)
-    card = {
-        "name": name,
-        "documents": len(corpus),
-        "examples": len(examples),
-        "train_queries": len(rows),
-        "train_queries_held_out": n_held_out,
-        "validation_queries": len(validation.grades),
-        "validation": validation_split or f"{validation_share:g} of {train_split}",
-        "test_queries": len(test.grades),
-        "licence": "that of the collection",
-    } | facts
-    if overlap := len(train.keys() & test.grades.keys()):
-        _LOG.warning("%s: %d training queries are judged in %s and left out", name, overlap, test_split)
-    if not validation.grades:
-        _tell_no_validation(name, validation_share, len(train), train_split)
+    _tell_held_out(name, splits, validation_share)
     is_removed = removes_self_match(name) if remove_self_match is None else remove_self_match
     held_out_as = partial(benchmark_of, remove_self_match=is_removed, holds_code=holds_code)
+    counts = {"name": name, "documents": len(corpus), "examples": len(examples), "train_queries": len(rows)}
     return TrainingData(
         name=name,
         corpus=corpus,
         examples=examples,
-        validation=held_out_as(f"{name}-validation", corpus, queries, validation),
-        test=held_out_as(f"{name}-test", corpus, queries, test),
+        validation=held_out_as(f"{name}-validation", corpus, queries, splits.validation),
+        test=held_out_as(f"{name}-test", corpus, queries, splits.test),
         texts=ConcatTexts([corpus.texts, [queries[query] for query in rows]]),
-        card=card,
+        card=counts | _split_card(splits, validation_share) | facts,
         weights={name: 1.0},
     )
 
 
-def _held_out_splits(
-    name: str, folder: Path, train: str, validation: str | None, test: str | None
-) -> tuple[str | None, str | None]:
-    """The validation and test splits: `dev` where none is named, no test split that is missing or trains."""
+@dataclass(frozen=True)
+class _Names:
+    """The splits of a folder that are used; None for one that there is not."""
+
+    train: str
+    validation: str | None
+    test: str | None
+
+
+@dataclass(frozen=True)
+class _Splits:
+    """The judgements of each split, and those of training whose queries are not held out (`rows`)."""
+
+    names: _Names
+    train: Mapping[str, Mapping[str, int]]
+    rows: Mapping[str, Mapping[str, int]]
+    validation: Qrels
+    test: Qrels
+
+
+def _named_splits(name: str, folder: Path, train: str, validation: str | None, test: str | None) -> _Names:
+    """`dev` for validation where none is named, and no test split that is missing or trains."""
     splits = available_splits(folder)
     if validation is None and "dev" in splits and train != "dev":
         validation = "dev"
     if test is not None and test not in splits:
         _LOG.warning("%s: no test collection: %s has no qrels/%s.tsv", name, folder, test)
-    return validation, test if test in splits and test != train else None
+    return _Names(train, validation, test if test in splits and test != train else None)
 
 
-def _tell_no_validation(name: str, share: float, n_queries: int, split: str) -> None:
-    """Warns where validation was asked for and none came of it."""
-    _LOG.log(
-        logging.WARNING if share else logging.INFO,
-        "%s: no validation rows (%g of %d queries in %s); nothing is evaluated while training",
-        name, share, n_queries, split,
-    )  # fmt: skip
+def _read_splits(names: _Names, judgements: Callable[[str], Qrels], validation_share: float) -> _Splits:
+    """All judgements; a share of the training queries is for validation where no split is."""
+    train = judgements(names.train).grades
+    if names.validation:
+        validation = judgements(names.validation)
+    else:
+        validation = Qrels({query: train[query] for query in train if position(query) < validation_share})
+    test = judgements(names.test) if names.test else Qrels({})
+    held_out = validation.grades.keys() | test.grades.keys()
+    rows = {query: grades for query, grades in train.items() if query not in held_out}
+    return _Splits(names, train, rows, validation, test)
+
+
+def _split_card(splits: _Splits, validation_share: float) -> dict[str, object]:
+    """What the data card says of the splits."""
+    return {
+        "train_queries_held_out": len(splits.train) - len(splits.rows),
+        "validation_queries": len(splits.validation.grades),
+        "validation": splits.names.validation or f"{validation_share:g} of {splits.names.train}",
+        "test_queries": len(splits.test.grades),
+        "licence": "that of the collection",
+    }
+
+
+def _tell_held_out(name: str, splits: _Splits, share: float) -> None:
+    """Warns of training queries that the test split judges, and where no query is left to validate with."""
+    if overlap := len(splits.train.keys() & splits.test.grades.keys()):
+        _LOG.warning(
+            "%s: %d training queries are judged in %s and left out", name, overlap, splits.names.test
+        )
+    if not splits.validation.grades:
+        tell_no_validation(_LOG, name, share, f"{len(splits.train)} queries in {splits.names.train}")
 
 
 def _with_known_documents(
@@ -244,23 +267,18 @@ def _examples(
     return examples
 
 
-def _all_held_out(
-    file: Path,
-    train: Mapping[str, Mapping],
-    test: Qrels,
-    test_split: str | None,
-    validation: Qrels,
-    validation_split: str | None,
-) -> str:
+def _all_held_out(file: Path, splits: _Splits) -> str:
     """Why no training query is left where every one of them is held out, and what to set."""
+    train, test, names = splits.train, splits.test, splits.names
     in_test = len(train.keys() & test.grades.keys())
-    in_validation = len(train.keys() & validation.grades.keys() - test.grades.keys())
-    parts = [f"{in_test} are judged in {test_split} too"] if in_test else []
+    in_validation = len(train.keys() & splits.validation.grades.keys() - test.grades.keys())
+    parts = [f"{in_test} are judged in {names.test} too"] if in_test else []
     parts += [f"{in_validation} are held out for validation"] if in_validation else []
     remedy = ["name another data.train_split or data.test_split"] if in_test else []
     if in_validation:
-        key = "data.validation_split" if validation_split else "data.validation_share"
-        remedy.append(f"lower {key}" if not validation_split else f"name another {key}")
+        remedy.append(
+            "name another data.validation_split" if names.validation else "lower data.validation_share"
+        )
     return (
         f"{file}: no training query is left: of {len(train)}, {' and '.join(parts)}, and what is tested on "
         f"is not trained on; {', or '.join(remedy)}"
