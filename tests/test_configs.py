@@ -10,6 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from search_r3.cli.compose import RL_GROUPS, ConfigSource, compose
+from search_r3.cli.devices import cpu_ranks
 from search_r3.cli.model_choice import TRAINED
 from search_r3.cli.overrides import TRAINER_NODES, flat_keys
 from search_r3.evaluate import OF_A_PLAIN_FOLDER
@@ -116,13 +117,21 @@ def test_what_goes_to_the_trainer_are_arguments_of_the_trainer(source, group, op
         assert set(node) <= allowed, (name, set(node) - allowed)
 
 
+def read_experiment(option):
+    return yaml.safe_load((CONF / "experiment" / f"{option}.yaml").read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "experiment"])
 def test_an_experiment_only_sets_keys_that_exist_without_it(source, option):
-    raw = yaml.safe_load((CONF / "experiment" / f"{option}.yaml").read_text(encoding="utf-8"))
-    overrides = []
+    raw = read_experiment(option)
+    own = {name: node for name, node in raw.items() if name != "defaults"}
+    keys, overrides = flat_keys(own), []
     for entry in raw.get("defaults", []):
         if isinstance(entry, str):
-            overrides += [] if entry == "_self_" else [f"experiment={entry}"]
+            if entry.startswith("parts/"):  # of several experiments, and no choice itself
+                keys |= flat_keys(read_experiment(entry))
+            elif entry != "_self_":
+                overrides.append(f"experiment={entry}")
             continue
         for group, value in entry.items():  # "override /group", or "/group@package", which adds
             added = "" if group.startswith("override ") else "+"
@@ -132,7 +141,7 @@ def test_an_experiment_only_sets_keys_that_exist_without_it(source, option):
     overrides += filled(source, overrides) if command == "train" else []
     base = flat_keys(OmegaConf.to_container(compose(command, overrides, source).config))
 
-    for key, value in flat_keys({name: node for name, node in raw.items() if name != "defaults"}).items():
+    for key, value in keys.items():
         parent = key.rpartition(".")[0]
         ancestors = [key.rsplit(".", count)[0] for count in range(1, key.count(".") + 1)]
         is_slot = any(name in base and base[name] is None for name in ancestors)  # null, for a call
@@ -161,10 +170,10 @@ def test_a_strategy_is_five_lines(option):
 def test_strategies_that_need_no_gpu_make_a_trainer(tmp_path):
     import pytorch_lightning as pl
 
-    for option in ("cpu", "ddp_cpu"):
+    for option, n_devices in (("cpu", 1), ("ddp_cpu", 2), ("cpu_ranks", cpu_ranks())):
         arguments = OmegaConf.to_container(OmegaConf.load(CONF / "strategy" / f"{option}.yaml"), resolve=True)
         trainer = pl.Trainer(**arguments, default_root_dir=tmp_path, logger=False)
-        assert trainer.num_devices == (1 if option == "cpu" else 2)
+        assert trainer.num_devices == n_devices
 
 
 def test_the_lock_pins_every_dependency_and_nothing_local():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from search_r3.cli.devices import cpu_precision
+from search_r3.cli.devices import cpu_precision, cpu_ranks, usable_cores
 from tests.command import PYTHONPATH
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +55,23 @@ def test_fp32_is_taken_where_nothing_says_what_the_processor_can(tmp_path, monke
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.delenv(name, raising=False)
     assert cpu_precision(tmp_path / "absent") == "32-true"
+
+
+@pytest.mark.parametrize(("n_cores", "n_ranks"), [(1, 1), (2, 2), (3, 2), (4, 4), (7, 4), (64, 4)])
+def test_ranks_of_a_small_model_are_a_power_of_two_and_at_most_four(n_cores, n_ranks):
+    assert cpu_ranks(n_cores) == n_ranks
+
+
+@pytest.mark.parametrize(
+    ("quota", "n_cores"),
+    [("100000 100000", 1), ("50000 100000", 1), ("199999 100000", 1), ("max 100000", None), ("", None)],
+)
+def test_cores_are_counted_as_a_container_may_use_them(tmp_path, quota, n_cores):
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    visible = len(os.sched_getaffinity(0))
+
+    assert usable_cores(tmp_path / "cpu.max") == (n_cores or visible)
+    assert usable_cores(tmp_path / "absent") == visible
 
 
 def test_waiting_threads_sleep_unless_the_user_says_otherwise():
