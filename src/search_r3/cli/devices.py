@@ -57,8 +57,8 @@ def usable_cores(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 def cpu_ranks(n_cores: int | None = None, most: int = 4) -> int:
     """Processes that share the steps of a small model: 1, 2 or 4, and no more than there are cores.
 
-    A small model's products are too small for threads: two processes of one thread take 0.66 of the time of one
-    process, with one thread or two (nano, two cores).
+    A small model's products are too small for threads: two processes of one thread take 0.66 of the time of
+    one process, with one thread or two (nano, two cores).
 
     Args:
         n_cores: None for `usable_cores`.
