@@ -63,10 +63,11 @@ demo: setup  ## [QUERY="copy a file"]: a shipped trained model searches the stan
 
 train: setup  ## SFT, RL and evaluation on the embedded default, with a table; resumes if interrupted; [SEED=2]
 	$(call heading,1 of 5: SFT teaches the shipped base to embed; about 10 minutes)
-	@$(RUN) -m src.train experiment=quickstart seed=$(SEED) output_dir=$(QUICKSTART)/sft if_exists=resume
+	@$(RUN) -m src.train experiment=quickstart strategy=cpu_ranks seed=$(SEED) output_dir=$(QUICKSTART)/sft \
+		if_exists=resume
 	$(call heading,2 of 5: RL rewards reasoning that ranks well; about 2 minutes)
-	@$(RUN) -m src.train experiment=quickstart_rl model.path=$(QUICKSTART)/sft/model seed=$(SEED) \
-		output_dir=$(QUICKSTART)/rl if_exists=resume
+	@$(RUN) -m src.train experiment=quickstart_rl strategy=cpu_ranks model.path=$(QUICKSTART)/sft/model \
+		seed=$(SEED) output_dir=$(QUICKSTART)/rl if_exists=resume
 	$(call heading,3 of 5: the SFT model and BM25 on 3$(comma)000 held-out documents or more; about 2 minutes)
 	@$(RUN) -m src.evaluate model.path=$(QUICKSTART)/sft/model base.path=experiments/nano_base/model benchmarks=[pydocs] \
 		seed=$(SEED) modes=[bm25,base-direct,direct,reasoning,base-reasoning,shuffled-reasoning] output_dir=$(QUICKSTART)/eval/sft

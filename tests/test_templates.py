@@ -28,6 +28,7 @@ from search_r3.cli.compose import ConfigSource, compose
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.resume import resumed
 from search_r3.cli.run import execute
+from search_r3.files import write_first
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.folder import (
     ModelFolderError,
@@ -35,7 +36,6 @@ from search_r3.models.folder import (
     open_embedder,
     save_embedder,
 )
-from search_r3.models.folder.run_prompts import _write_first
 from search_r3.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder
 from search_r3.models.templates import Prompts, render
 from search_r3.models.tuning import FullTuning
@@ -275,8 +275,8 @@ def test_a_resumed_run_has_the_prompts_that_it_began_with(dated, tmp_path, monke
 def test_whoever_comes_second_takes_what_the_first_wrote(tmp_path):
     file = tmp_path / "prompts.json"
 
-    _write_first(file, "first")
-    _write_first(file, "second")
+    write_first(file, "first")
+    write_first(file, "second")
 
     assert file.read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["prompts.json"]

@@ -61,6 +61,23 @@ def write_text(path: Path, text: str, is_durable: bool = False) -> None:
         raise
 
 
+def write_first(file: Path, text: str) -> None:
+    """Writes a file whole, unless another process has done so; whoever comes second changes nothing."""
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    try:
+        os.link(part, file)  # fails where the file is there
+        part.unlink()
+    except FileExistsError:
+        part.unlink()
+    except OSError:  # a file system without links
+        part.replace(file)
+
+
 def remove_parts(folder: Path) -> None:
     """Removes what `write_text` left half written in a folder when it was killed; nobody else works in it."""
     for file in folder.glob("*.part"):

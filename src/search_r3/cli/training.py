@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.curves import drawn_curves
+from search_r3.cli.devices import cpu_precision
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.model_choice import MADE_HERE, read_facts
 from search_r3.cli.ranks import is_first
@@ -53,6 +54,7 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
     data: TrainingData = instantiate(config.data)
     _write_card(folder, data)
     embedder = instantiate(config.model, texts=data.texts, prompts_file=folder / "prompts.json")
+    config = _measured(config, embedder, data)
     datamodule = instantiate(config.stage.datamodule, data=data, embedder=embedder)
     module = instantiate(config.stage.module, embedder=embedder)
     checkpoint = _last_checkpoint(folder) if config.resume else None
@@ -64,6 +66,28 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
         if trainer.is_global_zero:
             _finish(config, data, embedder, datamodule, module, trainer, record, masked.summary())
+
+
+def _measured(config: DictConfig, embedder: "ReasoningEmbedder", data: "TrainingData") -> DictConfig:
+    """The configuration with the precision that is fastest here, and the embedder with the attention, where
+    the run leaves them to a measurement."""
+    from search_r3.models.measured import MEASURED, Way, settled, ways
+
+    precision, attention = config.strategy.get("precision"), config.model.get("attention")
+    if MEASURED not in (precision, attention):
+        return config
+    own = embedder.causal_lm.config._attn_implementation
+    choices = ways(precision, attention or own, Way(cpu_precision(), "eager"))
+    way, speeds = settled(Path(config.output_dir) / "measured.json", embedder, data.corpus.texts, choices)
+    log.info(
+        "measured here: precision %s and attention %s, of %s", way.precision, way.attention,
+        ", ".join(f"{each.precision} {each.attention} {speed:,.0f}" for each, speed in speeds.items())
+        + " tokens/s",
+    )  # fmt: skip
+    embedder.causal_lm.set_attn_implementation(way.attention)
+    config = config.copy()
+    config.strategy.precision = way.precision
+    return config
 
 
 def _unvalidated(trainer: "pl.Trainer", datamodule: "pl.LightningDataModule") -> Iterator[str]:

@@ -53,6 +53,19 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     if config.output_dir:
         refuse_to_replace(Path(config.output_dir) / "model")
     _check_strategy(config.strategy, is_sweep)
+    _check_measured(config)
+
+
+def _check_measured(config: DictConfig) -> None:
+    """What is left to a measurement is measured on the CPU, on which the model is opened."""
+    if config.strategy.get("accelerator") == "cpu":
+        return
+    for key, value, instead in (
+        ("strategy.precision", config.strategy.get("precision"), "bf16-mixed"),
+        ("model.attention", config.model.get("attention"), "sdpa"),
+    ):
+        if value == "measured":
+            raise UsageError(f"{key}=measured is for CPUs; on a GPU give {key}={instead}")
 
 
 def _check_shared_prompts(config: DictConfig) -> None:

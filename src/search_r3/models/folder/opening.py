@@ -11,6 +11,7 @@ from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.folder.description import encoder_of, read_description
 from search_r3.models.folder.run_prompts import encoder_of_run
 from search_r3.models.folder.weights import OF_OURS, dtype_named, read_model, read_tokenizer, refuse_untrusted
+from search_r3.models.measured import MEASURED
 from search_r3.models.positions import check_lengths
 from search_r3.models.prompts import EMBED_TOKEN, Lengths, Prompts
 from search_r3.models.tuning import FullTuning, LoraTuning
@@ -47,7 +48,8 @@ def open_embedder(
         dtype: of the frozen weights under LoRA, and of all weights under full tuning.
         token_budget: tokens in one forward.
         gradient_checkpointing: recompute activations in the backward pass.
-        attention: attention implementation of transformers; "eager" is what every architecture has.
+        attention: attention implementation of transformers; "eager" is what every architecture has. The model
+            is opened with it where `measured` asks which is faster.
         texts: text of the training split.
         prompts_file: of the run, unused with `path`: the rendered prompts are read from it, and written to it
             where it does not exist, so that a resumed run and other ranks have the same ones.
@@ -64,7 +66,7 @@ def open_embedder(
     if path is None and name is None and create is not None:
         model, tokenizer = create(texts)
     else:
-        model, tokenizer = _read(path, name, dtype, attention)
+        model, tokenizer = _read(path, name, dtype, "eager" if attention == MEASURED else attention)
     if chat_template is not None:
         if path is not None and chat_template != tokenizer.chat_template:
             raise ModelFolderError(

@@ -1,11 +1,11 @@
 """Prompts that are rendered once in a run."""
 
 import json
-import os
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from search_r3.files import write_first
 from search_r3.models.checksums import ModelFolderError
 from search_r3.models.prompts import Lengths, PromptEncoder, Prompts, Rendered
 from search_r3.models.vocabulary import give_pad_token
@@ -26,7 +26,7 @@ def encoder_of_run(
     if not file.is_file():
         encoder = PromptEncoder(tokenizer, prompts, lengths)
         content = {"prompt_fingerprint": encoder.fingerprint, "rendered": encoder.rendered.as_dict()}
-        _write_first(file, json.dumps(content, indent=2) + "\n")
+        write_first(file, json.dumps(content, indent=2) + "\n")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         encoder = PromptEncoder(tokenizer, prompts, lengths, Rendered.from_dict(content["rendered"]))
@@ -38,20 +38,3 @@ def encoder_of_run(
             f"{file}: the tokenizer or the prompts differ from those this run began with; start a new run"
         )
     return encoder
-
-
-def _write_first(file: Path, text: str) -> None:
-    """Writes a file whole, unless another process has done so."""
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-    try:
-        os.link(part, file)  # fails where the file is there
-        part.unlink()
-    except FileExistsError:
-        part.unlink()
-    except OSError:  # a file system without links
-        part.replace(file)
