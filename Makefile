@@ -91,10 +91,10 @@ science: science-arguments base  ## SCIENCE_DIR=<folder>: SFT and RL of SmolLM2 
 	$(call heading,1 of 5: BM25$(comma) favourite facts$(comma) and what people reasoned; seconds)
 	@$(RUN) -m src.benchmarks.popularity "$(SCIENCE_DIR)" --reasonings $(SCIENCE) --output $(SCIENCE)/popularity.json
 	$(call heading,2 of 5: SFT teaches SmolLM2 to embed$(comma) and to answer with an explanation; about 50 minutes)
-	@$(RUN) -m src.train experiment=science_sft strategy=cpu_ranks "data.path=$(SCIENCE_DIR)" seed=$(SEED) \
+	@$(RUN) -m src.train experiment=science_sft "data.path=$(SCIENCE_DIR)" seed=$(SEED) \
 		output_dir=$(SCIENCE)/sft if_exists=resume
 	$(call heading,3 of 5: RL rewards explanations whose facts are found; about 20 minutes)
-	@$(RUN) -m src.train experiment=science_rl strategy=cpu_ranks "data.path=$(SCIENCE_DIR)" seed=$(SEED) \
+	@$(RUN) -m src.train experiment=science_rl "data.path=$(SCIENCE_DIR)" seed=$(SEED) \
 		model.path=$(SCIENCE)/sft/model output_dir=$(SCIENCE)/rl if_exists=resume
 	$(call heading,4 of 5: both models on the dev questions and 11$(comma)399 facts; about 10 minutes)
 	@$(SCIENCE_EVAL) modes=[bm25,direct,reasoning,shuffled-reasoning,given-reasoning,given-bm25] \
