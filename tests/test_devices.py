@@ -74,6 +74,17 @@ def test_cores_are_counted_as_a_container_may_use_them(tmp_path, quota, n_cores)
     assert usable_cores(tmp_path / "absent") == visible
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate", "search", "serve", "encode"])
+def test_a_command_line_is_read_without_importing_what_is_slow(command):
+    program = f"import search_r3.{command}, sys; print({{'torch', 'numpy', 'faiss'}} & set(sys.modules))"
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH}
+    shown = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert shown.stdout == "set()\n"
+
+
 def test_waiting_threads_sleep_unless_the_user_says_otherwise():
     program = "import os, search_r3, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
     for given, expected in ((None, "PASSIVE False"), ("ACTIVE", "ACTIVE False")):

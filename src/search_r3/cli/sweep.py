@@ -26,7 +26,6 @@ from search_r3.cli.run_folder import (
     state_of,
     write_status,
 )
-from search_r3.cli.sweep_table import sweep_table
 from search_r3.errors import UsageError
 from search_r3.files import write_text
 from search_r3.shipped import CONF
@@ -81,6 +80,10 @@ def run_many(entry: Entry, source: ConfigSource, arguments: argparse.Namespace) 
     varied = [
         [text.lstrip("+") for text in job if any(text not in other for other in jobs)] or job for job in jobs
     ]
+    from search_r3.cli.sweep_table import (
+        sweep_table,
+    )  # it imports NumPy, which a run's start need not wait for
+
     table, is_all_finished = sweep_table(folder, varied)
     write_text(folder / "summary.txt", table + "\n")
     print(f"\n{table}\n\n{folder}")

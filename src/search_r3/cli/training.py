@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from search_r3.cli.curves import drawn_curves
 from search_r3.cli.devices import cpu_precision
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.model_choice import MADE_HERE, read_facts
@@ -197,6 +196,7 @@ def _finish(
     masked: dict[str, dict[str, float]],
 ) -> None:
     """Model folder and metrics.json, both of the best checkpoint where there is one."""
+    from search_r3.cli.curves import drawn_curves
     from search_r3.models.folder import save_embedder
     from search_r3.stages.record import metrics_by_mode
 

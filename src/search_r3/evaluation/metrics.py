@@ -6,9 +6,8 @@ not. A mean is over all judged queries: one that retrieved nothing counts 0.
 """
 
 import math
+from array import array
 from collections.abc import Mapping
-
-import numpy as np
 
 METRICS = ("ndcg@10", "recall@100", "mrr@10", "map@100")
 LARGEST_CUTOFF = max(int(name.partition("@")[2]) for name in METRICS)
@@ -21,7 +20,8 @@ Qrels = Mapping[str, Mapping[str, int]]
 def ranked(scores: Mapping[str, float]) -> list[str]:
     """Document ids from best to worst; scores are compared in fp32, equal ones by id, descending."""
     by_id = sorted(scores, reverse=True)
-    return sorted(by_id, key=lambda document: -np.float32(scores[document]))
+    rounded = dict(zip(by_id, array("f", (scores[document] for document in by_id)), strict=True))
+    return sorted(by_id, key=rounded.__getitem__, reverse=True)  # which keeps the order of equal ones
 
 
 def query_metrics(scores: Mapping[str, float], grades: Mapping[str, int]) -> dict[str, float]:

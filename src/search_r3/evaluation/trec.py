@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
-
 from search_r3.data.jsonl import DataError, numbered_lines
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.evaluation.metrics import ranked
@@ -69,6 +67,8 @@ def write_run(path: Path, run: Mapping[str, Mapping[str, float]], tag: str) -> N
     A score is the shortest text that is read back as the same fp32 value, so that ties are the same. A query
     that retrieved nothing has no line.
     """
+    import numpy as np  # for its shortest digits of a fp32; commands that write no run start without it
+
     with path.open("w", encoding="utf-8") as file:
         for query, found in run.items():
             for rank, document in enumerate(ranked(found), start=1):
