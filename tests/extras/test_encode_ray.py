@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -135,6 +136,8 @@ def test_what_a_worker_or_ray_refuses_is_told_in_a_line(collection, tmp_path, pr
     with pytest.raises(UsageError, match=said):
         by_ray(cluster, Refusing(), shards_of(corpus, [(0, 4)], 4), tmp_path, {}, lambda n: None)
     assert not list(tmp_path.glob("rows-*"))
+    left = {thread.name for thread in threading.enumerate()}
+    assert not left & {"Prefetcher", "iter_threaded"}, "one that asks Ray for anything now ends the process"
 
 
 def test_a_worker_with_another_model_or_without_the_folder_refuses(collection, tmp_path):

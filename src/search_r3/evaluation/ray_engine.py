@@ -12,6 +12,8 @@ import pickle
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +28,9 @@ from search_r3.records import clipped
 
 DEATHS = 5
 """Workers that may die over one shard: the next one ends the command, since the shard may be why."""
+
+THREADS_S = 30
+"""Seconds in which the threads of Ray Data that are through must end, before Ray is shut down."""
 
 REACHED_S = 20
 """Seconds in which the head of a cluster must answer."""
@@ -90,14 +95,34 @@ def by_ray(
             num_gpus=1 if cluster.has_gpu else 0,
             ray_remote_args_fn=partial(dict, max_restarts=-1, max_task_retries=DEATHS),
         )
+        others = set(threading.enumerate())
         try:
-            for row in made.iter_rows():
-                if row["problem"]:
-                    raise (UsageError if row["is_refused"] else RuntimeError)(row["problem"])
-                heard(int(row["n_documents"]))
+            bad = _first_bad(made.iter_rows(), heard)
         except ray.exceptions.RayError as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise RuntimeError(f"workers of Ray failed ({clipped(lines[-1])})") from error
+        finally:
+            _await_end_of(set(threading.enumerate()) - others)
+        if bad:
+            raise (UsageError if bad["is_refused"] else RuntimeError)(bad["problem"])
+
+
+def _first_bad(rows: Iterable[Mapping], heard: Callable[[int], None]) -> Mapping | None:
+    """The first row that tells of a problem. Ray Data stops its work once nothing refers to `rows`, so that
+    nothing is raised here: a traceback would refer to it."""
+    for row in rows:
+        if row["problem"]:
+            return row
+        heard(int(row["n_documents"]))
+    return None
+
+
+def _await_end_of(threads: Iterable[threading.Thread]) -> None:
+    """Waits for Ray Data's threads: one that asks Ray for anything behind `ray.shutdown` ends the process,
+    with exit code 1 and without a word. On a busy machine they need seconds to see that they are done."""
+    end = time.monotonic() + THREADS_S
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
 
 
 class Worker:
