@@ -70,5 +70,15 @@ def _read_by(model: str, part: str) -> str:
     return score(found)
 
 
+def after_facts() -> str:
+    """nDCG@10 of SFT from the plain base and of SFT from a base that has read the facts, on set aside."""
+    files = {"from the base": "science_gain/human.json", "facts read before": "science_facts/metrics.json"}
+    modes = [(label, mode) for label, texts, mode in READ if texts == "human" and "bm25" not in mode]
+    lines = [
+        (label, *(_of_part(file, "set-aside", mode) for file in files.values())) for label, mode in modes
+    ]
+    return table(("read beside the question", *(f">{name}" for name in files)), lines)
+
+
 def _of_part(file: str, part: str, mode: str) -> str:
     return score(row(file, benchmark=f"entailmentbank-{part}", mode=mode))
