@@ -90,10 +90,10 @@ SCIENCE_EVAL = $(RUN) -m src.evaluate data=entailmentbank "data.path=$(SCIENCE_D
 science: science-arguments base  ## SCIENCE_DIR=<folder>: SFT and RL of SmolLM2 on school science, evaluation, report; [SEED=2]
 	$(call heading,1 of 5: BM25$(comma) favourite facts$(comma) and what people reasoned; seconds)
 	@$(RUN) -m src.benchmarks.popularity "$(SCIENCE_DIR)" --reasonings $(SCIENCE) --output $(SCIENCE)/popularity.json
-	$(call heading,2 of 5: SFT teaches SmolLM2 to embed$(comma) and to answer with an explanation; about 50 minutes)
+	$(call heading,2 of 5: SFT teaches SmolLM2 to embed$(comma) and to answer with an explanation; about 65 minutes)
 	@$(RUN) -m src.train experiment=science_sft "data.path=$(SCIENCE_DIR)" seed=$(SEED) \
 		output_dir=$(SCIENCE)/sft if_exists=resume
-	$(call heading,3 of 5: RL rewards explanations whose facts are found; about 20 minutes)
+	$(call heading,3 of 5: RL rewards explanations whose facts are found; about 40 minutes)
 	@$(RUN) -m src.train experiment=science_rl "data.path=$(SCIENCE_DIR)" seed=$(SEED) \
 		model.path=$(SCIENCE)/sft/model output_dir=$(SCIENCE)/rl if_exists=resume
 	$(call heading,4 of 5: both models on the dev questions and 11$(comma)399 facts; about 10 minutes)

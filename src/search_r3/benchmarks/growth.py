@@ -11,9 +11,6 @@ import argparse
 import dataclasses
 import math
 import multiprocessing
-import os
-import platform
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -88,19 +85,6 @@ def fits(rows: Sequence[Mapping]) -> list[dict]:
     return found
 
 
-def machine() -> dict[str, object]:
-    """What the figures are of."""
-    cpu = platform.processor() or platform.machine()
-    about, memory = Path("/proc/cpuinfo"), Path("/proc/meminfo")
-    if about.is_file() and (named := re.search(r"model name\s*: (.*)", about.read_text())):
-        cpu = named[1]
-    total = re.search(r"MemTotal:\s+(\d+)", memory.read_text()) if memory.is_file() else None
-    return {
-        "cpu": cpu, "cores": os.cpu_count(), "memory_gib": round(int(total[1]) / 2**20, 1) if total else None,
-        "load_before": round(os.getloadavg()[0], 2), "system": platform.system(),
-    }  # fmt: skip
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, and writes metrics.json, metrics.png and tables.md to the folder."""
     parser = Parser(prog="python -m src.benchmarks.growth", description=__doc__)
@@ -138,7 +122,9 @@ def _check(arguments: argparse.Namespace) -> None:
 def _measure(arguments: argparse.Namespace) -> None:
     import torch
 
-    about = machine() | {"threads": torch.get_num_threads()}
+    from search_r3.benchmarks.peers import machine
+
+    about = machine.described() | {"load_before": machine.load(), "threads": torch.get_num_threads()}
     rows, table = [], []
     with Progress(len(arguments.axes) + bool(arguments.backends), "growth", "axes") as bar:
         for axis in arguments.axes:

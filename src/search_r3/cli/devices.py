@@ -46,12 +46,12 @@ def _listed(visible: str | None, count: int) -> int:
 
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Cores that this process may use, by its affinity and by the quota of its container; at least 1."""
-    with contextlib.suppress(OSError, ValueError):
+    has_affinity = hasattr(os, "sched_getaffinity")  # not so on macOS
+    visible = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no such file, or no quota: "max"
         quota, period = cgroup.read_text(encoding="ascii").split()
-        return max(1, min(len(os.sched_getaffinity(0)), int(quota) // int(period)))
-    with contextlib.suppress(AttributeError):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return max(1, min(visible, int(quota) // int(period)))
+    return visible
 
 
 def cpu_ranks(n_cores: int | None = None, most: int = 4) -> int:

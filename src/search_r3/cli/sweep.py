@@ -80,9 +80,7 @@ def run_many(entry: Entry, source: ConfigSource, arguments: argparse.Namespace) 
     varied = [
         [text.lstrip("+") for text in job if any(text not in other for other in jobs)] or job for job in jobs
     ]
-    from search_r3.cli.sweep_table import (
-        sweep_table,
-    )  # it imports NumPy, which a run's start need not wait for
+    from search_r3.cli.sweep_table import sweep_table  # with NumPy, for which no run need wait
 
     table, is_all_finished = sweep_table(folder, varied)
     write_text(folder / "summary.txt", table + "\n")

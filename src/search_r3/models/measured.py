@@ -47,7 +47,7 @@ def ways(precision: str, attention: str, first: Way) -> list[Way]:
     """
     precisions = PRECISIONS if precision == MEASURED else (precision,)
     attentions = ATTENTIONS if attention == MEASURED else (attention,)
-    open_ways = list(itertools.starmap(Way, itertools.product(precisions, attentions)))
+    open_ways = [Way(precision, attention) for precision in precisions for attention in attentions]
     return sorted(
         open_ways, key=lambda way: (way.precision != first.precision, way.attention != first.attention)
     )
