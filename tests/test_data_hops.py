@@ -401,6 +401,8 @@ def test_empty_held_out_splits_give_no_benchmark():
         ({"hops": 1, "cities": 97}, "sizes.cities=97 is more than all"),
         ({"hops": 3, "regions": 13}, "sizes.regions=13 is more than sizes.cities=12"),
         ({"cities": 1}, "sizes.cities is the number of pages, at least 2; got 1"),
+        ({"cities": 2, "other_pages": 3}, "other_pages=3 is more than the 2 names .* sizes.cities=2"),
+        ({"other_pages": -1}, "sizes.other_pages must be a whole number of at least 0, got -1"),
         ({"hops": 4, "rl_people": 1}, "sizes.rl_people must be 0 or at least 2 with hops=4"),
         ({"text": {"lines": 0}}, "text.lines must be a whole number of at least 1, got 0"),
         ({"text": {"facts_per_line": 0}}, "text.facts_per_line must be"),
@@ -412,6 +414,21 @@ def test_empty_held_out_splits_give_no_benchmark():
 def test_an_impossible_setting_is_one_error_that_names_its_key(arguments, message):
     with pytest.raises(ValueError, match=message):
         load(**arguments)
+
+
+@pytest.mark.parametrize(("n", "n_words"), [(30, 2), (132, 2), (133, 3)])
+def test_other_pages_are_named_after_places_and_change_nothing_else(n, n_words):
+    few, many = load(cities=12), load(cities=12, other_pages=n)
+    places, others = many.corpus.ids[:12], many.corpus.ids[12:]
+
+    assert (places, many.corpus.texts[:12]) == (few.corpus.ids, few.corpus.texts)
+    assert many.examples == few.examples
+    assert list(many.texts) == list(few.texts)
+    assert many.test.qrels == few.test.qrels
+    assert len(set(others)) == n
+    assert {len(name.split()) for name in others} == {n_words}
+    assert {word for name in others for word in name.split()} == set(places)
+    assert many.card["documents"] == len(many.test.corpus) == 12 + n
 
 
 def test_sizes_that_a_route_does_not_use_are_not_checked():

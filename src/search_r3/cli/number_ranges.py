@@ -150,15 +150,10 @@ TARGETS: Mapping[str, Mapping[str, Range]] = {
     },
     "search_r3.data.hops.reader.load_hops": {"hops": Range(1, 4, is_whole=True), "seed": SEED},
     "search_r3.data.hops.settings.Sizes": {
-        "sft_people": COUNT,
-        "sft_queries": COUNT,
-        "rl_people": FROM_0,
-        "validation_people": FROM_0,
-        "test_people": FROM_0,
-        "companies": COUNT,
-        "sft_companies": COUNT,
-        "cities": COUNT,
-        "regions": COUNT,
+        **dict.fromkeys(
+            ("sft_people", "sft_queries", "companies", "sft_companies", "cities", "regions"), COUNT
+        ),
+        **dict.fromkeys(("rl_people", "validation_people", "test_people", "other_pages"), FROM_0),
     },
     "search_r3.data.hops.settings.TextSettings": {
         "lines": COUNT,

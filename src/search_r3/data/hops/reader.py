@@ -52,7 +52,8 @@ def load_hops(
 
     Returns:
         One example per person of the split who is asked about; as corpus, in training as in both benchmarks,
-        the page of every place. `validation` and `test` are None where they have no people.
+        the page of every place, also of those that no fact leads to. `validation` and `test` are None where
+        they have no people.
 
     Raises:
         ValueError: If a size is impossible, the split is unknown or empty, or `hops` is out of range.

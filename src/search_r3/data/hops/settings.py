@@ -23,6 +23,8 @@ class Sizes:
             learnt from an SFT person's place says where anyone else's company is.
         cities: the pages, up to two hops.
         regions: the pages, from three hops on.
+        other_pages: pages of further places, which no fact leads to. Each is named after two places or more,
+            so that its page says the very names that a chain ends with.
     """
 
     sft_people: int
@@ -34,10 +36,12 @@ class Sizes:
     sft_companies: int
     cities: int
     regions: int
+    other_pages: int = 0
 
     def __post_init__(self) -> None:
         for key, value in asdict(self).items():
-            least = 0 if key.endswith("_people") and key != "sft_people" else 1
+            may_be_none = key.endswith(("_people", "_pages")) and key != "sft_people"
+            least = 0 if may_be_none else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"sizes.{key} must be a whole number of at least {least}, got {value!r}")
         if self.sft_queries > self.sft_people:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import count, islice
 from random import Random
 
 from search_r3.data.hops.names import new_names
@@ -33,7 +33,7 @@ class World:
         people: names by split.
         names: names by kind, of the kinds on the route.
         facts: by relation and subject; one object each.
-        pages: text by name of the place.
+        pages: text by name of the place; those of other places, which no fact leads to, at the end.
     """
 
     route: Route
@@ -96,7 +96,12 @@ def create_world(hops: int, sizes: Sizes, seed: int) -> World:
             facts[relation] = _employers(people, names["company"], sizes.sft_companies, random)
         else:
             facts[relation] = _evenly(names[ends.subject], names[ends.object], random)
-    pages = {place: _page(place, route.kinds[-1], random) for place in names[route.kinds[-1]]}
+    kind = route.kinds[-1]
+    pages = {place: _page(place, kind, random) for place in names[kind]}
+    others = Random(
+        f"hops/{seed}/others"
+    )  # of its own, so that a world keeps its facts when it gets more pages
+    pages |= {place: _page(place, kind, others) for place in _others(names[kind], sizes.other_pages, others)}
     return World(route, people, names, facts, pages)
 
 
@@ -115,6 +120,12 @@ def _check_reachable(route: Route, sizes: Sizes) -> None:
         _check_employers(sizes)
     if sizes.of(route.kinds[-1]) < 2:
         raise ValueError(f"sizes.{PLURAL[route.kinds[-1]]} is the number of pages, at least 2; got 1")
+    n_names = math.perm(sizes.of(route.kinds[-1]))  # in as many words as there are places
+    if sizes.other_pages > n_names:
+        raise ValueError(
+            f"sizes.other_pages={sizes.other_pages} is more than the {n_names} names that can be made of the "
+            f"names of sizes.{PLURAL[route.kinds[-1]]}={sizes.of(route.kinds[-1])}"
+        )
     for split in SPLITS:
         if "mentor" in route.relations and sizes.people_of(split) == 1:
             raise ValueError(
@@ -165,6 +176,24 @@ def _mentors(people: Mapping[str, tuple[str, ...]], random: Random) -> dict[str,
         after = dict(zip(ring, ring[1:] + ring[:1], strict=True))
         facts |= {person: after[person] for person in members}
     return facts
+
+
+def _others(places: Sequence[str], n: int, random: Random) -> list[str]:
+    """Distinct names of several places, such as "Kanom Velim", in as few words as give `n` of them."""
+    n_words = next(k for k in count(2) if k >= len(places) or math.perm(len(places), k) >= n)
+    return [
+        _named_after(places, number, n_words)
+        for number in random.sample(range(math.perm(len(places), n_words)), n)
+    ]
+
+
+def _named_after(places: Sequence[str], number: int, n_words: int) -> str:
+    """The arrangement of `n_words` different places that has this number."""
+    left, words = list(places), []
+    for _ in range(n_words):
+        number, place = divmod(number, len(left))
+        words.append(left.pop(place))
+    return " ".join(words)
 
 
 def _page(place: str, kind: str, random: Random) -> str:
