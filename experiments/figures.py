@@ -25,7 +25,7 @@ from experiments.markdown import (
     thousands,
     words,
 )
-from experiments.science_figures import after_facts, before_and_after_rl, gain, popularity
+from experiments.science_figures import after_facts, answers, before_and_after_rl, gain, popularity
 from experiments.timings import bench, bench_equal, padding, prefix, waiting
 
 SEEDS = (1, 2, 3)
@@ -419,7 +419,7 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "experiments/rl_quickstart/README.md": {"models": lambda: sft_and_rl("rl_quickstart/metrics.json")},
     "experiments/science/README.md": {"popularity": popularity},
-    "experiments/science_gain/README.md": {"gain": gain},
+    "experiments/science_gain/README.md": {"gain": gain, "answers": answers},
     "experiments/science_facts/README.md": {"facts": after_facts},
     "experiments/science_rl/README.md": {"models": before_and_after_rl},
     "experiments/sft_pydocs_full/README.md": {

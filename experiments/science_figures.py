@@ -47,6 +47,18 @@ def _found(texts: str, part: str, mode: str) -> dict:
     return row(f"science_gain/{texts}.json", benchmark=f"entailmentbank-{part}", mode=mode)
 
 
+def answers() -> str:
+    """nDCG@10 over set aside and dev together, by how right the answer is that the model writes."""
+    lines = []
+    for answer in ("no word of it", "some words", "right"):
+        found = row("science_gain/answers.json", benchmark="together", answer=answer)
+        shares = [f"{found['share']:.0%} ({found['n']})"]
+        shown = [number(found[key]) for key in ("direct", "own", "given")]
+        lines.append((answer, *shares, *shown, f"{found['gain']:+.3f} ({span(found['ci95'], '+.3f')})"))
+    header = ("its answer", ">share", ">direct", ">own text", ">right answer given", ">own text less direct")
+    return table(header, lines)
+
+
 def before_and_after_rl() -> str:
     """nDCG@10 of an SFT model and of what RL made of it, by what is read beside the question."""
     files = {"SFT": "science_gain/human.json", "RL": "science_rl/rl.json"}

@@ -50,3 +50,7 @@ python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" \
     model.dtype=bfloat16 reasonings=outputs/reproduce/science_gain/texts/reasonings.filler.jsonl \
     modes=[given-reasoning] \
     output_dir=outputs/reproduce/science_gain/eval-filler/dev
+python -m experiments.science.answers \
+    --own outputs/reproduce/science_gain/eval-human/set_aside outputs/reproduce/science_gain/eval-human/dev \
+    --given outputs/reproduce/science_gain/eval-answer/set_aside outputs/reproduce/science_gain/eval-answer/dev \
+    --output outputs/reproduce/science_gain/answers.json
