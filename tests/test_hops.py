@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.freshness import outcome
 from search_r3.cli.compose import ConfigSource, compose
 from search_r3.evaluation.report import model_names
 from tests.command import run
@@ -117,6 +118,32 @@ def test_a_second_run_trains_nothing_and_says_the_same(folder):
 
     assert [file.stat().st_mtime_ns for file in models] == before
     assert json.loads((folder / "outputs/hops/metrics.json").read_text())["rows"] == rows
+
+
+def test_what_a_rule_costs_and_reaches_is_read_from_its_run_and_its_evaluation(folder, tmp_path, capsys):
+    (tmp_path / "1" / "eval").mkdir(parents=True)
+    (tmp_path / "1" / "rl-candidates").symlink_to(folder / "outputs/hops/rl")
+    (tmp_path / "1" / "eval" / "rl-candidates").symlink_to(folder / "outputs/hops/eval/rl")
+
+    assert outcome.main([str(tmp_path), "--output", str(tmp_path / "outcome.json")]) == 0
+
+    (row,) = json.loads((tmp_path / "outcome.json").read_text())["rows"]
+    (last,) = row.pop("curve")  # validated once, after the second step
+    tested = json.loads((folder / "outputs/hops/eval/rl/metrics.json").read_text())["rows"]
+    of_own_text = next(found for found in tested if found["mode"] == "reasoning")
+    assert (row["rule"], row["seed"], row["steps"], row["corpus"]) == ("candidates", "1", 2, 5)
+    assert (row["metrics"], row["ci95"]) == (of_own_text["metrics"], of_own_text["ci95"])
+    assert last["step"] == 2
+    assert 0 < last["documents"] == 2 * row["documents_per_step"] <= 2 * 5
+    assert last["seconds"] == pytest.approx(2 * row["seconds_per_step"])
+    assert (tmp_path / "outcome.png").stat().st_size > 0
+    assert "candidates" in capsys.readouterr().out
+
+
+def test_a_folder_without_runs_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        outcome.main([str(tmp_path), "--output", str(tmp_path / "outcome.json")])
+    assert "holds no <seed>/rl-<rule> of full, certified" in capsys.readouterr().err
 
 
 def test_another_refresh_rule_shares_base_and_sft_and_another_seed_shares_nothing():

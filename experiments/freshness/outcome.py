@@ -1,0 +1,145 @@
+"""What RL reaches under each refresh rule, against what its encoder was asked for and what its steps took.
+
+    python -m experiments.freshness.outcome <folder> --output <file.json>
+
+The folder holds `<seed>/rl-<rule>`, run folders of `experiment=freshness`, and `<seed>/eval/rl-<rule>`, their
+evaluations. Audits and validation, which only measure, count neither as documents nor as seconds.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+from search_r3.evaluation.colours import COLOURS
+from search_r3.evaluation.places import rows_on_disk
+
+VALIDATION = "val/reasoning/ndcg@10"
+AUDITS = {
+    "identical": "train/index/audit/identical_rewards",
+    "sign_agreement": "train/index/audit/advantage_sign_agreement",
+    "difference": "train/index/audit/mean_abs_difference",
+}
+RULES = ("full", "certified", "candidates", "graph", "frozen")
+PARTS = ("refresh", "search", "sampling", "scoring", "update")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of RL: what it encoded and took, and what was measured after it."""
+
+    number: int
+    documents: int
+    seconds: float
+    audit: Mapping[str, float]
+    validation: float | None
+
+
+def steps_of(run: Path) -> list[Step]:
+    """The steps in a run's `csv/metrics.csv`.
+
+    Raises:
+        OSError: If it cannot be read.
+        KeyError: If it is none of RL's.
+    """
+    with (run / "csv" / "metrics.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    by_step: dict[int, dict[str, str]] = {}
+    for row in rows:
+        by_step.setdefault(int(row["step"]), {}).update({name: value for name, value in row.items() if value})
+    return [_step(number, row) for number, row in sorted(by_step.items())]
+
+
+def _step(number: int, row: Mapping[str, str]) -> Step:
+    return Step(
+        number + 1,
+        int(float(row["train/index/documents_encoded"])),
+        sum(float(row[f"train/seconds/{part}"]) for part in PARTS),
+        {name: float(row[column]) for name, column in AUDITS.items() if column in row},
+        float(row[VALIDATION]) if VALIDATION in row else None,
+    )
+
+
+def outcome(folder: Path, seed: str, rule: str) -> dict:
+    """A run's costs, its validation against them, and its test."""
+    steps = steps_of(folder / seed / f"rl-{rule}")
+    documents = list(accumulate(step.documents for step in steps))
+    seconds = list(accumulate(step.seconds for step in steps))
+    audits = [step.audit for step in steps if step.audit]
+    (tested,) = (
+        row for row in rows_on_disk(folder / seed / "eval" / f"rl-{rule}") if row["mode"] == "reasoning"
+    )
+    return {
+        "rule": rule,
+        "seed": seed,
+        "steps": len(steps),
+        "corpus": tested["n_docs"],
+        "documents_per_step": documents[-1] / len(steps),
+        "seconds_per_step": seconds[-1] / len(steps),
+        "audits": {name: sum(audit[name] for audit in audits) / len(audits) for name in AUDITS if audits},
+        "curve": [
+            {"step": step.number, "documents": spent, "seconds": gone, "ndcg@10": step.validation}
+            for step, spent, gone in zip(steps, documents, seconds, strict=True)
+            if step.validation is not None
+        ],
+        "metrics": tested["metrics"],
+        "ci95": tested["ci95"],
+    }
+
+
+def write_picture(runs: Sequence[Mapping], path: Path) -> Path:
+    """Validation against documents encoded and against seconds; a line per run, a colour per rule."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
+    axes = {"documents": "documents encoded in training", "seconds": "seconds of training"}
+    for panel, (key, label) in zip(panels, axes.items(), strict=True):
+        for rule, colour in zip(RULES, COLOURS.values(), strict=False):
+            for number, run in enumerate(run for run in runs if run["rule"] == rule):
+                points = [[point[name] for point in run["curve"]] for name in (key, "ndcg@10")]
+                panel.plot(*points, marker="o", markersize=3, color=colour, label=None if number else rule)
+        panel.set(xscale="log", xlabel=label)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("validation nDCG@10")
+    panels[1].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.freshness.outcome", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("folder", type=Path, help="a folder per seed, with rl-<rule> and eval/rl-<rule>")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="file of the figures; the picture is beside it"
+    )
+    arguments = parser.parse_args(argv)
+    seeds = sorted(path.name for path in arguments.folder.iterdir() if path.is_dir())
+    found = [
+        (seed, rule) for rule in RULES for seed in seeds if (arguments.folder / seed / f"rl-{rule}").is_dir()
+    ]
+    if not found:
+        parser.error(f"{arguments.folder} holds no <seed>/rl-<rule> of {', '.join(RULES)}")
+    runs = [outcome(arguments.folder, seed, rule) for seed, rule in found]
+    arguments.output.write_text(json.dumps({"rows": runs}, indent=1) + "\n", encoding="utf-8")
+    picture = write_picture(runs, arguments.output.with_suffix(".png"))
+    for run in runs:
+        print(
+            f"{run['rule']:11} seed {run['seed']}  {run['documents_per_step']:8.0f} documents and "
+            f"{run['seconds_per_step']:5.1f} s per step  nDCG@10 {run['metrics']['ndcg@10']:.3f}"
+        )
+    print(f"wrote {arguments.output}\nwrote {picture}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
