@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from search_r3.cli.devices import cpu_precision, cpu_ranks, usable_cores
+from search_r3.cli.devices import cpu_precision, cpu_ranks
+from search_r3.cores import usable_cores
 from tests.command import PYTHONPATH
 
 ROOT = Path(__file__).resolve().parents[1]

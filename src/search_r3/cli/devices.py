@@ -6,6 +6,8 @@ import importlib.metadata
 import os
 from pathlib import Path
 
+from search_r3.cores import usable_cores
+
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 _ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """Variables that keep oneDNN, which multiplies for torch, from newer instructions."""
@@ -42,16 +44,6 @@ def _listed(visible: str | None, count: int) -> int:
             break
         number += 1
     return number
-
-
-def usable_cores(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores that this process may use, by its affinity and by the quota of its container; at least 1."""
-    has_affinity = hasattr(os, "sched_getaffinity")  # not so on macOS
-    visible = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # no such file, or no quota: "max"
-        quota, period = cgroup.read_text(encoding="ascii").split()
-        return max(1, min(visible, int(quota) // int(period)))
-    return visible
 
 
 def cpu_ranks(n_cores: int | None = None, most: int = 4) -> int:

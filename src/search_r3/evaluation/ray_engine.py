@@ -11,7 +11,6 @@ import os
 import pickle
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from search_r3.cores import usable_cores
 from search_r3.errors import UsageError
 from search_r3.evaluation.shards import Shard, write_shard
 from search_r3.models.interface import Embedder
@@ -215,8 +215,7 @@ def _check_address(address: str | None) -> None:
 
 def _cpus_of_own(cluster: Cluster) -> int:
     """Cores that a Ray of this machine alone gives out: what was asked for, else all there are."""
-    n_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(n_cores, (cluster.n_workers or 0) * cluster.worker_cpus)
+    return max(usable_cores(), (cluster.n_workers or 0) * cluster.worker_cpus)
 
 
 def _n_workers(cluster: Cluster) -> int:

@@ -10,6 +10,7 @@ import torch
 
 from search_r3.benchmarks.timing import seconds_of
 from search_r3.benchmarks.waiting import processor
+from search_r3.cores import usable_cores
 
 PEERS = ("sentence-transformers", "trl", "mteb", "transformers", "faiss-cpu", "numpy", "torch", "accelerate")
 _SIDE = 2048
@@ -26,7 +27,7 @@ def described() -> dict[str, object]:
     return {
         "cpu": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_gib": _memory_gib(),
         "system": platform.platform(),
         "versions": versions,
