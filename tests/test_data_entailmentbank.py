@@ -174,6 +174,20 @@ def test_with_reasoning_fills_what_the_file_leaves(folder):
     assert [row.reasoning for row in filled.examples[2:]] == [row.reasoning for row in without.examples[2:]]
 
 
+def test_texts_that_an_evaluation_has_left_are_read(folder):
+    file = folder.parent / "reasoning.jsonl"
+    written = {"tokens": 3, "has_embed_token": True}
+    write_lines(
+        file,
+        [
+            {"query_id": name, "query": "?", "reasoning": text, **written}
+            for name, text in (("q0", "a"), ("q1", ""))
+        ],
+    )
+
+    assert load_reasonings(file) == {"q0": "a", "q1": ""}
+
+
 @pytest.mark.parametrize(
     ("rows", "place", "rule"),
     [
@@ -181,6 +195,9 @@ def test_with_reasoning_fills_what_the_file_leaves(folder):
         ([{"_id": "nobody", "text": "a"}], ", line 1", "'nobody' is no query of this collection"),
         ([{"_id": "q0", "text": "  "}], ", line 1", "'text' must not be empty"),
         ([{"_id": "q0"}], ", line 1", "key 'text' is missing"),
+        ([{"query_id": "q0"}], ", line 1", "key '_id' is missing"),
+        ([{"query_id": "q0", "reasoning": None}], ", line 1", "'reasoning' must be a string"),
+        ([{"query_id": "nobody", "reasoning": ""}], ", line 1", "query_id 'nobody' is no query"),
         ([{"_id": 0, "text": "a"}], ", line 1", "'_id' must be a string"),
         ([], "", "the file holds no reasonings"),
     ],

@@ -1,7 +1,8 @@
 """Reasonings of queries from a file: JSON lines with `_id` and `text`, plain or with `.gz`.
 
 They are what SFT imitates (`data.reasonings=`) and what an evaluation reads in place of the model's own
-(`reasonings=`, mode `given-reasoning`).
+(`reasonings=`, mode `given-reasoning`). A `reasoning.jsonl` that another evaluation has left is read too, so
+that one model reads what another has written.
 """
 
 import logging
@@ -11,6 +12,8 @@ from pathlib import Path
 from search_r3.data.jsonl import DataError, numbered_lines, parse_object, text_field
 
 log = logging.getLogger(__name__)
+
+_WRITTEN = ("query_id", "reasoning")  # the keys of an evaluation's reasoning.jsonl
 
 
 def load_reasonings(path: str | Path, known: Collection[str] | None = None) -> dict[str, str]:
@@ -28,12 +31,14 @@ def load_reasonings(path: str | Path, known: Collection[str] | None = None) -> d
     texts: dict[str, str] = {}
     for line, raw in numbered_lines(path):
         row = parse_object(raw, path, line)
-        query = text_field(row, "_id", path, line)
+        was_written = "_id" not in row and all(key in row for key in _WRITTEN)
+        id_key, text_key = _WRITTEN if was_written else ("_id", "text")
+        query = text_field(row, id_key, path, line)
         if query in texts:
-            raise DataError(path, line, f"_id {query!r} occurs for the second time")
+            raise DataError(path, line, f"{id_key} {query!r} occurs for the second time")
         if known is not None and query not in known:
-            raise DataError(path, line, f"_id {query!r} is no query of this collection")
-        texts[query] = text_field(row, "text", path, line)
+            raise DataError(path, line, f"{id_key} {query!r} is no query of this collection")
+        texts[query] = text_field(row, text_key, path, line, may_be_empty=was_written)
     if not texts:
         raise DataError(path, 0, "the file holds no reasonings")
     return texts
