@@ -239,6 +239,18 @@ HOPS_RUNS = {
 }
 
 
+def freshness() -> str:
+    """A line for each run: what it cost, what its audits found, and what it reached."""
+    lines = []
+    for run in content("freshness/outcome.json")["rows"]:
+        audits = [f"{run['audits']['difference']:.3f}", f"{run['audits']['sign_agreement']:.0%}"]
+        share = f"{run['documents_per_step'] / run['corpus']:.1%}"
+        cost = [f"{run['documents_per_step']:,.0f} ({share})", f"{run['seconds_per_step']:.1f}"]
+        lines.append((f"`{run['rule']}`", run["seed"], *cost, *audits, score(run)))
+    header = ("rule", "seed", ">pages per step", ">seconds per step", ">rewards off by", ">signs agree")
+    return table((*header, ">nDCG@10"), lines)
+
+
 def hops_rules() -> str:
     """RL in the generated world under every refresh rule."""
     modes = ("direct", "reasoning", "shuffled-reasoning")
@@ -390,6 +402,7 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
     "experiments/bench/README.md": {"ratios": bench, "equal": bench_equal},
     "experiments/bm25/README.md": {"collections": bm25},
     "experiments/faults/README.md": {"attacks": faults},
+    "experiments/freshness/README.md": {"outcome": freshness},
     "experiments/hops/README.md": {
         "runs": lambda: hops(HOPS_RUNS),
         "over-runs": lambda: over_runs("hops/runs.json"),

@@ -124,6 +124,7 @@ def test_what_a_rule_costs_and_reaches_is_read_from_its_run_and_its_evaluation(f
     (tmp_path / "1" / "eval").mkdir(parents=True)
     (tmp_path / "1" / "rl-candidates").symlink_to(folder / "outputs/hops/rl")
     (tmp_path / "1" / "eval" / "rl-candidates").symlink_to(folder / "outputs/hops/eval/rl")
+    (tmp_path / "1" / "rl-full").mkdir()
 
     assert outcome.main([str(tmp_path), "--output", str(tmp_path / "outcome.json")]) == 0
 
@@ -137,13 +138,15 @@ def test_what_a_rule_costs_and_reaches_is_read_from_its_run_and_its_evaluation(f
     assert 0 < last["documents"] == 2 * row["documents_per_step"] <= 2 * 5
     assert last["seconds"] == pytest.approx(2 * row["seconds_per_step"])
     assert (tmp_path / "outcome.png").stat().st_size > 0
-    assert "candidates" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "candidates" in said.out
+    assert "rl-full is not evaluated" in said.err
 
 
 def test_a_folder_without_runs_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         outcome.main([str(tmp_path), "--output", str(tmp_path / "outcome.json")])
-    assert "holds no <seed>/rl-<rule> of full, certified" in capsys.readouterr().err
+    assert "holds no evaluated <seed>/rl-<rule> of full, certified" in capsys.readouterr().err
 
 
 def test_another_refresh_rule_shares_base_and_sft_and_another_seed_shares_nothing():

@@ -91,12 +91,24 @@ def outcome(folder: Path, seed: str, rule: str) -> dict:
     }
 
 
+def evaluated_runs(folder: Path) -> list[tuple[str, str]]:
+    """Seed and rule of the runs that have been evaluated; others are named and left out."""
+    seeds = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    runs = [(seed, rule) for rule in RULES for seed in seeds if (folder / seed / f"rl-{rule}").is_dir()]
+    found = [(seed, rule) for seed, rule in runs if rows_on_disk(folder / seed / "eval" / f"rl-{rule}")]
+    for seed, rule in runs:
+        if (seed, rule) not in found:
+            print(f"left out: {folder / seed / f'rl-{rule}'} is not evaluated", file=sys.stderr)
+    return found
+
+
 def write_picture(runs: Sequence[Mapping], path: Path) -> Path:
     """Validation against documents encoded and against seconds; a line per run, a colour per rule."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
     axes = {"documents": "documents encoded in training", "seconds": "seconds of training"}
@@ -106,6 +118,7 @@ def write_picture(runs: Sequence[Mapping], path: Path) -> Path:
                 points = [[point[name] for point in run["curve"]] for name in (key, "ndcg@10")]
                 panel.plot(*points, marker="o", markersize=3, color=colour, label=None if number else rule)
         panel.set(xscale="log", xlabel=label)
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("validation nDCG@10")
     panels[1].legend(frameon=False, fontsize=8)
@@ -123,12 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output", type=Path, required=True, help="file of the figures; the picture is beside it"
     )
     arguments = parser.parse_args(argv)
-    seeds = sorted(path.name for path in arguments.folder.iterdir() if path.is_dir())
-    found = [
-        (seed, rule) for rule in RULES for seed in seeds if (arguments.folder / seed / f"rl-{rule}").is_dir()
-    ]
+    found = evaluated_runs(arguments.folder)
     if not found:
-        parser.error(f"{arguments.folder} holds no <seed>/rl-<rule> of {', '.join(RULES)}")
+        parser.error(f"{arguments.folder} holds no evaluated <seed>/rl-<rule> of {', '.join(RULES)}")
     runs = [outcome(arguments.folder, seed, rule) for seed, rule in found]
     arguments.output.write_text(json.dumps({"rows": runs}, indent=1) + "\n", encoding="utf-8")
     picture = write_picture(runs, arguments.output.with_suffix(".png"))

@@ -12,3 +12,9 @@ python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" data.
     reasonings=outputs/reproduce/science_facts/texts/reasonings.human.jsonl \
     modes=[direct,reasoning,shuffled-reasoning,given-reasoning] \
     output_dir=outputs/reproduce/science_facts/eval/set_aside
+python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" data.test_part=set_aside \
+    benchmarks=[entailmentbank] model.path=outputs/reproduce/science_facts/sft/model model.dtype=bfloat16 \
+    reasonings=outputs/reproduce/science_facts/texts/reasonings.answer.jsonl modes=[given-reasoning] \
+    output_dir=outputs/reproduce/science_facts/eval-answer/set_aside
+python -m experiments.science.answers --own outputs/reproduce/science_facts/eval/set_aside \
+    --given outputs/reproduce/science_facts/eval-answer/set_aside --output outputs/reproduce/science_facts/answers.json

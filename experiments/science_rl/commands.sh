@@ -19,3 +19,9 @@ python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" data.
     reasonings=outputs/reproduce/science_rl/texts/reasonings.human.jsonl \
     modes=[direct,reasoning,base-reasoning,shuffled-reasoning,given-reasoning] \
     output_dir=outputs/reproduce/science_rl/eval-rl/set_aside
+python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" data.test_part=set_aside \
+    benchmarks=[entailmentbank] model.path=outputs/reproduce/science_rl/rl/model model.dtype=bfloat16 \
+    reasonings=outputs/reproduce/science_rl/texts/reasonings.answer.jsonl modes=[given-reasoning] \
+    output_dir=outputs/reproduce/science_rl/eval-answer/set_aside
+python -m experiments.science.answers --own outputs/reproduce/science_rl/eval-rl/set_aside \
+    --given outputs/reproduce/science_rl/eval-answer/set_aside --output outputs/reproduce/science_rl/answers.json
