@@ -21,12 +21,12 @@ from experiments.markdown import (
     rows,
     score,
     span,
-    table,
     thousands,
     words,
 )
 from experiments.science_figures import after_facts, answers, before_and_after_rl, gain, popularity
 from experiments.timings import bench, bench_equal, padding, prefix, waiting
+from search_r3.markdown import table
 
 SEEDS = (1, 2, 3)
 

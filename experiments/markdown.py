@@ -1,13 +1,15 @@
-"""Tables of the documents out of the metrics.json files beside them: how a cell, a row and a table look.
+"""Cells and rows of the documents' tables out of the metrics.json files beside them.
 
 A file is named by its path within `experiments/`. Nothing here knows which table stands where; that is
 `experiments/tables.py`.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+
+from search_r3.markdown import table
 
 EXPERIMENTS = Path(__file__).resolve().parent
 METRIC = "ndcg@10"
@@ -61,21 +63,6 @@ def row(file: str, **wanted: object) -> dict:
     if len(found) != 1:
         raise ValueError(f"experiments/{file}: {len(found)} rows have {wanted}; name one row")
     return found[0]
-
-
-def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; a header whose first letter is `>` is one of numbers, set to the right.
-
-    Raises:
-        ValueError: If a line has more or fewer cells than the header.
-    """
-    rules = ["---:" if name.startswith(">") else "---" for name in header]
-    written = [[name.removeprefix(">") for name in header], rules]
-    for line in lines:
-        if len(line) != len(header):
-            raise ValueError(f"{len(line)} cells under {len(header)} headings: {line}")
-        written.append([str(cell) for cell in line])
-    return "\n".join(f"| {' | '.join(line)} |" for line in written)
 
 
 # ---- cells

@@ -1,6 +1,7 @@
 """Tables of the experiments on school science."""
 
-from experiments.markdown import METRIC, number, row, score, span, table
+from experiments.markdown import METRIC, number, row, score, span
+from search_r3.markdown import table
 
 PARTS = {"tuning": "tuning", "set-aside": "set aside", "dev": "dev"}
 """Names of the parts in a benchmark's name, and as a document shows them."""

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.figures import FIGURES
-from experiments.markdown import EXPERIMENTS, table
+from experiments.markdown import EXPERIMENTS
+from search_r3.markdown import table
 
 ROOT = EXPERIMENTS.parent
 INDEX = "experiments/README.md"

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from experiments.markdown import content, rows, span, table, thousands
+from experiments.markdown import content, rows, span, thousands
+from search_r3.markdown import table
 
 
 def prefix() -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments import figures, markdown, tables
+from search_r3.markdown import table
 from tests import test_readme
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,9 +72,9 @@ def test_one_row_is_asked_for_and_one_is_given():
 
 
 def test_a_table_has_as_many_cells_in_every_line():
-    assert markdown.table(("a", ">b"), [("x", "1")]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+    assert table(("a", ">b"), [("x", "1")]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
     with pytest.raises(ValueError, match="1 cells under 2 headings"):
-        markdown.table(("a", "b"), [("x",)])
+        table(("a", "b"), [("x",)])
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from search_r3.cli.run_folder import log_written, make_folder, provenance
 from search_r3.errors import UsageError
 from search_r3.evaluation.colours import COLOURS
 from search_r3.files import write_json, write_text
+from search_r3.markdown import table
 from search_r3.models.checksums import DESCRIPTION_FILE
 from search_r3.progress import Progress
 from search_r3.shipped import ROOT
@@ -125,7 +126,7 @@ def _measure(arguments: argparse.Namespace) -> None:
     from search_r3.benchmarks.peers import machine
 
     about = machine.described() | {"load_before": machine.load(), "threads": torch.get_num_threads()}
-    rows, table = [], []
+    rows, backends = [], []
     with Progress(len(arguments.axes) + bool(arguments.backends), "growth", "axes") as bar:
         for axis in arguments.axes:
             for measured in _axis(axis, arguments):
@@ -134,12 +135,12 @@ def _measure(arguments: argparse.Namespace) -> None:
                 print(f"{axis:10}{measured.size:>9,} {measured.part:24}{seconds}", flush=True)
             bar.update(1)
         if arguments.backends:
-            table = _backends(arguments.backends)
+            backends = _backends(arguments.backends)
             bar.update(1)
     found = fits(rows)
-    content = provenance() | {"machine": about, "rows": rows, "fits": found, "backends": table}
+    content = provenance() | {"machine": about, "rows": rows, "fits": found, "backends": backends}
     write_json(arguments.output / "metrics.json", content)
-    tables = written(found, rows, table)
+    tables = written(found, rows, backends)
     write_text(arguments.output / "tables.md", tables)
     print(tables)
     log_written(arguments.output / "metrics.json")
@@ -180,7 +181,7 @@ def _backends(n_documents: int) -> list[dict]:
     return found
 
 
-def written(found: Sequence[Mapping], rows: Sequence[Mapping], table: Sequence[Mapping]) -> str:
+def written(found: Sequence[Mapping], rows: Sequence[Mapping], backends: Sequence[Mapping]) -> str:
     """The tables, in Markdown."""
     heads = ("axis", "part", ">exponent", ">interval", ">last two", ">must", ">at the largest", ">MiB")
     cells = []
@@ -191,8 +192,8 @@ def written(found: Sequence[Mapping], rows: Sequence[Mapping], table: Sequence[M
         largest = f"{last['cpu_s']:.3g} s at {last['size']:,}"
         exponents = (f"{fit['exponent']:.2f}{mark}", interval, f"{fit['last']:.2f}", f"{fit['must']:g}")
         cells.append((fit["axis"], fit["part"], *exponents, largest, f"{last['memory_kib'] / 1024:,.0f}"))
-    lines = _table(heads, cells)
-    if table:
+    lines = [table(heads, cells)]
+    if backends:
         heads = (
             "backend",
             ">recall@10",
@@ -209,16 +210,10 @@ def written(found: Sequence[Mapping], rows: Sequence[Mapping], table: Sequence[M
                 f"{row['bytes_per_row']:,.0f}",
                 *(f"{row[name]:.3g}" for name in names),
             )
-            for row in table
+            for row in backends
         ]
-        lines += ["", *_table(heads, cells)]
+        lines += ["", table(heads, cells)]
     return "\n".join(lines) + "\n"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table; a head that begins with `>` has its column on the right."""
-    rules = ["---:" if head[0] == ">" else "---" for head in heads]
-    return [f"| {' | '.join(cells)} |" for cells in ([head.lstrip(">") for head in heads], rules, *rows)]
 
 
 def write_picture(

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from search_r3.evaluation.comparison import HEADLINE
 from search_r3.evaluation.report import WIDTH
+from search_r3.markdown import table
 
 COLUMNS = ("A", "B", "B less A", "95 % interval", "p", "p (Holm)", "wins/ties/losses")
 IN_TERMINAL = 3
@@ -121,18 +122,13 @@ def markdown(found: Mapping) -> str:
         "",
     ]
     for metric in dict.fromkeys(name for row in found["rows"] for name in row["metrics"]):
-        lines += [f"## {_name(metric)}", "", _table(("benchmark", "mode", "queries", *COLUMNS))]
-        lines += ["|---|---|" + "---:|" * (len(COLUMNS) + 1)]
-        lines += [_table(map(_escaped, row)) for row in table_rows(found, metric)]
-        lines.append("")
+        header = ("benchmark", "mode", *(f">{name}" for name in ("queries", *COLUMNS)))
+        rows = [list(map(_escaped, row)) for row in table_rows(found, metric)]
+        lines += [f"## {_name(metric)}", "", table(header, rows), ""]
     for row in found["rows"]:
         for kind in ("gained", "lost"):
             lines += _section(row, kind)
     return "\n".join(lines)
-
-
-def _table(cells) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _section(row: Mapping, kind: str) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from search_r3.data.pydocs.mining import Record, normal, row_of
 from search_r3.data.pydocs.settings import SPLITS, STDLIB, Settings
+from search_r3.markdown import table
 
 
 def card_of(name: str, settings: Settings, pairs: Mapping[str, Sequence[Record]], n_texts: int) -> dict:
@@ -84,16 +85,19 @@ def card_text(card: Mapping) -> str:
         f"{card['near_duplicates_removed']}. Pairs dropped: {card['pairs_dropped']}.",
         f"Licence: {card['licence']}",
         "",
-        "| package | version | pinned | licence | train | validation | test |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        _packages(card),
     ]
-    facts = {fact["name"]: fact for fact in card["packages"]}
-    for package, counts in card["documents_by_package"].items():
-        fact = facts[package]
-        lines.append(
-            f"| {package} | {fact['installed']} | {fact['pinned']} | {fact['licence']} | "
-            f"{counts['train']} | {counts['validation']} | {counts['test']} |"
-        )
     for row in card["examples"]:
         lines += ["", f"**{row['query']}** (`{row['id']}`)", "", "```python", row["document"], "```"]
     return "\n".join(lines) + "\n"
+
+
+def _packages(card: Mapping) -> str:
+    """A line per package: its version, its licence, and its documents by split."""
+    facts = {fact["name"]: fact for fact in card["packages"]}
+    splits = ("train", "validation", "test")
+    lines = []
+    for package, counts in card["documents_by_package"].items():
+        told = [facts[package][key] for key in ("installed", "pinned", "licence")]
+        lines.append((package, *told, *(counts[split] for split in splits)))
+    return table(("package", "version", "pinned", "licence", *splits), lines)
