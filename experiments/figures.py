@@ -24,7 +24,7 @@ from experiments.markdown import (
     thousands,
     words,
 )
-from experiments.science_figures import after_facts, answers, before_and_after_rl, gain, popularity
+from experiments.science_figures import after_facts, answers, before_and_after_rl, gain, popularity, rival
 from experiments.timings import bench, bench_equal, padding, prefix, waiting
 from search_r3.markdown import table
 
@@ -433,6 +433,7 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
     "experiments/rl_quickstart/README.md": {"models": lambda: sft_and_rl("rl_quickstart/metrics.json")},
     "experiments/science/README.md": {"popularity": popularity},
     "experiments/science_gain/README.md": {"gain": gain, "answers": answers},
+    "experiments/science_direct/README.md": {"rival": rival},
     "experiments/science_facts/README.md": {"facts": after_facts},
     "experiments/science_rl/README.md": {"models": before_and_after_rl},
     "experiments/sft_pydocs_full/README.md": {

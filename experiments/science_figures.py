@@ -60,6 +60,17 @@ def answers() -> str:
     return table(header, lines)
 
 
+def rival() -> str:
+    """nDCG@10 of a model trained in direct mode only, beside both modes of one that also reasons."""
+    shown = (
+        ("trained on questions alone, direct", "science_direct/metrics.json", "direct"),
+        ("trained to reason as well, direct", "science_gain/human.json", "direct"),
+        ("trained to reason as well, own text", "science_gain/human.json", "reasoning"),
+    )
+    lines = [(label, *(_of_part(file, part, mode) for part in PARTS)) for label, file, mode in shown]
+    return table(("model and mode", *(f">{name}" for name in PARTS.values())), lines)
+
+
 def before_and_after_rl() -> str:
     """nDCG@10 of an SFT model and of what RL made of it, by what is read beside the question."""
     files = {"SFT": "science_gain/human.json", "RL": "science_rl/rl.json"}
