@@ -5,6 +5,7 @@ import json
 import pytest
 
 from experiments.science import answers
+from search_r3.data.reasonings import load_reasonings
 from search_r3.evaluation.results import PER_QUERY, REASONING, sealed
 
 DIRECT = {"a": 0.25, "b": 0.5, "c": 0.75}
@@ -70,6 +71,7 @@ def test_evaluations_become_rows_by_how_right_the_answer_is(tmp_path, capsys):
     file = tmp_path / "answers.json"
 
     command = ["--own", str(tmp_path / "own"), "--given", str(tmp_path / "given"), "--output", str(file)]
+    command += ["--answers", str(tmp_path / "answers.jsonl")]
 
     assert answers.main(command) == 0
     found = json.loads(file.read_text())
@@ -83,10 +85,12 @@ def test_evaluations_become_rows_by_how_right_the_answer_is(tmp_path, capsys):
     }
     assert found["share_needed"]["0.0"] == pytest.approx(0.5)  # 0.25 where right, -0.25 where wrong
     assert "right" in capsys.readouterr().out
+    alone = {"a": "the orbiting planets.", "b": "a river.", "c": "plants die."}
+    assert load_reasonings(tmp_path / "answers.jsonl") == alone
 
 
 def test_a_missing_mode_is_named(tmp_path):
     evaluation(tmp_path, "direct", DIRECT)
 
     with pytest.raises(ValueError, match="0 evaluations of mode reasoning"):
-        answers.answered(tmp_path, tmp_path)
+        answers.evaluated(tmp_path, tmp_path)

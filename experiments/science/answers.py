@@ -43,6 +43,16 @@ class Answered:
     given: float
 
 
+def answer_of(text: str) -> str:
+    """The first sentence of a text, which is where `short_reasoning` has the answer.
+
+    >>> answer_of("the sun. the sun is a star.")
+    'the sun.'
+    """
+    answer, end, _ = text.partition(". ")
+    return answer + end.rstrip()
+
+
 def overlap(written: str, right: str) -> float:
     """F1 of the words of a written text's first sentence and of an answer; 0 where one has no word.
 
@@ -50,14 +60,27 @@ def overlap(written: str, right: str) -> float:
     1.0
     """
     stemmer, known = Stemmer.Stemmer("english"), {}
-    first, second = (
-        set(analyze(text, "english", stemmer, known)) for text in (written.split(". ")[0], right)
-    )
+    first, second = (set(analyze(text, "english", stemmer, known)) for text in (answer_of(written), right))
     return 2 * len(first & second) / (len(first) + len(second)) if first and second else 0.0
 
 
-def answered(own: Path, given: Path) -> tuple[str, list[Answered]]:
-    """The benchmark of two folders of evaluations, and its questions.
+@dataclass(frozen=True)
+class Evaluated:
+    """What two folders of evaluations say of a benchmark's questions.
+
+    Attributes:
+        benchmark: its name.
+        questions: by id.
+        answers: that the model writes, by id.
+    """
+
+    benchmark: str
+    questions: Mapping[str, Answered]
+    answers: Mapping[str, str]
+
+
+def evaluated(own: Path, given: Path) -> Evaluated:
+    """The questions of two folders of evaluations.
 
     Raises:
         ValueError: If a mode is missing, or the folders have other questions.
@@ -74,11 +97,13 @@ def answered(own: Path, given: Path) -> tuple[str, list[Answered]]:
         raise ValueError(f"{own} and {given} have other questions")
     _, texts = verified_texts(own / reasoned["folder"], reasoned)
     _, answers = verified_texts(given / right["folder"], right)
-    questions = [
-        Answered(overlap(texts[query], answers[query]), *(found[query] for found in scores))
+    questions = {
+        query: Answered(overlap(texts[query], answers[query]), *(found[query] for found in scores))
         for query in sorted(scores[0])
-    ]
-    return reasoned["benchmark"], questions
+    }
+    return Evaluated(
+        reasoned["benchmark"], questions, {query: answer_of(texts[query]) for query in questions}
+    )
 
 
 def _row(folder: Path, mode: str) -> dict:
@@ -126,17 +151,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--given", type=Path, nargs="+", required=True, help="folders with the right answers")
     parser.add_argument("--output", type=Path, required=True, help="file of the figures")
+    parser.add_argument(
+        "--answers", type=Path, help="file of the written answers alone, as reasonings= takes it"
+    )
     arguments = parser.parse_args(argv)
     if len(arguments.own) != len(arguments.given):
         parser.error("--own and --given need equally many folders")
-    rows, together = [], []
-    for own, given in zip(arguments.own, arguments.given, strict=True):
-        benchmark, questions = answered(own, given)
-        rows += by_class(benchmark, questions)
-        together += questions
+    found = [evaluated(own, given) for own, given in zip(arguments.own, arguments.given, strict=True)]
+    rows = [row for each in found for row in by_class(each.benchmark, list(each.questions.values()))]
+    together = [question for each in found for question in each.questions.values()]
     rows += by_class("together", together)
     needed = {str(wanted): share_needed(together, wanted) for wanted in (0.0, WANTED)}
     arguments.output.write_text(json.dumps({"rows": rows, "share_needed": needed}, indent=1) + "\n")
+    if arguments.answers:
+        written = {query: answer for each in found for query, answer in each.answers.items()}
+        lines = [json.dumps({"query_id": query, "reasoning": answer}) for query, answer in written.items()]
+        arguments.answers.write_text("\n".join(lines) + "\n", encoding="utf-8")
     for row in rows:
         print(
             f"{row['benchmark']:28} {row['answer']:14} {row['n']:4d}  direct {row['direct']:.3f}  "
