@@ -10,6 +10,7 @@ READ = (
     ("with the right answer, BM25", "answer", "given-bm25"),
     ("with answer and human facts, BM25", "human", "given-bm25"),
     ("question alone, all-MiniLM-L6-v2", "minilm", "direct"),
+    ("question alone, all-MiniLM-L6-v2 trained on the pairs", "minilm_trained", "direct"),
     ("nothing (direct)", "human", "direct"),
     ("its own text", "human", "reasoning"),
     ("its text for another question", "human", "shuffled-reasoning"),
