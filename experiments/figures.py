@@ -26,6 +26,7 @@ from experiments.markdown import (
 )
 from experiments.science_figures import after_facts, answers, before_and_after_rl, gain, popularity, rival
 from experiments.timings import bench, bench_equal, padding, prefix, waiting
+from experiments.world_figures import HOPS_RUNS, freshness, hops, hops_rules
 from search_r3.markdown import table
 
 SEEDS = (1, 2, 3)
@@ -210,63 +211,6 @@ def rl_seeds(folder: str, sft: str) -> str:
     return "\n\n".join(parts)
 
 
-# ---- the generated world
-
-
-def hops(files: Mapping[str, str]) -> str:
-    """A line for each run of `make hops`: BM25, both modes of SFT and of RL, two controls."""
-    return by_mode(
-        "seed",
-        {
-            "BM25": cell(mode="bm25"),
-            "SFT direct": cell(mode="direct", model="sft/model"),
-            "SFT reasoning": cell(mode="reasoning", model="sft/model"),
-            "RL direct": cell(mode="direct", model="rl/model"),
-            "RL reasoning": cell(mode="reasoning", model="rl/model"),
-            "SFT writes, RL embeds": cell(mode="base-reasoning", model="rl/model"),
-            "another query's reasoning": cell(mode="shuffled-reasoning", model="rl/model"),
-        },
-        files,
-    )
-
-
-HOPS_RUNS = {
-    "1": "hops/metrics_2026_11_25_seed1.json",
-    "2": "hops/metrics_2026_11_25_seed2.json",
-    "3": "hops/metrics_2026_11_25_seed3.json",
-    "1, two threads": "hops/metrics_2026_11_25_seed1_2threads.json",
-    "1, AVX2 kernels": "hops/metrics_2026_11_25_seed1_avx2.json",
-}
-
-
-def freshness() -> str:
-    """A line for each run: what it cost, what its audits found, and what it reached."""
-    lines = []
-    for run in content("freshness/outcome.json")["rows"]:
-        audits = [f"{run['audits']['difference']:.3f}", f"{run['audits']['sign_agreement']:.0%}"]
-        share = f"{run['documents_per_step'] / run['corpus']:.1%}"
-        cost = [f"{run['documents_per_step']:,.0f} ({share})", f"{run['seconds_per_step']:.1f}"]
-        lines.append((f"`{run['rule']}`", run["seed"], *cost, *audits, score(run)))
-    header = ("rule", "seed", ">pages per step", ">seconds per step", ">rewards off by", ">signs agree")
-    return table((*header, ">nDCG@10"), lines)
-
-
-def hops_rules() -> str:
-    """RL in the generated world under every refresh rule."""
-    modes = ("direct", "reasoning", "shuffled-reasoning")
-    return table(
-        ("rule", ">RL direct", ">RL reasoning", ">another query's reasoning", "commit"),
-        [
-            (
-                f"`{rule}`",
-                *(score(next(line for line in part["rows"] if line["mode"] == mode)) for mode in modes),
-                f"`{part['commit'][:7]}`",
-            )
-            for rule, part in content("hops/metrics_rules.json").items()
-        ],
-    )
-
-
 # ---- freshness
 
 
@@ -402,7 +346,10 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
     "experiments/bench/README.md": {"ratios": bench, "equal": bench_equal},
     "experiments/bm25/README.md": {"collections": bm25},
     "experiments/faults/README.md": {"attacks": faults},
-    "experiments/freshness/README.md": {"outcome": freshness},
+    "experiments/freshness/README.md": {
+        "outcome": lambda: freshness("freshness/outcome.json"),
+        "larger-rate": lambda: freshness("freshness/larger_rate.json"),
+    },
     "experiments/hops/README.md": {
         "runs": lambda: hops(HOPS_RUNS),
         "over-runs": lambda: over_runs("hops/runs.json"),
