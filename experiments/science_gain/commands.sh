@@ -53,4 +53,17 @@ python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" \
 python -m experiments.science.answers \
     --own outputs/reproduce/science_gain/eval-human/set_aside outputs/reproduce/science_gain/eval-human/dev \
     --given outputs/reproduce/science_gain/eval-answer/set_aside outputs/reproduce/science_gain/eval-answer/dev \
-    --output outputs/reproduce/science_gain/answers.json
+    --output outputs/reproduce/science_gain/answers.json \
+    --answers outputs/reproduce/science_gain/texts/answers.own.jsonl
+python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" \
+    data.test_part=set_aside benchmarks=[entailmentbank] model.path=outputs/reproduce/science_gain/sft/model \
+    model.dtype=bfloat16 reasonings=outputs/reproduce/science_gain/texts/answers.own.jsonl \
+    modes=[given-reasoning,given-bm25] output_dir=outputs/reproduce/science_gain/eval-own-answer/set_aside
+python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" \
+    data.test_part=dev benchmarks=[entailmentbank] model.path=outputs/reproduce/science_gain/sft/model \
+    model.dtype=bfloat16 reasonings=outputs/reproduce/science_gain/texts/answers.own.jsonl \
+    modes=[given-reasoning,given-bm25] output_dir=outputs/reproduce/science_gain/eval-own-answer/dev
+python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" \
+    data.test_part=set_aside benchmarks=[entailmentbank] model.path=outputs/reproduce/science_gain/sft/model \
+    model.dtype=bfloat16 model.read_state=before modes=[direct,reasoning] \
+    output_dir=outputs/reproduce/science_gain/eval-before/set_aside
