@@ -95,9 +95,11 @@ def evaluated_runs(folder: Path) -> list[tuple[str, str]]:
     """Seed and rule of the runs that have been evaluated; others are named and left out."""
     seeds = sorted(path.name for path in folder.iterdir() if path.is_dir())
     runs = [(seed, rule) for rule in RULES for seed in seeds if (folder / seed / f"rl-{rule}").is_dir()]
-    found = [(seed, rule) for seed, rule in runs if rows_on_disk(folder / seed / "eval" / f"rl-{rule}")]
+    found = []
     for seed, rule in runs:
-        if (seed, rule) not in found:
+        if rows_on_disk(folder / seed / "eval" / f"rl-{rule}"):
+            found.append((seed, rule))
+        else:
             print(f"left out: {folder / seed / f'rl-{rule}'} is not evaluated", file=sys.stderr)
     return found
 

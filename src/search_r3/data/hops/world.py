@@ -98,9 +98,8 @@ def create_world(hops: int, sizes: Sizes, seed: int) -> World:
             facts[relation] = _evenly(names[ends.subject], names[ends.object], random)
     kind = route.kinds[-1]
     pages = {place: _page(place, kind, random) for place in names[kind]}
-    others = Random(
-        f"hops/{seed}/others"
-    )  # of its own, so that a world keeps its facts when it gets more pages
+    # Drawn apart, so that a world with more pages keeps its names, facts and pages.
+    others = Random(f"hops/{seed}/others")
     pages |= {place: _page(place, kind, others) for place in _others(names[kind], sizes.other_pages, others)}
     return World(route, people, names, facts, pages)
 
@@ -120,18 +119,23 @@ def _check_reachable(route: Route, sizes: Sizes) -> None:
         _check_employers(sizes)
     if sizes.of(route.kinds[-1]) < 2:
         raise ValueError(f"sizes.{PLURAL[route.kinds[-1]]} is the number of pages, at least 2; got 1")
-    n_names = math.perm(sizes.of(route.kinds[-1]))  # in as many words as there are places
-    if sizes.other_pages > n_names:
-        raise ValueError(
-            f"sizes.other_pages={sizes.other_pages} is more than the {n_names} names that can be made of the "
-            f"names of sizes.{PLURAL[route.kinds[-1]]}={sizes.of(route.kinds[-1])}"
-        )
+    if sizes.other_pages:
+        _check_others(route.kinds[-1], sizes)
     for split in SPLITS:
         if "mentor" in route.relations and sizes.people_of(split) == 1:
             raise ValueError(
                 f"sizes.{split}_people must be 0 or at least 2 with hops=4, where everyone has a mentor "
                 "of the same split; got 1"
             )
+
+
+def _check_others(kind: str, sizes: Sizes) -> None:
+    n_names = math.perm(sizes.of(kind))  # in as many words as there are places
+    if sizes.other_pages > n_names:
+        raise ValueError(
+            f"sizes.other_pages={sizes.other_pages} is more than the {n_names} names that can be made of the "
+            f"names of sizes.{PLURAL[kind]}={sizes.of(kind)}"
+        )
 
 
 def _check_employers(sizes: Sizes) -> None:
