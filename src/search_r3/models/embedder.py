@@ -4,7 +4,8 @@ There is no projection head. A document and a directly embedded query are one fo
 written first and embedded in the same pass. Every text of the project becomes a vector here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Literal, get_args
@@ -19,6 +20,7 @@ from search_r3.models.generation import Sampling, SpecialIds, decode, row_unifor
 from search_r3.models.logits import decoder_path, own_logits
 from search_r3.models.prefix import Prefix, common_prefix, pad_left, position_ids
 from search_r3.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder, Prompts, Rendered
+from search_r3.models.threads import threads_for
 from search_r3.models.tuning import base_model
 from search_r3.models.vocabulary import give_pad_token, unused_ids
 from search_r3.progress import Progress
@@ -244,7 +246,7 @@ class ReasoningEmbedder(nn.Module):
                 raise ValueError("read_state=before needs a prompt: a sequence is the embed token alone")
         lengths = [len(sequence) for sequence in sequences]
         result = torch.empty(len(sequences), self.width)
-        with self._inference(), Progress(len(sequences), "embed", what, progress) as bar:
+        with self._inference(sum(lengths)), Progress(len(sequences), "embed", what, progress) as bar:
             prefix = self.prefix_of(sequences)
             for rows in length_batches(lengths, self.token_budget, self.forward_cost):
                 ids, mask = pad_left(
@@ -295,7 +297,7 @@ class ReasoningEmbedder(nn.Module):
         whole = [*prompt, *reasoning[: max(cuts)]]
         n_padding = torch.as_tensor([max(cuts) - cut for cut in cuts], device=self.device)
         result = torch.empty(len(cuts), self.width)
-        with self._inference():
+        with self._inference(len(whole) + len(cuts)):
             prefix = Prefix.of(self.decoder, whole)
             for rows in length_batches([len(whole) + 1] * len(cuts), self.token_budget):
                 mask = torch.arange(len(whole) + 1, device=self.device) >= n_padding[rows, None]
@@ -342,7 +344,8 @@ class ReasoningEmbedder(nn.Module):
         has_embed_token = [False] * len(prompts)
         embeddings = torch.empty(len(prompts), self.width)
         lengths = [len(prompt) + limit + 1 for prompt in prompts]
-        with self._inference(), Progress(len(prompts), "reason", "queries", progress) as bar:
+        n_read = sum(len(prompt) for prompt in prompts)
+        with self._inference(n_read), Progress(len(prompts), "reason", "queries", progress) as bar:
             for rows in length_batches(lengths, self.decoding_budget):
                 decoded = decode(
                     self.decoder,
@@ -376,28 +379,30 @@ class ReasoningEmbedder(nn.Module):
         """The most tokens that are read of a text, with the key that sets it."""
         return f"lengths.{kind}={getattr(self.encoder.lengths, kind)}"
 
-    def _inference(self) -> "_Inference":
-        return _Inference(self.model)
+    @cached_property
+    def _layer_weights(self) -> float:
+        """Weights of a layer, on average."""
+        looked_up = set(self.causal_lm.get_input_embeddings().parameters())
+        n_weights = sum(each.numel() for each in self.decoder.parameters() if each not in looked_up)
+        return n_weights / self.causal_lm.config.get_text_config().num_hidden_layers
+
+    @contextmanager
+    def _inference(self, n_tokens: int) -> Iterator[None]:
+        """No gradient and no dropout within, and one thread where `n_tokens` are too few for several.
+
+        The mode is restored on leaving; walking through all modules takes a twentieth of a query's time, so a
+        model that is not training is left alone.
+        """
+        was_training = self.model.training
+        if was_training:
+            self.model.eval()
+        try:
+            with torch.no_grad(), threads_for(n_tokens * self._layer_weights):
+                yield
+        finally:
+            if was_training:
+                self.model.train()
 
 
 def _heard_in_order(heard: Callable[[int, int], None], rows: Sequence[int], row: int, token: int) -> None:
     heard(rows[row], token)
-
-
-class _Inference:
-    """No gradient and no dropout within; the mode is restored on leaving."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.no_grad = torch.no_grad()
-
-    def __enter__(self) -> None:
-        self.was_training = self.model.training
-        if self.was_training:  # walking through all modules takes a twentieth of a single query's time
-            self.model.eval()
-        self.no_grad.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self.no_grad.__exit__(*error)
-        if self.was_training:
-            self.model.train()
