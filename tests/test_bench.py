@@ -12,7 +12,7 @@ import torch
 
 from search_r3.bench import _possible, check
 from search_r3.benchmarks.peers import alone, cases, child, machine, rank, refresh, table
-from search_r3.benchmarks.peers.cases import Case, CaseError, Keeper, aim_of, measured, planned
+from search_r3.benchmarks.peers.cases import Case, CaseError, Keeper, aim_of, kept_cases, measured, planned
 from search_r3.benchmarks.peers.comparison import Comparison, Cost, Equal, alternated, fastest, ratios_of
 from search_r3.benchmarks.peers.comparison import measured as row_of
 from search_r3.benchmarks.peers.names import ROWS
@@ -141,7 +141,20 @@ def test_a_case_is_kept_until_its_settings_change(tmp_path):
 
     assert keeper.read(case) == {"ratio": 2.0}
     assert keeper.read(other) is None
-    assert Keeper(tmp_path, {"settings": {"rounds": 6}}).read(case) is None
+    longer = Keeper(tmp_path, {"settings": {"rounds": 6}})
+    assert longer.read(case) is None
+    assert longer.read(case, timed_as_long=False) == {"ratio": 2.0}
+    other_size = Keeper(tmp_path, {"settings": {"rounds": 5, "sizes": {"pairs": 9}}})
+    assert other_size.read(case, timed_as_long=False) is None
+
+
+def test_kept_cases_stand_in_the_order_of_the_table(tmp_path):
+    rank, encode = Case("rank", "", 1, 0), Case("encode", "nano", 2, 0)
+    keeper = Keeper(tmp_path, {"settings": {}})
+    for case in (rank, encode):
+        keeper.write(case, {"ratio": 2.0})
+
+    assert kept_cases(tmp_path) == [encode, rank]
 
 
 TINY = {

@@ -3,13 +3,14 @@
 Each row first holds both sides to the same result, then times them in alternation: sentence-transformers
 for encoding and SFT, transformers and TRL for rollouts and GRPO, mteb for an evaluation, NumPy and FAISS for
 exact ranks. `make bench` installs the peers into an environment of their own. One row: `rows=[encode]`. What
-is finished is kept, and a call that was interrupted goes on behind it.
+is finished is kept: a call that was interrupted goes on behind it, and the table has what earlier calls left.
 """
 
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,6 +20,9 @@ from search_r3.cli.run_folder import log_written, provenance
 from search_r3.errors import UsageError
 from search_r3.files import write_json
 from search_r3.progress import Progress
+
+if TYPE_CHECKING:
+    from search_r3.benchmarks.peers.cases import Case, Keeper
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +72,9 @@ def _known_rows() -> list[str]:
 
 
 def run(config: DictConfig) -> None:
-    """Measures the cases that are not finished, and writes what all of them say."""
+    """Measures the cases that are not finished, and writes what they say, and those of earlier calls."""
     from search_r3.benchmarks.peers import table
-    from search_r3.benchmarks.peers.cases import Case, CaseError, Keeper, measured, planned
+    from search_r3.benchmarks.peers.cases import Case, Keeper, kept_cases, planned
     from search_r3.benchmarks.peers.machine import described
 
     folder, machine, origin = Path(config.output_dir), described(), provenance(seed=config.seed)
@@ -84,26 +88,15 @@ def run(config: DictConfig) -> None:
         names = ("rounds", "max_seconds", "precision", "smollm2", "cache_dir", "seed", "refresh_keys")
         return {name: plain[name] for name in names} | {"sizes": sizes, "scifact": str(scifact)}
 
-    work = folder / "work"
-    found, failed = {}, []
-    with Progress(len(cases), "bench", "cases") as progress:
-        for case in cases:
-            made_with = {"settings": settings_of(case), "machine": machine, "commit": origin["commit"]}
-            keeper = Keeper(folder / "cases", made_with)
-            result = keeper.read(case)
-            if result is None:
-                log.info("measures %s", case.name)
-                try:
-                    result = measured(case, settings_of(case), work)
-                except CaseError as error:
-                    log.error("%s", error)
-                    failed.append(str(error))
-                    progress.update()
-                    continue
-                keeper.write(case, result)
-            found[case] = result
-            progress.update(values=lambda name=case.name: name)
-    written = table.rows_of(found)
+    def keeper_of(case: Case) -> Keeper:
+        made_with = {"settings": settings_of(case), "machine": machine, "commit": origin["commit"]}
+        return Keeper(folder / "cases", made_with)
+
+    found, failed = _measured(cases, keeper_of, folder / "work")
+    for case in kept_cases(folder / "cases"):
+        kept = None if case in cases else keeper_of(case).read(case, timed_as_long=False)
+        found |= {case: kept} if kept else {}
+    written = table.rows_of({case: found[case] for case in kept_cases(folder / "cases") if case in found})
     facts = {"machine": machine, "left_out": left_out, "failed": failed, "rows": written}
     write_json(folder / "metrics.json", origin | facts)
     (folder / "table.md").write_text(table.markdown(written), encoding="utf-8")
@@ -114,6 +107,31 @@ def run(config: DictConfig) -> None:
     log_written(folder / "metrics.json", folder / "table.md", folder / "metrics.png")
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(cases)} cases failed; the same command tries them again")
+
+
+def _measured(
+    cases: Sequence["Case"], keeper_of: Callable[["Case"], "Keeper"], work: Path
+) -> tuple[dict["Case", dict], list[str]]:
+    """What each case gave, now or in an earlier call, and why others failed."""
+    from search_r3.benchmarks.peers.cases import CaseError, measured
+
+    found, failed = {}, []
+    with Progress(len(cases), "bench", "cases") as progress:
+        for case in cases:
+            keeper = keeper_of(case)
+            found[case] = keeper.read(case)
+            if found[case] is None:
+                log.info("measures %s", case.name)
+                try:
+                    found[case] = measured(case, keeper.made_with["settings"], work)
+                except CaseError as error:
+                    log.error("%s", error)
+                    failed.append(str(error))
+                    del found[case]
+                else:
+                    keeper.write(case, found[case])
+            progress.update(values=lambda name=case.name: name)
+    return found, failed
 
 
 def _possible(config: dict) -> tuple[list[str], list[str], list[str]]:

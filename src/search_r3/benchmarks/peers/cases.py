@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from search_r3.benchmarks.peers.names import AIMS, NANO_ALONE, NANO_NAME, ONCE, ROWS, WITHOUT_MODEL
@@ -21,6 +21,8 @@ from search_r3.cli.run_folder import read_json
 from search_r3.files import write_json
 
 SIDES, STEPS = ("ours", "peer"), ("sft", "grpo")
+DURATION = ("rounds", "max_seconds")
+"""Settings that say how long a case is timed."""
 
 
 class CaseError(RuntimeError):
@@ -95,16 +97,35 @@ class Keeper:
     folder: Path
     made_with: Mapping[str, object]
 
-    def read(self, case: Case) -> dict | None:
-        """The result of an earlier call with the same settings; None where there is none."""
+    def read(self, case: Case, timed_as_long: bool = True) -> dict | None:
+        """The result of an earlier call with the same settings; None where there is none.
+
+        Args:
+            case: what was measured.
+            timed_as_long: whether rounds and seconds must be the same too.
+        """
         found = read_json(self.folder / f"{case.name}.json")
-        return found["result"] if found and found.get("made_with") == self._key(case) else None
+        made_with, key = found.get("made_with"), self._key(case)
+        if made_with and not timed_as_long:
+            made_with, key = _without_duration(made_with), _without_duration(key)
+        return found["result"] if made_with == key else None
 
     def write(self, case: Case, result: Mapping) -> None:
         write_json(self.folder / f"{case.name}.json", {"made_with": self._key(case), "result": result})
 
     def _key(self, case: Case) -> dict:
         return json.loads(json.dumps({**self.made_with, "case": asdict(case)}))
+
+
+def _without_duration(made_with: Mapping) -> dict:
+    settings = {name: value for name, value in made_with["settings"].items() if name not in DURATION}
+    return {**made_with, "settings": settings}
+
+
+def kept_cases(folder: Path) -> list[Case]:
+    """All cases that are kept in a folder, in the order of the table."""
+    found = [Case(**read_json(file)["made_with"]["case"]) for file in folder.glob("*.json")]
+    return sorted(found, key=lambda case: (list(ROWS).index(case.row), astuple(case)))
 
 
 def measured(case: Case, settings: Mapping[str, object], work: Path) -> dict:
