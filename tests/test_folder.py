@@ -137,6 +137,27 @@ def test_pitfall_14_a_folder_of_another_contract_is_refused(tmp_path, change, ru
         load_embedder(folder)
 
 
+def test_a_folder_reads_longer_or_shorter_texts_where_it_is_told_to(nano_folder):
+    trained = load_embedder(nano_folder)
+    text = " ".join(TEXTS) * 4
+
+    told = load_embedder(
+        nano_folder, lengths={"document": LENGTHS.document + 7, "query": 3, "reasoning": None}
+    )
+
+    assert len(told.encoder.documents([text])[0]) == len(trained.encoder.documents([text])[0]) + 7
+    assert told.encoder.queries(["how to open a file"]) != trained.encoder.queries(["how to open a file"])
+    assert told.encoder.lengths.reasoning == LENGTHS.reasoning
+    assert told.document_key != trained.document_key  # cached vectors of one are not read for the other
+    short = "a file"
+    torch.testing.assert_close(told.embed_documents([short]), trained.embed_documents([short]))
+
+
+def test_a_length_of_no_token_is_refused(nano_folder):
+    with pytest.raises(ValueError, match=r"lengths\.document must be at least 1 token, got 0"):
+        load_embedder(nano_folder, lengths={"document": 0})
+
+
 def test_a_missing_folder_and_a_plain_folder_say_what_to_do(tmp_path):
     with pytest.raises(ModelFolderError, match="no such model folder"):
         load_embedder(tmp_path / "absent")

@@ -8,7 +8,7 @@ for hit in model.search("how do I open a file?").hits:
     print(hit.rank, hit.score, hit.id)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,6 +127,7 @@ class SearchR3:
         token_budget: int | None = None,
         attention: str | None = None,
         cache_dir: str | Path = ".cache/embeddings",
+        lengths: Mapping[str, int] | None = None,
     ) -> "SearchR3":
         """Reads a model folder; every file of it is compared with its checksum.
 
@@ -137,11 +138,15 @@ class SearchR3:
             token_budget: tokens of one forward; None takes what suits the device.
             attention: attention implementation of transformers; None takes the best that there is.
             cache_dir: where embeddings of a corpus are kept.
+            lengths: the most tokens that are read of a "query" and a "document", and written as a
+                "reasoning", where they differ from those that the model was trained with.
 
         Raises:
             ModelFolderError: If the folder is not one that training wrote, or a file of it is damaged.
+            ValueError: If a length is below 1, or they do not fit into the model's positions.
         """
-        return cls(load_embedder(path, device, dtype, token_budget, attention), cache_dir)
+        embedder = load_embedder(path, device, dtype, token_budget, attention, lengths=lengths)
+        return cls(embedder, cache_dir)
 
     def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
         """`[N, D]` fp32, unit norm: the inner product of two embeddings is their cosine."""

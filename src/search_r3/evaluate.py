@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from search_r3.data.types import Benchmark
     from search_r3.evaluation.rankers import Model
 
-OF_A_PLAIN_FOLDER = ("name", "prompts_file", "prompts", "lengths", "embed_token")
+OF_A_PLAIN_FOLDER = ("name", "prompts_file", "prompts", "embed_token")
 """Keys of `model` that `model.name` needs; the others are for what `_target_` names."""
 log = logging.getLogger(__name__)
 
@@ -197,8 +197,7 @@ def _base(config: DictConfig) -> "Model":
 
     model, path = config.model, config.base.path
     reading = (model.device, model.dtype, model.token_budget, model.attention, model.get("read_state", "at"))
-    embedder = load_embedder(path, *reading)
-    return Model(str(path), embedder)
+    return Model(str(path), load_embedder(path, *reading, model.get("lengths")))
 
 
 def command(argv: Sequence[str] | None = None) -> None:

@@ -29,6 +29,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     if "model" in needs and config.model.name is not None:
         _check_plain(config)
     elif "model" in needs:
+        _check_says_nothing_of_prompts(config.model)
         check_reader(config.model, [mode.name for mode in modes if mode.reasons and "model" in mode.needs])
     if config.embeddings is not None:
         check_embeddings(config.embeddings)
@@ -202,6 +203,18 @@ def _check_plain(config: DictConfig) -> None:
             raise UsageError(
                 f"model.lengths.{name}= is needed with model.name: the most tokens of such a text; "
                 "experiment=authors_eval sets all of them"
+            )
+
+
+def _check_says_nothing_of_prompts(model: DictConfig) -> None:
+    """Refuses the keys that are for `model.name`: a folder that training wrote has its own."""
+    given = {f"prompts.{name}": value for name, value in model.prompts.items()}
+    given |= {name: model[name] for name in ("prompts_file", "embed_token")}
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"model.{name} is for model.name; a folder given as model.path= keeps the prompts and the "
+                "token that it was trained with, so leave it out"
             )
 
 

@@ -1,5 +1,7 @@
 """A model folder for inference."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from search_r3.models.checksums import check_files
@@ -7,6 +9,7 @@ from search_r3.models.embedder import ReadState, ReasoningEmbedder
 from search_r3.models.folder.description import encoder_of, read_description
 from search_r3.models.folder.weights import OF_OURS, read_model, read_tokenizer, refuse_untrusted
 from search_r3.models.positions import check_lengths
+from search_r3.models.prompts import PromptEncoder
 
 CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 2048, 16384
 """Tokens of one forward in inference: what a CPU's cache holds, and what keeps a GPU busy."""
@@ -24,6 +27,7 @@ def load_embedder(
     token_budget: int | None = None,
     attention: str | None = None,
     read_state: ReadState = "at",
+    lengths: Mapping[str, int | str | None] | None = None,
 ) -> ReasoningEmbedder:
     """Reads a model folder for inference.
 
@@ -34,17 +38,23 @@ def load_embedder(
         token_budget: tokens of one forward, padding included; None takes what suits the device.
         attention: attention implementation of transformers; None takes the best that the architecture has.
         read_state: "at" the embed token, or "before" it.
+        lengths: limits in tokens instead of those that the model was trained with, as `Lengths` names them;
+            None for one leaves it.
 
     Raises:
         ModelFolderError: If the folder is not one that `save_embedder` wrote, a file in it is not as it was
             written, its tokenizer or prompts are not those it was trained with, or the attention is not to be
             had.
-        ValueError: If its lengths do not fit into the model's positions.
+        ValueError: If a length is below 1, or they do not fit into the model's positions.
     """
     description = read_description(path)
     weights_sha256 = check_files(Path(path), description)
     tokenizer = read_tokenizer(path, local_files_only=True)
     encoder = encoder_of(path, description, tokenizer)
+    given = {name: value for name, value in (lengths or {}).items() if value is not None}
+    if given:
+        limits = replace(encoder.lengths, **given)
+        encoder = PromptEncoder(tokenizer, encoder.prompts, limits, encoder.rendered)
     model = read_model(path, dtype, attention, **OF_OURS)
     refuse_untrusted(model, str(path))
     check_lengths(model, encoder)
