@@ -113,6 +113,25 @@ def test_what_agrees_with_the_folder_or_does_not_concern_it_passes(source, tmp_p
     composed(source, write_folder(tmp_path / "model"), *PASSING[name])
 
 
+READERS = {
+    "evaluate": [],
+    "search": ["corpus=a", "query=b"],
+    "serve": ["corpus=a"],
+    "encode": ["corpus=a", "output=b"],
+    "export": ["to=parquet", "corpus=a", "output=b"],
+}
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_what_only_reads_a_folder_may_read_longer_texts(tmp_path, command):
+    folder = write_folder(tmp_path / "model")
+    with ConfigSource() as source:
+        given = [f"model.path={folder}", "model.lengths.document=9", *READERS[command]]
+        lengths = compose(command, quote_free_text(given), source).config.model.lengths
+
+    assert (lengths.document, lengths.query) == (9, None)
+
+
 def test_without_a_folder_the_same_keys_are_free(source):
     config = compose("train", [*TINY, "model.lengths.query=64", "model.create.seed=3"], source).config
 

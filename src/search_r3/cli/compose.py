@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from search_r3.cli.describe import key_names
 from search_r3.cli.devices import cpu_precision, cpu_ranks
 from search_r3.cli.entry import Composed
-from search_r3.cli.model_choice import Given, read_facts, refuse_conflicts
+from search_r3.cli.model_choice import TRAINED, Given, read_facts, refuse_conflicts
 from search_r3.cli.names import check_names
 from search_r3.cli.number_ranges import check_numbers
 from search_r3.cli.overrides import addable_keys, did_you_mean, flat_keys, literal
@@ -353,10 +353,12 @@ def _agreed_with_folder(
     for key, override in typed.items():
         whole = flat_keys({key: plain_value(value_of(override))})
         given |= {name: (value, "") for name, value in whole.items()}
+    is_trained_on = selected(base, "model._target_") != TRAINED  # what only reads may read longer texts
+    nodes = ("model.prompts.", "model.create.", *(["model.lengths."] if is_trained_on else []))
     decided = {
         key: Given(key.removeprefix("model."), value, origin)
         for key, (value, origin) in given.items()
-        if key.startswith(("model.prompts.", "model.lengths.", "model.create.")) or key == "model.name"
+        if key.startswith(nodes) or key == "model.name"
     }
     leaves = [each for each in decided.values() if not isinstance(plain_value(each.value), (dict, list))]
     name = None if "model.name" in decided else selected(base, "model.name")

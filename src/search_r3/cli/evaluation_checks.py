@@ -29,7 +29,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     if "model" in needs and config.model.name is not None:
         _check_plain(config)
     elif "model" in needs:
-        _check_says_nothing_of_prompts(config.model)
+        _check_keeps_its_own(config.model)
         check_reader(config.model, [mode.name for mode in modes if mode.reasons and "model" in mode.needs])
     if config.embeddings is not None:
         check_embeddings(config.embeddings)
@@ -206,12 +206,10 @@ def _check_plain(config: DictConfig) -> None:
             )
 
 
-def _check_says_nothing_of_prompts(model: DictConfig) -> None:
-    """Refuses the keys that are for `model.name`: a folder that training wrote has its own."""
-    given = {f"prompts.{name}": value for name, value in model.prompts.items()}
-    given |= {name: model[name] for name in ("prompts_file", "embed_token")}
-    for name, value in given.items():
-        if value is not None:
+def _check_keeps_its_own(model: DictConfig) -> None:
+    """Refuses two keys that are for `model.name`; a prompt that differs is refused by composing."""
+    for name in ("prompts_file", "embed_token"):
+        if model[name] is not None:
             raise UsageError(
                 f"model.{name} is for model.name; a folder given as model.path= keeps the prompts and the "
                 "token that it was trained with, so leave it out"

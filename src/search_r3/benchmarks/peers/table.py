@@ -82,7 +82,7 @@ def label(row: Mapping) -> str:
     words = [
         row["name"],
         row["model"],
-        f"{row['threads']} threads",
+        f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}",
         f"beside {row['busy']}" if row["busy"] else "",
     ]
     return ", ".join(filter(None, words))
@@ -106,6 +106,8 @@ def picture(rows: Sequence[Mapping], path: Path) -> Path:
             axes.plot(row["aim"], place, "|", color="black", markersize=10)
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.set_xscale("log")
+    for axis_format in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis_format("{x:g}")
     axes.set_yticks(range(len(compared)), [label(row) for row in compared], fontsize=7)
     axes.set_xlabel("times what ours takes, the peer takes (a stroke is the aim)")
     figure_.tight_layout()
