@@ -1,9 +1,9 @@
 """Runs what the tables of an experiment show: `make reproduce NAME=bm25 BEIR_DIR=beir`.
 
 An experiment that can be made again has a `commands.sh`, which its README shows: a line with the time that it
-takes, one with the data that the user has to bring, and the commands. They run one after the other from the
-root of the checkout, up to the first that fails, and write below `outputs/reproduce/<name>/`. The same call
-again goes on where the commands can.
+takes, one for each folder of data that the user has to bring, and the commands. They run one after the other
+from the root of the checkout, up to the first that fails, and write below `outputs/reproduce/<name>/`. The
+same call again goes on where the commands can.
 """
 
 import argparse
@@ -59,13 +59,11 @@ def experiment(name: str) -> Experiment:
     """Reads the `commands.sh` of an experiment."""
     text = (EXPERIMENTS / name / "commands.sh").read_text(encoding="utf-8")
     joined = text.replace("\\\n", " ").splitlines()
-    told = dict(line.removeprefix("# ").split(": ", 1) for line in joined if line.startswith("# "))
-    data = {}
-    if "Data" in told:
-        variable, needed = told["Data"].split(" with ")
-        data[variable] = needed.split()
+    told = [line.removeprefix("# ").split(": ", 1) for line in joined if line.startswith("# ")]
+    brought = dict(what.split(" with ") for kind, what in told if kind == "Data")
+    data = {variable: needed.split() for variable, needed in brought.items()}
     commands = [" ".join(line.split()) for line in joined if line.strip() and not line.startswith("#")]
-    return Experiment(name, told["Time"], data, commands)
+    return Experiment(name, dict(told)["Time"], data, commands)
 
 
 def names() -> list[str]:

@@ -151,7 +151,7 @@ def test_a_case_is_kept_until_its_settings_change(tmp_path):
 def test_kept_cases_stand_in_the_order_of_the_table(tmp_path):
     rank, encode = Case("rank", "", 1, 0), Case("encode", "nano", 2, 0)
     keeper = Keeper(tmp_path, {"settings": {}})
-    for case in (rank, encode):
+    for case in (rank, encode, Case("a row of before", "nano", 1, 0)):
         keeper.write(case, {"ratio": 2.0})
 
     assert kept_cases(tmp_path) == [encode, rank]

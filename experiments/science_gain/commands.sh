@@ -67,3 +67,16 @@ python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" \
     data.test_part=set_aside benchmarks=[entailmentbank] model.path=outputs/reproduce/science_gain/sft/model \
     model.dtype=bfloat16 model.read_state=before modes=[direct,reasoning] \
     output_dir=outputs/reproduce/science_gain/eval-before/set_aside
+python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" \
+    data.test_part=set_aside benchmarks=[entailmentbank] model.name=outputs/reproduce/science_gain/base \
+    'model.embed_token="<jupyter_script>"' model.prompts.direct_system=Question: \
+    "model.prompts.reasoning_system='Answer the question in a few words. Then state the facts that explain the answer in three short sentences.'" \
+    model.prompts.document_system=Fact: 'model.prompts.lead_in=""' model.lengths.query=96 model.lengths.document=64 \
+    model.lengths.reasoning=64 model.lengths.repeat_ngram=8 model.dtype=bfloat16 \
+    base.path=outputs/reproduce/science_gain/sft/model modes=[direct,reasoning,base-reasoning] \
+    output_dir=outputs/reproduce/science_gain/eval-base/set_aside
+python -m src.evaluate data=entailmentbank data.path="$ENTAILMENTBANK_DIR" \
+    data.test_part=set_aside benchmarks=[entailmentbank] model.path=outputs/reproduce/science_gain/sft/model \
+    model.dtype=bfloat16 modes=[given-reasoning,given-bm25] \
+    reasonings=outputs/reproduce/science_gain/eval-base/set_aside/entailmentbank-set-aside/reasoning/reasoning.jsonl \
+    output_dir=outputs/reproduce/science_gain/eval-base-writes/set_aside

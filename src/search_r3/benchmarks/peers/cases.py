@@ -123,8 +123,9 @@ def _without_duration(made_with: Mapping) -> dict:
 
 
 def kept_cases(folder: Path) -> list[Case]:
-    """All cases that are kept in a folder, in the order of the table."""
-    found = [Case(**read_json(file)["made_with"]["case"]) for file in folder.glob("*.json")]
+    """All cases of today's rows that are kept in a folder, in the order of the table."""
+    told = [read_json(file).get("made_with", {}).get("case", {}) for file in folder.glob("*.json")]
+    found = [Case(**case) for case in told if case.get("row") in ROWS]
     return sorted(found, key=lambda case: (list(ROWS).index(case.row), astuple(case)))
 
 
