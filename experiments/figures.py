@@ -24,7 +24,16 @@ from experiments.markdown import (
     thousands,
     words,
 )
-from experiments.science_figures import after_facts, answers, before_and_after_rl, gain, popularity, rival
+from experiments.science_figures import (
+    ELSEWHERE,
+    after_facts,
+    answers,
+    before_and_after_rl,
+    elsewhere,
+    gain,
+    popularity,
+    rival,
+)
 from experiments.timings import bench, bench_equal, padding, prefix, waiting
 from experiments.world_figures import HOPS_RUNS, freshness, hops, hops_rules
 from search_r3.markdown import table
@@ -36,15 +45,15 @@ SEEDS = (1, 2, 3)
 
 
 def results() -> str:
-    """What the front page says of the embedded default, on code and elsewhere."""
+    """What the front page says of the real model and of the embedded default, at home and elsewhere."""
     header = ("test collection", "BM25", "untrained base", "direct", "reasoning", "RL direct", "RL reasoning")
     return table(
         (*header, "runs, commit", "made by"),
         [
             _results_on_science(),
+            *_results_elsewhere("science_elsewhere", "the science model"),
             _results_on_pydocs(),
-            _results_elsewhere("cosqa", "CoSQA: web queries to code, 500 queries"),
-            _results_elsewhere("scifact", "SciFact: scientific claims, 300 queries"),
+            *_results_elsewhere("other_collections", "the model of code"),
         ],
     )
 
@@ -77,14 +86,24 @@ def _results_on_science() -> tuple[str, ...]:
     return (name, bm25, "", *modes, told, link)
 
 
-def _results_elsewhere(benchmark: str, name: str) -> tuple[str, ...]:
-    file = "other_collections/metrics.json"
-    bm25, *modes = (
-        number(row(file, benchmark=benchmark, mode=mode)["metrics"][METRIC])
+def _results_elsewhere(folder: str, model: str) -> list[tuple[str, ...]]:
+    """Of a model on collections that it was not trained for; the best figure of a row is bold."""
+    return [_result_elsewhere(folder, benchmark, model) for benchmark in ELSEWHERE]
+
+
+def _result_elsewhere(folder: str, benchmark: str, model: str) -> tuple[str, ...]:
+    found = [
+        row(f"{folder}/metrics.json", benchmark=benchmark, mode=mode)
         for mode in ("bm25", "direct", "reasoning")
+    ]
+    best = max(each["metrics"][METRIC] for each in found)
+    bm25, *modes = (
+        f"**{number(value)}**" if value == best else number(value)
+        for value in (each["metrics"][METRIC] for each in found)
     )
-    link = "[`make reproduce NAME=other_collections`](experiments/other_collections)"
-    return (name, f"**{bm25}**", "", *modes, "", "", f"1, {commit(file)}", link)
+    name = f"{ELSEWHERE[benchmark]}, {found[0]['n_queries']} queries; {model}"
+    link = f"[`make reproduce NAME={folder}`](experiments/{folder})"
+    return (name, bm25, "", *modes, "", "", f"1, `{found[0]['commit'][:7]}`", link)
 
 
 # ---- experiments on pydocs and CoSQA
@@ -381,6 +400,7 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
     "experiments/science/README.md": {"popularity": popularity},
     "experiments/science_gain/README.md": {"gain": gain, "answers": answers},
     "experiments/science_direct/README.md": {"rival": rival},
+    "experiments/science_elsewhere/README.md": {"elsewhere": elsewhere},
     "experiments/science_facts/README.md": {"facts": after_facts},
     "experiments/science_rl/README.md": {"models": before_and_after_rl},
     "experiments/sft_pydocs_full/README.md": {

@@ -1,6 +1,6 @@
 """Tables of the experiments on school science."""
 
-from experiments.markdown import METRIC, number, row, score, span
+from experiments.markdown import METRIC, number, row, score, span, thousands
 from search_r3.markdown import table
 
 PARTS = {"tuning": "tuning", "set-aside": "set aside", "dev": "dev"}
@@ -107,3 +107,23 @@ def after_facts() -> str:
 
 def _of_part(file: str, part: str, mode: str) -> str:
     return score(row(file, benchmark=f"entailmentbank-{part}", mode=mode))
+
+
+ELSEWHERE = {
+    "cosqa": "CoSQA: web queries to code",
+    "cranfield": "Cranfield: aeronautics",
+    "scifact": "SciFact: scientific claims",
+}
+
+
+def elsewhere() -> str:
+    """nDCG@10 of the science model on collections that it was not trained for, with BM25's and MiniLM's."""
+    lines = []
+    for benchmark, name in ELSEWHERE.items():
+        rows = [
+            row("science_elsewhere/metrics.json", benchmark=benchmark, mode=mode)
+            for mode in ("bm25", "direct", "reasoning")
+        ]
+        rows.append(row("science_elsewhere/minilm.json", benchmark=benchmark, mode="direct"))
+        lines.append((name, thousands(rows[0]["n_queries"]), *map(score, rows)))
+    return table(("collection", ">queries", ">BM25", ">direct", ">own text", ">all-MiniLM-L6-v2"), lines)
