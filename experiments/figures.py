@@ -29,6 +29,7 @@ from experiments.science_figures import (
     after_facts,
     answers,
     before_and_after_rl,
+    by_mode_elsewhere,
     elsewhere,
     gain,
     popularity,
@@ -92,18 +93,13 @@ def _results_elsewhere(folder: str, model: str) -> list[tuple[str, ...]]:
 
 
 def _result_elsewhere(folder: str, benchmark: str, model: str) -> tuple[str, ...]:
-    found = [
-        row(f"{folder}/metrics.json", benchmark=benchmark, mode=mode)
-        for mode in ("bm25", "direct", "reasoning")
-    ]
-    best = max(each["metrics"][METRIC] for each in found)
-    bm25, *modes = (
-        f"**{number(value)}**" if value == best else number(value)
-        for value in (each["metrics"][METRIC] for each in found)
-    )
+    file = f"{folder}/metrics.json"
+    found = by_mode_elsewhere(file, benchmark)
+    values = [each["metrics"][METRIC] for each in found]
+    bm25, *modes = (f"**{number(value)}**" if value == max(values) else number(value) for value in values)
     name = f"{ELSEWHERE[benchmark]}, {found[0]['n_queries']} queries; {model}"
     link = f"[`make reproduce NAME={folder}`](experiments/{folder})"
-    return (name, bm25, "", *modes, "", "", f"1, `{found[0]['commit'][:7]}`", link)
+    return (name, bm25, "", *modes, "", "", f"1, {commit(file)}", link)
 
 
 # ---- experiments on pydocs and CoSQA

@@ -116,14 +116,16 @@ ELSEWHERE = {
 }
 
 
+def by_mode_elsewhere(file: str, benchmark: str) -> list[dict]:
+    """The rows of BM25, direct and reasoning on one collection."""
+    return [row(file, benchmark=benchmark, mode=mode) for mode in ("bm25", "direct", "reasoning")]
+
+
 def elsewhere() -> str:
     """nDCG@10 of the science model on collections that it was not trained for, with BM25's and MiniLM's."""
     lines = []
     for benchmark, name in ELSEWHERE.items():
-        rows = [
-            row("science_elsewhere/metrics.json", benchmark=benchmark, mode=mode)
-            for mode in ("bm25", "direct", "reasoning")
-        ]
+        rows = by_mode_elsewhere("science_elsewhere/metrics.json", benchmark)
         rows.append(row("science_elsewhere/minilm.json", benchmark=benchmark, mode="direct"))
         lines.append((name, thousands(rows[0]["n_queries"]), *map(score, rows)))
     return table(("collection", ">queries", ">BM25", ">direct", ">own text", ">all-MiniLM-L6-v2"), lines)

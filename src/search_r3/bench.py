@@ -93,10 +93,11 @@ def run(config: DictConfig) -> None:
         return Keeper(folder / "cases", made_with)
 
     found, failed = _measured(cases, keeper_of, folder / "work")
-    for case in kept_cases(folder / "cases"):
-        kept = None if case in cases else keeper_of(case).read(case, timed_as_long=False)
-        found |= {case: kept} if kept else {}
-    written = table.rows_of({case: found[case] for case in kept_cases(folder / "cases") if case in found})
+    kept = kept_cases(folder / "cases")
+    for case in kept:
+        if case not in cases and (result := keeper_of(case).read(case, timed_as_long=False)) is not None:
+            found[case] = result
+    written = table.rows_of({case: found[case] for case in kept if case in found})
     facts = {"machine": machine, "left_out": left_out, "failed": failed, "rows": written}
     write_json(folder / "metrics.json", origin | facts)
     (folder / "table.md").write_text(table.markdown(written), encoding="utf-8")
@@ -119,17 +120,17 @@ def _measured(
     with Progress(len(cases), "bench", "cases") as progress:
         for case in cases:
             keeper = keeper_of(case)
-            found[case] = keeper.read(case)
-            if found[case] is None:
+            result = keeper.read(case)
+            if result is None:
                 log.info("measures %s", case.name)
                 try:
-                    found[case] = measured(case, keeper.made_with["settings"], work)
+                    result = measured(case, keeper.made_with["settings"], work)
+                    keeper.write(case, result)
                 except CaseError as error:
                     log.error("%s", error)
                     failed.append(str(error))
-                    del found[case]
-                else:
-                    keeper.write(case, found[case])
+            if result is not None:
+                found[case] = result
             progress.update(values=lambda name=case.name: name)
     return found, failed
 
