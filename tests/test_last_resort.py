@@ -37,6 +37,7 @@ COMMANDS = (
     "src.bench",
     "src.entailmentbank",
     "src.benchmarks.base_parity",
+    "src.benchmarks.gpu",
     "src.benchmarks.growth",
     "src.benchmarks.memory",
     "src.benchmarks.popularity",
@@ -116,6 +117,8 @@ def arguments(command, place, tmp_path, nano_folder):
         return [f"--output={place}"]
     if command == "src.benchmarks.base_parity":
         return [f"--folder={place}"]
+    if command == "src.benchmarks.gpu":
+        return ["--device=cpu", "--shape=tiny", f"--output={place}/gpu.json"]
     if command == "src.benchmarks.growth":
         return [f"--output={place}"]
     if command == "src.benchmarks.padding":

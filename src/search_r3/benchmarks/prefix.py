@@ -16,7 +16,7 @@ import hydra
 import torch
 from omegaconf import OmegaConf
 
-from search_r3.benchmarks.timing import check_counts, seconds_of, spread, write_rows
+from search_r3.benchmarks.timing import check_counts, device_seconds, seconds_of, spread, write_rows
 from search_r3.cli.last_resort import Parser, run_command
 from search_r3.errors import UsageError
 from search_r3.models.embedder import SAVED_FROM, SHARED_FROM, ReasoningEmbedder
@@ -117,9 +117,10 @@ class Work:
         """Floating-point operations per second of a product as large as those of a forward."""
         config = self.embedder.causal_lm.config.get_text_config()
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        left = torch.randn(self.embedder.token_budget, config.hidden_size, dtype=dtype)
-        right = torch.randn(config.hidden_size, config.intermediate_size, dtype=dtype)
-        seconds = seconds_of(lambda: left @ right, n_times=5) / 5
+        device = self.embedder.device
+        left = torch.randn(self.embedder.token_budget, config.hidden_size, dtype=dtype, device=device)
+        right = torch.randn(config.hidden_size, config.intermediate_size, dtype=dtype, device=device)
+        seconds = device_seconds(device, lambda: left @ right, n_times=5) / 5
         return 2 * left.numel() * right.shape[1] / seconds
 
     def _share(self, is_shared: bool) -> None:
@@ -128,7 +129,8 @@ class Work:
         self.module.shares_prompts = is_shared
 
     def _autocast(self) -> contextlib.AbstractContextManager:
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        kind = self.embedder.device.type
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def tokens_run(work: Work, run: Callable[[], None]) -> int:

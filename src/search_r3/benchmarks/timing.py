@@ -22,7 +22,8 @@ def check_counts(arguments: argparse.Namespace, *names: str) -> None:
     """
     for name in names:
         if getattr(arguments, name) < 1:
-            raise UsageError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} must be at least 1, got {getattr(arguments, name)}")
 
 
 def write_rows(output: Path | None, measure: Callable[[], Sequence[Mapping]]) -> None:
@@ -45,6 +46,22 @@ def seconds_of(run: Callable[[], object], n_times: int = 1) -> float:
     for _ in range(n_times):
         run()
     return time.perf_counter() - started
+
+
+def device_seconds(device: torch.device, run: Callable[[], object], n_times: int = 1) -> float:
+    """As `seconds_of`, from when a device has done all work of before to when it has done this."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def run_all() -> None:
+        for _ in range(n_times):
+            run()
+        wait()
+
+    wait()
+    return seconds_of(run_all)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
