@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from search_r3.models.attention import leave_out_cudnn
 from search_r3.models.batching import decoding_budget, forward_cost, length_batches
 from search_r3.models.generation import Sampling, SpecialIds, decode, row_uniforms
 from search_r3.models.logits import decoder_path, own_logits
@@ -104,6 +105,7 @@ class ReasoningEmbedder(nn.Module):
         if read_state not in get_args(ReadState):
             raise ValueError(f"read_state must be at or before, got {read_state!r}")
         give_pad_token(tokenizer)
+        leave_out_cudnn()
         self.model = model
         self.tokenizer = tokenizer
         self.encoder = PromptEncoder(tokenizer, prompts, lengths, rendered, embed_token)

@@ -6,12 +6,33 @@ underscores, capitals and digits, so that `parse_header` answers "parse the head
 
 import itertools
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-import bm25s
 import numpy as np
 import Stemmer
-from bm25s.stopwords import STOPWORDS_EN
+
+
+@contextmanager
+def _without_jax() -> Iterator[None]:
+    """JAX cannot be imported within, unless it was before.
+
+    bm25s computes with JAX as soon as it is imported, and JAX then takes three quarters of a GPU's memory.
+    """
+    if "jax" in sys.modules:
+        yield
+        return
+    sys.modules["jax"] = None  # what Python documents to make an import fail
+    try:
+        yield
+    finally:
+        del sys.modules["jax"]
+
+
+with _without_jax():
+    import bm25s
+    from bm25s.stopwords import STOPWORDS_EN
 
 _IDENTIFIER = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 _WORD = re.compile(r"(?u)\b\w\w+\b")
