@@ -35,7 +35,7 @@ from experiments.science_figures import (
     popularity,
     rival,
 )
-from experiments.timings import bench, bench_equal, padding, prefix, waiting
+from experiments.timings import bench, bench_equal, gpu, padding, prefix, waiting
 from experiments.world_figures import HOPS_RUNS, freshness, hops, hops_rules
 from search_r3.markdown import table
 
@@ -365,6 +365,7 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
         "outcome": lambda: freshness("freshness/outcome.json"),
         "larger-rate": lambda: freshness("freshness/larger_rate.json"),
     },
+    "experiments/gpu/README.md": {"rows": gpu},
     "experiments/hops/README.md": {
         "runs": lambda: hops(HOPS_RUNS),
         "over-runs": lambda: over_runs("hops/runs.json"),

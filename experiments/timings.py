@@ -109,3 +109,17 @@ def _bench_rows() -> list[dict]:
 
 def _three_digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def gpu() -> str:
+    """Encoding, SFT and decoding on a GPU: speed, share of what the same GPU reached, memory."""
+    lines = []
+    for model in ("qwen2_5_1_5b", "smollm2_135m"):
+        for found in rows(f"gpu/{model}.json"):
+            if found["row"] == "limits":
+                continue
+            of = "bytes per second" if found["row"] == "decode" else "operations per second"
+            share = f"{found['share_of_limit']:.1%} of {of}"
+            cells = (thousands(found["tokens_per_s"]), share, f"{found['peak_gb']:.1f} GB")
+            lines.append((model, found["row"], found["what"], thousands(found["tokens"]), *cells))
+    return table(("sizes of", "row", "how", ">tokens", ">tokens per second", ">limit", ">memory"), lines)

@@ -70,6 +70,29 @@ def test_every_stage_runs_and_the_small_folder_has_metrics_report_and_adapters(t
     assert not list(small.rglob("*.ckpt"))
 
 
+def test_seeds_run_beside_each_other_and_one_that_fails_is_named(tmp_path, base):
+    bank = write_bank(tmp_path / "bank", n_train=24)
+    out = tmp_path / "out"
+
+    done = science_gpu(
+        {
+            "SCIENCE_DIR": str(bank),
+            "BASE": str(base),
+            "SEEDS": "7 8",
+            "OUT": str(out),
+            "DEVICE": "cpu",
+            "SFT": f"{ON_CPU} {VALIDATION} stage.datamodule.batch_size=200000",
+        }
+    )
+
+    assert done.returncode == 2
+    assert "seeds that failed: 7 8; the same command goes on" in done.stderr
+    for seed in (7, 8):
+        assert f"seed {seed}: see {out}/seed{seed}.log" in done.stdout
+        assert "batch_size" in (out / f"seed{seed}.log").read_text()
+    assert not (out / "small").exists()
+
+
 def test_what_is_missing_is_named_before_anything_runs(tmp_path, base):
     bank = write_bank(tmp_path / "bank")
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# SFT, RL and evaluation of the science task on one GPU, a seed after another: make science-gpu SCIENCE_DIR=<folder>.
+# SFT, RL and evaluation of the science task on one GPU: make science-gpu SCIENCE_DIR=<folder>. Several seeds run beside
+# each other, since one alone leaves the GPU waiting; each then has a log of its own.
 # Runs with the torch that GPU_PYTHON has. Metrics, curves and adapters are gathered in OUT/small, some 60 MB.
 # From the environment: SCIENCE_DIR, GPU_PYTHON, BASE, SEEDS, OUT; DEVICE, SFT, RL and EVALUATION for a try on a CPU.
 set -euo pipefail
@@ -32,7 +33,7 @@ evaluate() { # <stage> <model folder> <further arguments>
 	run evaluate data=entailmentbank "data.path=$SCIENCE_DIR" data.test_part=set_aside benchmarks=[entailmentbank] \
 		"model.path=$2" "model.device=$DEVICE" "seed=$seed" "output_dir=$here/eval/$1" "${@:3}" $EVALUATION
 }
-for seed in $SEEDS; do
+one_seed() {
 	here=$OUT/seed$seed
 	run train experiment=science_gpu_sft "model.name=$BASE" "data.path=$SCIENCE_DIR" "seed=$seed" \
 		"output_dir=$here/sft" if_exists=resume $SFT
@@ -46,5 +47,26 @@ for seed in $SEEDS; do
 		mkdir -p "$OUT/small/seed$seed/$(dirname "$part")"
 		cp -r "$here/$part" "$OUT/small/seed$seed/$(dirname "$part")"
 	done
-done
+}
+
+read -ra seeds <<<"$SEEDS"
+if test ${#seeds[@]} = 1; then
+	seed=$SEEDS
+	one_seed
+else
+	mkdir -p "$OUT"
+	declare -A running=()
+	for seed in "${seeds[@]}"; do
+		echo "seed $seed: see $OUT/seed$seed.log"
+		(one_seed) >"$OUT/seed$seed.log" 2>&1 &
+		running[$seed]=$!
+	done
+	trap 'kill $(jobs -p) 2>/dev/null' EXIT
+	failed=
+	for seed in "${seeds[@]}"; do wait "${running[$seed]}" || failed+=" $seed"; done
+	test -z "$failed" || {
+		for seed in $failed; do tail -n 3 "$OUT/seed$seed.log" >&2; done
+		refuse "seeds that failed:$failed; the same command goes on where they stopped"
+	}
+fi
 echo "all of it $(du -sh "$OUT/small" | cut -f1)  $OUT/small"

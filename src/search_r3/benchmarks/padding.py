@@ -44,11 +44,11 @@ def opened(folder: Path) -> ReasoningEmbedder:
     return load_embedder(folder) if (folder / DESCRIPTION_FILE).is_file() else plain_base(folder)
 
 
-def largest_difference(work: Work, costs: dict[str, int | None]) -> float:
+def largest_difference(work: Work) -> float:
     """Between both ways, of any coordinate of any embedding; in fp32."""
     found = []
     for way in WAYS:
-        work.embedder.forward_cost = costs[way]
+        work.embedder.splits_batches = way == "padding"
         with torch.no_grad():
             found.append(work.module.forward_chunk(work.chunk, work.counts).embeddings)
     return float((found[0] - found[1]).abs().max())
@@ -56,19 +56,18 @@ def largest_difference(work: Work, costs: dict[str, int | None]) -> float:
 
 def compare(name: str, work: Work, rounds: int, bar: Progress) -> dict:
     """Tokens per second that are no padding, their ratio by round, and the share of the machine's limit."""
-    costs = {"budget": None, "padding": work.embedder.forward_cost}
     n_tokens = sum(len(row.ids) for row in work.chunk.embedded)
-    difference = largest_difference(work, costs)
+    difference = largest_difference(work)
     n_run = {}
     speeds: dict[str, list[float]] = {way: [] for way in WAYS}
     shares: dict[str, list[float]] = {way: [] for way in WAYS}
     for way in WAYS:
-        work.embedder.forward_cost = costs[way]
+        work.embedder.splits_batches = way == "padding"
         n_run[way] = tokens_run(work, work.train)
     for _ in range(rounds):
         limit = work.product()
         for way in WAYS:
-            work.embedder.forward_cost = costs[way]
+            work.embedder.splits_batches = way == "padding"
             speeds[way].append(n_tokens / seconds_of(work.train))
             shares[way].append(6 * work.n_weights * speeds[way][-1] / limit)
             bar.update(1)

@@ -81,8 +81,7 @@ class ReasoningEmbedder(nn.Module):
     Attributes:
         shared_from: the fewest ids that texts must begin with to share them.
         saved_from: the fewest ids that sharing must save in a call.
-        forward_cost: what one more forward costs besides its tokens, in tokens: where less padding pays for
-            it, a batch is split. None: never.
+        splits_batches: whether a batch is split where less padding pays for one more forward.
     """
 
     can_reason = True
@@ -112,7 +111,7 @@ class ReasoningEmbedder(nn.Module):
         self.token_budget = token_budget
         self.is_trained, self.read_state = is_trained, read_state
         self.shared_from, self.saved_from = SHARED_FROM, SAVED_FROM
-        self.forward_cost: int | None = forward_cost(token_budget)
+        self.splits_batches = True
         self.decoding_budget = decoding_budget(token_budget)
         self._weights_sha256, self._config_sha256 = weights_sha256, config_sha256
 
@@ -144,6 +143,11 @@ class ReasoningEmbedder(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def forward_cost(self) -> int | None:
+        """What `length_batches` counts for one more forward, in tokens; None where no batch is split."""
+        return forward_cost(self.token_budget, self.device) if self.splits_batches else None
 
     @property
     def dtype_name(self) -> str:

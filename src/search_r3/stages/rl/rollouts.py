@@ -96,7 +96,7 @@ def micro_batches(rollouts: Rollouts, token_budget: int, kept: Tensor | None = N
     numbers = kept.nonzero()[:, 0].tolist()
     all_lengths = (rollouts.prompt_lengths[:, None] + rollouts.n_tokens.cpu() + 1).flatten().tolist()
     lengths = [all_lengths[number] for number in numbers]
-    batches = length_batches(lengths, token_budget, forward_cost(token_budget))
+    batches = length_batches(lengths, token_budget, forward_cost(token_budget, rollouts.embeddings.device))
     return [[numbers[place] for place in batch] for batch in batches]
 
 
@@ -117,7 +117,9 @@ def group_batches(rollouts: Rollouts, token_budget: int, kept: Tensor | None = N
     lengths = [size * (len(rollouts.prompts[group]) + max(longest[group]) + 1) for group in groups]
     return [
         [groups[place] * size + rollout for place in batch for rollout in range(size)]
-        for batch in length_batches(lengths, token_budget, forward_cost(token_budget))
+        for batch in length_batches(
+            lengths, token_budget, forward_cost(token_budget, rollouts.embeddings.device)
+        )
     ]
 
 
