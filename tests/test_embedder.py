@@ -58,6 +58,14 @@ def test_rows_that_end_early_leave_the_batch_and_keep_their_embedding():
     torch.testing.assert_close(one_by_one.embeddings, reasoned.embeddings, atol=1e-5, rtol=0)
 
 
+def test_what_a_token_keeps_is_counted_in_bytes(embedder):
+    # keys and values, 2 layers, 2 heads of keys, 32 / 4 numbers each, 4 or 2 bytes
+    assert embedder.bytes_per_token == 2 * 2 * 2 * 8 * 4
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert embedder.bytes_per_token == 2 * 2 * 2 * 8 * 2
+    assert embedder.decoding_budget == 4 * embedder.token_budget
+
+
 def test_pitfall_11_a_rollout_that_reaches_its_limit_gets_the_token_appended_and_is_counted(embedder):
     reasoned = embedder.reason(QUERIES, max_new_tokens=2)
     assert reasoned.has_embed_token == [False] * len(QUERIES)

@@ -81,6 +81,12 @@ def test_what_is_sampled_on_the_gpu_is_nearly_always_what_the_cpu_samples(folder
     assert sum(one == other for one, other in zip(ours, theirs, strict=True)) >= 38  # of 40
 
 
+def test_as_many_rollouts_are_decoded_at_once_as_the_memory_holds(folder):
+    embedder = load_embedder(folder, DEVICE)
+    free = torch.cuda.mem_get_info()[0]
+    assert 0.2 * free < embedder.decoding_budget * embedder.bytes_per_token < 0.5 * free
+
+
 def test_gradients_are_finite_at_every_length(folder):
     # cuDNN's backward is NaN at lengths of 64 modulo 128 where a row has a mask
     embedder = opened(folder).to(DEVICE)

@@ -14,6 +14,8 @@ however few tokens, in which 3,200 of them are encoded (`experiments/gpu`)."""
 
 _DECODING_BUDGETS = 4
 _DECODED_AT_LEAST = 32_768
+_MEMORY_SHARE = 0.4
+"""Of a GPU's free memory, for keys and values that are decoded at once; the rest is for logits and copies."""
 
 
 def forward_cost(token_budget: int, device: torch.device) -> int:
@@ -21,13 +23,24 @@ def forward_cost(token_budget: int, device: torch.device) -> int:
     return token_budget // (_FORWARD_SHARE if device.type == "cpu" else _FORWARD_SHARE_ON_GPU)
 
 
-def decoding_budget(token_budget: int) -> int:
+def decoding_budget(token_budget: int, device: torch.device, bytes_per_token: int) -> int:
     """The most tokens of keys and values that are decoded at once, where `token_budget` suits a forward.
 
     A step of decoding runs one token of each row and reads all weights for it, so many rows pay. Their keys
-    and values bound it: 23 kB a token of SmolLM2 in bf16 are 0.75 GB, 57 kB a token of Qwen2.5-7B 3.8 GB.
+    and values bound it: 23 kB a token of SmolLM2 in bf16 are 0.75 GB, 57 kB a token of Qwen2.5-7B 3.8 GB. On
+    a GPU a step takes as long for 512 rows as for 64, so as many are decoded as its free memory holds.
+
+    Args:
+        token_budget: tokens of a forward.
+        device: of the model.
+        bytes_per_token: of its keys and values in all layers.
     """
-    return max(_DECODING_BUDGETS * token_budget, _DECODED_AT_LEAST)
+    least = max(_DECODING_BUDGETS * token_budget, _DECODED_AT_LEAST)
+    if device.type != "cuda":
+        return least
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + kept
+    return max(least, int(_MEMORY_SHARE * free) // bytes_per_token)
 
 
 def length_batches(

@@ -112,7 +112,7 @@ class ReasoningEmbedder(nn.Module):
         self.is_trained, self.read_state = is_trained, read_state
         self.shared_from, self.saved_from = SHARED_FROM, SAVED_FROM
         self.splits_batches = True
-        self.decoding_budget = decoding_budget(token_budget)
+        self._decoding_budget: int | None = None
         self._weights_sha256, self._config_sha256 = weights_sha256, config_sha256
 
     @property
@@ -148,6 +148,28 @@ class ReasoningEmbedder(nn.Module):
     def forward_cost(self) -> int | None:
         """What `length_batches` counts for one more forward, in tokens; None where no batch is split."""
         return forward_cost(self.token_budget, self.device) if self.splits_batches else None
+
+    @property
+    def decoding_budget(self) -> int:
+        """The most tokens, prompts included, that are decoded at once: what was set, or suits the device."""
+        if self._decoding_budget is not None:
+            return self._decoding_budget
+        return decoding_budget(self.token_budget, self.device, self.bytes_per_token)
+
+    @decoding_budget.setter
+    def decoding_budget(self, n_tokens: int | None) -> None:
+        self._decoding_budget = n_tokens
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What a token's keys and values take in all layers; of a model that keeps others, about."""
+        config = self.causal_lm.config.get_text_config()
+        n_queries = getattr(config, "num_attention_heads", None) or 1
+        n_heads = getattr(config, "num_key_value_heads", None) or n_queries
+        width = getattr(config, "head_dim", None) or config.hidden_size // n_queries
+        is_cast = torch.is_autocast_enabled(self.device.type)
+        size = 2 if is_cast else next(self.model.parameters()).element_size()
+        return 2 * config.num_hidden_layers * n_heads * width * size
 
     @property
     def dtype_name(self) -> str:
