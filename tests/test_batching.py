@@ -4,8 +4,9 @@ import itertools
 import random
 
 import pytest
+import torch
 
-from search_r3.models.batching import length_batches
+from search_r3.models.batching import forward_cost, length_batches
 
 
 def padded(lengths, batch):
@@ -49,3 +50,8 @@ def test_a_long_row_among_short_ones_is_run_by_itself_only_where_a_forward_costs
 
 def test_no_rows_make_no_batch():
     assert list(length_batches([], 8, 2)) == []
+
+
+def test_a_forward_more_costs_a_gpu_a_quarter_of_its_budget_and_a_cpu_little():
+    assert forward_cost(16_384, torch.device("cpu")) == 512
+    assert forward_cost(16_384, torch.device("cuda", 0)) == 4096
