@@ -138,7 +138,8 @@ class ReasoningEmbedder(nn.Module):
     @property
     def vocabulary_size(self) -> int:
         """Rows `V` of the head, spare ones included."""
-        return self.causal_lm.get_output_embeddings().weight.shape[0]
+        # not .weight: PEFT makes a matrix of it where rows of the head are trained
+        return max(each.shape[0] for each in self.causal_lm.get_output_embeddings().parameters())
 
     @property
     def device(self) -> torch.device:
