@@ -1,7 +1,7 @@
 """Where weights are sharded, a forward or backward needs all ranks: they must run equally many.
 
-Sharding itself needs several GPUs. Here the SFT stage is told that weights are sharded, on two real ranks
-whose texts differ in number and length, and forwards and backwards are counted.
+Sharding itself is in `test_sharded_steps`. Here the SFT stage is told that weights are sharded, on two real
+ranks whose texts differ in number and length, and forwards and backwards are counted.
 """
 
 import pytest

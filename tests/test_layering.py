@@ -174,11 +174,12 @@ COLLECTIVES = {
 """Calls of torch.distributed, and of Lightning's strategies, whose barrier after a checkpoint is left."""
 
 
-def test_one_module_alone_talks_to_other_processes():
+def test_one_module_alone_talks_to_other_processes_and_one_shards_weights():
     for module, path in modules(ROOT).items():
         uses_torch = any(name.startswith("torch.distributed") for name in imports(path))
-        assert uses_torch == (module == "search_r3.distributed"), module
-        if not uses_torch:
+        talks = module == "search_r3.distributed"
+        assert uses_torch == (talks or module == "search_r3.stages.sharding"), module
+        if not talks:
             assert COLLECTIVES.isdisjoint(called(path)), (module, COLLECTIVES & called(path))
 
 

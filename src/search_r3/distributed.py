@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other: every collective of the project.
+"""What the processes of a run tell each other: every collective of the project but those of sharded weights.
 
 Every call here is collective unless it says otherwise: all ranks make it, in the same order, or they wait for
 each other for ever. In one process nothing is sent. Three calls send: `everyones`, `reduced` and

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.tuning import adapter_disabled, has_adapter
@@ -25,13 +25,18 @@ class FrozenReference:
 
     def __init__(self, embedder: ReasoningEmbedder) -> None:
         self._embedder = embedder
-        self._copy: nn.Module | None = None
+        self._copy: PreTrainedModel | None = None
         if not has_adapter(embedder.model):
             parameters = list(embedder.causal_lm.parameters())
             shared = {id(each): each for each in parameters if not each.requires_grad}  # they never change
             self._copy = copy.deepcopy(embedder.causal_lm, shared).requires_grad_(False).eval()
             size = sum(each.numel() * each.element_size() for each in parameters if each.requires_grad)
             log.info("KL: the frozen copy of the base takes %.1f MiB", size / 2**20)
+
+    @property
+    def copies(self) -> list[PreTrainedModel]:
+        """The copy, or nothing where there is none."""
+        return [] if self._copy is None else [self._copy]
 
     @contextlib.contextmanager
     def active(self) -> Iterator[ReasoningEmbedder]:
@@ -41,7 +46,9 @@ class FrozenReference:
                 with adapter_disabled(self._embedder.model):
                     yield self._embedder
                 return
-            frozen = self._copy.to(self._embedder.device)
+            frozen, device = self._copy, self._embedder.device
+            if next(frozen.parameters()).device != device:  # else it would split sharded weights
+                frozen.to(device)
             holder = copy.copy(self._embedder)
             holder._modules = {**self._embedder._modules, "model": frozen}
             yield holder

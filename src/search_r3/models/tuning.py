@@ -112,7 +112,8 @@ def has_adapter(model: nn.Module) -> bool:
 def is_fresh(model: nn.Module) -> bool:
     """Whether the model has an adapter that has learnt nothing: its second factors are still 0."""
     factors = [weight for name, weight in model.named_parameters() if ".lora_B." in name]
-    return has_adapter(model) and not any(bool(weight.any()) for weight in factors)
+    # not any(), which of a split weight sees this rank's share alone
+    return has_adapter(model) and not any(bool(weight.abs().sum() != 0) for weight in factors)
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:

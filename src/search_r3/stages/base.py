@@ -9,8 +9,10 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from search_r3.data.types import Benchmark
 from search_r3.distributed import reduced
 from search_r3.models.embedder import ReasoningEmbedder
+from search_r3.models.reference import FrozenReference
 from search_r3.models.twin import ArchitectureError, fresh_adapter_difference
 from search_r3.stages.optimization import OptimizationSettings, build_optimizer, build_scheduler
+from search_r3.stages.sharding import ShardedStrategy
 from search_r3.stages.validation import validate
 
 
@@ -23,9 +25,11 @@ class StageModule(pl.LightningModule):
 
     Attributes:
         shards_weights: whether a forward or backward needs all ranks, which must then run equally many.
+        reference: the frozen model of KL; None where there is none.
     """
 
     shards_weights = False
+    reference: FrozenReference | None = None
 
     def __init__(self, embedder: ReasoningEmbedder, optimization: OptimizationSettings) -> None:
         super().__init__()
@@ -39,6 +43,17 @@ class StageModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         self.shards_weights = not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+
+    def configure_model(self) -> None:
+        """Splits the weights among the ranks, under the strategy that does."""
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            frozen = [] if self.reference is None else self.reference.copies
+            self.trainer.strategy.shard(self.embedder, frozen)
+
+    def on_fit_end(self) -> None:
+        """Leaves the first rank with a whole model, to be saved."""
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            self.trainer.strategy.gather(self.embedder)
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Forgets what the last line of the log has: Lightning would repeat it on every later one.

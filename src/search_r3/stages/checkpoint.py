@@ -66,10 +66,12 @@ class TrainableCheckpoint(Checkpoint):
         self.seconds_saving = 0.0
         self._last_saved_step = -1
         self._resumed_at: int | None = None
+        self._frozen_sha256 = ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # No frozen weight is in the file. What is missing or too much is found by on_load_checkpoint.
         pl_module.strict_loading = False
+        self._frozen_sha256 = frozen_sha256(pl_module)  # before weights are split among ranks
         self._last_saved_step = -1
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = HashedCheckpointIO()
@@ -147,7 +149,7 @@ class TrainableCheckpoint(Checkpoint):
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if name not in frozen
         }
-        checkpoint["frozen_sha256"] = frozen_sha256(pl_module)
+        checkpoint["frozen_sha256"] = self._frozen_sha256
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -166,7 +168,7 @@ class TrainableCheckpoint(Checkpoint):
                 f"Only in the model: {sorted(wanted - found)[:3]}; "
                 f"only in the file: {sorted(found - wanted)[:3]}"
             )
-        if checkpoint["frozen_sha256"] != frozen_sha256(pl_module):
+        if checkpoint["frozen_sha256"] != self._frozen_sha256:
             raise ValueError(
                 "the frozen weights are not those that the checkpoint was trained on; resume with the model "
                 "folder that the run started from"

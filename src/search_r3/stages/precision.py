@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.plugins.precision import MixedPrecision
+from pytorch_lightning.strategies import ModelParallelStrategy
 
 
 class CachedMixedPrecision(MixedPrecision):
@@ -24,7 +25,7 @@ class CachedMixedPrecision(MixedPrecision):
 def cache_casts(trainer: Trainer) -> None:
     """Lets a trainer cast each weight once per step; one without autocast, or with sharded weights, stays."""
     plugin = trainer.precision_plugin
-    if type(plugin) is MixedPrecision:
+    if type(plugin) is MixedPrecision and not isinstance(trainer.strategy, ModelParallelStrategy):
         trainer.strategy.precision_plugin = CachedMixedPrecision(
             plugin.precision, plugin.device, plugin.scaler
         )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from search_r3.distributed import Ranks, all_true
+from search_r3.stages.sharding import whole
 
 
 class NonFiniteLossError(RuntimeError):
@@ -75,7 +76,7 @@ def optimization_step(
         if not getattr(optimizer.optimizer, "_step_supports_amp_scaling", False):
             raise ValueError("under 16-mixed the optimizer must be a fused one, as build_optimizer makes it")
         scaler.unscale_(optimizer.optimizer)
-    grad_norm = _clip(module, optimizer.optimizer, max_grad_norm)
+    grad_norm = _clip(optimizer.optimizer, max_grad_norm)
     may_overflow = scaler is not None and scaler.get_scale() >= 1.0
     _check_finite(module, loss, grad_norm, may_overflow, batch_ids)
     optimizer.step()
@@ -89,16 +90,12 @@ def block_sync(module: LightningModule) -> Callable[[], AbstractContextManager]:
     return getattr(module.trainer.strategy, "block_backward_sync", nullcontext)
 
 
-def _clip(module: LightningModule, optimizer: Optimizer, max_norm: float | None) -> Tensor:
-    limit = float("inf") if max_norm is None else max_norm
-    sharded = getattr(module.trainer.strategy.model, "clip_grad_norm_", None)
-    if sharded is not None:  # FSDP: no rank holds a whole gradient
-        return sharded(limit)
+def _clip(optimizer: Optimizer, max_norm: float | None) -> Tensor:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
+    norm = whole(nn.utils.get_total_norm(gradients))  # a rank may hold a share of each
     if max_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
 
 
