@@ -44,7 +44,11 @@ def two_nodes():
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    place = tmp_path_factory.mktemp("given")
+    return arguments_in(tmp_path_factory.mktemp("given"))
+
+
+def arguments_in(place):
+    """What a run is told, whatever its stage; model and rows are written into a folder."""
     rows, model = write_triples(place / "rows.jsonl"), likely_folder(place)
     return [
         "data=triples",

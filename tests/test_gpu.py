@@ -254,15 +254,27 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("strategy", ["gpu", "fsdp"])
+STRATEGIES = {
+    "gpu": [],
+    "fsdp": [],
+    "fsdp, LoRA, recomputed": [
+        "model.tuning._target_=search_r3.models.tuning.LoraTuning",
+        "model.gradient_checkpointing=true",
+    ],
+}
+"""With `fsdp` one GPU holds all shares; what it runs is what each of several does."""
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_runs_on_one_gpu_and_leaves_a_model_that_opens(
     folder, data_arguments, tmp_path, stage, strategy
 ):
     cache = [f"stage.datamodule.cache_dir={tmp_path / 'cache'}"] if stage == "rl" else []
     done = run(
-        "train", f"stage={stage}", f"strategy={strategy}", "strategy.devices=1", *data_arguments, *COMMON,
-        *STAGES[stage], *cache, f"model.path={folder}", f"output_dir={tmp_path / 'run'}",
+        "train", f"stage={stage}", f"strategy={strategy.partition(',')[0]}", "strategy.devices=1",
+        *STRATEGIES[strategy], *data_arguments, *COMMON, *STAGES[stage], *cache, f"model.path={folder}",
+        f"output_dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     trained, before = (

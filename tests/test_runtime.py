@@ -207,6 +207,17 @@ def test_a_gpu_strategy_is_refused_where_no_gpu_is_visible(source, monkeypatch):
             check(compose("train", [*TINY, f"strategy={strategy}"], source).config, False)
 
 
+def test_what_the_sharding_strategy_cannot_do_is_refused_with_what_can(source):
+    sharded = [*TINY, "strategy=fsdp", "strategy.accelerator=cpu", "strategy.devices=2"]
+    check(compose("train", sharded, source).config, False)
+    for arguments, message in (
+        (["strategy.precision=16-mixed"], r"strategy\.precision=16-mixed; use bf16-mixed"),
+        (["strategy.strategy=fsdp"], r"strategy\.strategy=fsdp.*use strategy=fsdp"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            check(compose("train", [*sharded, *arguments], source).config, False)
+
+
 def test_pitfall_16_several_ranks_per_job_are_refused_in_a_sweep_with_the_alternative(source):
     config = compose("train", [*TINY, "strategy=ddp_cpu"], source).config
 

@@ -546,6 +546,13 @@ def test_checkpoints_whose_reader_unpickles_need_a_word(place, node):
         assert resumed_config(folder, "trust=[checkpoints]")
 
 
+def test_the_checkpoints_of_strategy_fsdp_are_plain_files_and_need_no_word(place):
+    folder = run_folder(place)
+    ours = {"_target_": "search_r3.stages.sharding.ShardedStrategy"}
+    assert resumed_config(edited(folder, "strategy.strategy", ours))
+    assert "trust=" in refusal(edited(folder, "strategy.strategy", {"_target_": "my_own.Strategy"}))
+
+
 def test_a_sharded_checkpoint_needs_a_word_under_any_strategy(place, monkeypatch, capsys):
     folder = run_folder(place)
     (folder / "checkpoints" / "last.ckpt").mkdir(parents=True)

@@ -32,6 +32,8 @@ LIMITS = ("max_steps", "min_steps", "max_epochs", "min_epochs", "max_time", "lim
 WHERE = ("resume", "output_dir", "if_exists")
 UNCOMPARED = (*WHERE, "trust")
 """Keys that say nothing about what is computed."""
+SAFE = ("auto", "search_r3.stages.sharding.ShardedStrategy")
+"""Strategies whose checkpoints are read without unpickling, besides those of DDP."""
 MAY_CHANGE = (*UNCOMPARED, *(f"stage.trainer.{name}" for name in LIMITS))
 """Keys that may differ between a run and its continuation: these, and the trainer's limits."""
 
@@ -91,8 +93,8 @@ def _refuse_foreign(
 
 def refuse_pickles(folder: Path, stored: DictConfig, trust: Sequence[str]) -> None:
     """Refuses checkpoints whose reader unpickles, which runs code, unless the user trusts them."""
-    strategies = [str(selected(stored, f"{node}.strategy") or "auto") for node in TRAINER_NODES]
-    unpickling = [name for name in strategies if name != "auto" and not re.fullmatch("ddp[a-z_]*", name)]
+    strategies = [_strategy(selected(stored, f"{node}.strategy")) for node in TRAINER_NODES]
+    unpickling = [name for name in strategies if name not in SAFE and not re.fullmatch("ddp[a-z_]*", name)]
     sharded = [str(path) for path in (folder / "checkpoints").glob("*") if path.is_dir()]
     if CHECKPOINTS in trust or not (unpickling or sharded):
         return
@@ -101,6 +103,13 @@ def refuse_pickles(folder: Path, stored: DictConfig, trust: Sequence[str]) -> No
         f"{what[0]}: reading that is unpickling, by which whoever wrote it could run anything. Where the run "
         f"is your own, say so: trust=[{','.join([*trust, CHECKPOINTS])}]"
     )
+
+
+def _strategy(value: object) -> str:
+    """Lightning's name of a strategy, or the class that is built."""
+    if isinstance(value, DictConfig):
+        return str(value.get("_target_"))
+    return str(value or "auto")
 
 
 def _stored_choices(folder: Path) -> dict[str, str | None]:

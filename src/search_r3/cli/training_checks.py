@@ -11,6 +11,7 @@ from search_r3.cli.ranks import launched
 from search_r3.errors import UsageError
 from search_r3.folders import refuse_to_replace
 
+SHARDING = "search_r3.stages.sharding.ShardedStrategy"
 FACTORIES = "search_r3.index.backends.faiss_index.FaissIndex"
 SAVE_DTYPES = ("float32", "bfloat16", "float16")
 REFUSED_BY_MANUAL_OPTIMIZATION = {
@@ -77,12 +78,24 @@ def _check_shared_prompts(config: DictConfig) -> None:
             "stage.module.shares_prompts=true needs the keys and values that recomputing drops; set "
             "model.gradient_checkpointing=false, or leave shares_prompts out"
         )
-    strategy = str(config.strategy.get("strategy")).lower()
-    if "fsdp" in strategy or "deepspeed" in strategy:
+    strategy = str(config.strategy.get("strategy"))
+    if any(name in strategy for name in (SHARDING, "fsdp", "deepspeed")):
         raise UsageError(
             "stage.module.shares_prompts=true: ranks would run unequally many forwards, which a strategy "
             "that shards weights does not allow; use strategy=ddp, or leave shares_prompts out"
         )
+
+
+def _check_sharding(strategy: DictConfig) -> None:
+    """Lightning's own FSDP allows a step one forward; fp16 needs a scaler, which the one here has not."""
+    name, precision = str(strategy.get("strategy")), str(strategy.get("precision"))
+    if name.startswith("fsdp"):
+        raise UsageError(
+            f"strategy.strategy={name}: a step here runs several forwards, which Lightning's FSDP does not "
+            "allow; use strategy=fsdp, which shards in another way"
+        )
+    if SHARDING in name and precision in ("16", "16-mixed", "16-true"):
+        raise UsageError(f"strategy=fsdp cannot run in strategy.precision={precision}; use bf16-mixed")
 
 
 def _check_start_of_rl(config: DictConfig) -> None:
@@ -139,6 +152,7 @@ def _check_model_name(name: str | None) -> None:
 
 
 def _check_strategy(strategy: DictConfig, is_sweep: bool) -> None:
+    _check_sharding(strategy)
     devices = strategy.get("devices", 1)
     if strategy.get("accelerator") in ("gpu", "cuda"):
         gpus = visible_gpus()

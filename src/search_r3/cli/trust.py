@@ -82,6 +82,7 @@ BUILDERS = frozenset(
         "search_r3.objectives.rewards.dcg",
         "search_r3.objectives.rewards.margin_dcg",
         "search_r3.objectives.rewards.scaled_dcg",
+        "search_r3.stages.sharding.ShardedStrategy",
         "search_r3.stages.throughput.Throughput",
         "search_r3.stages.checkpoint.TrainableCheckpoint",
         "search_r3.stages.rl.completions.Completions",
