@@ -19,6 +19,7 @@ torch.set_num_threads(THREADS)
 
 LONGEST = (
     "test_rl_two_ranks_resume",
+    "test_sharded_runs",
     "test_four_ranks",
     "test_end_to_end",
     "test_hops",
