@@ -363,6 +363,7 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
     "experiments/faults/README.md": {"attacks": faults},
     "experiments/freshness/README.md": {
         "outcome": lambda: freshness("freshness/outcome.json"),
+        "beside-full": lambda: freshness("freshness/beside_full.json"),
         "larger-rate": lambda: freshness("freshness/larger_rate.json"),
     },
     "experiments/gpu/README.md": {"rows": gpu},
