@@ -130,13 +130,18 @@ def run(case, model_folder, folder, **settings):
     }
 
 
-def work(rank, model_folder, folder):
+def run_all(cases, model_folder, folder, trainer=dict):
+    """What every case left; `trainer` makes the arguments of its trainer."""
     results = {}
-    for name, case in CASES.items():
+    for name, case in cases.items():
         place = folder / name / "run"
         place.mkdir(parents=True, exist_ok=True)
-        results[name] = run(case, model_folder, place, strategy="ddp", devices=2)
+        results[name] = run(case, model_folder, place, **trainer())
     return results
+
+
+def work(rank, model_folder, folder):
+    return run_all(CASES, model_folder, folder, lambda: {"strategy": "ddp", "devices": 2})
 
 
 @pytest.fixture(scope="module")
@@ -151,12 +156,7 @@ def two_ranks(tmp_path_factory, model_folder):
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory, model_folder):
-    results = {}
-    for name, case in CASES.items():
-        place = tmp_path_factory.mktemp("one_rank") / "run"
-        place.mkdir()
-        results[name] = run(case, model_folder, place)
-    return results
+    return run_all(CASES, model_folder, tmp_path_factory.mktemp("one_rank"))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -44,7 +44,7 @@ def test_every_stage_runs_and_the_small_folder_has_metrics_report_and_adapters(t
         {
             "SCIENCE_DIR": str(bank),
             "BASE": str(base),
-            "SEEDS": "7",
+            "SEEDS": "7 8",
             "OUT": str(tmp_path / "out"),
             "DEVICE": "cpu",
             "SFT": f"{ON_CPU} {VALIDATION} {batch} {SHORT}",
@@ -54,6 +54,7 @@ def test_every_stage_runs_and_the_small_folder_has_metrics_report_and_adapters(t
     )
 
     assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "out" / "small" / "seed8" / "metrics.json").is_file()
     small = tmp_path / "out" / "small" / "seed7"
     rows = json.loads((small / "metrics.json").read_text())["rows"]
     assert {row["mode"] for row in rows} >= {

@@ -6,21 +6,18 @@ import numpy as np
 import pytest
 import torch
 from test_rl import likely_folder
-from test_rl_two_ranks import CASES, RATE, run
+from test_rl_two_ranks import CASES, RATE, run, run_all
 from two_processes import on_two_ranks
 
 from search_r3.stages.sharding import ShardedStrategy
 
 
 def work(rank, model_folder, folder):
-    results = {}
-    for name, case in CASES.items():
-        place = folder / name / "run"
-        place.mkdir(parents=True, exist_ok=True)
-        case = replace(case, shards_weights=True)
-        results[name] = run(case, model_folder, place, strategy=ShardedStrategy(), devices=2)
-        if rank > 0:
-            del results[name]["weights"]  # its share of them
+    cases = {name: replace(case, shards_weights=True) for name, case in CASES.items()}
+    results = run_all(cases, model_folder, folder, lambda: {"strategy": ShardedStrategy(), "devices": 2})
+    if rank > 0:
+        for result in results.values():
+            del result["weights"]  # its share of them
     return results
 
 

@@ -61,7 +61,7 @@ else
 		(one_seed) >"$OUT/seed$seed.log" 2>&1 &
 		running[$seed]=$!
 	done
-	trap 'kill $(jobs -p) 2>/dev/null' EXIT
+	trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 	failed=
 	for seed in "${seeds[@]}"; do wait "${running[$seed]}" || failed+=" $seed"; done
 	test -z "$failed" || {

@@ -1,6 +1,16 @@
-"""Which of a run's processes this one is, by what a launcher says before any of them talks to the others."""
+"""Which of a run's processes this one is, by what a launcher says before any of them talks to the others; and
+what the strategy that joins them is called."""
 
 import os
+from collections.abc import Mapping
+
+SHARDED = "search_r3.stages.sharding.ShardedStrategy"
+"""What `strategy=fsdp` builds."""
+
+
+def strategy_name(value: object) -> str:
+    """Lightning's name of a configured strategy, or the class that is built; "auto" where none is named."""
+    return str((value.get("_target_") if isinstance(value, Mapping) else value) or "auto")
 
 
 def own_rank() -> str:

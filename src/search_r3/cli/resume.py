@@ -22,7 +22,7 @@ from search_r3.cli.compose import (
 )
 from search_r3.cli.entry import Composed, Reached
 from search_r3.cli.overrides import TRAINER_NODES, flat_keys, literal
-from search_r3.cli.ranks import is_first
+from search_r3.cli.ranks import SHARDED, is_first, strategy_name
 from search_r3.cli.run_folder import read_json, state_of
 from search_r3.cli.trust import CHECKPOINTS, checked_trust, refuse_foreign, stored_config
 from search_r3.errors import UsageError
@@ -32,7 +32,7 @@ LIMITS = ("max_steps", "min_steps", "max_epochs", "min_epochs", "max_time", "lim
 WHERE = ("resume", "output_dir", "if_exists")
 UNCOMPARED = (*WHERE, "trust")
 """Keys that say nothing about what is computed."""
-SAFE = ("auto", "search_r3.stages.sharding.ShardedStrategy")
+SAFE = ("auto", SHARDED)
 """Strategies whose checkpoints are read without unpickling, besides those of DDP."""
 MAY_CHANGE = (*UNCOMPARED, *(f"stage.trainer.{name}" for name in LIMITS))
 """Keys that may differ between a run and its continuation: these, and the trainer's limits."""
@@ -93,7 +93,7 @@ def _refuse_foreign(
 
 def refuse_pickles(folder: Path, stored: DictConfig, trust: Sequence[str]) -> None:
     """Refuses checkpoints whose reader unpickles, which runs code, unless the user trusts them."""
-    strategies = [_strategy(selected(stored, f"{node}.strategy")) for node in TRAINER_NODES]
+    strategies = [strategy_name(selected(stored, f"{node}.strategy")) for node in TRAINER_NODES]
     unpickling = [name for name in strategies if name not in SAFE and not re.fullmatch("ddp[a-z_]*", name)]
     sharded = [str(path) for path in (folder / "checkpoints").glob("*") if path.is_dir()]
     if CHECKPOINTS in trust or not (unpickling or sharded):
@@ -103,13 +103,6 @@ def refuse_pickles(folder: Path, stored: DictConfig, trust: Sequence[str]) -> No
         f"{what[0]}: reading that is unpickling, by which whoever wrote it could run anything. Where the run "
         f"is your own, say so: trust=[{','.join([*trust, CHECKPOINTS])}]"
     )
-
-
-def _strategy(value: object) -> str:
-    """Lightning's name of a strategy, or the class that is built."""
-    if isinstance(value, DictConfig):
-        return str(value.get("_target_"))
-    return str(value or "auto")
 
 
 def _stored_choices(folder: Path) -> dict[str, str | None]:

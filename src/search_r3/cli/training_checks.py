@@ -7,11 +7,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.devices import torch_is_cpu_build, visible_gpus
 from search_r3.cli.model_choice import MADE_BY_BASE, read_facts, refuse_reader
-from search_r3.cli.ranks import launched
+from search_r3.cli.ranks import SHARDED, launched, strategy_name
 from search_r3.errors import UsageError
 from search_r3.folders import refuse_to_replace
 
-SHARDING = "search_r3.stages.sharding.ShardedStrategy"
 FACTORIES = "search_r3.index.backends.faiss_index.FaissIndex"
 SAVE_DTYPES = ("float32", "bfloat16", "float16")
 REFUSED_BY_MANUAL_OPTIMIZATION = {
@@ -78,8 +77,8 @@ def _check_shared_prompts(config: DictConfig) -> None:
             "stage.module.shares_prompts=true needs the keys and values that recomputing drops; set "
             "model.gradient_checkpointing=false, or leave shares_prompts out"
         )
-    strategy = str(config.strategy.get("strategy"))
-    if any(name in strategy for name in (SHARDING, "fsdp", "deepspeed")):
+    strategy = strategy_name(config.strategy.get("strategy"))
+    if strategy == SHARDED or any(name in strategy.lower() for name in ("fsdp", "deepspeed")):
         raise UsageError(
             "stage.module.shares_prompts=true: ranks would run unequally many forwards, which a strategy "
             "that shards weights does not allow; use strategy=ddp, or leave shares_prompts out"
@@ -88,13 +87,13 @@ def _check_shared_prompts(config: DictConfig) -> None:
 
 def _check_sharding(strategy: DictConfig) -> None:
     """Lightning's own FSDP allows a step one forward; fp16 needs a scaler, which the one here has not."""
-    name, precision = str(strategy.get("strategy")), str(strategy.get("precision"))
+    name, precision = strategy_name(strategy.get("strategy")), str(strategy.get("precision"))
     if name.startswith("fsdp"):
         raise UsageError(
             f"strategy.strategy={name}: a step here runs several forwards, which Lightning's FSDP does not "
             "allow; use strategy=fsdp, which shards in another way"
         )
-    if SHARDING in name and precision in ("16", "16-mixed", "16-true"):
+    if name == SHARDED and precision in ("16", "16-mixed", "16-true"):
         raise UsageError(f"strategy=fsdp cannot run in strategy.precision={precision}; use bf16-mixed")
 
 

@@ -11,7 +11,7 @@ first rank: it loads without unpickling, and on another number of ranks.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -167,14 +167,11 @@ def _without_weights(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, empty)
 
 
-def _sharded_modules(module: nn.Module) -> Iterator[FSDPModule]:
-    return (each for each in module.modules() if isinstance(each, FSDPModule))
-
-
 def _reshard(module: nn.Module) -> None:
     """Puts the split weights in place of whole ones that a forward without a backward has left."""
-    for each in _sharded_modules(module):
-        each.reshard()
+    for each in module.modules():
+        if isinstance(each, FSDPModule):
+            each.reshard()
 
 
 def _on_first(value: Any) -> Any:
