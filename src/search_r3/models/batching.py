@@ -23,24 +23,27 @@ def forward_cost(token_budget: int, device: torch.device) -> int:
     return token_budget // (_FORWARD_SHARE if device.type == "cpu" else _FORWARD_SHARE_ON_GPU)
 
 
-def decoding_budget(token_budget: int, device: torch.device, bytes_per_token: int) -> int:
+def decoding_budget(token_budget: int) -> int:
     """The most tokens of keys and values that are decoded at once, where `token_budget` suits a forward.
 
     A step of decoding runs one token of each row and reads all weights for it, so many rows pay. Their keys
-    and values bound it: 23 kB a token of SmolLM2 in bf16 are 0.75 GB, 57 kB a token of Qwen2.5-7B 3.8 GB. On
-    a GPU a step takes as long for 512 rows as for 64, so as many are decoded as its free memory holds.
+    and values bound it: 23 kB a token of SmolLM2 in bf16 are 0.75 GB, 57 kB a token of Qwen2.5-7B 3.8 GB.
+    """
+    return max(_DECODING_BUDGETS * token_budget, _DECODED_AT_LEAST)
+
+
+def tokens_that_fit(device: torch.device, bytes_per_token: int) -> int:
+    """The most tokens of keys and values that a GPU's free memory holds beside logits and copies.
+
+    A step of decoding takes a GPU as long for 512 rows as for 64, so it pays to decode all that fit.
 
     Args:
-        token_budget: tokens of a forward.
-        device: of the model.
+        device: a GPU.
         bytes_per_token: of its keys and values in all layers.
     """
-    least = max(_DECODING_BUDGETS * token_budget, _DECODED_AT_LEAST)
-    if device.type != "cuda":
-        return least
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + kept
-    return max(least, int(_MEMORY_SHARE * free) // bytes_per_token)
+    return int(_MEMORY_SHARE * free) // bytes_per_token
 
 
 def length_batches(

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from search_r3.models.attention import leave_out_cudnn
-from search_r3.models.batching import decoding_budget, forward_cost, length_batches
+from search_r3.models.batching import decoding_budget, forward_cost, length_batches, tokens_that_fit
 from search_r3.models.generation import Sampling, SpecialIds, decode, row_uniforms
 from search_r3.models.logits import decoder_path, own_logits
 from search_r3.models.prefix import Prefix, common_prefix, pad_left, position_ids
@@ -155,7 +155,10 @@ class ReasoningEmbedder(nn.Module):
         """The most tokens, prompts included, that are decoded at once: what was set, or suits the device."""
         if self._decoding_budget is not None:
             return self._decoding_budget
-        return decoding_budget(self.token_budget, self.device, self.bytes_per_token)
+        least = decoding_budget(self.token_budget)
+        if self.device.type != "cuda":
+            return least
+        return max(least, tokens_that_fit(self.device, self.bytes_per_token))
 
     @decoding_budget.setter
     def decoding_budget(self, n_tokens: int | None) -> None:
