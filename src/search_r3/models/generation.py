@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
-from search_r3.models.prefix import Prefix, common_prefix, pad_left
+from search_r3.models.graphed import steps_of
+from search_r3.models.steps import Growing, Steps, prefill
 
 
 @dataclass(frozen=True)
@@ -122,55 +122,6 @@ def row_uniforms(seed: int, row_ids: Sequence[int], n: int) -> Tensor:
     return torch.stack(rows)
 
 
-@dataclass
-class Rows:
-    """The rows that are still being written.
-
-    Attributes:
-        alive: `[n]` their numbers.
-        mask: `[n, L]` bool, True at real tokens of what is in the cache.
-        state: `[n, D]` of the last token.
-        next_position: `[n]`.
-    """
-
-    alive: Tensor
-    mask: Tensor
-    state: Tensor
-    next_position: Tensor
-
-    def keep(self, places: Tensor) -> "Rows":
-        return Rows(self.alive[places], self.mask[places], self.state[places], self.next_position[places])
-
-
-def prefill(
-    decoder: nn.Module, prompts: Sequence[Sequence[int]], group_size: int, pad_id: int
-) -> tuple[DynamicCache, Rows]:
-    """Cache and last states of all rollouts, with gradient where it is on.
-
-    What all prompts begin with is run once, and so is each prompt.
-
-    Args:
-        decoder: the transformer without its head.
-        prompts: `B` lists of token ids.
-        group_size: `G` rollouts of every prompt.
-        pad_id: fills rows on the left.
-
-    Returns:
-        Keys and values, and the `B * G` rows that continue them.
-    """
-    ids, mask = pad_left(prompts, pad_id, next(decoder.parameters()).device)
-    n_shared = common_prefix(prompts) if len(prompts) > 1 else 0
-    prefix = Prefix.of(decoder, prompts[0][:n_shared])
-    cache = prefix.spread(mask)
-    state = prefix.states(decoder, ids, mask, cache)[:, -1]
-    rows = Rows(torch.arange(len(prompts), device=ids.device), mask, state, mask.sum(-1))
-    if group_size > 1:
-        cache.batch_repeat_interleave(group_size)
-        rows = rows.keep(rows.alive.repeat_interleave(group_size))
-        rows.alive = torch.arange(len(rows.alive), device=ids.device)
-    return cache, rows
-
-
 class _Said:
     """The n-grams that each row has written; nothing is kept where `n` is 0."""
 
@@ -178,12 +129,12 @@ class _Said:
         self.n = n
         self.ngrams: list[set[tuple[int, ...]]] = [set() for _ in range(n_rows)]
 
-    def again(self, alive: Tensor, token: Tensor, written: Sequence[Sequence[int]]) -> Tensor:
+    def again(self, numbers: Tensor, token: Tensor, written: Sequence[Sequence[int]]) -> Tensor:
         """`[n]` bool, True where the next token completes an n-gram that its row has; others are noted."""
         if self.n == 0:
             return torch.zeros_like(token, dtype=torch.bool)  # nothing waits for the device
-        found = [self._note(*each, written) for each in zip(alive.tolist(), token.tolist(), strict=True)]
-        return torch.tensor(found, device=token.device)
+        both = torch.stack([numbers, token], dim=1).tolist()
+        return torch.tensor([self._note(*each, written) for each in both], device=token.device)
 
     def _note(self, row: int, token: int, written: Sequence[Sequence[int]]) -> bool:
         if len(written[row]) + 1 < self.n:
@@ -196,7 +147,7 @@ class _Said:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The next token of every live row.
+    """The next token of every row; what it is of a row that has ended means nothing.
 
     Attributes:
         token: `[n]` ids; the embed token where the row ends.
@@ -210,40 +161,73 @@ class _Chosen:
     is_natural: Tensor
     is_counted: Tensor
 
+    def told(self, numbers: Tensor) -> Tensor:
+        """`[n, 5]` on the CPU by one copy: a row's number and the above; fp32 holds integers up to 2^24."""
+        facts = (numbers, self.token, self.log_prob, self.is_natural, self.is_counted)
+        return torch.stack([fact.float() for fact in facts], dim=1).cpu()
+
 
 class _Choice:
-    """Chooses the next tokens of all live rows; the arguments are those of `decode`."""
+    """Chooses the next tokens of all rows; the arguments are those of `decode`, and where it runs."""
 
     def __init__(
         self,
-        logits_of: Callable[[Tensor], Tensor],
         special: SpecialIds,
         sampling: Sampling,
         uniforms: Tensor | None,
-        rows: Rows,
+        n_rows: int,
+        device: torch.device,
     ) -> None:
-        device = rows.state.device
-        self.logits_of, self.embed, self.sampling = logits_of, special.embed, sampling
+        self.embed, self.sampling = special.embed, sampling
         self.uniforms = None if uniforms is None else uniforms.to(device)
-        self.said = _Said(len(rows.alive), sampling.repeat_ngram)
+        self.said = _Said(n_rows, sampling.repeat_ngram)
         self.banned = torch.as_tensor(special.banned, dtype=torch.long, device=device)
         self.stops = torch.as_tensor(sorted(special.stops), dtype=torch.long, device=device)
 
-    def drawn(self, rows: Rows, step: int, written: Sequence[Sequence[int]]) -> _Chosen:
+    def drawn(self, steps: Steps, step: int, written: Sequence[Sequence[int]]) -> _Chosen:
         """A token from the model; the embed token instead of a stop or where the row would repeat itself."""
-        logits = self.logits_of(rows.state).index_fill(-1, self.banned, -torch.inf)
-        draws = torch.zeros(0) if self.uniforms is None else self.uniforms[rows.alive, step]
+        logits = steps.logits().index_fill(-1, self.banned, -torch.inf)
+        draws = torch.zeros(0) if self.uniforms is None else self.uniforms[steps.numbers, step]
         token, log_prob = sample(logits, draws, self.sampling.temperature, self.sampling.top_p)
         is_natural = token == self.embed
-        is_forced = torch.isin(token, self.stops) & ~is_natural | self.said.again(rows.alive, token, written)
+        is_forced = torch.isin(token, self.stops) & ~is_natural
+        is_forced = is_forced | self.said.again(steps.numbers, token, written)
         return _Chosen(torch.where(is_forced, self.embed, token), log_prob, is_natural, ~is_forced)
 
-    def appended(self, rows: Rows) -> _Chosen:
+    def appended(self, steps: Steps) -> _Chosen:
         """The embed token, behind rows that have reached the limit."""
-        none = torch.zeros_like(rows.alive, dtype=torch.bool)
+        none = torch.zeros_like(steps.numbers, dtype=torch.bool)
         return _Chosen(
-            torch.full_like(rows.alive, self.embed), rows.state.new_zeros(len(rows.alive)), none, none
+            torch.full_like(steps.numbers, self.embed), steps.state.new_zeros(len(none)), none, none
         )
+
+
+class _Record:
+    """What `n` rows have written."""
+
+    def __init__(self, n: int, embed: int, heard: Callable[[int, int], None] | None) -> None:
+        self.embed, self.heard = embed, heard
+        self.token_ids: list[list[int]] = [[] for _ in range(n)]
+        self.log_probs: list[list[float]] = [[] for _ in range(n)]
+        self.wrote_embed, self.has_ended = [False] * n, [False] * n
+
+    def note(self, told: Tensor) -> list[int]:
+        """Notes what was chosen, as `_Chosen.told` says it; the places in it of rows that go on."""
+        going_on = []
+        for place, (number, new, log_prob, is_natural, counts) in enumerate(told.tolist()):
+            row, token = int(number), int(new)
+            if self.has_ended[row]:
+                continue
+            self.wrote_embed[row], self.has_ended[row] = is_natural > 0, token == self.embed
+            if counts:
+                self.log_probs[row].append(log_prob)
+            if self.has_ended[row]:
+                continue
+            going_on.append(place)
+            self.token_ids[row].append(token)
+            if self.heard is not None:
+                self.heard(row, token)
+        return going_on
 
 
 @torch.no_grad()
@@ -256,11 +240,13 @@ def decode(
     uniforms: Tensor | None = None,
     group_size: int = 1,
     heard: Callable[[int, int], None] | None = None,
+    graphs: bool | None = None,
 ) -> Decoded:
     """Continues every prompt until the embed token, and returns the state at that token.
 
     A row that writes a stop token, would repeat itself or reaches the limit gets the embed token appended and
-    counts as not having written it. Finished rows leave the batch, so the cache shrinks as rows end.
+    counts as not having written it. Finished rows leave the batch, so the cache shrinks as rows end; in CUDA
+    graphs they leave it when half of them have.
 
     Args:
         decoder: the transformer without its head; returns `last_hidden_state` after the final norm.
@@ -271,46 +257,24 @@ def decode(
         uniforms: `[B * G, max_new_tokens]` in [0, 1); None where the temperature is 0.
         group_size: `G` rollouts of every prompt.
         heard: called with a row `b * G + g` and a token of it, the embed token left out, as each is written.
+        graphs: whether steps are CUDA graphs, where the model allows it; None where they pay. True on a CPU
+            takes the same steps without graphs.
     """
-    cache, rows = prefill(decoder, prompts, group_size, special.pad)
-    n = len(rows.alive)
-    written: list[list[int]] = [[] for _ in range(n)]
-    log_probs: list[list[float]] = [[] for _ in range(n)]
-    wrote_embed = [False] * n
-    hidden = torch.empty(n, rows.state.shape[-1], dtype=rows.state.dtype, device=rows.state.device)
-    choice = _Choice(logits_of, special, sampling, uniforms, rows)
-    for step in range(sampling.max_new_tokens + 1):
-        is_last = step == sampling.max_new_tokens
-        chosen = choice.appended(rows) if is_last else choice.drawn(rows, step, written)
-        rows = continued(decoder, cache, rows, chosen.token)
-        done = chosen.token == special.embed
-        hidden[rows.alive[done]] = rows.state[done]
-        facts = (rows.alive, chosen.token, chosen.log_prob, done, chosen.is_natural, chosen.is_counted)
-        for row, new, log_prob, is_end, is_natural, counts in zip(*(x.tolist() for x in facts), strict=True):
-            wrote_embed[row] = is_natural
-            if not is_end:
-                written[row].append(new)
-                if heard is not None:
-                    heard(row, new)
-            if counts:
-                log_probs[row].append(log_prob)
-        keep = (~done).nonzero()[:, 0]
-        if len(keep) == 0:
+    limit = sampling.max_new_tokens
+    growing = Growing(decoder, logits_of, *prefill(decoder, prompts, group_size, special.pad))
+    steps, growing = steps_of(growing, limit + 1, graphs), None  # the cache is freed where it was copied
+    n, device = len(steps.numbers), steps.state.device
+    hidden = torch.empty(n, steps.state.shape[-1], dtype=steps.state.dtype, device=device)
+    choice = _Choice(special, sampling, uniforms, n, device)
+    record = _Record(n, special.embed, heard)
+    for step in range(limit + 1):
+        chosen = choice.appended(steps) if step == limit else choice.drawn(steps, step, record.token_ids)
+        told = chosen.told(steps.numbers)
+        steps = steps.advanced(chosen.token)
+        ends = steps.live & (chosen.token == special.embed)
+        hidden[steps.numbers] = torch.where(ends[:, None], steps.state, hidden[steps.numbers])
+        places = record.note(told)  # while the device still computes the step
+        if not places:
             break
-        if len(keep) < len(done):
-            cache.batch_select_indices(keep)
-            rows = rows.keep(keep)
-    return Decoded(written, log_probs, hidden, wrote_embed)
-
-
-def continued(decoder: nn.Module, cache: DynamicCache, rows: Rows, token: Tensor) -> Rows:
-    """One token `[n]` further."""
-    mask = torch.cat([rows.mask, rows.mask.new_ones(len(token), 1)], dim=1)
-    state = decoder(
-        input_ids=token[:, None],
-        attention_mask=mask.long(),
-        position_ids=rows.next_position[:, None],
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state[:, -1]
-    return Rows(rows.alive, mask, state, rows.next_position + 1)
+        steps = steps.left(places, ends)
+    return Decoded(record.token_ids, record.log_probs, hidden, record.wrote_embed)

@@ -23,9 +23,9 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from search_r3.models.generation import continued, prefill
 from search_r3.models.logits import decoder_path, own_logits
 from search_r3.models.prefix import pad_left, position_ids
+from search_r3.models.steps import continued, prefill
 from search_r3.models.tuning import adapter_disabled, base_model, is_fresh
 
 log = logging.getLogger(__name__)
