@@ -39,10 +39,11 @@ def test_every_row_runs_on_a_cpu_and_is_written(tmp_path, capsys, monkeypatch):
     assert content["device"] == "cpu"
     assert content["torch"] == torch.__version__
     kinds = [row["row"] for row in content["rows"]]
-    assert kinds == ["limits", "encode", *["sft"] * 3, *["decode"] * 2, *["grpo"] * 3]
+    assert kinds == ["limits", "encode", *["sft"] * 3, *["decode"] * 4, *["grpo"] * 3]
     assert all(math.isfinite(value) and value >= 0 for row in content["rows"] for value in numbers(row))
     assert all(row["tokens"] > 0 and row["seconds"] > 0 for row in content["rows"][1:])
-    assert [row["tokens"] for row in content["rows"] if row["row"] == "decode"] == [2 * 2 * 4, 3 * 2 * 4]
+    assert [row["tokens"] for row in content["rows"] if row["row"] == "decode"] == [16, 16, 24, 24]
+    assert [row["graphs"] for row in content["rows"] if row["row"] == "decode"] == [False, True] * 2
     assert [row["forwards"] for row in content["rows"] if row["row"] == "grpo"] == [1, 2, 1]
     assert len(capsys.readouterr().out.splitlines()) == len(kinds) + 1  # a line of each, and the file
 
@@ -100,11 +101,11 @@ def test_a_row_that_fails_leaves_its_error_and_the_others_run(tmp_path, capsys, 
     assert main([*SMALL, "--rows", "encode", "decode", "--output", "gpu.json"]) == 1
 
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
-    assert [row["row"] for row in rows if "error" not in row] == ["limits", "decode", "decode"]
+    assert [row["row"] for row in rows if "error" not in row] == ["limits", *["decode"] * 4]
     assert "out of memory" in rows[1]["error"]
     told = capsys.readouterr()
     assert "encode, forwards of 512 tokens: failed: OutOfMemoryError" in told.out
-    assert told.err.splitlines()[-1].startswith("error: 1 of 4 rows failed: encode")
+    assert told.err.splitlines()[-1].startswith("error: 1 of 6 rows failed: encode")
 
 
 def test_rows_so_far_are_in_the_file_where_the_process_is_ended(tmp_path, monkeypatch):

@@ -15,7 +15,9 @@ from test_sft import training_data
 from search_r3.index.exact_rank import Positives, Retrieved, Shard, exact_ranking, topk_ranking
 from search_r3.index.rules.base import Refresh
 from search_r3.index.rules.candidates import Candidates
+from search_r3.models import graphed
 from search_r3.models.folder import load_embedder, save_embedder
+from search_r3.models.generation import Sampling, SpecialIds, decode, row_uniforms
 from search_r3.models.tuning import FullTuning, LoraTuning
 from search_r3.stages.optimization import OptimizationSettings
 from search_r3.stages.pretrain.data import PretrainDataModule
@@ -79,6 +81,96 @@ def test_what_is_sampled_on_the_gpu_is_nearly_always_what_the_cpu_samples(folder
     on_gpu = load_embedder(folder, DEVICE)
     ours, theirs = (each.reason(QUERIES * 8, seed=5, temperature=1.0).token_ids for each in (on_gpu, on_cpu))
     assert sum(one == other for one, other in zip(ours, theirs, strict=True)) >= 38  # of 40
+
+
+GRAPHED = {
+    "fp32": (None, torch.float32, False),
+    "bf16": (None, torch.bfloat16, False),
+    "full, autocast": (FullTuning(), torch.float32, True),
+    "LoRA": (LoraTuning(r=4, alpha=8), torch.float32, False),
+    "LoRA, autocast": (LoraTuning(r=4, alpha=8), torch.bfloat16, True),
+}
+
+
+def decoded(embedder, graphs, limit=90, temperature=1.0):
+    """50 rows that end one by one, and for how many steps Python ran the model."""
+    prompts, calls = embedder.encoder.reasoning_prompts(QUERIES), []
+    own = embedder.special_ids
+    special = SpecialIds(own.embed, frozenset(range(300, 330)), own.banned, own.pad)
+    hook = embedder.decoder.register_forward_pre_hook(
+        lambda decoder, args, kwargs: calls.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    draws = row_uniforms(0, range(50), limit) if temperature else None
+    sampling = Sampling(limit, temperature)
+    found = decode(embedder.decoder, embedder.logits, prompts, special, sampling, draws, 10, graphs=graphs)
+    hook.remove()
+    return found, sum(length == 1 for _, length in calls)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("kind", GRAPHED)
+def test_replayed_steps_write_what_launched_ones_write(monkeypatch, kind, temperature):
+    monkeypatch.setattr(graphed, "_warned", [])
+    monkeypatch.setattr(graphed, "SLOTS", 24)
+    tuning, dtype, is_cast = GRAPHED[kind]
+    embedder = build_embedder()
+    if tuning is not None:
+        embedder.model = tuning.apply(embedder.model, embedder.embed_token_id)
+    for name, value in embedder.model.named_parameters():
+        value.data = value.data if "lora_" in name else value.data.to(dtype)
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.3)
+    embedder.to(DEVICE).eval()
+    draws = torch.cuda.get_rng_state()
+    with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=is_cast):
+        (plain, n_launched), (fixed, n_run) = (
+            decoded(embedder, each, 90, temperature) for each in (False, True)
+        )
+
+    assert graphed._warned == []  # nothing fell back
+    assert 0 < n_run < n_launched / 2  # twice for every capture
+    same = [one == other for one, other in zip(plain.token_ids, fixed.token_ids, strict=True)]
+    is_exact = dtype == torch.float32 and not is_cast
+    # rounding decides between two tokens now and then, without a draw for all rollouts of a query at once
+    assert sum(same) >= (40 if is_exact else 25 if temperature else 10)
+    near = {"atol": 1e-4 if is_exact else 0.1, "rtol": 0.0}
+    torch.testing.assert_close(plain.hidden[same], fixed.hidden[same], **near)
+    for row in [row for row, alike in enumerate(same) if alike]:
+        ours, theirs = (torch.tensor(each.log_probs[row]) for each in (plain, fixed))
+        torch.testing.assert_close(ours, theirs, **near)
+    assert torch.equal(torch.cuda.get_rng_state(), draws)
+
+
+@pytest.mark.parametrize("spoils", ["a value is read", "the device is waited for"])
+def test_a_step_that_cannot_be_captured_is_launched_and_leaves_the_gpu_as_it_was(monkeypatch, spoils):
+    monkeypatch.setattr(graphed, "_warned", [])
+    embedder, other = build_embedder().to(DEVICE).eval(), build_embedder().to(DEVICE).eval()
+    expected, _ = decoded(other, False)
+    n_calls = []
+
+    def wait(decoder, args, kwargs):
+        if "position_ids" not in kwargs or kwargs["attention_mask"].ndim != 4:
+            return
+        n_calls.append(1)
+        if spoils == "a value is read":  # refused before any capture
+            kwargs["input_ids"].sum().item()
+        elif len(n_calls) == 2:  # within the capture, which this spoils
+            torch.cuda.synchronize()
+
+    embedder.decoder.register_forward_pre_hook(wait, with_kwargs=True)
+    found, n_launched = decoded(embedder, True)
+    assert len(n_calls) == (1 if spoils == "a value is read" else 2)
+    assert len(graphed._warned) == 1
+    same = [one == two for one, two in zip(found.token_ids, expected.token_ids, strict=True)]
+    assert sum(same) >= 48  # rounding decides between two tokens now and then
+    torch.testing.assert_close(found.hidden[same], expected.hidden[same], atol=1e-4, rtol=0)
+
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.rand(100, device=DEVICE).std() > 0
+    again, n_run = decoded(other, True)
+    assert len(graphed._warned) == 1  # another model's steps are still captured
+    assert n_run < n_launched / 2
+    assert sum(one == two for one, two in zip(again.token_ids, expected.token_ids, strict=True)) >= 48
 
 
 def test_as_many_rollouts_are_decoded_at_once_as_the_memory_holds(folder):

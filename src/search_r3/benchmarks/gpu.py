@@ -89,7 +89,9 @@ def tries(arguments: argparse.Namespace, bench: parts.Bench) -> Iterator[Try]:
     if "decode" in arguments.rows:
         for n_queries in dict.fromkeys((arguments.few_queries, arguments.queries)):
             what = f"{n_queries} queries x {bench.group_size} x {bench.n_tokens} tokens"
-            yield "decode", what, partial(parts.decode, bench, n_queries=n_queries)
+            for how, graphs in (("launched step by step", False), ("CUDA graphs", True)):
+                decode = partial(parts.decode, bench, n_queries=n_queries, graphs=graphs)
+                yield "decode", f"{what}, {how}", decode
     if "grpo" in arguments.rows:
         grpo, budget = parts.Grpo(bench, arguments.grpo_queries), arguments.token_budget
         for what, is_checkpointed, its in (

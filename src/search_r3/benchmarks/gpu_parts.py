@@ -17,10 +17,11 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from search_r3.benchmarks.prefix import NANO, Work
 from search_r3.benchmarks.timing import device_seconds
 from search_r3.index.exact_rank import Positives
+from search_r3.models import generation
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.folder.description import encoder_of, read_description
 from search_r3.models.folder.weights import read_tokenizer
-from search_r3.models.generation import Sampling, SpecialIds
+from search_r3.models.generation import Decoded, Sampling, SpecialIds, row_uniforms
 from search_r3.models.prompts import Lengths
 from search_r3.models.tuning import FullTuning, LoraTuning
 from search_r3.stages.gradient_cache import ChunkOutput, backward_with_cache
@@ -296,23 +297,35 @@ def sampled(bench: Bench, embedder: ReasoningEmbedder, queries: Sequence[str], n
     )
 
 
-def decode(bench: Bench, limits: Limits | None, n_queries: int) -> dict:
+def decode(bench: Bench, limits: Limits | None, n_queries: int, graphs: bool) -> dict:
     """Tokens per second of rollouts that all reach the limit, and the share of the copy's bytes per second.
 
     The model is held in bf16 without an adapter, as it is evaluated; all rollouts are decoded at once, and
-    not in parts as `embedder.decoding_budget` would have it. Prompts are read within the time.
+    not in parts as `embedder.decoding_budget` would have it. Prompts are read within the time, and steps are
+    captured, where they are graphs.
     """
     embedder = bench.opened()
-    queries = made_up(embedder, n_queries, 16, seed=1)
-    sampled(bench, embedder, queries, min(8, bench.n_tokens))
-    found: list[Rollouts] = []
-    seconds, memory = bench.cost(lambda: found.append(sampled(bench, embedder, queries, bench.n_tokens)))
-    n_written = int(found[0].n_tokens.sum())
-    prompts = found[0].prompt_lengths.tolist()
-    n_bytes = bench.shape.decoding_bytes(prompts, bench.group_size, bench.n_tokens)
+    prompts = embedder.encoder.reasoning_prompts(made_up(embedder, n_queries, 16, seed=1))
+
+    def written(n_tokens: int) -> Decoded:
+        sampling, draws = (
+            Sampling(n_tokens, 1.0),
+            row_uniforms(0, range(n_queries * bench.group_size), n_tokens),
+        )
+        return generation.decode(
+            embedder.decoder, embedder.logits, prompts, embedder.special_ids, sampling, draws,
+            bench.group_size, graphs=graphs,
+        )  # fmt: skip
+
+    written(min(8, bench.n_tokens))
+    found: list[Decoded] = []
+    seconds, memory = bench.cost(lambda: found.append(written(bench.n_tokens)))
+    n_written = sum(map(len, found[0].token_ids))
+    n_bytes = bench.shape.decoding_bytes([*map(len, prompts)], bench.group_size, bench.n_tokens)
     return {
         "queries": n_queries,
         "group_size": bench.group_size,
+        "graphs": graphs,
         "tokens": n_written,
         "seconds": seconds,
         "ms_per_step": 1000 * seconds / bench.n_tokens,

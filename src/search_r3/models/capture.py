@@ -1,13 +1,10 @@
 """Capturing work of a GPU in a CUDA graph, so that a failure leaves the process as it was."""
 
-import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 
 import torch
-
-log = logging.getLogger(__name__)
 
 _kept: list[torch.cuda.CUDAGraph] = []
 """Graphs whose capture did not end well: the allocator may still ask them which stream they were on."""
@@ -40,8 +37,11 @@ def captured(step: Callable[[], None], device: torch.device) -> torch.cuda.CUDAG
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             step()
-        finally:
-            _end(graph, pool, device)
+        except Exception:
+            with suppress(Exception):  # it tells that the capture is spoilt, and not by what
+                _end(graph, pool, device)
+            raise
+        _end(graph, pool, device)
     current.wait_stream(stream)
     return graph
 
@@ -52,11 +52,9 @@ def _end(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], device: torch.devic
         graph.capture_end()
     except Exception:
         _kept.append(graph)
-        try:
+        with suppress(RuntimeError):  # where it was closed already
             torch._C._cuda_endAllocateToPool(device.index, pool)
             torch._C._cuda_releasePool(device.index, pool)
-        except RuntimeError:
-            log.debug("the pool of a spoilt capture was closed already")
         raise
 
 
