@@ -169,7 +169,7 @@ def test_lora_and_autocast_decode_on_fixed_tensors(embedder):
     torch.testing.assert_close(plain[0].hidden[same], fixed[0].hidden[same], atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize("fails_at", [1, 2, 7])
+@pytest.mark.parametrize("fails_at", [1, 2, 7, 12])
 def test_where_a_step_fails_the_plain_ones_go_on_from_it_and_it_is_said_once(embedder, caplog, fails_at):
     calls = []
 
