@@ -84,6 +84,16 @@ def test_norms_biases_and_embeddings_are_not_decayed(embedder):
     assert {group["lr"] for group in unscaled.values()} == {1e-3}
 
 
+def test_lora_trains_after_logits_were_asked_for_in_a_validation(embedder):
+    from search_r3.models.tuning import LoraTuning
+
+    embedder.model = LoraTuning().apply(embedder.model, embedder.embed_token_id)
+    states = torch.randn(3, embedder.model.config.hidden_size)
+    with torch.inference_mode():  # as Lightning validates
+        embedder.logits(states)
+    embedder.logits(states).sum().backward()
+
+
 def test_frozen_parameters_are_left_out_and_lora_rows_are_in(embedder):
     from search_r3.models.tuning import LoraTuning
 

@@ -2,13 +2,17 @@
 
 import hashlib
 import json
+import logging
 import os
 import resource
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -224,7 +228,7 @@ def test_a_place_where_no_folder_can_be_made_is_one_error(tmp_path):
 
 
 WRITER = """
-    import json, sys, time
+    import sys, time
     from pathlib import Path
     sys.path.insert(0, {tests!r})
     from test_store import KEY, TEXTS, embed
@@ -232,31 +236,87 @@ WRITER = """
     def slowly(texts):
         if texts[0] == TEXTS[8]:
             Path({flag!r}).touch()
-            time.sleep(600)
+            while not Path({go_on!r}).exists():
+                time.sleep(0.05)
         return embed(texts)
     stored_embeddings({root!r}, KEY, TEXTS, slowly, chunk_size=4, progress=False)
 """
 
 
-def test_a_second_writer_is_kept_out_and_a_killed_one_leaves_what_it_finished(tmp_path):
-    flag = tmp_path / "is_writing"
-    code = textwrap.dedent(WRITER).format(
-        tests=str(Path(__file__).parent), flag=str(flag), root=str(tmp_path / "store")
-    )
+@contextmanager
+def another_writer(folder):
+    """Another process in the midst of writing the store; it goes on when `go_on` is there."""
+    flag = folder / "is_writing"
+    own, go_on, root = Path(__file__).parent, folder / "go_on", folder / "store"
+    names = {"tests": own, "flag": flag, "go_on": go_on, "root": root}
+    code = textwrap.dedent(WRITER).format(**{name: str(path) for name, path in names.items()})
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
     with subprocess.Popen([sys.executable, "-c", code], env=environment) as writer:
         try:
-            deadline = time.monotonic() + LIMIT_S
-            while not flag.exists():
-                assert writer.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            with pytest.raises(StoreError, match="another process is encoding"):
-                stored(tmp_path / "store")
+            wait_until(flag.exists, writer)
+            yield writer
         finally:
-            writer.send_signal(signal.SIGKILL)
+            writer.kill()
+
+
+def wait_until(is_so, writer):
+    deadline = time.monotonic() + LIMIT_S
+    while not is_so():
+        assert writer.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+class Waiting(logging.Handler):
+    """Notes that a line says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.is_told = threading.Event()
+
+    def emit(self, record):
+        if "waiting for it" in record.getMessage():
+            self.is_told.set()
+
+
+@pytest.fixture
+def waiting():
+    handler, logger = Waiting(), logging.getLogger("search_r3.index.rows.cache")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield handler.is_told
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+def stored_meanwhile(folder, counting):
+    """Of a thread that wants the same store."""
+    pool = ThreadPoolExecutor(1)
+    found = pool.submit(stored, folder / "store", counting)
+    pool.shutdown(wait=False)
+    return found
+
+
+def test_of_two_processes_one_encodes_and_the_other_waits_for_it(tmp_path, waiting):
     counting = Counting()
-    assert (np.asarray(stored(tmp_path / "store", counting)) == embed(TEXTS)).all()
+    with another_writer(tmp_path) as writer:
+        found = stored_meanwhile(tmp_path, counting)
+        assert waiting.wait(LIMIT_S)
+        assert not found.done()
+        (tmp_path / "go_on").touch()
+        assert (np.asarray(found.result(LIMIT_S)) == embed(TEXTS)).all()
+        assert writer.wait(LIMIT_S) == 0
+    assert counting.n == 0
+
+
+def test_who_waits_takes_over_what_a_killed_process_finished(tmp_path, waiting):
+    counting = Counting()
+    with another_writer(tmp_path) as writer:
+        found = stored_meanwhile(tmp_path, counting)
+        assert waiting.wait(LIMIT_S)
+        writer.send_signal(signal.SIGKILL)
+        assert (np.asarray(found.result(LIMIT_S)) == embed(TEXTS)).all()
     assert counting.n == 25 - 8
     lines = (store_folder(tmp_path / "store", KEY) / "done.jsonl").read_text().splitlines()
     assert [json.loads(line)["start"] for line in lines] == [0, 4, 8, 12, 16, 20, 24]

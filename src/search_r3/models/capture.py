@@ -52,7 +52,7 @@ def _end(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], device: torch.devic
         graph.capture_end()
     except Exception:
         _kept.append(graph)
-        with suppress(RuntimeError):  # where it was closed already
+        with suppress(RuntimeError, AttributeError):  # closed already, or another torch
             torch._C._cuda_endAllocateToPool(device.index, pool)
             torch._C._cuda_releasePool(device.index, pool)
         raise

@@ -94,10 +94,18 @@ class TokenRows(TrainableTokensLayer):
 
     def _predicted(self, states: Tensor, result: Tensor, adapter: str) -> Tensor:
         """Logits `[..., V]` of states `[..., D]`, moved by as much as the adapter's rows have moved."""
-        columns = torch.tensor(self.token_indices[adapter], device=result.device)
+        columns = self._columns(adapter, result.device)
         moved = self.trainable_tokens_delta[adapter] - self.trainable_tokens_original[adapter]  # [n, D]
         logits = nn.functional.linear(states, moved.to(states.dtype))
         return result.index_add(-1, columns, logits.to(result.dtype))
+
+    def _columns(self, adapter: str, device: torch.device) -> Tensor:
+        """Ids of the adapter's tokens `[n]`, copied to a device once: each copy would wait for it."""
+        known: dict[tuple[str, torch.device], Tensor] = self.__dict__.setdefault("_ids_on", {})
+        if (adapter, device) not in known:
+            with torch.inference_mode(False):  # an inference tensor could not be kept for a backward
+                known[adapter, device] = torch.tensor(self.token_indices[adapter], device=device)
+        return known[adapter, device]
 
 
 def _name_of(model: nn.Module, wanted: nn.Module) -> str:

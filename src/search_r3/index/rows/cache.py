@@ -4,7 +4,7 @@
     <root>/<hash of the key>/rows.npy     `[N, D]` fp32, preallocated
     <root>/<hash of the key>/done.jsonl   a line per finished chunk: first row, end, SHA-256, texts cut
     <root>/<hash of the key>/cut.json     texts cut, counted later where the lines do not say
-    <root>/<hash of the key>/lock         held while rows are written
+    <root>/<hash of the key>/lock         held while rows are written; who comes second waits
 
 The key names weights, tokenizer, prompts and corpus. Space is taken before the first chunk is written, and a
 chunk's bytes are on disk before its line is, so an interrupted encoding goes on behind the last whole line.
@@ -18,8 +18,10 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -32,6 +34,8 @@ from search_r3.progress import Progress
 from search_r3.records import clipped, read_json
 
 FORMAT_VERSION = 1
+WAIT_S = 0.5
+"""Between two looks at whether another process has ended."""
 log = logging.getLogger(__name__)
 
 DIFFERENCES = {
@@ -68,7 +72,8 @@ def stored_embeddings(
 ) -> np.memmap:
     """Embeddings of all texts; those that are already on disk are not encoded again.
 
-    Memory is that of a chunk, of the texts of a chunk, and of a line of facts per chunk.
+    Memory is that of a chunk, of the texts of a chunk, and of a line of facts per chunk. Of several processes
+    that want the same embeddings one encodes them, and the others wait for it.
 
     Args:
         root: folder of all stores.
@@ -83,8 +88,7 @@ def stored_embeddings(
         `[N, D]` fp32, a read-only memory map.
 
     Raises:
-        StoreError: If the folder holds another key, damaged rows, is being written by another process, or
-            does not fit on the disk.
+        StoreError: If the folder holds another key or damaged rows, or does not fit on the disk.
         ValueError: If there is no text, or `embed` returns anything but finite `[n, D]`.
     """
 
@@ -128,8 +132,9 @@ def stored_rows(
     with _written_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if _rows_done(folder) < n_rows:
-        with _writing(folder):
-            _fill(folder, key, n_rows, blocks_from, progress, what)
+        with _writing(folder, n_rows, progress):
+            if _rows_done(folder) < n_rows:  # another process may have ended meanwhile
+                _fill(folder, key, n_rows, blocks_from, progress, what)
     return open_store(folder, key, n_rows)
 
 
@@ -387,15 +392,31 @@ def _append(file: Path, entry: Mapping[str, object]) -> None:
 
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Keeps a second writer out; the system releases the lock of a process that dies."""
+def _writing(folder: Path, n_rows: int, progress: bool) -> Iterator[None]:
+    """Waits while another process writes; the system releases the lock of a process that dies."""
     with _written_to(folder):
         stream = (folder / "lock").open("w", encoding="utf-8")
     with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(
-                f"{folder}: another process is encoding these documents; wait for it or choose another folder"
-            ) from None
+        if not _is_taken(stream):
+            _wait(stream, folder, n_rows, progress)
         yield
+
+
+def _is_taken(stream: TextIO) -> bool:
+    """Takes the lock unless another process has it."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _wait(stream: TextIO, folder: Path, n_rows: int, progress: bool) -> None:
+    """Until the lock is taken, and shows how far the other process is."""
+    log.info("%s: another process is encoding these documents; waiting for it", folder)
+    done = _rows_done(folder)
+    with Progress(n_rows, "waiting for another process", "documents", progress, initial=done) as bar:
+        while not _is_taken(stream):
+            time.sleep(WAIT_S)
+            before, done = done, _rows_done(folder)
+            bar.update(done - before)
