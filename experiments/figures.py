@@ -35,7 +35,7 @@ from experiments.science_figures import (
     popularity,
     rival,
 )
-from experiments.timings import bench, bench_equal, gpu, padding, prefix, waiting
+from experiments.timings import bench, bench_equal, gpu, gpu_graphs, padding, prefix, waiting
 from experiments.world_figures import HOPS_RUNS, freshness, hops, hops_rules
 from search_r3.markdown import table
 
@@ -366,7 +366,7 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
         "beside-full": lambda: freshness("freshness/beside_full.json"),
         "larger-rate": lambda: freshness("freshness/larger_rate.json"),
     },
-    "experiments/gpu/README.md": {"rows": gpu},
+    "experiments/gpu/README.md": {"rows": gpu, "graphs": gpu_graphs},
     "experiments/hops/README.md": {
         "runs": lambda: hops(HOPS_RUNS),
         "over-runs": lambda: over_runs("hops/runs.json"),

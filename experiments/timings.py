@@ -123,3 +123,15 @@ def gpu() -> str:
             cells = (thousands(found["tokens_per_s"]), share, f"{found['peak_gb']:.1f} GB")
             lines.append((model, found["row"], found["what"], thousands(found["tokens"]), *cells))
     return table(("sizes of", "row", "how", ">tokens", ">tokens per second", ">limit", ">memory"), lines)
+
+
+def gpu_graphs() -> str:
+    """Decoding launched step by step and as CUDA graphs: milliseconds a step, rows that are the same."""
+    lines = [
+        (
+            found["how"], *(f"{found[each]:.1f}" for each in ("plain_ms", "graphs_ms")),
+            f"{found['plain_ms'] / found['graphs_ms']:.1f}", f"{found['equal_rows']} of 512",
+        )
+        for found in rows("gpu/graphs.json")
+    ]  # fmt: skip
+    return table(("", ">launched, ms", ">graphs, ms", ">times as fast", ">same rows"), lines)
