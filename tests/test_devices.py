@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from search_r3.cli.devices import cpu_precision, cpu_ranks
+from search_r3.cli.devices import cpu_dtype, cpu_precision, cpu_ranks
 from search_r3.cores import usable_cores
-from tests.command import PYTHONPATH
+from tests.command import PYTHONPATH, run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,6 +27,13 @@ def test_bf16_is_taken_where_the_processor_multiplies_it(tmp_path, monkeypatch, 
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.delenv(name, raising=False)
     assert cpu_precision(cpuinfo(tmp_path, flags)) == precision
+    assert cpu_dtype(cpuinfo(tmp_path, flags)) == {"bf16-mixed": "bfloat16", "32-true": "float32"}[precision]
+
+
+@pytest.mark.parametrize("named", ["model.path=m", "model=sentence_transformer"])
+def test_an_evaluation_reads_weights_in_what_the_processor_multiplies(named):
+    done = run("evaluate", named, "model.dtype=${cpu_dtype:}", "--cfg", "job", "--resolve")
+    assert f"dtype: {cpu_dtype()}" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from search_r3.cli.describe import key_names
-from search_r3.cli.devices import cpu_precision, cpu_ranks
+from search_r3.cli.devices import cpu_dtype, cpu_precision, cpu_ranks
 from search_r3.cli.entry import Composed
 from search_r3.cli.model_choice import TRAINED, Given, read_facts, refuse_conflicts
 from search_r3.cli.names import check_names
@@ -34,6 +34,7 @@ SHIPPED = "${shipped:"
 """Opens a path in conf/ to what lies beside the package; config.yaml keeps it as it is, for any machine."""
 CHOICE = "${hydra:runtime.choices."
 """Opens a reference to the option that is taken in a config group; Hydra alone knows it while it composes."""
+OmegaConf.register_new_resolver("cpu_dtype", cpu_dtype, replace=True)
 OmegaConf.register_new_resolver("cpu_precision", cpu_precision, replace=True)
 OmegaConf.register_new_resolver("cpu_ranks", cpu_ranks, replace=True)
 OmegaConf.register_new_resolver("shipped", shipped, replace=True)

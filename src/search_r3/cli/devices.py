@@ -83,3 +83,8 @@ def cpu_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
             if name.strip() == "flags":
                 return "32-true" if _BF16_FLAGS.isdisjoint(flags.split()) else "bf16-mixed"
     return "32-true"
+
+
+def cpu_dtype(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The dtype that weights are read in fastest on this CPU: as `cpu_precision`, "bfloat16" or "float32"."""
+    return "bfloat16" if cpu_precision(cpuinfo) == "bf16-mixed" else "float32"
