@@ -11,6 +11,7 @@ READ = (
     ("with answer and human facts, BM25", "human", "given-bm25"),
     ("question alone, all-MiniLM-L6-v2", "minilm", "direct"),
     ("question alone, all-MiniLM-L6-v2 trained on the pairs", "minilm_trained", "direct"),
+    ("the same at five times the rate", "minilm_1e-4", "direct"),
     ("nothing (direct)", "human", "direct"),
     ("its own text", "human", "reasoning"),
     ("its text for another question", "human", "shuffled-reasoning"),
