@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 from search_r3.models.folder import load_embedder
 from search_r3.models.generation import Sampling, decode, row_uniforms, sample
 from search_r3.models.prefix import common_prefix
+from search_r3.models.steps import prefill
 
 
 def alone(embedder, sequence):
@@ -58,11 +59,16 @@ def test_rows_that_end_early_leave_the_batch_and_keep_their_embedding():
     torch.testing.assert_close(one_by_one.embeddings, reasoned.embeddings, atol=1e-5, rtol=0)
 
 
-def test_what_a_token_keeps_is_counted_in_bytes(embedder):
-    # keys and values, 2 layers, 2 heads of keys, 32 / 4 numbers each, 4 or 2 bytes
-    assert embedder.bytes_per_token == 2 * 2 * 2 * 8 * 4
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert embedder.bytes_per_token == 2 * 2 * 2 * 8 * 2
+@pytest.mark.parametrize("is_cast", [False, True], ids=["", "autocast"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_token_keeps_is_counted_in_bytes(dtype, is_cast):
+    embedder = build_embedder()
+    embedder.model.to(dtype)
+    prompts = embedder.encoder.reasoning_prompts(QUERIES[:1])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_cast):
+        cache, _ = prefill(embedder.decoder, prompts, 1, embedder.tokenizer.pad_token_id)
+        kept = sum(each.nbytes for layer in cache.layers for each in (layer.keys, layer.values))
+        assert embedder.bytes_per_token == kept / len(prompts[0])
     assert embedder.decoding_budget == 4 * embedder.token_budget
 
 

@@ -166,14 +166,15 @@ class ReasoningEmbedder(nn.Module):
 
     @property
     def bytes_per_token(self) -> int:
-        """What a token's keys and values take in all layers; of a model that keeps others, about."""
+        """What a token's keys and values take in all layers; of a model that keeps others, about.
+
+        They are kept as the weights are: under autocast, which leaves the states in that precision, as well.
+        """
         config = self.causal_lm.config.get_text_config()
         n_queries = getattr(config, "num_attention_heads", None) or 1
         n_heads = getattr(config, "num_key_value_heads", None) or n_queries
         width = getattr(config, "head_dim", None) or config.hidden_size // n_queries
-        is_cast = torch.is_autocast_enabled(self.device.type)
-        size = 2 if is_cast else next(self.model.parameters()).element_size()
-        return 2 * config.num_hidden_layers * n_heads * width * size
+        return 2 * config.num_hidden_layers * n_heads * width * next(self.model.parameters()).element_size()
 
     @property
     def dtype_name(self) -> str:
