@@ -104,7 +104,7 @@ def test_a_row_that_fails_leaves_its_error_and_the_others_run(tmp_path, capsys, 
     assert [row["row"] for row in rows if "error" not in row] == ["limits", *["decode"] * 4]
     assert "out of memory" in rows[1]["error"]
     told = capsys.readouterr()
-    assert "encode, forwards of 512 tokens: failed: OutOfMemoryError" in told.out
+    assert "encode, forwards of 512 tokens: failed: CUDA out of memory" in told.out
     assert told.err.splitlines()[-1].startswith("error: 1 of 6 rows failed: encode")
 
 

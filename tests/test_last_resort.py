@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.run_folder import Failed, Interrupted, make_folder, recorded
@@ -233,6 +234,43 @@ def test_the_code_of_a_command_that_ran_is_its_own(capsys):
 
     assert end.value.code == 5
     assert capsys.readouterr().err == ""
+
+
+OUT_OF_MEMORY = (
+    "CUDA out of memory. Tried to allocate 110.00 MiB. GPU 0 has a total capacity of 79.18 GiB of which "
+    "1.25 MiB is free. Process 608 has 66.00 MiB memory in use. See documentation for Memory Management (https://pytorch.org)"
+)
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        torch.OutOfMemoryError(OUT_OF_MEMORY),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["GPU", "cuBLAS", "CPU"],
+)
+def test_who_runs_out_of_memory_is_told_which_keys_need_less(tmp_path, capsys, raised):
+    with pytest.raises(Failed), recorded(tmp_path, "job.log"):
+        raise raised
+    with pytest.raises(SystemExit):
+        run_command(lambda: (_ for _ in ()).throw(raised))
+
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(told) == 2  # of a job with a run folder, and of a command without one
+    for line in told:
+        assert "model.token_budget" in line
+        assert "model.gradient_checkpointing=true" in line
+        assert "Process 608" not in line
+        assert ("1.25 MiB is free. Forwards" in line) == (str(raised) == OUT_OF_MEMORY)
+
+
+def test_a_tensor_larger_than_the_memory_is_told_so(capsys):
+    with pytest.raises(SystemExit):
+        run_command(lambda: torch.empty(2**52))
+
+    assert "model.token_budget" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("raised", [ValueError("no row"), SystemExit("no row"), MemoryError("no row")])

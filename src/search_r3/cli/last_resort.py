@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from search_r3.cli.run_folder import Failed, Interrupted
-from search_r3.errors import UsageError
+from search_r3.errors import UsageError, memory_text
 from search_r3.files import os_error_text
 from search_r3.records import LONGEST_MESSAGE, clipped
 from search_r3.shipped import IS_CHECKOUT, ROOT
@@ -72,6 +72,8 @@ def described(error: BaseException) -> str:
         return "standard output was closed before everything was written"
     if isinstance(error, OSError) and error.strerror:
         return os_error_text(error)
+    if (lacking := memory_text(error)) is not None:
+        return lacking
     frames = traceback.extract_tb(error.__traceback__)
     place = next((frame for frame in reversed(frames) if _is_ours(frame.filename)), None)
     where = f" ({Path(place.filename).relative_to(ROOT)}:{place.lineno})" if place else ""

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from search_r3 import records
 from search_r3.cli.run_lock import LOCK, held, is_held
-from search_r3.errors import UsageError
+from search_r3.errors import UsageError, memory_text
 from search_r3.files import json_text, os_error_text, write_json
 from search_r3.folders import make_folder
 from search_r3.shipped import IS_CHECKOUT, ROOT
@@ -370,6 +370,8 @@ def failure_text(error: BaseException, folder: Path) -> str:
     """What a job failed of, in a line: the kind where it is not said by the words."""
     if isinstance(error, OSError) and error.strerror:
         return os_error_text(error, folder)
+    if (lacking := memory_text(error)) is not None:
+        return lacking
     words = records.clipped(error, records.LONGEST_MESSAGE)
     if isinstance(error, UsageError):
         return words
