@@ -35,7 +35,7 @@ from experiments.science_figures import (
     popularity,
     rival,
 )
-from experiments.timings import bench, bench_equal, gpu, gpu_graphs, padding, prefix, waiting
+from experiments.timings import bench, bench_busy, bench_equal, gpu, gpu_graphs, padding, prefix, waiting
 from experiments.world_figures import HOPS_RUNS, freshness, hops, hops_rules
 from search_r3.markdown import table
 
@@ -358,7 +358,7 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
     "experiments/base_in_budget/README.md": {
         "modes": lambda: one_run_of_sft("base_in_budget/metrics.json"),
     },
-    "experiments/bench/README.md": {"ratios": bench, "equal": bench_equal},
+    "experiments/bench/README.md": {"ratios": bench, "equal": bench_equal, "busy": bench_busy},
     "experiments/bm25/README.md": {"collections": bm25},
     "experiments/faults/README.md": {"attacks": faults},
     "experiments/freshness/README.md": {

@@ -1,6 +1,6 @@
 """Tables of what was timed: two ways of one thing, in alternation, as ratios."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from experiments.markdown import content, rows, span, thousands
 from search_r3.benchmarks.peers.names import ROWS
@@ -62,10 +62,20 @@ def waiting() -> str:
 
 
 def bench() -> str:
-    """Ours beside its peers: figures, ratio by round with its range, aim, share of the machine's limit."""
+    """Ours beside its peers on an idle machine."""
+    return _ratios(_bench_rows())
+
+
+def bench_busy() -> str:
+    """The same beside a process that only counts, and the refresh of a step."""
+    return _ratios(_ordered(rows("bench/busy.json")))
+
+
+def _ratios(found_rows: Iterable[dict]) -> str:
+    """Figures of both sides, ratio by round with its range, aim, share of the machine's limit."""
     header = ("row", "model", ">threads", ">busy", "against", ">ours", ">peer", ">ratio", ">aim", ">limit")
     lines = []
-    for found in _bench_rows():
+    for found in found_rows:
         sides = [found[side]["median"] if side in found else None for side in ("ours", "peer")]
         figures = ["" if each is None else _three_digits(each) for each in sides]
         ratio = f"{found['ratio']:.2f} ({span(found['spread'], '.2f')})" if "ratio" in found else ""
@@ -100,10 +110,13 @@ def _bench_rows() -> list[dict]:
         for file in ("metrics.json", "metrics_2.json")
         for each in rows(f"bench/{file}")
     }
+    return _ordered(found.values())
+
+
+def _ordered(found: Iterable[dict]) -> list[dict]:
     order = list(ROWS)
     return sorted(
-        found.values(),
-        key=lambda each: (order.index(each["name"].partition(" ")[0]), each["model"], each["threads"]),
+        found, key=lambda each: (order.index(each["name"].partition(" ")[0]), each["model"], each["threads"])
     )
 
 
