@@ -67,7 +67,7 @@ def bench() -> str:
 
 
 def bench_busy() -> str:
-    """The same beside a process that only counts, and the refresh of a step."""
+    """The same beside a process that only counts."""
     return _ratios(_ordered(rows("bench/busy.json")))
 
 
@@ -104,10 +104,10 @@ def bench_equal() -> str:
 
 
 def _bench_rows() -> list[dict]:
-    """Those of both calls, in the order of the benchmark; what the later one measured again is its own."""
+    """Those of all calls, in the order of the benchmark; what a later one measured again is its own."""
     found = {
         tuple(each[key] for key in ("name", "model", "threads", "busy")): each
-        for file in ("metrics.json", "metrics_2.json")
+        for file in ("metrics.json", "metrics_2.json", "refresh.json")
         for each in rows(f"bench/{file}")
     }
     return _ordered(found.values())
