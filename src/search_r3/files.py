@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import itertools
 import json
@@ -9,6 +10,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import TextIO
 
 REMEDIES = {
     errno.ENOSPC: "make room on that disk, then the same command again",
@@ -89,6 +91,15 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def take_lock(file: TextIO | int) -> bool:
+    """Locks an open file for this process, until it closes it or ends; False where another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def sync(path: Path) -> None:

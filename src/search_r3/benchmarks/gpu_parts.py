@@ -308,12 +308,9 @@ def decode(bench: Bench, limits: Limits | None, n_queries: int, graphs: bool) ->
     prompts = embedder.encoder.reasoning_prompts(made_up(embedder, n_queries, 16, seed=1))
 
     def written(n_tokens: int) -> Decoded:
-        sampling, draws = (
-            Sampling(n_tokens, 1.0),
-            row_uniforms(0, range(n_queries * bench.group_size), n_tokens),
-        )
+        draws = row_uniforms(0, range(n_queries * bench.group_size), n_tokens)
         return generation.decode(
-            embedder.decoder, embedder.logits, prompts, embedder.special_ids, sampling, draws,
+            embedder.decoder, embedder.logits, prompts, embedder.special_ids, Sampling(n_tokens, 1.0), draws,
             bench.group_size, graphs=graphs,
         )  # fmt: skip
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from search_r3.errors import UsageError
+from search_r3.files import take_lock
 
 LOCK = "lock"
 _held: dict[Path, int] = {}  # open files by folder, of this process
@@ -37,12 +38,10 @@ def held(folder: Path) -> Iterator[None]:
         return
     file, process = _opened(folder), os.getpid()
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take_lock(file):
             raise UsageError(
                 f"{folder}: {_holder(folder)} works in it; wait until it ends, or choose another folder"
-            ) from None
+            )
         _sign(file)
         _held[key] = file
         yield

@@ -92,9 +92,8 @@ def has_fixed_steps(decoder: nn.Module, cache: DynamicCache, n_steps: int) -> bo
     for layer in cache.layers:
         if type(layer) is not DynamicLayer or not layer.is_initialized or layer.keys.device != device:
             return False
-    return not any(
-        hasattr(each, "full_tensor") for each in decoder.parameters()
-    )  # a rank's share of a weight
+    is_split = any(hasattr(each, "full_tensor") for each in decoder.parameters())  # among ranks
+    return not is_split
 
 
 class _Slot:

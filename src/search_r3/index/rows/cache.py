@@ -13,7 +13,6 @@ folder to remove.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -27,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from search_r3.errors import UsageError
-from search_r3.files import write_json
+from search_r3.files import take_lock, write_json
 from search_r3.index.rows.checks import first_not_finite
 from search_r3.index.rows.files import give_back, reserve, write_all
 from search_r3.progress import Progress
@@ -133,8 +132,7 @@ def stored_rows(
         folder.mkdir(parents=True, exist_ok=True)
     if _rows_done(folder) < n_rows:
         with _writing(folder, n_rows, progress):
-            if _rows_done(folder) < n_rows:  # another process may have ended meanwhile
-                _fill(folder, key, n_rows, blocks_from, progress, what)
+            _fill(folder, key, n_rows, blocks_from, progress, what)
     return open_store(folder, key, n_rows)
 
 
@@ -184,6 +182,8 @@ def _fill(
     what: str,
 ) -> None:
     done = _rows_done(folder)
+    if done >= n_rows:
+        return  # another process has encoded them meanwhile
     width = _checked_width(folder, key, n_rows) if done else None
     if done:
         log.info("%s: %d of %d rows are there, encoding goes on", folder, done, n_rows)
@@ -397,18 +397,9 @@ def _writing(folder: Path, n_rows: int, progress: bool) -> Iterator[None]:
     with _written_to(folder):
         stream = (folder / "lock").open("w", encoding="utf-8")
     with stream:
-        if not _is_taken(stream):
+        if not take_lock(stream):
             _wait(stream, folder, n_rows, progress)
         yield
-
-
-def _is_taken(stream: TextIO) -> bool:
-    """Takes the lock unless another process has it."""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _wait(stream: TextIO, folder: Path, n_rows: int, progress: bool) -> None:
@@ -416,7 +407,7 @@ def _wait(stream: TextIO, folder: Path, n_rows: int, progress: bool) -> None:
     log.info("%s: another process is encoding these documents; waiting for it", folder)
     done = _rows_done(folder)
     with Progress(n_rows, "waiting for another process", "documents", progress, initial=done) as bar:
-        while not _is_taken(stream):
+        while not take_lock(stream):
             time.sleep(WAIT_S)
             before, done = done, _rows_done(folder)
             bar.update(done - before)

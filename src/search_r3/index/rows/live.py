@@ -20,7 +20,6 @@ checkpoint of another run, or of a part of this run that was undone, is refused 
 was restored is verified against the digest row by row, so that a damaged file is refused too.
 """
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Mapping
@@ -30,7 +29,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from search_r3.files import sync, write_json
+from search_r3.files import sync, take_lock, write_json
 from search_r3.index.rows.ages import AGE, aged, digest_of
 from search_r3.index.rows.cache import StoreError
 from search_r3.index.rows.checks import first_not_finite
@@ -360,11 +359,9 @@ def _remove(folder: Path) -> None:
 def _locked(folder: Path) -> int:
     """Keeps a second writer out; the system releases the lock of a process that dies."""
     file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not take_lock(file):
         os.close(file)
-        raise StoreError(f"{folder}: another process has this run's rows open; wait until it ends") from None
+        raise StoreError(f"{folder}: another process has this run's rows open; wait until it ends")
     return file
 
 
