@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -66,6 +68,7 @@ class ConfigSource:
         if folder is not None and not Path(folder).is_dir():
             raise UsageError(f"--config-dir: {folder} is not a folder")
         self._folder = None if folder is None else Path(folder).resolve()
+        self._groups: dict[str, list[str]] | None = None
 
     def __enter__(self) -> "ConfigSource":
         search_path = create_config_search_path(str(CONF))
@@ -112,9 +115,12 @@ class ConfigSource:
         return [(path, package) for path, package in found if path and not path.startswith("hydra")]
 
     def groups(self) -> dict[str, list[str]]:
-        """Options of every config group of ours."""
-        groups = self.loader.list_groups("")
-        return {group: self.loader.get_group_options(group) for group in groups if group != "hydra"}
+        """Options of every config group of ours, as they are when this is first asked."""
+        if self._groups is None:
+            options = self.loader.repository.get_group_options
+            names = [name for name in options("", ObjectType.GROUP) if name != "hydra"]
+            self._groups = {name: options(name, ObjectType.CONFIG) for name in names}
+        return self._groups
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
         """Overrides as Hydra reads them.
@@ -145,6 +151,21 @@ class ConfigSource:
         return self._refusing(
             lambda: self.loader.load_configuration(config_name, list(overrides), RunMode.RUN)
         )
+
+    def with_keys(self, config: DictConfig, texts: Sequence[str]) -> DictConfig:
+        """What `load` gives with these overrides of keys as well, without composing anew: `config`, changed.
+
+        Raises:
+            UsageError: As `load`.
+        """
+
+        def applied() -> DictConfig:
+            overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(list(texts))
+            self.loader.validate_sweep_overrides_legal(overrides, RunMode.RUN, from_shell=True)
+            ConfigLoaderImpl._apply_overrides_to_config(overrides, config)
+            return config
+
+        return self._refusing(applied)
 
     def _refusing(self, compute: Callable[[], Composition]) -> Composition:
         """What Hydra computes; its refusals in our words."""
@@ -192,7 +213,7 @@ def compose(config_name: str, overrides: Sequence[str], source: ConfigSource) ->
     except MissingChoice as error:
         raise _unknown_key(config_name, parsed, source, groups) or error from None
     container = plain_container(base)
-    restated = _agreed_with_folder(base, parsed, source.keys_of_experiments(config_name, texts))
+    restated = _agreed_with_folder(base, parsed, lambda: source.keys_of_experiments(config_name, texts))
     keys = [
         checked_key(override, container, groups)
         for override in parsed
@@ -200,7 +221,7 @@ def compose(config_name: str, overrides: Sequence[str], source: ConfigSource) ->
         and override.input_line not in hydra_texts
         and (override.key_or_group not in restated or override.key_or_group in flat_keys(container))
     ]
-    full = source.load(config_name, [*texts, *keys, *hydra_texts])
+    full = source.with_keys(base, [*keys, *hydra_texts])
     choices = {name: choice for name, choice in full.hydra.runtime.choices.items() if name in groups}
     config = OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"])
     config = with_modes(with_choices(config, choices), source)
@@ -326,7 +347,7 @@ def checked_key(override: Override, config: dict, groups: dict[str, list[str]]) 
 
 
 def _agreed_with_folder(
-    base: DictConfig, parsed: Sequence[Override], by_experiment: Mapping[str, str]
+    base: DictConfig, parsed: Sequence[Override], by_experiment: Callable[[], Mapping[str, str]]
 ) -> set[str]:
     """Keys given by hand that say what the folder of `model.path` says.
 
@@ -335,7 +356,7 @@ def _agreed_with_folder(
     Args:
         base: composed from the choices alone.
         parsed: the command line, which comes after the experiment.
-        by_experiment: keys that the experiment sets, with its name.
+        by_experiment: gives the keys that the experiment sets, with its name; asked where a folder is read.
 
     Raises:
         UsageError: If one says something else, or the `model=` choice is for another pretrained model.
@@ -350,7 +371,7 @@ def _agreed_with_folder(
     facts = read_facts(str(path)) if path is not None else None
     if facts is None:
         return set()
-    given = {key: (selected(base, key), origin) for key, origin in by_experiment.items()}
+    given = {key: (selected(base, key), origin) for key, origin in by_experiment().items()}
     for key, override in typed.items():
         whole = flat_keys({key: plain_value(value_of(override))})
         given |= {name: (value, "") for name, value in whole.items()}
