@@ -50,6 +50,11 @@ FORKED.set_forkserver_preload(
         "search_r3.stages.record",
         "search_r3.stages.rl.module",
         "search_r3.stages.sft.module",
+        "search_r3.cli.training",
+        "search_r3.cli.curves",
+        "search_r3.evaluation.rankers",
+        "search_r3.models.folder.saving",
+        "tests.warm",
     ]
 )
 

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from search_r3.cli.compose import RL_GROUPS, ConfigSource, compose
 from search_r3.cli.devices import cpu_ranks
 from search_r3.cli.model_choice import TRAINED
 from search_r3.cli.overrides import TRAINER_NODES, flat_keys
+from search_r3.errors import UsageError
 from search_r3.evaluate import OF_A_PLAIN_FOLDER
 from search_r3.shipped import CONF
 
@@ -49,7 +51,15 @@ def composed(source, group, option):
         stages = ["rl"]
     if group not in ("stage", "experiment"):
         overrides.append(f"stage={stages[0]}")
-    return compose("train", overrides + filled(source, overrides), source).config
+    return completed(source, "train", overrides)
+
+
+def completed(source, command, overrides):
+    """The configuration, with a value for what these overrides leave to the user."""
+    try:
+        return compose(command, overrides, source).config
+    except UsageError as error:
+        return compose(command, overrides + filled(str(error)), source).config
 
 
 def is_of_evaluation(group, option):
@@ -57,14 +67,10 @@ def is_of_evaluation(group, option):
     return group == "experiment" and option.endswith("_eval")
 
 
-def filled(source, overrides):
-    """Values for what these overrides leave to the user."""
-    missing = OmegaConf.missing_keys(without_hydra(source.load("train", overrides)))
-    return [f"{key}={REQUIRED[key.rpartition('.')[2]]}" for key in sorted(missing)]
-
-
-def without_hydra(config):
-    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+def filled(refusal):
+    """Values for what is left to the user, of which the refusal has the keys."""
+    assert refusal.endswith("must be given"), refusal
+    return [f"{key}={REQUIRED[key.rpartition('.')[2]]}" for key in re.findall(r"([\w.]+)=", refusal)]
 
 
 def targets(node, key=""):
@@ -138,8 +144,7 @@ def test_an_experiment_only_sets_keys_that_exist_without_it(source, option):
             overrides.append(f"{added}{group.split('/')[-1]}={value}")
     overrides.sort(key=lambda override: override.startswith("+"))  # a package is added to what was chosen
     command = "evaluate" if is_of_evaluation("experiment", option) else "train"
-    overrides += filled(source, overrides) if command == "train" else []
-    base = flat_keys(OmegaConf.to_container(compose(command, overrides, source).config))
+    base = flat_keys(OmegaConf.to_container(completed(source, command, overrides)))
 
     for key, value in keys.items():
         parent = key.rpartition(".")[0]

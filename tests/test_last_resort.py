@@ -336,11 +336,11 @@ def test_a_forked_worker_ends_by_sigterm_without_a_word_and_the_command_is_inter
         "signal.signal(signal.SIGTERM, interrupter())\n"
         "awake, told = os.pipe()\n"
         "worker = os.fork()\n"
-        "if worker == 0: os.write(told, b'x'); time.sleep(60)\n"
+        "if worker == 0: os.write(told, b'x'); [time.sleep(0.1) for _ in range(600)]\n"
         "os.read(awake, 1)\n"  # Python forgets a signal that comes while it forks
         "os.kill(worker, signal.SIGTERM)\n"
         "print(os.WTERMSIG(os.waitpid(worker, 0)[1]))\n"
-        "try: os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)\n"
+        "try: os.kill(os.getpid(), signal.SIGTERM); [time.sleep(0.1) for _ in range(600)]\n"
         "except KeyboardInterrupt: print('interrupted')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
