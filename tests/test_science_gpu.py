@@ -1,16 +1,15 @@
 """`make science-gpu` from start to end, on a CPU with a tiny model: what it gathers is all one needs."""
 
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from plain_folders import byte_tokenizer, write_plain
 from test_data_entailmentbank import write_bank
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.command import ENVIRONMENT, ROOT
+from tests.forked_python import forked_python
+
 PARTS = "data.parts.set_aside=6 data.parts.tuning=4 data.parts.rl_only=4"
 ON_CPU = (
     f"strategy=cpu model.attention=eager {PARTS} stage.trainer.max_steps=2 stage.trainer.val_check_interval=2"
@@ -20,13 +19,14 @@ SHORT = "model.lengths.query=24 model.lengths.document=24 model.lengths.reasonin
 
 
 def science_gpu(environment):
-    return subprocess.run(
-        ["bash", "experiments/science/gpu.sh"],
-        cwd=ROOT,
-        env=os.environ | {"GPU_PYTHON": sys.executable} | environment,
-        capture_output=True,
-        text=True,
-    )
+    with forked_python() as python:
+        return subprocess.run(
+            ["bash", "experiments/science/gpu.sh"],
+            cwd=ROOT,
+            env=ENVIRONMENT | {"GPU_PYTHON": str(python)} | environment,
+            capture_output=True,
+            text=True,
+        )
 
 
 @pytest.fixture(scope="module")
