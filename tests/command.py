@@ -69,7 +69,10 @@ class Done:
 
 
 def become(module: str, arguments: list[str], cwd: Path, environment: dict[str, str]) -> None:
-    """What a forked process does: `python -m <module> <arguments>`, in a process group of its own."""
+    """What a forked process does: `python -m <module> <arguments>`, in a process group of its own.
+
+    Where the environment has PYTHON_OF_THE_TESTS, commands that it starts are started by that.
+    """
     import torch
 
     os.setsid()
@@ -81,6 +84,7 @@ def become(module: str, arguments: list[str], cwd: Path, environment: dict[str, 
     named = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:0] = [str(cwd), *(path for path in named if path not in sys.path)]  # as a new process has it
     sys.argv = [module, *arguments]
+    sys.executable = environment.get("PYTHON_OF_THE_TESTS", sys.executable)
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:

@@ -20,6 +20,7 @@ from search_r3.cli.run_folder import state_of
 from search_r3.errors import UsageError
 from search_r3.models.folder import save_embedder
 from tests.command import LIMIT_S, run
+from tests.forked_python import forked_python
 
 KEYS = [
     "rule",
@@ -59,7 +60,8 @@ def finished(tmp_path_factory):
         "stage.module.optimization.learning_rate=0.01", "stage.module.collapse_limits.window=100",
         f"stage.datamodule.cache_dir={place / 'cache'}",
     ]  # fmt: skip
-    done = run("benchmarks.refresh", *arguments)
+    with forked_python() as python:
+        done = run("benchmarks.refresh", *arguments, PYTHON_OF_THE_TESTS=str(python))
     assert done.returncode == 0, done.stdout + done.stderr
     return place, arguments, done
 
