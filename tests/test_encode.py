@@ -86,7 +86,7 @@ class NotAsked:
     def __getattr__(self, name):
         return getattr(self.embedder, name)
 
-    def embed_documents(self, texts, progress=False):
+    def embed_documents_and_count(self, texts, progress=False):
         raise AssertionError(f"{len(texts)} documents were encoded again")
 
 
@@ -135,14 +135,14 @@ def test_what_a_killed_call_left_is_kept_and_the_rest_is_encoded(nano_folder, co
 
 def encode_until_killed(model, corpus, output, n_shards):
     """In a process of its own: dies while the shard after so many is embedded."""
-    embed = ReasoningEmbedder.embed_documents
+    embed = ReasoningEmbedder.embed_documents_and_count
 
     def dying(self, texts, progress=False):
         if len(shards(output)) == n_shards:
             os.kill(os.getpid(), signal.SIGKILL)
         return embed(self, texts, progress)
 
-    ReasoningEmbedder.embed_documents = dying
+    ReasoningEmbedder.embed_documents_and_count = dying
     encode(model, corpus, output)
 
 
@@ -217,7 +217,7 @@ def test_evaluation_reads_the_folder(encoded, nano_folder, collection, tmp_path,
     def encodes(*_):
         raise AssertionError("a document was encoded again")
 
-    monkeypatch.setattr(ReasoningEmbedder, "embed_documents", encodes)
+    monkeypatch.setattr(ReasoningEmbedder, "embed_documents_and_count", encodes)
     output = tmp_path / "evaluation"
     evaluate(composed("evaluate", *given, f"output_dir={output}", f"cache_dir={tmp_path / 'cache'}"))
 

@@ -422,7 +422,8 @@ def test_a_cache_of_embeddings_is_refused_where_its_records_are_damaged(tmp_path
     folder = store_folder(tmp_path, key)
     for file in folder.glob("*"):
         file.unlink()
-    stored_embeddings(tmp_path, key, texts, lambda some: [[float(len(t)), 1.0] for t in some], 1, False)
+    embed = lambda some: ([[float(len(t)), 1.0] for t in some], None)  # noqa: E731
+    stored_embeddings(tmp_path, key, texts, embed, 1, False)
     name = data.draw(st.sampled_from(["key.json", "done.jsonl", "rows.npy"]))
     content = data.draw(damaged((folder / name).read_bytes()))
     (folder / name).write_bytes(content)

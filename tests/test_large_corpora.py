@@ -84,13 +84,13 @@ def evaluate_as_rank(rank: int, model_folder: str, beir: str, out: str) -> list:
 
     ranking.CHUNK = 64
     n_embedded = []
-    embed_documents = ReasoningEmbedder.embed_documents
+    embed = ReasoningEmbedder.embed_documents_and_count
 
     def counting(self, texts, progress=False):
         n_embedded.append(len(texts))
-        return embed_documents(self, texts, progress)
+        return embed(self, texts, progress)
 
-    ReasoningEmbedder.embed_documents = counting
+    ReasoningEmbedder.embed_documents_and_count = counting
     with ConfigSource() as source:
         given = [
             f"model.path={model_folder}", f"beir_dir={beir}", f"output_dir={out}", "benchmarks=[some]",

@@ -330,10 +330,10 @@ def test_a_second_run_with_the_same_folder_encodes_nothing(folder, tmp_path, mon
     written_at = [path.stat().st_mtime_ns for path in rows]
     again = opened(folder)
     encoded = []
-    original = type(again).embed_documents
+    original = type(again).embed_documents_and_count
     monkeypatch.setattr(
         type(again),
-        "embed_documents",
+        "embed_documents_and_count",
         lambda self, texts, *rest: (encoded.append(len(texts)), original(self, texts))[1],
     )
     data = data_of(again, tmp_path / "second", Refresh(Frozen()))

@@ -61,7 +61,7 @@ def before_the_first_checkpoint():
 def while_the_cache_is_filled():
     from search_r3.models.embedder import ReasoningEmbedder
 
-    embed, calls = ReasoningEmbedder.embed_documents, []
+    embed, calls = ReasoningEmbedder.embed_documents_and_count, []
 
     def third(self, texts):
         calls.append(1)
@@ -69,7 +69,7 @@ def while_the_cache_is_filled():
             die()
         return embed(self, texts)
 
-    ReasoningEmbedder.embed_documents = third
+    ReasoningEmbedder.embed_documents_and_count = third
 
 
 def at_a_checkpoint(is_in_place):

@@ -113,7 +113,7 @@ def test_given_reasonings_are_embedded_as_the_models_own_would_be(model):
 
 def test_a_corpus_is_encoded_once(model, corpus, monkeypatch):
     again = SearchR3(model.embedder, model.cache_dir)
-    monkeypatch.setattr(again.embedder, "embed_documents", lambda texts: pytest.fail("encoded again"))
+    monkeypatch.setattr(again.embedder, "embed_documents_and_count", lambda *_: pytest.fail("encoded again"))
     assert again.read(corpus / "corpus.jsonl", progress=False).corpus.ids == model.corpus.ids
 
 

@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from search_r3.models.nano import train_tokenizer
-from search_r3.models.text_ids import PIECE, TIMES, WHOLE, first_ids, last_ids, plain_ids
+from search_r3.models.text_ids import PIECE, TIMES, WHOLE, cut_ids, first_ids, last_ids, plain_ids
 from tests.fuzzing import fuzzed
 
 
@@ -187,3 +187,18 @@ def test_what_is_not_read_is_said_once_for_all_texts_of_a_call(caplog):
     with caplog.at_level(logging.WARNING):
         plain_ids(made("nano"), ["-" * (2 * TIMES * WHOLE), "sum"] * 2, 5)
     assert [record.getMessage()[:36] for record in caplog.records] == ["2 texts have fewer than 5 tokens tha"]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_what_is_cut_is_counted_in_the_same_pass(side):
+    tokenizer = made("byte")
+    fits, long, very_long = "sum of two", "sum of two integers", "sum of two " * (WHOLE // 10)
+    n_tokens = len(ids_of(tokenizer, fits))
+    assert len(very_long) > WHOLE
+    texts = [fits, long, "", very_long, fits]
+
+    ids, n_cut = cut_ids(tokenizer, texts, n_tokens, side)
+
+    assert n_cut == 2
+    assert ids == plain_ids(tokenizer, texts, n_tokens, side)
+    assert cut_ids(tokenizer, [very_long])[1] == 0  # nothing is cut without a limit

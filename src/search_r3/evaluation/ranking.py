@@ -30,8 +30,8 @@ def id_order(ids: Sequence[str]) -> np.ndarray:
     return places
 
 
-Encode = Callable[[Sequence[str]], ArrayLike]
-"""From texts of documents to `[n, D]` fp32, by all processes together."""
+Encode = Callable[[Sequence[str]], tuple[ArrayLike, int]]
+"""From texts of documents to `[n, D]` fp32, by all processes together, and how many of them are cut."""
 
 
 def document_embeddings(
@@ -68,10 +68,9 @@ def document_embeddings(
         cache_dir,
         key,
         corpus.texts,
-        encode or embedder.embed_documents,
+        encode or embedder.embed_documents_and_count,
         CHUNK * n_processes,
         progress,
-        count_cut=lambda texts: embedder.truncated_count(texts, "document"),
     )
 
 

@@ -80,8 +80,9 @@ def write_shard(
     for first in range(0, len(shard.ids), CHUNK):
         texts = list(shard.texts[first : first + CHUNK])
         row = shard.start + first
-        parts.append(checked_rows(embedder.embed_documents(texts), row, row + len(texts)))
-        n_cut += embedder.truncated_count(texts, "document")
+        vectors, n_cut_here = embedder.embed_documents_and_count(texts)
+        parts.append(checked_rows(vectors, row, row + len(texts)))
+        n_cut += n_cut_here
         heard(len(texts))
     its = {**facts, "start": shard.start, "stop": shard.stop, "cut": n_cut}
     write_parquet(folder / shard.file_name, np.concatenate(parts), shard.ids, its)

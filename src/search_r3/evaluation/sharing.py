@@ -13,6 +13,7 @@ import numpy as np
 
 from search_r3.distributed import Ranks
 from search_r3.evaluation.rankers import Model
+from search_r3.evaluation.ranking import Encode
 
 T = TypeVar("T")
 
@@ -43,18 +44,20 @@ def shared(
         return evaluate(models)
     failed: list[Exception] = []
 
-    def embed(asked: tuple[str, Sequence[str]]) -> np.ndarray:
+    def embed(asked: tuple[str, Sequence[str]]) -> tuple[np.ndarray, int]:
         name, texts = asked
-        own, error = np.empty((0, 0), np.float32), None
+        own, n_cut, error = np.empty((0, 0), np.float32), 0, None
         try:
-            own = np.asarray(models[name].embedder.embed_documents(texts[ranks.shard(len(texts))]))
+            embedder = models[name].embedder
+            vectors, n_cut = embedder.embed_documents_and_count(texts[ranks.shard(len(texts))])
+            own = np.asarray(vectors)
         except Exception as problem:  # raised below: until then the others wait for this process
             error = RuntimeError(f"documents could not be encoded ({type(problem).__name__}: {problem})")
         ranks.agree(error)
-        return ranks.joined(own)
+        return ranks.joined(own), sum(ranks.gather_objects(n_cut))
 
-    def lead(by_all: Callable[[tuple[str, Sequence[str]]], np.ndarray]) -> T:
-        def encoder(name: str) -> Callable[[Sequence[str]], np.ndarray]:
+    def lead(by_all: Callable[[tuple[str, Sequence[str]]], tuple[np.ndarray, int]]) -> T:
+        def encoder(name: str) -> Encode:
             return lambda texts: by_all((name, list(texts)))
 
         try:

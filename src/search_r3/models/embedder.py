@@ -292,7 +292,12 @@ class ReasoningEmbedder(nn.Module):
 
     def embed_documents(self, texts: Sequence[str], progress: bool = False) -> Tensor:
         """Embeddings `[N, D]` of documents, fp32 on the CPU, unit norm, in the caller's order."""
-        return self.embed_ids(self.encoder.documents(texts), progress, "documents")
+        return self.embed_documents_and_count(texts, progress)[0]
+
+    def embed_documents_and_count(self, texts: Sequence[str], progress: bool = False) -> tuple[Tensor, int]:
+        """As `embed_documents`, and how many of the documents are cut."""
+        ids, n_cut = self.encoder.documents_and_cut(texts)
+        return self.embed_ids(ids, progress, "documents"), n_cut
 
     def embed_queries(self, texts: Sequence[str], progress: bool = False) -> Tensor:
         """Embeddings `[N, D]` of queries without reasoning, fp32 on the CPU, unit norm."""

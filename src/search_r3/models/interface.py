@@ -28,6 +28,9 @@ class Embedder(Protocol):
     def embed_documents(self, texts: Sequence[str], progress: bool = False) -> Tensor:
         """Embeddings `[N, D]`, fp32 on the CPU, unit norm, in the caller's order."""
 
+    def embed_documents_and_count(self, texts: Sequence[str], progress: bool = False) -> tuple[Tensor, int]:
+        """As `embed_documents`, and how many of the documents are cut."""
+
     def embed_queries(self, texts: Sequence[str], progress: bool = False) -> Tensor:
         """Embeddings `[N, D]` of queries without reasoning, fp32 on the CPU, unit norm."""
 

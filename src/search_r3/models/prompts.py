@@ -15,7 +15,7 @@ from typing import get_args
 from transformers import PreTrainedTokenizerBase
 
 from search_r3.models.templates import EMBED_TOKEN, Prompts, Rendered, Template, render
-from search_r3.models.text_ids import Side, plain_ids
+from search_r3.models.text_ids import Side, cut_ids, plain_ids
 
 __all__ = ["EMBED_TOKEN", "Lengths", "PromptEncoder", "Prompts", "Rendered", "Template"]
 
@@ -126,19 +126,24 @@ class PromptEncoder:
 
     def documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Whole sequences of documents; the last id is the embed token."""
-        return [self.document.wrap(ids) for ids in self._cut_ids(texts, self.lengths.document)]
+        return self.documents_and_cut(texts)[0]
+
+    def documents_and_cut(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
+        """As `documents`, and how many of the texts are cut."""
+        ids, n_cut = self._cut_ids(texts, self.lengths.document)
+        return [self.document.wrap(each) for each in ids], n_cut
 
     def queries(self, texts: Sequence[str]) -> list[list[int]]:
         """Whole sequences of directly embedded queries; the last id is the embed token."""
-        return [self.direct.wrap(ids) for ids in self._cut_ids(texts, self.lengths.query)]
+        return [self.direct.wrap(ids) for ids in self._cut_ids(texts, self.lengths.query)[0]]
 
     def reasoning_prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Sequences after which the model writes its reasoning."""
-        return [self.reasoning.wrap(ids) for ids in self._cut_ids(texts, self.lengths.query)]
+        return [self.reasoning.wrap(ids) for ids in self._cut_ids(texts, self.lengths.query)[0]]
 
-    def _cut_ids(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
-        """Of queries or documents, cut at the side that the lengths say."""
-        return plain_ids(self.tokenizer, texts, max_length, self.lengths.truncation_side)
+    def _cut_ids(self, texts: Sequence[str], max_length: int) -> tuple[list[list[int]], int]:
+        """Of queries or documents, cut at the side that the lengths say, and how many are cut."""
+        return cut_ids(self.tokenizer, texts, max_length, self.lengths.truncation_side)
 
     def reasonings(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of reasoning texts, without the embed token."""
@@ -155,7 +160,7 @@ class PromptEncoder:
             range(start, min(start + n_at_once, len(texts))) for start in range(0, len(texts), n_at_once)
         )
         parts = ([texts[place] for place in part] for part in places)
-        return sum(len(ids) > limit for part in parts for ids in self._cut_ids(part, limit + 1))
+        return sum(self._cut_ids(part, limit)[1] for part in parts)
 
     @property
     def fingerprint(self) -> str:

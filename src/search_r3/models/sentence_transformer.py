@@ -72,6 +72,10 @@ class SentenceTransformerEmbedder:
         """Embeddings `[N, D]` of documents, fp32 on the CPU, unit norm, in the caller's order."""
         return self._embedded(list(texts), "document", progress)
 
+    def embed_documents_and_count(self, texts: Sequence[str], progress: bool = False) -> tuple[Tensor, int]:
+        """As `embed_documents`, and how many of the documents are cut."""
+        return self.embed_documents(texts, progress), self.truncated_count(texts, "document")
+
     def embed_queries(self, texts: Sequence[str], progress: bool = False) -> Tensor:
         """Embeddings `[N, D]` of queries, fp32 on the CPU, unit norm, in the caller's order."""
         return self._embedded(list(texts), "query", progress)

@@ -55,20 +55,33 @@ def plain_ids(
         max_length: tokens of a text; None cuts nothing.
         side: that is cut: "right" leaves the first tokens, "left" the last ones.
     """
+    return cut_ids(tokenizer, texts, max_length, side)[0]
+
+
+def cut_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    max_length: int | None = None,
+    side: Side = "right",
+) -> tuple[list[list[int]], int]:
+    """As `plain_ids`, and how many of the texts have more tokens than are taken."""
     settled = first_ids if side == "right" else last_ids
     whole = PIECE if max_length is None else whole_length(max_length)
     result: list[list[int]] = [[] for _ in texts]
-    n_unread = 0
+    n_cut = n_unread = 0
     for rows in _groups(texts, whole):
         for row, ids in zip(rows, _tokenized(tokenizer, [texts[row] for row in rows]), strict=True):
             result[row] = ids if max_length is None else cut(ids, max_length, side)
+            n_cut += len(result[row]) < len(ids)
     for row, text in enumerate(texts):
         if len(text) <= whole:
             continue
         if max_length is None:
             result[row] = [id for piece in pieces(text) for id in _tokenized(tokenizer, [piece])[0]]
         else:
-            result[row], is_read = settled(tokenizer, text, max_length, whole)
+            ids, is_read = settled(tokenizer, text, max_length + 1, whole)
+            result[row] = cut(ids, max_length, side)
+            n_cut += len(result[row]) < len(ids)
             n_unread += not is_read
     if n_unread:
         log.warning(
@@ -76,7 +89,7 @@ def plain_ids(
             "rest of them is not read",
             n_unread, max_length, *(("first",) * 2 if side == "right" else ("last",) * 2), TIMES * whole,
         )  # fmt: skip
-    return result
+    return result, n_cut
 
 
 def cut(ids: list[int], max_length: int, side: Side) -> list[int]:

@@ -44,7 +44,8 @@ DIFFERENCES = {
 }
 """What to call the parts of a key that are not the corpus."""
 
-Embed = Callable[[Sequence[str]], ArrayLike]
+Embed = Callable[[Sequence[str]], tuple[ArrayLike, int | None]]
+"""From texts to `[n, D]` fp32, and how many of them were read in part; None: not counted."""
 
 Block = tuple[np.ndarray, int | None]
 """Rows `[n, D]`, contiguous fp32, and how many of their texts were read in part; None: not counted."""
@@ -67,7 +68,6 @@ def stored_embeddings(
     embed: Embed,
     chunk_size: int = 1024,
     progress: bool = True,
-    count_cut: Callable[[Sequence[str]], int] | None = None,
 ) -> np.memmap:
     """Embeddings of all texts; those that are already on disk are not encoded again.
 
@@ -78,10 +78,9 @@ def stored_embeddings(
         root: folder of all stores.
         key: what the embeddings depend on, the corpus included.
         texts: `N` documents, in row order; read by row.
-        embed: from at most `chunk_size` texts to `[n, D]` fp32.
+        embed: embeds at most `chunk_size` texts, and counts what `cut_texts` tells.
         chunk_size: rows per call of `embed`, and rows lost at most by an interruption.
         progress: whether to show how far the encoding is.
-        count_cut: how many of some texts `embed` reads a part of; asked for each chunk, for `cut_texts`.
 
     Returns:
         `[N, D]` fp32, a read-only memory map.
@@ -94,8 +93,8 @@ def stored_embeddings(
     def encoded(done: int) -> Iterator[Block]:
         for start in range(done, len(texts), chunk_size):
             chunk = [texts[row] for row in range(start, min(start + chunk_size, len(texts)))]
-            vectors = checked_rows(embed(chunk), start, start + len(chunk))
-            yield vectors, None if count_cut is None else count_cut(chunk)
+            vectors, n_cut = embed(chunk)
+            yield checked_rows(vectors, start, start + len(chunk)), n_cut
 
     return stored_rows(root, key, len(texts), encoded, progress)
 

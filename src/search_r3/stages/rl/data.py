@@ -1,6 +1,6 @@
 """The data module of the RL stage: queries without answers, and the live index that they are searched in."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from search_r3.data.types import Corpus, Example, TrainingData
 from search_r3.distributed import Ranks, equal_forwards
 from search_r3.index.backends.base import MakeIndex
-from search_r3.index.rows.cache import StoreError, open_store, store_folder, stored_embeddings
+from search_r3.index.rows.cache import Embed, StoreError, open_store, store_folder, stored_embeddings
 from search_r3.index.rules.base import Refresh
 from search_r3.index.served import LiveIndex
 from search_r3.index.shard import check_size
@@ -147,17 +147,18 @@ class RLDataModule(ExamplesDataModule):
         ranks, key = Ranks(), self.key
         folder = store_folder(self.cache_dir, key)
 
-        def encode(texts: Sequence[str]) -> np.ndarray:
+        def encode(texts: Sequence[str]) -> tuple[np.ndarray, int]:
             error = None
             with equal_forwards(self.embedder):  # sharded weights need all ranks; none waits in silence
                 try:
-                    own = np.asarray(self.embedder.embed_documents(texts[ranks.shard(len(texts))]))
+                    own_texts = texts[ranks.shard(len(texts))]
+                    vectors, n_cut = self.embedder.embed_documents_and_count(own_texts)
                 except Exception as failed:  # raised below: until then the other ranks need this one
                     error = _not_encoded(folder, failed)
             ranks.agree(error)
-            return ranks.joined(own)
+            return ranks.joined(np.asarray(vectors)), sum(ranks.gather_objects(n_cut))
 
-        def read_or_make(encode_by_all: Callable[[Sequence[str]], np.ndarray]) -> np.ndarray:
+        def read_or_make(encode_by_all: Embed) -> np.ndarray:
             size = self.encode_batch * ranks.size
             try:
                 return stored_embeddings(self.cache_dir, key, self.corpus.texts, encode_by_all, size)
