@@ -32,15 +32,22 @@ HOPS_RUNS = {
 }
 
 
-def freshness(file: str) -> str:
-    """A line for each run: what it cost, what its audits found, and what it reached."""
+def freshness(file: str, has_seconds: bool = True) -> str:
+    """A line for each run: what it cost, what its audits found, and what it reached.
+
+    Args:
+        file: that `experiments.freshness.outcome` wrote.
+        has_seconds: False where runs were held up by other work, so that their seconds say nothing.
+    """
     lines = []
     for run in content(file)["rows"]:
         audits = [f"{run['audits']['difference']:.3f}", f"{run['audits']['sign_agreement']:.0%}"]
         share = f"{run['documents_per_step'] / run['corpus']:.1%}"
-        cost = [f"{run['documents_per_step']:,.0f} ({share})", f"{run['seconds_per_step']:.1f}"]
+        cost = [f"{run['documents_per_step']:,.0f} ({share})"]
+        cost += [f"{run['seconds_per_step']:.1f}"] * has_seconds
         lines.append((f"`{run['rule']}`", run["seed"], *cost, *audits, score(run)))
-    header = ("rule", "seed", ">pages per step", ">seconds per step", ">rewards off by", ">signs agree")
+    seconds = (">seconds per step",) * has_seconds
+    header = ("rule", "seed", ">pages per step", *seconds, ">rewards off by", ">signs agree")
     return table((*header, ">nDCG@10"), lines)
 
 

@@ -40,7 +40,7 @@ class Mortal:
 
     def __call__(self):
         embedder = load_embedder(FOLDER)
-        embed, n_calls = embedder.embed_documents, 0
+        embed, n_calls = embedder.embed_documents_and_count, 0
 
         def mortal(texts, progress=False):
             nonlocal n_calls
@@ -53,7 +53,7 @@ class Mortal:
                 os.kill(os.getpid(), signal.SIGKILL)
             return embed(texts)
 
-        embedder.embed_documents = mortal
+        embedder.embed_documents_and_count = mortal
         return embedder
 
 
