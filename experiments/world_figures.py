@@ -44,9 +44,9 @@ def freshness(file: str, has_seconds: bool = True) -> str:
         audits = [f"{run['audits']['difference']:.3f}", f"{run['audits']['sign_agreement']:.0%}"]
         share = f"{run['documents_per_step'] / run['corpus']:.1%}"
         cost = [f"{run['documents_per_step']:,.0f} ({share})"]
-        cost += [f"{run['seconds_per_step']:.1f}"] * has_seconds
+        cost += [f"{run['seconds_per_step']:.1f}"] if has_seconds else []
         lines.append((f"`{run['rule']}`", run["seed"], *cost, *audits, score(run)))
-    seconds = (">seconds per step",) * has_seconds
+    seconds = (">seconds per step",) if has_seconds else ()
     header = ("rule", "seed", ">pages per step", *seconds, ">rewards off by", ">signs agree")
     return table((*header, ">nDCG@10"), lines)
 
