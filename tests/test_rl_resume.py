@@ -63,11 +63,11 @@ def while_the_cache_is_filled():
 
     embed, calls = ReasoningEmbedder.embed_documents_and_count, []
 
-    def third(self, texts):
+    def third(self, texts, progress=False):
         calls.append(1)
         if len(calls) == 3:
             die()
-        return embed(self, texts)
+        return embed(self, texts, progress)
 
     ReasoningEmbedder.embed_documents_and_count = third
 
