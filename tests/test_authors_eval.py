@@ -12,7 +12,8 @@ from conftest import TEXTS
 from plain_folders import byte_tokenizer, write_plain
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.errors import UsageError
 from search_r3.evaluate import check, run
 from search_r3.models.folder.plain import load_plain

@@ -12,7 +12,8 @@ from plain_folders import opened
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import search_r3.base
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.errors import UsageError
 from search_r3.folders import MARK
 from search_r3.models.folder import ModelFolderError, open_embedder

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from search_r3.cli import evaluation_checks, training_checks
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.model_choice import TRAINABLE, TRAINED
 from search_r3.errors import UsageError
 from search_r3.evaluation.modes import MODES

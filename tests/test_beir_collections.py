@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.evaluation_checks import benchmarks_of, check, split_of
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.errors import UsageError

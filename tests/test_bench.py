@@ -16,7 +16,8 @@ from search_r3.benchmarks.peers.cases import Case, CaseError, Keeper, aim_of, ke
 from search_r3.benchmarks.peers.comparison import Comparison, Cost, Equal, alternated, fastest, ratios_of
 from search_r3.benchmarks.peers.comparison import measured as row_of
 from search_r3.benchmarks.peers.names import ROWS
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.errors import UsageError
 
 LIMITS = {"flops_per_s": 100.0, "bytes_per_s": 10.0}

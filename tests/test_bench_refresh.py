@@ -14,7 +14,8 @@ from conftest import TEXTS, build_embedder
 from search_r3.benchmarks import refresh as bench_refresh
 from search_r3.benchmarks import scale as bench_scale
 from search_r3.benchmarks.report import coverage, logged_steps, measured, row_of, scheduled_audits
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.overrides import quote_free_text
 from search_r3.cli.run_folder import state_of
 from search_r3.errors import UsageError

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from search_r3.cli.compose import RL_GROUPS, ConfigSource, compose
+from search_r3.cli.compose import RL_GROUPS, compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.devices import cpu_ranks
 from search_r3.cli.model_choice import TRAINED
 from search_r3.cli.overrides import TRAINER_NODES, flat_keys

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_fuzzed_readers import damaged
 
-from search_r3.cli.compose import ConfigSource, compose, resolved_yaml
+from search_r3.cli.compose import compose, resolved_yaml
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.last_resort import described
 from search_r3.cli.resume import resumed
 from search_r3.cli.run_folder import write_status

@@ -14,7 +14,8 @@ import pytest
 import pytorch_lightning as pl
 import Stemmer
 
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.instantiate import instantiate
 from search_r3.data.hops.reader import chance_ndcg, load_hops
 from search_r3.data.hops.settings import Sizes, TextSettings

@@ -12,7 +12,8 @@ import pytest
 from conftest import TEXTS, build_embedder
 
 from search_r3 import SearchR3
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.data.beir.benchmark import load_benchmark
 from search_r3.data.beir.documents import load_corpus
 from search_r3.data.jsonl import LazyTexts

@@ -10,7 +10,8 @@ import pytrec_eval
 from conftest import TEXTS
 
 from search_r3 import report
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.evaluation_report import scores_by_query
 from search_r3.cli.instantiate import instantiate
 from search_r3.data.types import Benchmark, Corpus

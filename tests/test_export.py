@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from search_r3 import SearchR3
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.errors import UsageError
 from search_r3.export import check
 from search_r3.export import run as export

@@ -11,7 +11,8 @@ from test_index_contract import brute_force, clustered, drift, recall, unit
 from test_live_index import KEY, created, settings_of
 
 from search_r3.benchmarks.memory import figure
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.overrides import quote_free_text
 from search_r3.errors import UsageError
 from search_r3.index.backends.faiss_factory import made, trained

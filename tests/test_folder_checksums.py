@@ -17,7 +17,8 @@ from test_folder import UNUSED, move_trained_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import search_r3.upgrade
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.evaluate import _evaluated
 from search_r3.models import checksums
 from search_r3.models.folder import load_embedder, open_embedder, save_embedder, upgrade_folder

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from experiments.freshness import outcome
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.evaluation.report import model_names
 from tests.command import run
 

@@ -13,7 +13,8 @@ import pytest
 import pytrec_eval
 from conftest import TEXTS as CODE
 
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.evaluation_checks import benchmarks_of, check
 from search_r3.data.beir.benchmark import load_benchmark
 from search_r3.data.beir.hub import HubError, beir_files, from_hub, written

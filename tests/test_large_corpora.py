@@ -8,7 +8,8 @@ from conftest import TEXTS
 from two_processes import on_two_ranks
 
 from search_r3.benchmarks.memory import main, measured, slope, write_collection
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.data.beir.benchmark import load_benchmark
 from search_r3.data.texts import Texts
 from search_r3.data.types import Benchmark, Corpus

@@ -7,7 +7,8 @@ from plain_folders import opened
 from test_positions import plain
 from transformers import GPTJConfig
 
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.errors import UsageError
 from search_r3.models.checksums import ModelFolderError
 from search_r3.models.measured import MEASURED, Way, chosen, measure, settled, ways

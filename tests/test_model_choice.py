@@ -5,7 +5,8 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from search_r3.cli.compose import ConfigSource, compose, resolved_yaml
+from search_r3.cli.compose import compose, resolved_yaml
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.overrides import quote_free_text
 from search_r3.cli.resume import differences
 from search_r3.errors import UsageError

@@ -7,7 +7,8 @@ from conftest import TEXTS, build_embedder
 from omegaconf import OmegaConf
 
 from search_r3.benchmarks.refresh import check as check_bench
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.names import check_names
 from search_r3.errors import UsageError
 from search_r3.folders import MARK, empty_part

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from search_r3.cli.compose import RL_GROUPS, ConfigSource, compose, with_choices
+from search_r3.cli.compose import RL_GROUPS, compose, with_choices
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.number_ranges import TARGETS, TRAINER, check_numbers, leaves
 from search_r3.errors import UsageError
 from search_r3.shipped import CONF

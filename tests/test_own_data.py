@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.errors import UsageError
 from search_r3.evaluate import check, run
 from tests.command import ROOT

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.instantiate import instantiate
 from search_r3.objectives.grpo import PolicyBatch, policy_loss
 

@@ -17,7 +17,8 @@ from transformers import (
     Phi3Config,
 )
 
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.data.types import Corpus, TrainingData
 from search_r3.evaluate import _evaluated
 from search_r3.models.folder import ModelFolderError, load_embedder, save_embedder

@@ -14,7 +14,8 @@ import pytest
 from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.overrides import flat_keys, quote_free_text
 from search_r3.errors import UsageError
 from search_r3.shipped import CONF

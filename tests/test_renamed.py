@@ -7,7 +7,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from search_r3.cli.compose import ConfigSource, compose, resolved_yaml
+from search_r3.cli.compose import compose, resolved_yaml
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.model_choice import Given, read_facts, refuse_conflicts
 from search_r3.cli.renamed import RENAMED, WORDS

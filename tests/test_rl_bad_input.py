@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from test_rl import likely_folder
 
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.overrides import quote_free_text
 from search_r3.errors import UsageError
 from search_r3.stages.rl.environment import EnvironmentDataError

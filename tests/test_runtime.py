@@ -11,7 +11,8 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from search_r3.cli.compose import ConfigSource, compose, resolved_yaml
+from search_r3.cli.compose import compose, resolved_yaml
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.devices import _listed
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.overrides import argument_names, nearest, quote_free_text

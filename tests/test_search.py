@@ -10,7 +10,8 @@ import pytest
 import search_r3
 from search_r3 import SearchR3
 from search_r3.api import Found, Hit, _Spoken
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.hits import Screen
 from search_r3.cli.overrides import quote_free_text
 from search_r3.errors import UsageError

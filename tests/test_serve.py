@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from search_r3 import SearchR3
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.errors import UsageError
 from search_r3.serve import check, listening, server_of
 from search_r3.web.app import FILES, Settings

@@ -7,7 +7,8 @@ from architectures import WINDOW, build
 from conftest import LENGTHS, TEXTS
 from test_sft import NEVER, SETTINGS, WEIGHTS, fit, trainer, training_data
 
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.training_checks import check
 from search_r3.errors import UsageError
 from search_r3.models.embedder import ReasoningEmbedder

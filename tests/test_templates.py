@@ -24,7 +24,8 @@ from plain_folders import (
     write_plain,
 )
 
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.resume import resumed
 from search_r3.cli.run import execute

@@ -19,7 +19,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from search_r3.cli.command import entry_point
-from search_r3.cli.compose import ConfigSource, compose, resolved_yaml
+from search_r3.cli.compose import compose, resolved_yaml
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.resume import resumed
 from search_r3.cli.trust import BUILDERS, WRITES, calls, checked_trust, refuse_foreign, stored_config
 from search_r3.errors import UsageError

@@ -6,7 +6,8 @@ import optuna
 import pytest
 from omegaconf import OmegaConf
 
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.overrides import quote_free_text
 from search_r3.cli.tuning.space import Dimension
 from search_r3.cli.tuning.study import finished_count, open_study, trials_table

@@ -2,7 +2,8 @@
 
 import pytest
 
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.entry import Entry
 from search_r3.cli.help import help_text
 from search_r3.errors import UsageError

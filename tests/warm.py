@@ -11,7 +11,8 @@ from io import BytesIO
 import matplotlib
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

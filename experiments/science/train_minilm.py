@@ -23,7 +23,8 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.util import cos_sim
 from torch import Tensor
 
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.instantiate import instantiate
 from search_r3.data.types import Example
 

@@ -13,7 +13,8 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 from small_collection import LONG, write_collection, write_encoder
 
 from search_r3 import SearchR3
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.compare import main as compare
 from search_r3.data.beir.benchmark import load_benchmark
 from search_r3.evaluate import run as evaluate

@@ -15,7 +15,8 @@ import pytest
 from ray import cloudpickle
 from small_collection import write_collection
 
-from search_r3.cli.compose import ConfigSource, compose
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.data.beir.documents import load_corpus
 from search_r3.demo import MODEL
 from search_r3.encode import check, run

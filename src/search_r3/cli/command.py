@@ -18,7 +18,7 @@ from typing import NoReturn
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
-from search_r3.cli.compose import ConfigSource
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.entry import Check, Entry, Reached, Run
 from search_r3.cli.help import help_text
 from search_r3.cli.last_resort import run_command

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator, Sequence
 
-from search_r3.cli.compose import ConfigSource, MissingChoice
+from search_r3.cli.config_source import ConfigSource, MissingChoice
 from search_r3.cli.describe import DescribedKey, describe_file, headline
 from search_r3.cli.entry import Entry
 

@@ -11,15 +11,14 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.compose import (
-    ConfigSource,
     check_complete,
     checked_key,
     mapped_text,
-    plain_container,
     plain_value,
     selected,
     value_of,
 )
+from search_r3.cli.config_source import ConfigSource, plain_container
 from search_r3.cli.entry import Composed, Reached
 from search_r3.cli.overrides import TRAINER_NODES, flat_keys, literal
 from search_r3.cli.ranks import SHARDED, is_first, strategy_name

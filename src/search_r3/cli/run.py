@@ -9,7 +9,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from search_r3.cli.compose import ConfigSource, compose, last_value, plain_value, resolved_yaml
+from search_r3.cli.compose import compose, last_value, plain_value, resolved_yaml
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.entry import Composed, Entry, Run
 from search_r3.cli.overrides import literal
 from search_r3.cli.ranks import is_first, own_rank

@@ -12,7 +12,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from search_r3.cli.compose import ConfigSource, bare_text, compose, last_value, with_choices, with_modes
+from search_r3.cli.compose import bare_text, compose, last_value, with_choices, with_modes
+from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.entry import Composed, Entry, Run
 from search_r3.cli.last_resort import EXIT_FAILED, EXIT_INTERRUPTED, told
 from search_r3.cli.overrides import quoted
