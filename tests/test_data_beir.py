@@ -16,6 +16,7 @@ from search_r3.data.beir.documents import load_corpus
 from search_r3.data.beir.layout import collection_name, removes_self_match
 from search_r3.data.beir.training import load_beir_training
 from search_r3.data.jsonl import ConcatTexts, DataError, LazyTexts, numbered_lines
+from search_r3.data.mixture import load_mixture
 from search_r3.evaluation.metrics import per_query_metrics
 from search_r3.stages.data import thinned
 
@@ -560,3 +561,19 @@ def test_the_title_of_a_document_is_how_its_text_begins(tmp_path, in_memory_mib)
     file.write_text('{"_id": "d", "text": "no title in the whole file"}\n')
     assert load_corpus(file).title_lengths is None
     assert load_corpus(file).title_of(0) == ""
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_excluded_documents_are_those_of_the_folder_however_it_is_read(tmp_path, compressed):
+    folder = write_collection(tmp_path / "mine", dev=qrels([("q33", "d1", 1)]))
+    table = b"query-id\tcorpus-id\nq30\td3\nq33\td4\n"
+    name = "excluded.tsv.gz" if compressed else "excluded.tsv"
+    (folder / name).write_bytes(gzip.compress(table) if compressed else table)
+    assert load_benchmark(folder).excluded == {"q30": {"d3"}}
+    data = load_beir_training(folder)
+    assert data.test.excluded == {"q30": {"d3"}}
+    assert data.validation.excluded == {"q33": {"d4"}}
+    assert thinned(data.validation, 5, 2, seed=0).excluded == {"q33": {"d4"}}
+    mixed = load_mixture({"a": data})
+    assert mixed.test.excluded == {"a/q:q30": {"a/d3"}}
+    assert mixed.test.qrels.keys() > mixed.test.excluded.keys()

@@ -103,13 +103,16 @@ def _joined(name: str, benchmarks: Sequence[tuple[str, Benchmark | None]]) -> Be
         return None
     queries: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
+    excluded: dict[str, frozenset[str]] = {}
     for key, benchmark in present:
         prefix = f"{key}/" if benchmark.remove_self_match else f"{key}/q:"
         for query_id, grades in benchmark.qrels.items():
             queries[prefix + query_id] = benchmark.queries[query_id]
             qrels[prefix + query_id] = {f"{key}/{document}": grade for document, grade in grades.items()}
+        for query_id, names in benchmark.excluded.items():
+            excluded[prefix + query_id] = frozenset(f"{key}/{document}" for document in names)
     corpus = _joined_corpora([(key, benchmark.corpus) for key, benchmark in present])
     n_unasked = sum(benchmark.judged_queries_missing for _, benchmark in present)
     removes_self_match = any(benchmark.remove_self_match for _, benchmark in present)
     holds_code = all(benchmark.holds_code for _, benchmark in present)
-    return Benchmark(name, corpus, queries, qrels, removes_self_match, n_unasked, holds_code)
+    return Benchmark(name, corpus, queries, qrels, removes_self_match, n_unasked, holds_code, excluded)

@@ -1,6 +1,7 @@
 """Data modules: they batch what a `data=` choice read."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytorch_lightning as pl
@@ -61,13 +62,11 @@ def thinned(benchmark: Benchmark, n_queries: int, n_documents: int, seed: int) -
     others = [row for row in random.permutation(len(benchmark.corpus)).tolist() if row not in relevant]
     rows = sorted(relevant | set(others[: max(n_documents - len(relevant), 0)]))
     corpus = benchmark.corpus
-    return Benchmark(
-        name=benchmark.name,
+    return replace(
+        benchmark,
         corpus=Corpus([corpus.ids[row] for row in rows], [corpus.texts[row] for row in rows]),
         queries={query: benchmark.queries[query] for query in chosen},
         qrels={query: benchmark.qrels[query] for query in chosen},
-        remove_self_match=benchmark.remove_self_match,
-        holds_code=benchmark.holds_code,
     )
 
 

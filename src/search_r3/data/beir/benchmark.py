@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from search_r3.data.beir.documents import load_corpus, load_queries
@@ -59,8 +58,7 @@ def load_benchmark(
             file, n_without, len(judged.grades),
         )  # fmt: skip
     is_removed = removes_self_match(name) if remove_self_match is None else remove_self_match
-    benchmark = benchmark_of(name, corpus, queries, judged, is_removed, holds_code)
-    return replace(benchmark, excluded=load_excluded(folder / EXCLUDED, judged.grades, corpus))
+    return benchmark_of(name, corpus, queries, judged, folder, is_removed, holds_code)
 
 
 def benchmark_of(
@@ -68,6 +66,7 @@ def benchmark_of(
     corpus: Corpus,
     queries: Mapping[str, str],
     qrels: Qrels,
+    folder: Path,
     remove_self_match: bool,
     holds_code: bool,
 ) -> Benchmark | None:
@@ -78,11 +77,16 @@ def benchmark_of(
         corpus: all documents.
         queries: text by query id, judged or not.
         qrels: judgements.
+        folder: of the collection, which may have a file `excluded.tsv`, plain or with `.gz`.
         remove_self_match: whether a document whose id equals the query's id is taken out of the ranking.
         holds_code: whether the documents are source code.
+
+    Raises:
+        DataError: If a row of `excluded.tsv` is bad.
     """
     if not qrels.grades:
         return None
     asked = {query: queries[query] for query in qrels.grades}
+    excluded = load_excluded(file_in(folder, EXCLUDED), qrels.grades, corpus)
     n_unknown = qrels.n_unknown_queries
-    return Benchmark(name, corpus, asked, qrels.grades, remove_self_match, n_unknown, holds_code)
+    return Benchmark(name, corpus, asked, qrels.grades, remove_self_match, n_unknown, holds_code, excluded)

@@ -100,7 +100,7 @@ def load_beir_training(
     _refuse_queries_without_positive(train_file, rows, min_grade)
     _tell_held_out(name, splits, validation_share)
     is_removed = removes_self_match(name) if remove_self_match is None else remove_self_match
-    held_out_as = partial(benchmark_of, remove_self_match=is_removed, holds_code=holds_code)
+    held_out_as = partial(benchmark_of, folder=folder, remove_self_match=is_removed, holds_code=holds_code)
     counts = {"name": name, "documents": len(corpus), "examples": len(examples), "train_queries": len(rows)}
     return TrainingData(
         name=name,
