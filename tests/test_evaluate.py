@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -505,6 +506,10 @@ def test_a_table_and_a_chart_show_names_as_they_are_and_any_number_of_them(tmp_p
     print_table([row | {"benchmark": "we[b] 1"}])
     assert "we[b] 1" in capsys.readouterr().out
     assert write_chart([row | {"benchmark": "$x$ {"}], tmp_path / "one.png").is_file()
+    two = [row | {"benchmark": "b", "model": f"runs/{n}/model", "weights_sha256": n} for n in ("_$a", "_$^")]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "No artists with labels")  # of a legend without a line
+        assert write_chart(two, tmp_path / "two.png").is_file()
     many = [row | {"benchmark": f"b{number}"} for number in range(70)]
     image = write_chart(many, tmp_path / "many.png").read_bytes()
     assert int.from_bytes(image[16:20]) == 100 * 100  # no wider however many; matplotlib refuses 2^16 pixels

@@ -210,13 +210,15 @@ def write_chart(rows: Sequence[Mapping], path: Path) -> Path:
             "color": _colour(chosen[0]),
             "hatch": hatches.get(names.get(chosen[0]["model"], ""), ""),
         }
-        bars = axes.bar(at, values, width * 0.92, yerr=errors, capsize=3, label=label, **style)
+        bars = axes.bar(at, values, width * 0.92, yerr=errors, capsize=3, label=str(place), **style)
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
-    axes.set_xticks(range(len(benchmarks)), [name.replace("$", r"\$") for name in benchmarks])
+    axes.set_xticks(range(len(benchmarks)), benchmarks, parse_math=False)  # a name with $ is no formula
     axes.set_ylabel("nDCG@10")
     axes.set_ylim(0, 1)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, fontsize=9, loc="outside right upper")
+    legend = figure.legend(frameon=False, fontsize=9, loc="outside right upper")
+    for text, label in zip(legend.get_texts(), series, strict=True):
+        text.set(text=label, parse_math=False)  # only now: a legend leaves out series called _ and more
     figure.savefig(path, dpi=100)
     plt.close(figure)
     return path
