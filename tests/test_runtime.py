@@ -56,7 +56,8 @@ NASTY = [
 def configs(tmp_path_factory):
     folder = write_configs(tmp_path_factory.mktemp("configs"))
     (folder / "bare.yaml").write_text(
-        "data: {columns: {query: null}}\nmodel: {path: null}\noutput_dir: null\nfiles: []\n"
+        "data: {columns: {query: null}, test: null, dataset: null, files: [a]}\n"
+        "model: {path: null, name: null}\noutput_dir: null\nfiles: []\n"
     )
     return folder
 
@@ -87,8 +88,31 @@ def test_paths_arrive_verbatim(source, path):
     assert (config.model.path, config.output_dir) == (path, path)
 
 
+@pytest.mark.parametrize("key", ["data.test", "data.dataset", "model.name"])
+def test_a_folder_that_may_have_another_source_arrives_verbatim_too(source, key):
+    for text in ("my sets/a=1, b[2]", "org/name", "12"):
+        config = compose("bare", quote_free_text([f"{key}={text}"]), source).config
+        assert OmegaConf.select(config, key) == text
+    config = compose("bare", quote_free_text([f"{key}=null", "data.files=null"]), source).config
+    assert OmegaConf.select(config, key) is None
+    assert config.data.files is None
+
+
+def test_a_sweep_over_names_of_the_hub_is_one_over_each():
+    swept = ["model.name=org/a,org/b", "data.dataset=a,b"]
+    assert quote_free_text(swept, is_sweep=True) == swept
+
+
 @pytest.mark.parametrize(
-    "argument", ["output_dir=~/runs", "model.path=~", "files=~a.jsonl", "files=[a, ~/b]"]
+    "argument",
+    [
+        "output_dir=~/runs",
+        "model.path=~",
+        "files=~a.jsonl",
+        "files=[a, ~/b]",
+        "data.test=~/b",
+        "model.name=~/b",
+    ],
 )
 def test_a_path_that_begins_with_the_home_sign_is_refused_with_what_to_write(argument):
     with pytest.raises(UsageError, match=r"a shell leaves ~ as it is behind '='"):

@@ -29,10 +29,13 @@ PATHS = (
     "reasonings",
     "output",
     "embeddings",
+    "test",
 )
 """Keys whose value is a path, by last component or as an ending (`output_dir`); `null` unsets them."""
+HUB_OR_PATH = ("model.name", "dataset")
+"""Keys, whole or by last component, whose value is a folder or a name on the hub; a sweep lists several."""
 PATH_LISTS = ("files",)
-"""Keys whose value is a path or a list of paths in brackets."""
+"""Keys whose value is a path or a list of paths in brackets; `null` unsets them."""
 COMMAS = ("factory",)
 """Keys, by last component, whose value is a text with commas, such as `IVF4096,SQ8`; `null` unsets them."""
 TRAINER_NODES = ("stage.trainer", "strategy", "debug")
@@ -89,6 +92,8 @@ def _value(key: str, value: str, is_sweep: bool) -> str:
         return value
     if key in FREE_TEXT:
         return quoted(value)
+    if value == "null":
+        return value
     is_choice = is_sweep and re.fullmatch(r"choice\(.*\)", value, re.DOTALL)
     if _is_named(key, PATH_LISTS):
         if value.startswith("[") and value.endswith("]"):
@@ -97,9 +102,11 @@ def _value(key: str, value: str, is_sweep: bool) -> str:
             items = [item.strip() for item in value[1:-1].split(",")]
             return "[" + ",".join(_quoted_path(key, item) for item in items if item) + "]"
         return value if is_choice else f"[{_quoted_path(key, value)}]"
-    if _is_named(key, COMMAS) and not is_choice and value != "null":
+    if _is_named(key, COMMAS) and not is_choice:
         return value if value[:1] in ("'", '"') else quoted(value)
-    if _is_named(key, PATHS) and not is_choice and value != "null":
+    if _is_named(key, PATHS) and not is_choice:
+        return _quoted_path(key, value)
+    if not is_sweep and (key in HUB_OR_PATH or _is_named(key, HUB_OR_PATH)):
         return _quoted_path(key, value)
     return value
 
