@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -116,6 +117,7 @@ BAD_ROWS = [
     ('{"query": "\udcff", "positive": "b", "hard_negatives": ["c"]}\n', "UTF-8"),
     ('{"query": "\\ud800", "positive": "b", "hard_negatives": ["c"]}\n', "surrogate"),
     ({"query": "a", "positive": "b", "hard_negatives": ["c"], "key": "x"}, "'x' occurs for the second time"),
+    ({"query": "a", "positive": "b", "hard_negatives": ["c"], "key": "x\t0"}, "'key' must not hold tabs"),
 ]
 
 
@@ -201,9 +203,19 @@ def test_wrong_settings_are_refused(options, message):
         load_triples(**options)
 
 
-def test_an_empty_file_leaves_nothing_to_train_on(tmp_path):
-    with pytest.raises(ValueError, match="no training row is left"):
-        load_triples(write_rows(tmp_path / "rows.jsonl", ""))
+def test_an_empty_file_is_named_and_an_empty_shard_beside_others_is_not(tmp_path):
+    empty, full = write_rows(tmp_path / "empty.jsonl", "\n"), write_rows(tmp_path / "rows.jsonl", ROWS)
+    with pytest.raises(DataError, match=r"empty\.jsonl: no row stands there"):
+        load_triples(empty)
+    assert len(load_triples([empty, full], validation_share=0).examples) == len(ROWS)
+
+
+def test_what_is_no_file_is_told_as_what_it_is(tmp_path):
+    (tmp_path / "folder.jsonl").mkdir()
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for name, rule in (("folder", "is a folder where a file is expected"), ("pipe", "is a pipe or a device")):
+        with pytest.raises(DataError, match=rf"{name}\.jsonl: {rule}"):
+            load_triples(str(tmp_path / f"{name}.jsonl"))
 
 
 def test_what_is_odd_and_kept_is_said_in_one_line_each(tmp_path, caplog):

@@ -45,11 +45,18 @@ def open_lines(path: Path) -> BinaryIO:
         DataError: If there is no such file, or it cannot be opened.
     """
     if not path.is_file():
-        raise DataError(path, 0, "no such file")
+        raise DataError(path, 0, _what_is_there(path))
     try:
         return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
     except OSError as error:
         raise DataError(path, 0, f"cannot be read ({error.strerror})") from None
+
+
+def _what_is_there(path: Path) -> str:
+    """Why a path is no file."""
+    if path.is_dir():
+        return "is a folder where a file is expected"
+    return "is a pipe or a device; write its content to a file" if path.exists() else "no such file"
 
 
 def raw_lines(file: BinaryIO, path: Path, longest: int = LONGEST_LINE) -> Iterator[tuple[int, bytes]]:

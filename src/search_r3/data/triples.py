@@ -185,9 +185,13 @@ def _raw_rows(
 def _file_rows(files: Sequence[str | Path]) -> Iterator[tuple[str, int, dict]]:
     if not files:
         raise ValueError("files: the list is empty")
+    has_rows = False
     for path in map(Path, files):
         for line, text in numbered_lines(path):
+            has_rows = True
             yield str(path), line, parse_object(text, path, line)
+    if not has_rows:  # one of several may be empty, as a shard
+        raise DataError(", ".join(map(str, files)), 0, "no row stands there")
 
 
 def _dataset_rows(dataset: str, config: str | None, split: str) -> Iterator[tuple[str, int, dict]]:
@@ -234,6 +238,8 @@ def _checked_row(file: str, line: int, row: dict, columns: Mapping, default_id: 
         if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= 64:
             value = str(value)
         row_id = checked_id(checked_text(value, repr(key), file, line), repr(key), file, line)
+        if "\t" in row_id:  # which parts an id from the number of a positive
+            raise DataError(file, line, f"{key!r} must not hold tabs, got {shown(row_id)}")
     return _Row(file, line, row_id, query, positives, negatives, reasoning)
 
 
