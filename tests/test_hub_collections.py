@@ -102,6 +102,35 @@ def test_a_snapshot_without_judgements_and_a_grade_that_is_no_number_are_refused
         beir_files(folder, folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "row", "rule"),
+    [
+        (
+            "corpus.jsonl",
+            '{"_id": "d", "text": "half \\ud800"}',
+            r"'text' of 'd' holds half of a surrogate pair",
+        ),
+        ("corpus.jsonl", '{"_id": "d", "title": 5, "text": ""}', "'title' of 'd' must be a string, got int"),
+        ("queries.jsonl", '{"_id": "d", "text": ["x"]}', "'text' of 'd' must be a string, got list"),
+        ("queries.jsonl", '{"_id": "q\\t1", "text": "x"}', "an id must not hold tabs or line ends"),
+        ("qrels/test.jsonl", '{"query-id": "q0", "corpus-id": "d0", "score": NaN}', "a judgement must have"),
+        (
+            "qrels/test.jsonl",
+            '{"query-id": "q0", "corpus-id": "d0", "score": 1e999}',
+            "a judgement must have",
+        ),
+    ],
+)
+def test_a_row_of_a_snapshot_that_no_collection_may_have_is_refused_before_one_is_written(
+    tmp_path, file, row, rule
+):
+    folder = write_as_mteb(tmp_path / "snapshot")
+    (folder / file).write_text(row + "\n")
+    with pytest.raises(DataError, match=rf"{file}: {rule}"):
+        written(tmp_path / "made", beir_files(folder, folder))
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> Path:
     """The hub's cache as it is offline, with one collection of BEIR and one task of BRIGHT in it."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from search_r3.data.beir.hub_sources import BRIGHT, SOURCES
 from search_r3.data.beir.qrels import EXCLUDED
-from search_r3.data.jsonl import DAMAGED_GZIP, DataError, numbered_lines, parse_object
+from search_r3.data.jsonl import DAMAGED_GZIP, DataError, checked_text, numbered_lines, parse_object
 from search_r3.errors import UsageError
 from search_r3.folders import MARK, empty_part
 from search_r3.records import clipped, shown
@@ -214,22 +214,29 @@ def _read(file: Path) -> Iterator[dict]:
 
 
 def _id(row: Mapping, file: Path) -> str:
-    """The id of a document or query, as a text."""
+    """The id of a document or query, as a text that can stand in a table."""
     value = row.get("_id", row.get("id"))
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise DataError(file, 0, f"a row must have an _id or id, got {shown(value)}")
-    return str(value)
+    if any(character in str(value) for character in "\t\r\n"):
+        raise DataError(file, 0, f"an id must not hold tabs or line ends, got {shown(value)}")
+    return checked_text(str(value), "an id", file, 0)
+
+
+def _text(row: Mapping, key: str, file: Path) -> str:
+    """The text under a key; empty where the row has none."""
+    return checked_text(row.get(key) or "", f"{key!r} of {shown(_id(row, file))}", file, 0, may_be_empty=True)
 
 
 def _document(row: Mapping, file: Path) -> str:
     return json.dumps(
-        {"_id": _id(row, file), "title": row.get("title") or "", "text": row.get("text") or ""},
+        {"_id": _id(row, file), "title": _text(row, "title", file), "text": _text(row, "text", file)},
         ensure_ascii=False,
     )
 
 
 def _query(row: Mapping, file: Path) -> str:
-    return json.dumps({"_id": _id(row, file), "text": row.get("text") or ""}, ensure_ascii=False)
+    return json.dumps({"_id": _id(row, file), "text": _text(row, "text", file)}, ensure_ascii=False)
 
 
 def _judgements(files: Iterable[Path]) -> Iterator[str]:
@@ -242,7 +249,8 @@ def _judgements(files: Iterable[Path]) -> Iterator[str]:
             continue
         for row in _read(file):
             query, document, grade = (row.get(name) for name in ("query-id", "corpus-id", "score"))
-            if query is None or document is None or not isinstance(grade, int | float) or grade != int(grade):
+            is_whole = isinstance(grade, int) or (isinstance(grade, float) and grade.is_integer())
+            if query is None or document is None or not is_whole:
                 raise DataError(
                     file, 0, f"a judgement must have query-id, corpus-id and score: {shown(str(row))}"
                 )
