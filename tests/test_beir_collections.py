@@ -110,6 +110,18 @@ def test_cqadupstack_by_its_name_is_its_parts(tmp_path):
     assert benchmarks_of(composed("benchmarks=[cqadupstack]", f"beir_dir={tmp_path}")) == ["cqadupstack"]
 
 
+@pytest.mark.parametrize(
+    ("there", "told"),
+    [(PARTS[3], ", ".join(PARTS[:3])), ("bright/pony", "bright/biology, bright/earth_science")],
+)
+def test_the_parts_of_a_group_that_are_not_there_are_told(tmp_path, caplog, there, told):
+    write_collection(tmp_path / there)
+    group = there.partition("/")[0]
+    run(composed(f"benchmarks=[{group}]", f"beir_dir={tmp_path}", f"output_dir={tmp_path / 'out'}"))
+    assert f"not evaluated, since they are not there: {told}, " in caplog.text
+    assert there not in caplog.text.partition("not there: ")[2].partition(";")[0]
+
+
 def test_counts_are_compared_on_the_split_that_beir_reports():
     corpus = Corpus(["d"], ["text"])
     benchmark = Benchmark("msmarco", corpus, {"q": "a"}, {"q": {"d": 1}})

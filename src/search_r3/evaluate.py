@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.command import entry_point
 from search_r3.cli.evaluation_checks import (
+    absent,
     benchmarks_of,
     bright_copy,
     check,
@@ -28,7 +29,7 @@ from search_r3.cli.instantiate import instantiate
 from search_r3.cli.run_folder import log_written, provenance, write_metrics
 from search_r3.cli.wandb_run import log_evaluation, uses_wandb
 from search_r3.errors import UsageError
-from search_r3.evaluation.beir_collections import ALL, SOURCE, absent_text, difference_text
+from search_r3.evaluation.beir_collections import SOURCE, difference_text
 from search_r3.evaluation.places import added, earlier_rows, rows_on_disk, seen_from, with_rows_on_disk
 
 if TYPE_CHECKING:
@@ -143,9 +144,9 @@ def _places(config: DictConfig) -> dict[str, Path | None]:
         if not places or any(name in lacking for name in asked):
             raise UsageError(f"benchmarks: {text}")
         log.warning("not evaluated: %s", text)
-    is_some_of_beir = not config.hub and ALL in asked and is_group(config, ALL)
-    if is_some_of_beir and (absent := absent_text(Path(config.beir_dir))):
-        log.warning("not evaluated, since they are not there: %s", absent)
+    for group in asked if not config.hub else ():
+        if is_group(config, group) and (names := absent(config, group)):
+            log.warning("not evaluated, since they are not there: %s", names)
     return places
 
 

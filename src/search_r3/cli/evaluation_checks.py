@@ -116,25 +116,38 @@ def is_group(config: DictConfig, name: str) -> bool:
 
 
 def _collections_of(config: DictConfig, group: str) -> list[str]:
-    known = list(hub_sources.BEIR)
-    if group != beir_collections.ALL:
-        known = [name for name in hub_sources.SOURCES if name.startswith(f"{group}/")]
+    known = _known(group)
     if config.hub:
         return known
     if config.beir_dir is None:
         raise UsageError(
             f"benchmarks: {group} needs beir_dir=, the folder of {GROUPS[group]}'s collections, or hub=true"
         )
-    root = Path(config.beir_dir)
-    found = [name for name in known if (root / name / "qrels").is_dir() or bright_copy(config, name)]
+    found = [name for name in known if _is_there(config, name)]
     if not found:
-        lacking = f"{', '.join(known)}; or give hub=true"
-        if group != "bright":
-            lacking = beir_collections.absent_text(root, known)
         raise UsageError(
-            f"benchmarks: not one collection of {GROUPS[group]} is in {root}. Missing: {lacking}"
+            f"benchmarks: not one collection of {GROUPS[group]} is in {config.beir_dir}. "
+            f"Missing: {absent(config, group)}"
         )
     return found
+
+
+def _known(group: str) -> list[str]:
+    if group == beir_collections.ALL:
+        return list(hub_sources.BEIR)
+    return [name for name in hub_sources.SOURCES if name.startswith(f"{group}/")]
+
+
+def _is_there(config: DictConfig, name: str) -> bool:
+    return (Path(config.beir_dir) / name / "qrels").is_dir() or bright_copy(config, name) is not None
+
+
+def absent(config: DictConfig, group: str) -> str:
+    """Which collections of a group are not in `beir_dir`, and how they are had; empty where all are there."""
+    if group != "bright":
+        return beir_collections.absent_text(Path(config.beir_dir), _known(group))
+    names = ", ".join(name for name in _known(group) if not _is_there(config, name))
+    return names and f"{names}; or give hub=true"
 
 
 def is_fetched(config: DictConfig, name: str) -> bool:
