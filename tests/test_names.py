@@ -220,3 +220,12 @@ def test_the_replay_removes_its_own_folder_alone(tmp_path):
         empty_part(tmp_path / "replay")
 
     assert (tmp_path / "replay.partial" / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("key", ["name", "train_split"])
+def test_a_name_that_a_file_gives_as_a_number_is_refused_with_what_to_do(key):
+    for config in ({"data": {key: 2020}}, {"data": {"sources": {"mine": {key: 2020}}}}):
+        with pytest.raises(
+            UsageError, match=rf"{key}: 2020 is no text, and a name is one; write it in quotes"
+        ):
+            check_names(config)

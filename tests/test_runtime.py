@@ -119,6 +119,29 @@ def test_a_path_that_begins_with_the_home_sign_is_refused_with_what_to_write(arg
         quote_free_text([argument])
 
 
+def test_names_that_look_like_numbers_are_names():
+    given = [
+        "split=2020",
+        "data.train_split=1e3",
+        "data.name=007",
+        "benchmarks=[2019, a=b,null]",
+        "split=null",
+    ]
+    assert quote_free_text(given) == [
+        "split='2020'", "data.train_split='1e3'", "data.name='007'", "benchmarks=['2019','a=b','null']",
+        "split=null",
+    ]  # fmt: skip
+    swept = [
+        "split=2019,2020",
+        "benchmarks=[a],[b]",
+        "benchmarks=['a,b']",
+        "benchmarks=[]",
+        "data.n_name=3",
+        "data.min_test=1",
+    ]
+    assert quote_free_text(swept, is_sweep=True) == swept
+
+
 def test_an_argument_that_is_no_text_is_refused():
     with pytest.raises(UsageError, match="not valid UTF-8"):
         quote_free_text([os.fsdecode(b"output_dir=\xff")])

@@ -170,7 +170,9 @@ def bright_copy(config: DictConfig, name: str) -> Path | None:
 def split_of(config: DictConfig, name: str) -> str:
     """The split of a collection: `split=`, else the one that BEIR reports, else test."""
     known = beir_collections.official(name)
-    return config.split or (known.split if known is not None else "test")
+    if config.split is not None:
+        return str(config.split)
+    return known.split if known is not None else "test"
 
 
 def modes_of(config: DictConfig) -> list[Mode]:

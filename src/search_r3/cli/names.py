@@ -28,6 +28,8 @@ def check_names(config: Mapping) -> None:
     for key, value in _names(config):
         sources = re.sub(r"^data(\.sources\.[^.]+)+\.", "data.", key)
         if value is not None and sources in NAMES:
+            if not isinstance(value, str):
+                raise UsageError(f"{key}: {value!r} is no text, and a name is one; write it in quotes")
             _check_name(key, value, NAMES[sources])
 
 

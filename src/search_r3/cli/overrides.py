@@ -29,13 +29,19 @@ PATHS = (
     "reasonings",
     "output",
     "embeddings",
-    "test",
 )
 """Keys whose value is a path, by last component or as an ending (`output_dir`); `null` unsets them."""
+FOLDERS = ("test",)
+"""Keys whose value is a path, by last component alone: `min_test` is a number; `null` unsets them."""
 HUB_OR_PATH = ("model.name", "dataset")
 """Keys, whole or by last component, whose value is a folder or a name on the hub; a sweep lists several."""
 PATH_LISTS = ("files",)
 """Keys whose value is a path or a list of paths in brackets; `null` unsets them."""
+SPLITS = ("split", "train_split", "validation_split", "test_split", "dataset_split")
+NAMES = ("name", "dataset_config", *SPLITS)
+"""Keys, by last component, whose value is a name: `split=2020` is no number; `null` unsets them."""
+NAME_LISTS = ("benchmarks",)
+"""Keys whose value is a list of names in brackets."""
 COMMAS = ("factory",)
 """Keys, by last component, whose value is a text with commas, such as `IVF4096,SQ8`; `null` unsets them."""
 TRAINER_NODES = ("stage.trainer", "strategy", "debug")
@@ -104,10 +110,15 @@ def _value(key: str, value: str, is_sweep: bool) -> str:
         return value if is_choice else f"[{_quoted_path(key, value)}]"
     if _is_named(key, COMMAS) and not is_choice:
         return value if value[:1] in ("'", '"') else quoted(value)
-    if _is_named(key, PATHS) and not is_choice:
+    last = key.rpartition(".")[2]
+    if (_is_named(key, PATHS) or last in FOLDERS) and not is_choice:
         return _quoted_path(key, value)
-    if not is_sweep and (key in HUB_OR_PATH or _is_named(key, HUB_OR_PATH)):
+    if not is_sweep and (key in HUB_OR_PATH or last in HUB_OR_PATH):
         return _quoted_path(key, value)
+    if last in NAMES and re.fullmatch(r"[\w.+-]+", value):
+        return quoted(value)
+    if _is_named(key, NAME_LISTS) and re.fullmatch(r"""\[[^][{}()'"]+\]""", value):
+        return "[" + ",".join(quoted(item.strip()) for item in value[1:-1].split(",")) + "]"
     return value
 
 
