@@ -327,6 +327,18 @@ def test_runs_of_other_tools_are_scored_as_trec_eval_does(tmp_path, caplog):
     assert "a.trec: 1 queries are not judged and left out" in caplog.text
 
 
+def test_an_id_of_another_tool_may_hold_blanks_that_trec_eval_does_not_part_at(tmp_path):
+    (tmp_path / "a").write_text("q\u00a01 Q0 d\u20281 1 3 x\nq\u00a01 Q0 d\u3000 2 2 x\n", encoding="utf-8")
+    (tmp_path / "b").write_text("q\u00a01 Q0 d\u3000 1 3 x\n", encoding="utf-8")
+    (tmp_path / "qrels").write_text("q\u00a01 0 d\u20281 1\n", encoding="utf-8")
+    content = found_by(tmp_path / "c", tmp_path / "a", tmp_path / "b", "--qrels", tmp_path / "qrels")
+    assert content["rows"][0]["metrics"][METRIC]["a"] == 1.0
+    assert content["rows"][0]["metrics"][METRIC]["b"] == 0.0
+    (tmp_path / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
+    with pytest.raises(UsageError, match=r"test\.tsv: line 1: must have 4 fields, got 3; a BEIR file has 3"):
+        found_by(tmp_path / "c", tmp_path / "a", tmp_path / "b", "--qrels", tmp_path / "test.tsv")
+
+
 def test_a_run_of_another_collection_is_refused(tmp_path):
     (tmp_path / "a").write_text("q1 Q0 d1 1 3 x\n")
     (tmp_path / "qrels").write_text("other 0 d1 1\n")

@@ -20,6 +20,7 @@ from search_r3.records import RecordError, clipped, shown
 
 # what str.split, or isspace of C, parts fields at; what ends a line or a C string; a byte order mark
 _UNREADABLE = re.compile("[\\s\x00-\x1f\x7f\ufeff]")
+_FIELD = re.compile("[^ \t\n\v\f\r]+")  # what trec_eval parts fields at: other blanks may be in an id
 _ENCODED = re.compile("[%\\s\x00-\x1f\x7f\ufeff]")
 
 
@@ -130,9 +131,12 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
 def _fields(path: Path, n_fields: int) -> Iterator[tuple[int, list[str]]]:
     try:
         for number, text in numbered_lines(path):
-            fields = text.split()
+            fields = _FIELD.findall(text)
             if len(fields) != n_fields:
-                raise RecordError(path, f"line {number}: must have {n_fields} fields, got {len(fields)}")
+                beir = "; a BEIR file has 3, TREC's format a 0 behind the query" if n_fields == 4 else ""
+                raise RecordError(
+                    path, f"line {number}: must have {n_fields} fields, got {len(fields)}{beir}"
+                )
             yield number, fields
     except DataError as error:
         raise RecordError(path, f"line {error.line}: {error.rule}" if error.line else error.rule) from None
