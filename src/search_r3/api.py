@@ -8,7 +8,8 @@ for hit in model.search("how do I open a file?").hits:
     print(hit.rank, hit.score, hit.id)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from search_r3.models.folder.loading import load_embedder
 from search_r3.models.interface import Embedder
 
 MODES = ("direct", "reasoning")
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,12 @@ class SearchR3:
         return cls(embedder, cache_dir)
 
     def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
-        """`[N, D]` fp32, unit norm: the inner product of two embeddings is their cosine."""
-        return self.embedder.embed_documents(list(texts)).numpy()
+        """`[N, D]` fp32, unit norm: the inner product of two embeddings is their cosine.
+
+        Raises:
+            ValueError: If what is given is no list of texts.
+        """
+        return self.embedder.embed_documents(_listed("texts", texts)).numpy()
 
     def embed_queries(self, texts: Sequence[str], reasonings: Sequence[str] | None = None) -> np.ndarray:
         """`[N, D]` fp32, unit norm: direct, or after given reasonings, one per query.
@@ -158,16 +164,19 @@ class SearchR3:
         The model's own reasoning and its embeddings come from `reason`, in one pass.
 
         Raises:
-            ValueError: If there is not one reasoning per query, or the model reads none.
+            ValueError: If what is given is no list of texts, there is not one reasoning per query, or the
+                model reads none.
         """
+        texts = _listed("texts", texts)
         if reasonings is None:
-            return self.embedder.embed_queries(list(texts)).numpy()
+            return self.embedder.embed_queries(texts).numpy()
         self._check_reasons()
+        reasonings = _listed("reasonings", reasonings)
         if len(texts) != len(reasonings):
             raise ValueError(
                 f"one reasoning per query: got {len(texts)} queries and {len(reasonings)} reasonings"
             )
-        return self.embedder.embed_reasoned(list(texts), list(reasonings)).numpy()
+        return self.embedder.embed_reasoned(texts, reasonings).numpy()
 
     def reason(
         self,
@@ -187,36 +196,38 @@ class SearchR3:
             heard: called with a query's place and a token's id as each token is written.
 
         Raises:
-            ValueError: If the model writes nothing.
+            ValueError: If what is given is no list of texts, or the model writes nothing.
         """
         self._check_reasons()
-        return self.embedder.reason(
-            list(texts), seed, temperature, max_new_tokens=max_new_tokens, heard=heard
-        )
+        listed = _listed("texts", texts)
+        return self.embedder.reason(listed, seed, temperature, max_new_tokens=max_new_tokens, heard=heard)
 
     def read(
         self,
-        corpus: str | Path | Corpus | Sequence[str],
+        corpus: str | Path | Corpus | Mapping[str, str] | Sequence[str],
         progress: bool = True,
         embeddings: str | Path | None = None,
     ) -> "SearchR3":
         """Reads and embeds the documents that `search` looks through; a second call reads the cache.
 
+        Where it fails or is interrupted, what was read before stays.
+
         Args:
-            corpus: a folder in BEIR layout, a JSONL file of `_id`, `text` and perhaps `title`, texts, or
-                documents with ids of one's own.
+            corpus: a folder in BEIR layout, a JSONL file of `_id`, `text` and perhaps `title`, texts, texts
+                by id, or a `Corpus`.
             progress: whether to show how far the encoding is.
             embeddings: a folder of `src.encode`, or a Parquet file of `src.export`, that is read instead.
 
         Raises:
             DataError: If the file is missing, or a row of it is bad.
+            ValueError: If what is given in memory holds what is no text, an id twice, or nothing.
             EncodedError: If `embeddings` are of another model or corpus, or not all there.
             StoreError: If the cache is damaged, or does not fit on the disk.
         """
-        self.corpus = as_corpus(corpus)
+        documents = as_corpus(corpus)
         how = {"progress": progress, "embeddings": embeddings}
-        rows = document_embeddings(self.corpus, self.embedder, self.cache_dir, **how)
-        self._index = document_index(rows, self.corpus.ids)
+        rows = document_embeddings(documents, self.embedder, self.cache_dir, **how)
+        self.corpus, self._index = documents, document_index(rows, documents.ids)
         return self
 
     def search(
@@ -237,11 +248,12 @@ class SearchR3:
             on_text: called with each further piece of the reasoning as it is written.
 
         Raises:
-            ValueError: If no corpus was read, the query is empty, `k` is below 1, or there is no such mode.
+            ValueError: If no corpus was read, the query is empty or no text, `k` is below 1, or there is no
+                such mode.
         """
         if self.corpus is None:
             raise ValueError("there is nothing to search yet: read(corpus) first")
-        if not query.strip():
+        if not _checked("query", query).strip():
             raise ValueError("the query is empty")
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
@@ -335,15 +347,51 @@ class _Spoken:
             self.told = text
 
 
-def as_corpus(corpus: str | Path | Corpus | Sequence[str]) -> Corpus:
+def as_corpus(corpus: str | Path | Corpus | Mapping[str, str] | Sequence[str]) -> Corpus:
     """Documents by id: of a folder in BEIR layout, a JSONL file, or texts, whose ids are their numbers.
 
     Documents without text, as public collections have them, are kept and told, as evaluation keeps them.
+
+    Raises:
+        DataError: If the file is missing, or a row of it is bad.
+        ValueError: If what is given in memory holds what is no text, an id twice, or nothing.
     """
-    if isinstance(corpus, Corpus):
-        return corpus
     if isinstance(corpus, (str, Path)):
         path = Path(corpus)
         file = file_in(path, "corpus.jsonl") if path.is_dir() else path
         return load_corpus(file, allow_empty_documents=True)
-    return Corpus([str(number) for number in range(len(corpus))], list(corpus))
+    if isinstance(corpus, Mapping):
+        corpus = Corpus(_listed("corpus", list(corpus)), _listed("corpus", corpus.values()))
+    elif not isinstance(corpus, Corpus):
+        texts = _listed("corpus", corpus)
+        corpus = Corpus([str(number) for number in range(len(texts))], texts)
+    if not len(corpus):
+        raise ValueError("corpus: there is no document in it")
+    if len(corpus.row_of) != len(corpus):
+        twice = next(name for row, name in enumerate(corpus.ids) if corpus.row_of[name] != row)
+        raise ValueError(f"corpus: the id {twice!r} occurs for the second time")
+    return corpus
+
+
+def _listed(name: str, texts: Iterable[str]) -> list[str]:
+    """Texts as a list. One text alone would be taken as a list of its characters, and is refused.
+
+    Raises:
+        ValueError: With the place of what is no text.
+    """
+    if isinstance(texts, (str, bytes)):
+        raise ValueError(f"{name} must be a list of texts, got one text: [{str(texts[:20])!r}]")
+    return [_checked(f"{name}[{place}]", text) for place, text in enumerate(texts)]
+
+
+def _checked(name: str, text: str) -> str:
+    """A text that can be tokenized.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"{name} must be a text, got {type(text).__name__}")
+    if _HALF.search(text):
+        raise ValueError(f"{name} holds half of a surrogate pair, which is no text")
+    return text

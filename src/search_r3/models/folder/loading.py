@@ -1,7 +1,7 @@
 """A model folder for inference."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from search_r3.models.checksums import check_files
@@ -9,7 +9,7 @@ from search_r3.models.embedder import ReadState, ReasoningEmbedder
 from search_r3.models.folder.description import encoder_of, read_description
 from search_r3.models.folder.weights import OF_OURS, read_model, read_tokenizer, refuse_untrusted
 from search_r3.models.positions import check_lengths
-from search_r3.models.prompts import PromptEncoder
+from search_r3.models.prompts import Lengths, PromptEncoder
 
 CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 2048, 16384
 """Tokens of one forward in inference: what a CPU's cache holds, and what keeps a GPU busy."""
@@ -45,8 +45,11 @@ def load_embedder(
         ModelFolderError: If the folder is not one that `save_embedder` wrote, a file in it is not as it was
             written, its tokenizer or prompts are not those it was trained with, or the attention is not to be
             had.
-        ValueError: If a length is below 1, or they do not fit into the model's positions.
+        ValueError: If there is no such length, one is below 1, or they do not fit into the model's positions.
     """
+    names = [each.name for each in fields(Lengths)]
+    if unknown := [name for name in lengths or {} if name not in names]:
+        raise ValueError(f"lengths: there is no {unknown[0]!r}, only {', '.join(names)}")
     description = read_description(path)
     weights_sha256 = check_files(Path(path), description)
     tokenizer = read_tokenizer(path, local_files_only=True)

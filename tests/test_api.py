@@ -1,0 +1,99 @@
+"""The class as a program uses it: what it is given by mistake, and what an interruption leaves."""
+
+import numpy as np
+import pytest
+
+from search_r3 import SearchR3
+from search_r3.data.types import Corpus
+
+DOCUMENTS = {"add": "def add(a, b): return a + b", "neg": "def neg(a): return -a"}
+
+
+@pytest.fixture
+def model(nano_folder, tmp_path):
+    return SearchR3.load(nano_folder, cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
+def test_a_reading_that_is_interrupted_leaves_the_corpus_that_was_read_before(
+    model, monkeypatch, interruption
+):
+    model.read(["one", "two"], progress=False)
+    before = model.search("one", mode="direct")
+
+    def interrupt(texts):
+        raise interruption
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model.embedder, "embed_documents_and_count", interrupt)
+        with pytest.raises(interruption):
+            model.read(DOCUMENTS, progress=False)
+
+    assert model.search("one", mode="direct") == before
+
+
+def test_a_first_reading_that_is_interrupted_leaves_nothing_to_search(model, monkeypatch):
+    def interrupt(texts):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model.embedder, "embed_documents_and_count", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.read(DOCUMENTS, progress=False)
+    with pytest.raises(ValueError, match=r"read\(corpus\) first"):
+        model.search("one", mode="direct")
+
+
+def test_texts_by_id_are_a_corpus(model):
+    by_id = model.read(DOCUMENTS, progress=False).search("add", mode="direct")
+    corpus = Corpus(list(DOCUMENTS), list(DOCUMENTS.values()))
+    assert by_id == model.read(corpus, progress=False).search("add", mode="direct")
+    assert {hit.id: hit.text for hit in by_id.hits} == DOCUMENTS
+
+
+@pytest.mark.parametrize(
+    ("corpus", "words"),
+    [
+        ([], "there is no document in it"),
+        ({}, "there is no document in it"),
+        (["one", None], r"corpus\[1\] must be a text, got NoneType"),
+        ([("d1", "one")], r"corpus\[0\] must be a text, got tuple"),
+        ({"d1": {"text": "one"}}, r"corpus\[0\] must be a text, got dict"),
+        ({1: "one"}, r"corpus\[0\] must be a text, got int"),
+        (["one", "\ud83d"], r"corpus\[1\] holds half of a surrogate pair"),
+        (Corpus(["a", "b", "a"], ["one", "two", "three"]), "the id 'a' occurs for the second time"),
+    ],
+)
+def test_what_is_no_corpus_is_refused_with_its_place(model, corpus, words):
+    with pytest.raises(ValueError, match=words):
+        model.read(corpus, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda model: model.embed_documents("ab"), "a list of texts, got one text"),
+        (lambda model: model.embed_queries("ab"), "a list of texts, got one text"),
+        (lambda model: model.embed_queries(["a", "b"], "cd"), "reasonings must be a list of texts"),
+        (lambda model: model.reason("ab"), "a list of texts, got one text"),
+        (lambda model: model.embed_queries(["a", 3]), r"texts\[1\] must be a text, got int"),
+        (lambda model: model.embed_documents(["\ud800"]), r"texts\[0\] holds half of a surrogate pair"),
+        (lambda model: model.reason(["a"], temperature=float("nan")), "temperature must be 0"),
+        (lambda model: model.read(["a"], progress=False).search(None), "query must be a text"),
+        (lambda model: model.read(["a"], progress=False).search("\ud800"), "query holds half of a surrogate"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(model, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(model)
+
+
+def test_texts_of_any_iterable_kind_are_embedded_one_each(model):
+    texts = np.array(["one", "two", "three"])
+    expected = model.embed_queries(texts.tolist())
+    for given in (texts, tuple(texts), (text for text in texts)):
+        np.testing.assert_array_equal(model.embed_queries(given), expected)
+
+
+def test_a_length_that_does_not_exist_is_named(nano_folder):
+    with pytest.raises(ValueError, match="there is no 'querry', only query, document, reasoning"):
+        SearchR3.load(nano_folder, lengths={"querry": 5})
