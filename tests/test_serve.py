@@ -283,7 +283,7 @@ def test_a_name_that_is_not_ours_is_not_answered_to(port, host, is_taken):
 
 
 def test_further_names_and_every_address_where_it_listens_everywhere(searcher):
-    with running(searcher, host="0.0.0.0", allowed_hosts=("Search.example",)) as (port, _):
+    with running(searcher, host="0.0.0.0", allowed_hosts=("Search.example.",)) as (port, _):
         codes = [
             ask(port, "/api/health", Host=host)[0]
             for host in ("search.example", "192.168.0.1:80", "localhost", "evil.example")
@@ -311,6 +311,30 @@ def test_pages_of_other_sites_cannot_have_it_work(port):
     assert "access-control-allow-origin" not in ask(port, "/api/search", body, Origin=own)[1]
     assert ask(port, "/api/search", method="OPTIONS", Origin="http://evil.example")[0] >= 400
     assert ask(port, "/api/search")[0] == 405
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "//[x]"])
+def test_an_origin_that_cannot_be_read_is_one_of_another_site(port, origin, capfd):
+    code, headers, content = ask(port, "/api/search", {"query": "x"}, Origin=origin)
+    assert code == 403
+    assert "content-security-policy" in headers
+    assert "another site" in refusal(code, content)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "PATCH"])
+def test_another_method_is_told_apart_from_another_type(port, method):
+    for path, status in (("/api/search", 405), ("/", 405), ("/api/nothing", 404)):
+        code, _, content = ask(port, path, method=method)
+        assert code == status
+        assert "JSON" not in refusal(code, content)
+    assert ask(port, "/api/search", method=method, Origin="http://evil.example")[0] == 403
+
+
+def test_health_is_asked_without_a_body(port):
+    code, headers, content = ask(port, "/api/health", method="HEAD")
+    assert (code, content) == (200, b"")
+    assert int(headers["content-length"]) == len(ask(port, "/api/health")[2])
 
 
 def raw(port, data):
@@ -453,6 +477,7 @@ def test_what_cannot_be_served_is_refused(nano_folder, tmp_path):
     (tmp_path / "corpus.jsonl").write_text('{"_id": "d", "text": "a text"}\n')
     given = [f"model.path={nano_folder}", f"corpus={tmp_path}"]
     check(composed(*given), False)
+    check(composed(*given, "allowed_hosts=['my-pc', '10.0.0.7', '::1', '[::1]', search.example.org.]"), False)
     for change, words in [
         (["model.path=nowhere"], "not a model folder"),
         (["corpus=nowhere"], "no such folder"),
@@ -460,6 +485,10 @@ def test_what_cannot_be_served_is_refused(nano_folder, tmp_path):
         (["port=65536"], "at most 65535"),
         (["timeout_s=0"], "above 0"),
         (["max_requests=0"], "at least 1"),
+        (["allowed_hosts=search.example.org"], "a list is needed"),
+        (["allowed_hosts=['search.example.org:8080']"], "not the name of a host"),
+        (["allowed_hosts=['https://search.example.org']"], "not the name of a host"),
+        (["allowed_hosts=['*.example.org']"], "not the name of a host"),
     ]:
         with pytest.raises(UsageError, match=words):
             check(composed(*given, *change), False)
@@ -474,7 +503,7 @@ def test_a_port_in_use_and_an_address_elsewhere_are_refused():
             listening("127.0.0.1", port)
     with pytest.raises(UsageError, match="no such address"):
         listening("no host", 0)
-    with pytest.raises(UsageError, match=r"198\.51\.100\.1"):
+    with pytest.raises(UsageError, match=r"host=198\.51\.100\.1: this machine does not have"):
         listening("198.51.100.1", 0)  # kept for documentation, and nobody's
 
 

@@ -4,6 +4,7 @@ The address is taken before the model is loaded, so that one in use costs no wai
 """
 
 import contextlib
+import errno
 import importlib.util
 import ipaddress
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from search_r3.cli.command import entry_point
 from search_r3.cli.searching import check_searched, opened
@@ -47,6 +48,25 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     check_searched(config, ["reasoning"])
     if config.k > config.max_k:
         raise UsageError(f"k={config.k}: at most max_k={config.max_k} documents are shown")
+    _check_names(config.allowed_hosts)
+
+
+def _check_names(names: ListConfig) -> None:
+    """Refuses names that no Host header can hold, which would be ignored.
+
+    Raises:
+        UsageError: With the name and the rule.
+    """
+    from search_r3.web.guard import is_host
+
+    if not isinstance(names, ListConfig):
+        raise UsageError(f"allowed_hosts={names}: a list is needed, as allowed_hosts=[search.example.org]")
+    for name in map(str, names):
+        if not is_host(name):
+            raise UsageError(
+                f"allowed_hosts: {name!r} is not the name of a host; without scheme, port, path and *, as "
+                "search.example.org"
+            )
 
 
 def run(config: DictConfig) -> None:
@@ -82,6 +102,8 @@ def listening(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UsageError(f"host={host}: this machine does not have this address") from None
         raise UsageError(
             f"port={port}: {error.strerror} ({host}); choose another port, or 0 for a free one"
         ) from None

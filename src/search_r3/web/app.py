@@ -105,7 +105,7 @@ def build_app(answers: Answers, desk: Desk, settings: Settings) -> ASGIApp:
         answers.check_query(asked.query)
         return lambda say: answers.search(asked.query, k, say)
 
-    @app.get("/api/health")
+    @app.api_route("/api/health", methods=["GET", "HEAD"])
     async def health() -> JSONResponse:
         limits = {"k": settings.k, "max_k": settings.max_k, "max_query": settings.max_query_characters}
         return JSONResponse({"status": "ok", "at_work": len(desk.works), **limits, **(settings.about or {})})

@@ -29,6 +29,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/@\s]+)(?::\d{1,5})?")
 
 
@@ -51,6 +52,15 @@ def is_address(name: str) -> bool:
     return True
 
 
+def is_host(name: str) -> bool:
+    """Whether a Host header can hold it beside a port: a name or an address, and no URL or pattern.
+
+    >>> is_host("search.example.org"), is_host("[::1]"), is_host("a.b:8080"), is_host("*.b")
+    (True, True, False, False)
+    """
+    return _NAME.fullmatch(name) is not None or is_address(name.strip("[]"))
+
+
 class Guard:
     """Refuses what no page of ours sends, and gives every answer its headers.
 
@@ -66,7 +76,7 @@ class Guard:
         self, app: ASGIApp, listened: str, names: Collection[str], max_body: int, timeout_s: float
     ) -> None:
         self.app = app
-        self.names = {name.lower() for name in (listened, *names)}
+        self.names = {name.strip("[]").lower().removesuffix(".") for name in (listened, *names)}
         is_bound = is_address(listened)
         self.is_everywhere = is_bound and ipaddress.ip_address(listened).is_unspecified
         if listened == "localhost" or (is_bound and ipaddress.ip_address(listened).is_loopback):
@@ -107,9 +117,10 @@ class Guard:
         if scope["method"] in ("GET", "HEAD"):
             return
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != hosts[0].lower():
+        if origin is not None and _netloc(origin) != hosts[0].lower():
             raise Refused(403, "requests from pages of another site are not answered")
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if scope["method"] == "POST" and kind != "application/json":  # no address is asked in another way
             raise Refused(415, "a request must be JSON, of the type application/json")
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()) or int(length) > self.max_body:
@@ -133,6 +144,14 @@ class Guard:
                 raise Refused(413, self._too_large())
             if not message.get("more_body"):
                 return b"".join(parts)
+
+
+def _netloc(origin: str) -> str | None:
+    """Host and port of an Origin header in lower case; None where it cannot be read."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
