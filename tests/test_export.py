@@ -167,6 +167,7 @@ def test_documents_are_not_written_over(nano_folder, tmp_path):
         (["to=faiss", "corpus=nowhere", "output=a"], "corpus=nowhere: no such"),
         (["to=parquet", "corpus={corpus}", "output=."], "output=. is a folder"),
         (["to=folder", "output=a", "save_dtype=int8"], "save_dtype=int8 does not exist"),
+        (["to=parquet", "corpus={corpus}", "output=a", "save_dtype=float16"], "writes vectors in float32"),
         (["to=folder", "output={folder}"], "is the model folder that is read"),
         (["to=folder", "output=a", "corpus={corpus}"], "leave corpus= out"),
         (["to=folder", "output=tests"], "is no model folder that a run wrote"),

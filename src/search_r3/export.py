@@ -44,6 +44,10 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         raise UsageError(f"to={config.to} needs corpus=, a folder in BEIR layout or a JSONL file")
     if not Path(config.corpus).exists():
         raise UsageError(f"corpus={config.corpus}: no such folder or file")
+    if config.save_dtype is not None:
+        raise UsageError(
+            f"save_dtype={config.save_dtype}: to={config.to} writes vectors in float32; leave save_dtype= out"
+        )
     if config.embeddings is not None:
         check_embeddings(config.embeddings)
     if output.is_dir():
@@ -66,7 +70,7 @@ def _refuse_the_corpus(corpus: Path, output: Path) -> None:
 def _check_folder(config: DictConfig, output: Path) -> None:
     if config.model._target_ != TRAINED:
         raise UsageError("to=folder writes model folders of this project; leave model= out")
-    if config.save_dtype not in SAVE_DTYPES:
+    if config.save_dtype not in (None, *SAVE_DTYPES):
         raise UsageError(f"save_dtype={config.save_dtype} does not exist. Choices: {', '.join(SAVE_DTYPES)}")
     for key in ("corpus", "embeddings"):
         if config[key] is not None:
@@ -78,18 +82,21 @@ def _check_folder(config: DictConfig, output: Path) -> None:
 
 def run(config: DictConfig) -> None:
     """Writes the file or the folder, and says what it holds."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of reading and writing weights
     {"folder": _write_folder, "faiss": _write_corpus, "parquet": _write_corpus}[config.to](config)
 
 
 def _write_folder(config: DictConfig) -> None:
     from search_r3.models.folder import read_description, save_embedder
 
-    path = config.model.path
+    path, dtype = config.model.path, config.save_dtype or "bfloat16"
     embedder, description = instantiate(config.model), read_description(path)
     origin = {**description.get("provenance", {}), "exported_from_sha256": embedder.weights_sha256}
     is_trained = description.get("is_trained", True)
-    save_embedder(embedder, config.output, origin, config.save_dtype, is_trained)
-    print(f"{config.output}: the model of {path}, weights in {config.save_dtype}")
+    save_embedder(embedder, config.output, origin, dtype, is_trained)
+    print(f"{config.output}: the model of {path}, weights in {dtype}")
 
 
 def _write_corpus(config: DictConfig) -> None:
