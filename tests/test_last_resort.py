@@ -1,17 +1,20 @@
 """However a command ends, one line on standard error says why, and the exit code is not 0."""
 
 import errno
+import io
 import json
 import os
 import runpy
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 
+import search_r3.__main__
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.run_folder import Failed, Interrupted, make_folder, recorded
 from search_r3.errors import UsageError
@@ -48,6 +51,29 @@ COMMANDS = (
     "src.benchmarks.scale",
     "src.benchmarks.waiting",
 )
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_a_terminal_that_lacks_a_character_gets_its_escape(monkeypatch, encoding):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+
+    def table():
+        print("0.1 → 0.2")
+        return 0
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(table)
+    assert ended.value.code == 0
+    expected = "0.1 → 0.2" if encoding == "utf-8" else "0.1 \\u2192 0.2"
+    assert written.getvalue().decode(encoding).strip() == expected
+
+
+def test_the_package_tells_its_version(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["search-r3", "--version"])
+    search_r3.__main__.main()
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert capsys.readouterr().out == f"search-r3 {declared}\n"
 
 
 def test_every_module_that_can_be_run_ends_in_the_last_resort():

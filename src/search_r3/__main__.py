@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from importlib.metadata import version
 
 from search_r3.cli.overrides import did_you_mean
 
@@ -32,6 +33,9 @@ def main() -> None:
         print("search-r3 <command> ...\n")
         print(*(f"  {command:16}{what}" for command, what in COMMANDS.items()), sep="\n")
         print("\neach explains itself: search-r3 <command> --help")
+        return
+    if name == "--version":
+        print(f"search-r3 {version('search-r3')}")
         return
     if name not in COMMANDS:
         print(f"error: there is no command {name}.{did_you_mean(name, COMMANDS)}", file=sys.stderr)

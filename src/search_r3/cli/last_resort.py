@@ -8,6 +8,7 @@ all else with 1.
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -27,6 +28,7 @@ EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
 
 def run_command(main: Callable[[], int]) -> NoReturn:
     """Calls a command and ends the process with its exit code, or with a line that says why there is none."""
+    _print_everything()
     try:
         code = main()
         sys.stdout.flush()  # a closed pipe or a full disk is met here, where it can be told
@@ -110,6 +112,16 @@ def _print(line: str) -> None:
         print(text, file=sys.stderr or sys.stdout, flush=True)
     except (OSError, ValueError, UnicodeError, AttributeError):
         return  # nobody can be told
+
+
+def _print_everything() -> None:
+    """Where the terminal's encoding lacks a character (Latin-1, ASCII), its escape is printed.
+
+    A table with an arrow in it would otherwise end a command whose work is done.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _drop_output() -> None:
