@@ -178,11 +178,23 @@ def piped(monkeypatch, content):
 
 
 def test_queries_are_read_from_standard_input_a_line_each(call, monkeypatch):
-    piped(monkeypatch, "first query\n\nsecond [one]\r\nthird: é\n".encode())
+    piped(monkeypatch, "\ufefffirst query\n\nsecond [one]\r\nthird: é\n".encode())  # a byte order mark
 
     lines = call("modes=[direct]").splitlines()
 
     assert [json.loads(line)["query"] for line in lines] == ["first query", "second [one]", "third: é"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_json_is_the_same_whatever_the_terminal_can_show(call, monkeypatch, encoding):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+
+    call("query=日本 é", "modes=[direct]")
+
+    answer = json.loads(written.getvalue())
+    assert answer["query"] == "日本 é"
+    assert {hit["id"]: hit["text"] for hit in answer["direct"]["hits"]} == DOCUMENTS
 
 
 def test_documents_without_text_are_kept_and_told(nano_folder, tmp_path, caplog):

@@ -4,6 +4,7 @@ The reasoning is shown as it is written, then the documents, direct and reasoned
 `query=` it asks in a loop; queries that are piped in are read line by line, and what is piped out is JSONL.
 """
 
+import codecs
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,8 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         raise UsageError(f"modes={config.modes}: a list is needed, as modes=[direct,reasoning]")
     for mode in config.modes:
         if mode not in MODES:
-            raise UsageError(f"modes: {mode} does not exist.{did_you_mean(str(mode), MODES)}")
+            hint = did_you_mean(str(mode), MODES)
+            raise UsageError(f"modes: {mode} does not exist.{hint} Choices: {', '.join(MODES)}")
     check_searched(config, [mode for mode in config.modes if mode == "reasoning"])
     if config.format not in (None, *FORMATS):
         raise UsageError(f"format={config.format} does not exist. Choices: {', '.join(FORMATS)}")
@@ -51,7 +53,12 @@ def run(config: DictConfig) -> None:
         if is_table:
             _show(searcher, query, config)
         else:
-            print(json.dumps(_answer(searcher, query, config), ensure_ascii=False), flush=True)
+            print(json.dumps(_answer(searcher, query, config), ensure_ascii=not _writes_utf8()), flush=True)
+
+
+def _writes_utf8() -> bool:
+    """Whether every character can be written as it is; else JSON has its escape."""
+    return codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
 
 
 def _queries(given: str | None) -> Iterator[str]:
@@ -80,7 +87,7 @@ def _piped() -> Iterator[str]:
     """
     for number, line in enumerate(sys.stdin.buffer, 1):
         try:
-            query = line.decode("utf-8").strip()
+            query = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         except UnicodeDecodeError as error:
             raise UsageError(f"standard input, line {number}: is not UTF-8 ({error.reason})") from None
         if query:
