@@ -171,6 +171,17 @@ def test_a_wheel_finds_the_base_that_it_ships(installed, tmp_path):
     assert not base.is_relative_to(ROOT)
 
 
+def test_a_wheel_names_the_commands_that_it_has(installed, tmp_path):
+    for command in ("train", "search", "report", "gate", "compare"):
+        told = call(installed, tmp_path, command, "--help")
+        assert f"python -m search_r3.{command}" in told
+        assert "python -m src." not in " ".join(told.split())
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONPATH"}
+    program = [installed / "search-r3", "report", "nowhere"]
+    done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stderr == "error: nowhere does not exist; `python -m search_r3.evaluate` writes it\n"
+
+
 def test_an_unknown_command_is_told_the_nearest():
     done = subprocess.run(
         [sys.executable, "-m", "search_r3", "trian"],

@@ -11,6 +11,7 @@ from search_r3.cli.last_resort import Parser, run_command
 from search_r3.cli.model_choice import MADE_BY_BASE
 from search_r3.errors import UsageError
 from search_r3.models.packaged import SMOLLM2_135M, make_base
+from search_r3.shipped import as_called
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, zipfile.BadZipFile, KeyError) as error:
         raise error if isinstance(error, OSError) else UsageError(str(error)) from None
     print(f"{arguments.output}: {'made' if is_new else 'is there already, and as it was written'}")
-    print(f"next: python -m src.train stage=sft model=smollm2_135m model.name={arguments.output}")
+    command = as_called("python -m src.train")
+    print(f"next: {command} stage=sft model=smollm2_135m model.name={arguments.output}")
     return 0
 
 

@@ -11,6 +11,7 @@ from search_r3.cli.last_resort import Parser, run_command
 from search_r3.cli.run_folder import make_folder
 from search_r3.errors import UsageError
 from search_r3.evaluation.gate import write_gate
+from search_r3.shipped import as_called
 
 DEFAULT = Path("mine") / "configs" / "mode" / "auto.yaml"
 
@@ -31,9 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     make_folder(output.parent, "--output")
     write_gate(arguments.evaluation, output)
     print(output.read_text(encoding="utf-8"), end="")
-    print(
-        f"next: python -m src.evaluate --config-dir {output.parent.parent} modes=[direct,auto,reasoning] ..."
-    )
+    command = as_called("python -m src.evaluate")
+    print(f"next: {command} --config-dir {output.parent.parent} modes=[direct,auto,reasoning] ...")
     return 0
 
 

@@ -1,5 +1,6 @@
 """Where the configurations and the models that come with the package lie: in a checkout, or in the wheel."""
 
+import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -7,6 +8,12 @@ IS_CHECKOUT = not (PACKAGE / "conf").is_dir()
 """Whether the package is read from a checkout, where conf/ and experiments/ stand beside src/."""
 ROOT = PACKAGE.parents[1] if IS_CHECKOUT else PACKAGE
 CONF = ROOT / "conf"
+_LAUNCHED = re.compile(r"(python\s+-m\s+)src\.")  # a help may break the line within
+
+
+def as_called(text: str) -> str:
+    """A text for users, its commands as they are called here: an installed package has no `src`."""
+    return text if IS_CHECKOUT else _LAUNCHED.sub(r"\1search_r3.", text)
 
 
 def shipped(path: str) -> str:

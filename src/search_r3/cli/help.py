@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from search_r3.cli.config_source import ConfigSource, MissingChoice
 from search_r3.cli.describe import DescribedKey, describe_file, headline
 from search_r3.cli.entry import Entry
+from search_r3.shipped import as_called
 
 LEAST_WIDTH, MOST_WIDTH = 100, 200
 
@@ -18,7 +19,7 @@ def help_text(entry: Entry, source: ConfigSource, overrides: Sequence[str] = ())
         source: where configs are read from.
         overrides: as typed; the keys of the options that they choose are shown, as with `refresh=certified`.
     """
-    program = f"python -m {entry.module}"
+    program = as_called(f"python -m {entry.module}")
     groups = source.groups()
     choices = [each for each in overrides if each.partition("=")[0] in groups]
     try:

@@ -21,7 +21,7 @@ from search_r3.cli.run_folder import Failed, Interrupted
 from search_r3.errors import UsageError, memory_text
 from search_r3.files import os_error_text
 from search_r3.records import LONGEST_MESSAGE, clipped
-from search_r3.shipped import IS_CHECKOUT, ROOT
+from search_r3.shipped import IS_CHECKOUT, ROOT, as_called
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -92,6 +92,10 @@ def _is_ours(file: str) -> bool:
 class Parser(argparse.ArgumentParser):
     """A parser whose refusals are those of all commands: one line, exit code 2."""
 
+    def format_help(self) -> str:
+        """The help, whose commands are those that there are here."""
+        return as_called(super().format_help())
+
     def error(self, message: str) -> NoReturn:
         """Refuses.
 
@@ -102,7 +106,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _one_line(message: object) -> str:
-    return clipped(message, LONGEST_MESSAGE)
+    return clipped(as_called(str(message)), LONGEST_MESSAGE)
 
 
 def _print(line: str) -> None:

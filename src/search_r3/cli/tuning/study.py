@@ -15,6 +15,7 @@ from search_r3.cli.tuning.space import OWN_KEYS, with_settings
 from search_r3.errors import UsageError
 from search_r3.files import write_json
 from search_r3.records import clipped
+from search_r3.shipped import as_called
 
 if TYPE_CHECKING:
     import optuna
@@ -119,9 +120,8 @@ def report(study: "optuna.Study", folder: Path, monitor: str) -> None:
     write_json(folder / "best.json", {"number": best.number, "value": best.value, "settings": best.params})
     _draw_history(study, folder / "history.png", monitor)
     log.info("best: trial %d, %s %.4f", best.number, monitor, best.value)
-    log.info(
-        "run it: python -m src.train ... %s", " ".join(f"{key}={value}" for key, value in best.params.items())
-    )
+    settings = " ".join(f"{key}={value}" for key, value in best.params.items())
+    log.info("run it: %s %s", as_called("python -m src.train ..."), settings)
     log_written(folder / "best.json", folder / "history.png", folder / str(best.number))
 
 
