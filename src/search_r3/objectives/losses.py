@@ -219,8 +219,8 @@ def kl_to_reference(
 def id_numbers(ids: Iterable[str]) -> Tensor:
     """Ids as `[n]` non-negative longs, so that ranks can exchange and compare them.
 
-    63 bits of BLAKE2b: among ten million ids the chance of one collision is about 5e-6, and its price is one
-    masked negative.
+    63 bits of BLAKE2b: among ten million ids the chance of one collision is about 5e-6, and its price is a
+    batch in which the two documents are taken for one.
     """
     numbers = [
         int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1 for text in ids

@@ -59,6 +59,8 @@ def contrastive_loss(
     documents, numbers = gather_rows(own, counts), gather_rows(numbers, counts)
     rank, n_ranks = own_place()
     positive = torch.tensor(batch.positive_index, device=own.device) + sum(counts[:rank])  # [P]
+    documents, numbers, column = _each_once(documents, numbers)
+    positive = column[positive]
     query = torch.tensor(batch.query_index, device=own.device)  # [P]
     by_id, n_by_id = negatives_mask(numbers, positive, relevant[query])
     views = [View("direct", 1.0, direct[query], positive, by_id)]
@@ -105,6 +107,18 @@ def _view_loss(view: View, documents: Tensor, settings: SFTLosses) -> tuple[Tens
         value = function(queries, documents, positive, **shared)
         loss, metrics[name] = loss + weight * value, value.detach()
     return loss, {f"{name}_{view.name}": value for name, value in metrics.items()}
+
+
+def _each_once(documents: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The distinct ones of documents `[M, D]` and their numbers, and `[M]` the column that each is now.
+
+    A rank holds a document once; several may hold the same one, which then counts as one negative.
+    """
+    _, which = numbers.unique(return_inverse=True)  # [M]
+    columns = torch.arange(len(numbers), device=numbers.device)
+    first = torch.full_like(columns, len(columns)).scatter_reduce(0, which, columns, "amin")  # [M]
+    kept = (first[which] == columns).nonzero()[:, 0]
+    return documents[kept], numbers[kept], torch.searchsorted(kept, first[which])
 
 
 def _relevant(batch: SFTBatch) -> Tensor:
