@@ -1,10 +1,25 @@
-"""Dropout off, in a model that goes on training."""
+"""Dropout off, in a model that is trained: sampling, ratios and embeddings must see one model."""
 
 import contextlib
 from collections.abc import Iterator
 
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+def prepare_training(model: nn.Module) -> None:
+    """Puts a model into the mode that it is trained in, however it was made: that of evaluation.
+
+    Its own flag says that it is trained. Layers that are to recompute activations are in training mode too,
+    since transformers recomputes in no other, and drop nothing by themselves.
+    """
+    model.eval()
+    model.training = True
+    for layer in filter(_recomputes, model.modules()):
+        layer.training = True
+        for name, value in list(vars(layer).items()):
+            if "drop" in name and isinstance(value, float):  # OPT and others have no module for it
+                setattr(layer, name, 0.0)
 
 
 @contextlib.contextmanager
@@ -18,10 +33,12 @@ def without_dropout(model: nn.Module, keeps_checkpointing: bool) -> Iterator[Non
     modes = [(module, module.training) for module in model.modules()]
     try:
         for module, was_training in modes:
-            module.training = (
-                was_training and keeps_checkpointing and isinstance(module, GradientCheckpointingLayer)
-            )
+            module.training = was_training and keeps_checkpointing and _recomputes(module)
         yield
     finally:
         for module, was_training in modes:
             module.training = was_training
+
+
+def _recomputes(module: nn.Module) -> bool:
+    return isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing

@@ -5,7 +5,7 @@ written first and embedded in the same pass. Every text of the project becomes a
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Literal, get_args
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from search_r3.models.attention import leave_out_cudnn
 from search_r3.models.batching import decoding_budget, forward_cost, length_batches, tokens_that_fit
+from search_r3.models.dropout import without_dropout
 from search_r3.models.generation import Sampling, SpecialIds, decode, row_uniforms
 from search_r3.models.logits import decoder_path, own_logits
 from search_r3.models.prefix import Prefix, common_prefix, pad_left, position_ids
@@ -428,18 +429,12 @@ class ReasoningEmbedder(nn.Module):
     def _inference(self, n_tokens: int) -> Iterator[None]:
         """No gradient and no dropout within, and one thread where `n_tokens` are too few for several.
 
-        The mode is restored on leaving; walking through all modules takes a twentieth of a query's time, so a
-        model that is not training is left alone.
+        Every module's mode is restored on leaving; walking through all modules takes a twentieth of a query's
+        time, so a model that is not training is left alone.
         """
-        was_training = self.model.training
-        if was_training:
-            self.model.eval()
-        try:
-            with torch.no_grad(), threads_for(n_tokens * self._layer_weights):
-                yield
-        finally:
-            if was_training:
-                self.model.train()
+        quiet = without_dropout(self.model, False) if self.model.training else nullcontext()
+        with quiet, torch.no_grad(), threads_for(n_tokens * self._layer_weights):
+            yield
 
 
 def _heard_in_order(heard: Callable[[int, int], None], rows: Sequence[int], row: int, token: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from search_r3.models.checksums import ModelFolderError, check_files
+from search_r3.models.dropout import prepare_training
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.folder.description import encoder_of, read_description
 from search_r3.models.folder.run_prompts import encoder_of_run
@@ -87,6 +88,7 @@ def open_embedder(
         model.enable_input_require_grads()
     token_id = tokenizer.convert_tokens_to_ids(EMBED_TOKEN)
     tuned = tuning.apply(model, token_id)
+    prepare_training(tuned)
     trained = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
     total = sum(p.numel() for p in tuned.parameters())
     log.info("model: %.2f M parameters, %.2f M of them trained", total / 1e6, trained / 1e6)
