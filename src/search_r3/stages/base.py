@@ -1,13 +1,14 @@
 """What the modules of all stages have in common."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor
 
 from search_r3.data.types import Benchmark
-from search_r3.distributed import reduced
+from search_r3.distributed import own_place, reduced
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.reference import FrozenReference
 from search_r3.models.twin import ArchitectureError, fresh_adapter_difference
@@ -63,6 +64,17 @@ class StageModule(pl.LightningModule):
         loop = self.trainer.fit_loop.epoch_loop
         if loop._batches_that_stepped % self.trainer.log_every_n_steps == 0:
             loop._results.clear()
+
+    def over_ranks(
+        self, metrics: Mapping[str, float | Tensor], counts: Collection[str] = ()
+    ) -> dict[str, float | Tensor]:
+        """Means over ranks of what every rank has measured of a step, and sums of `counts`; collective."""
+        n_ranks = own_place()[1]
+        if n_ranks == 1:
+            return dict(metrics)
+        own = [torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in metrics.values()]
+        totals = zip(metrics, reduced(torch.stack(own)), strict=True)
+        return {name: total if name in counts else total / n_ranks for name, total in totals}
 
     def check_fresh_adapter(self) -> None:
         """Before the first step: an adapter that has learnt nothing must change nothing, on real tokens.

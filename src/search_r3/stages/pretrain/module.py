@@ -49,6 +49,7 @@ class PretrainModule(StageModule):
 
         names = [f"block {batch_idx}/{row}" for row in range(len(batch))]
         result = optimization_step(self, run_backward, names, self.optimization.max_grad_norm)
-        self.log_dict({"train/loss": result.loss, "train/grad_norm": result.grad_norm}, prog_bar=True)
+        told = self.over_ranks({"loss": result.loss, "grad_norm": result.grad_norm})
+        self.log_dict({f"train/{name}": value for name, value in told.items()}, prog_bar=True)
         self.log("train/learning_rate", result.learning_rate)
         return {"n_tokens": batch.numel()}

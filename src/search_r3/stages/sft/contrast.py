@@ -88,7 +88,7 @@ def _view_loss(view: View, documents: Tensor, settings: SFTLosses) -> tuple[Tens
         settings.false_negative_margin,
         settings.false_negative_share,
     )
-    mask = view.may_be_negative & is_low
+    mask, n_rows = view.may_be_negative & is_low, share_of_count(len(queries), documents.device)
     shared = {
         "mask": mask,
         "denominator": share_of_count(int(has_negative(mask, positive).sum()), documents.device),
@@ -99,7 +99,7 @@ def _view_loss(view: View, documents: Tensor, settings: SFTLosses) -> tuple[Tens
         "info_nce": nce.detach(),
         "triplet": hinge.detach(),
         "masked_by_score": torch.tensor(float(n_high)),
-        "share_of_rows_masked": (~is_low).any(1).float().sum() / max(len(queries), 1),
+        "share_of_rows_masked": (~is_low).any(1).float().sum() / n_rows,
         "candidates": torch.tensor(float(len(queries) * (len(documents) - 1))),
     }
     loss = settings.info_nce * nce + settings.triplet * hinge

@@ -21,6 +21,7 @@ from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.prefix import Prefix
 from search_r3.models.reference import FrozenReference
 from search_r3.stages.base import ValidatedModule
+from search_r3.stages.callbacks import FalseNegatives
 from search_r3.stages.gradient_cache import ChunkOutput, backward_with_cache
 from search_r3.stages.optimization import OptimizationSettings
 from search_r3.stages.sft.collate import SFTBatch
@@ -31,6 +32,8 @@ from search_r3.stages.sft.settings import SelfWritten, SFTLosses
 from search_r3.stages.step import block_sync, optimization_step
 
 log = logging.getLogger(__name__)
+COUNTS = (*FalseNegatives.NAMES, "self_written_rows")
+"""What is logged as the sum over ranks, and not as the mean."""
 
 
 class SFTModule(ValidatedModule):
@@ -108,9 +111,10 @@ class SFTModule(ValidatedModule):
 
         names = [example.id for example in batch.examples]
         result = optimization_step(self, run_backward, names, self.optimization.max_grad_norm)
-        metrics |= {"grad_norm": result.grad_norm, "learning_rate": result.learning_rate}
-        self.log("train/loss", result.loss, prog_bar=True, batch_size=len(names))
-        self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=len(names))
+        told = {"loss": result.loss, **metrics, "grad_norm": result.grad_norm}
+        told = self.over_ranks(told, COUNTS) | {"learning_rate": result.learning_rate}
+        self.log("train/loss", told.pop("loss"), prog_bar=True, batch_size=len(names))
+        self.log_dict({f"train/{name}": value for name, value in told.items()}, batch_size=len(names))
         n_tokens = sum(len(row.ids) for chunk in chunks for row in (*chunk.embedded, *chunk.imitated))
         masked = {name: n for name, n in metrics.items() if name.startswith(("masked_", "candidates_"))}
         return {"n_pairs": len(names), "n_tokens": n_tokens} | masked
