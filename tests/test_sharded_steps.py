@@ -71,13 +71,13 @@ def result(module, data, max_steps=2, checkpoint=None, callbacks=(), **settings)
     return {"weights": weights, "held": shares.held, "whole": shares.whole, "grad_norm": norm}
 
 
-def pretrained(folder, is_tied=True, **settings):
+def pretrained(folder, is_tied=True, batch_size=4, **settings):
     embedder = build_embedder()
     if not is_tied:
         head = embedder.causal_lm.get_output_embeddings()
         head.weight = nn.Parameter(head.weight.detach().clone())
     module = PretrainModule(embedder, SETTINGS, micro_batch=2)
-    return result(module, PretrainDataModule(training_data(), embedder, 4, 32, None, 0), **settings)
+    return result(module, PretrainDataModule(training_data(), embedder, batch_size, 32, None, 0), **settings)
 
 
 def tuned(folder, chunk_rows=None, written=NEVER, opened=(), **settings):
@@ -134,6 +134,7 @@ LORA = {"tuning": LoraTuning(r=4, alpha=8)}
 AS_ONE = {
     "pretrain": pretrained,
     "a head of its own": partial(pretrained, is_tied=False),
+    "unequal rows": partial(pretrained, is_tied=False, batch_size=5),  # of two forwards and of one
     "resumed": resumed,
     "sft": tuned,
     "sft in chunks": partial(tuned, chunk_rows=2),

@@ -44,6 +44,8 @@ class PretrainModule(StageModule):
 
         def run_backward() -> Tensor:
             chunks = batch.split(self.micro_batch)
+            # Sharded weights need equally many forwards on all ranks: a block of one token has no target.
+            chunks = [*([batch[:1, :1]] * self.n_missing(len(chunks))), *chunks]
             forward = lambda blocks: self.block_loss(blocks, denominator)  # noqa: E731
             return backward_with_cache(chunks, forward, None, self.manual_backward, block_sync(self))[0]
 
