@@ -4,9 +4,11 @@ import math
 import pytest
 import pytorch_lightning as pl
 import torch
+from architectures import CONFIGS, build
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import MambaConfig, MambaForCausalLM
 
 from search_r3.stages.optimization import OptimizationSettings, build_optimizer, build_scheduler
 from search_r3.stages.step import NonFiniteLossError, optimization_step
@@ -82,6 +84,24 @@ def test_norms_biases_and_embeddings_are_not_decayed(embedder):
         assert group["lr"] == pytest.approx(3e-3 if "embed_tokens" in name else 1e-3), name
     unscaled = groups_by_name(model, OptimizationSettings(learning_rate=1e-3))
     assert {group["lr"] for group in unscaled.values()} == {1e-3}
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "mamba"])
+def test_what_an_architecture_looks_up_is_not_decayed_and_its_products_are(name):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "tie_word_embeddings": False}
+    made = (
+        MambaForCausalLM(MambaConfig(vocab_size=40, **sizes))
+        if name == "mamba"
+        else build(name, attention="eager")
+    )
+    groups = groups_by_name(made, OptimizationSettings(embedding_lr_scale=3.0))
+    tied = {id(module.weight) for module in made.modules() if isinstance(module, nn.Embedding)}
+    assert tied
+    for path, module in made.named_modules():
+        if isinstance(module, nn.Embedding | nn.Linear) and f"{path}.weight" in groups:
+            looks_up = id(module.weight) in tied
+            group = groups[f"{path}.weight"]
+            assert (group["weight_decay"] == 0.0, group["lr"] > 2e-4) == (looks_up, looks_up), path
 
 
 def test_lora_trains_after_logits_were_asked_for_in_a_validation(embedder):

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,19 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 log = logging.getLogger(__name__)
 
-_EMBEDDING_PARTS = frozenset(
-    {
-        "embed_tokens",
-        "embed_in",
-        "tok_embeddings",
-        "trainable_tokens_delta",
-        "word_embeddings",
-        "wte",
-        "wpe",
-        "lora_embedding_A",
-        "lora_embedding_B",
-    }
-)
+_EMBEDDING = re.compile(r"(?!embed_out$)(.*_)?embed(ding)?s?(_.*)?|wte|wpe|trainable_tokens_delta")
+"""Modules that look rows up, by the names that architectures use; `embed_out` is the head of GPT-NeoX."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +85,9 @@ def build_optimizer(
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            is_embedding = not _EMBEDDING_PARTS.isdisjoint(name.split("."))
-            is_decayed = parameter.ndim >= 2 and not is_embedding  # norms and biases are vectors
+            is_matrix = parameter.ndim >= 2  # norms and biases are vectors
+            is_embedding = is_matrix and any(map(_EMBEDDING.fullmatch, name.split(".")))
+            is_decayed = is_matrix and not is_embedding
             groups.setdefault((is_embedding, is_decayed), []).append(parameter)
     if not groups:
         raise ValueError("no parameter is trained; check model.tuning")
