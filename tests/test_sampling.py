@@ -156,10 +156,30 @@ def test_bad_arguments_are_refused(settings, message):
         GroupedBatchSampler(**{"n_rows": 4, "batch_size": 2, **settings})
 
 
-def test_a_batch_with_fewer_distinct_keys_than_ranks_is_refused():
-    sampler = GroupedBatchSampler(4, batch_size=4, keys=[[0, 0, 0, 0]], world_size=2)
-    with pytest.raises(ValueError, match="too few rows with different keys"):
-        take(sampler, 1)
+def test_a_source_with_fewer_distinct_keys_than_ranks_is_refused_before_the_first_batch():
+    settings = {"sources": ["a"] * 4 + ["b"] * 4, "keys": [[*range(4), 7, 7, 7, 7]], "batch_size": 4}
+    with pytest.raises(ValueError, match="'b' has 4 rows with 1 different positives or queries, fewer than"):
+        GroupedBatchSampler(8, **settings, world_size=2)
+    weights = {"a": 1.0, "b": 0.0}
+    assert len(take(GroupedBatchSampler(8, **settings, weights=weights, world_size=2), 3)) == 3
+
+
+def test_a_document_that_many_rows_share_leaves_no_rank_without_a_row():
+    keys = [0 if row % 5 == 0 else row for row in range(400)]  # a fifth of the rows have one positive
+    ranks = [
+        take(GroupedBatchSampler(400, batch_size=8, keys=[keys], rank=rank, world_size=8), 150)
+        for rank in range(8)
+    ]
+    n_doubled = 0
+    for shares in zip(*ranks, strict=True):
+        assert [len(share) for share in shares] == [1] * 8
+        rows = [share[0] for share in shares]
+        assert len(set(rows)) == 8
+        n_doubled += sum(row % 5 == 0 for row in rows) > 1
+    assert 0 < n_doubled < 150
+    for epoch in range(3):
+        whole = [share[0] for rank in ranks for share in rank[epoch * 49 : (epoch + 1) * 49]]
+        assert len(whole) == len(set(whole)) == 392
 
 
 def lines_of(caplog, n_batches=6, **settings) -> list[str]:

@@ -34,13 +34,14 @@ class GroupedBatchSampler(Sampler[list[int]]):
         same_cluster_share: share of a source's batches that are drawn within clusters. A cluster smaller than
             a batch is joined by others.
         keys: columns of `[n]`; two rows with an equal entry in one of them (the same positive, the same
-            query) never meet in a batch. The later one waits for another batch.
+            query) never meet in a batch. The later one waits for another batch; only where a rank would be
+            without a row, it does not.
         rank: of this process.
         world_size: number of processes; each gets every `world_size`-th row of a global batch.
 
     Raises:
-        ValueError: If a column does not have `n_rows` entries, a source has no weight, or a share or size is
-            out of range.
+        ValueError: If a column does not have `n_rows` entries, a source has no weight or fewer different rows
+            than there are ranks, or a share or size is out of range.
     """
 
     def __init__(
@@ -80,8 +81,9 @@ class GroupedBatchSampler(Sampler[list[int]]):
         self._keys = [_codes(key)[0] for key in keys]
         self._shares = _shares(self._names, self._rows, weights)
         for name, rows, share in zip(self._names, self._rows, self._shares, strict=True):
-            if share > 0 and len(rows) < world_size:
-                raise ValueError(f"source {name!r} has {len(rows)} rows, fewer than the {world_size} ranks")
+            if share > 0 and self._n_different(rows) < world_size:
+                told = self._told_rows(rows)
+                raise ValueError(f"source {name!r} has {told}, fewer than the {world_size} ranks")
         self.batch_size, self.seed, self.same_cluster_share = batch_size, seed, same_cluster_share
         self.rank, self.world_size = rank, world_size
         self._told_short: set[int] = set()
@@ -159,11 +161,6 @@ class GroupedBatchSampler(Sampler[list[int]]):
             for _ in range(number):  # a resumed run walks to its place in the epoch
                 next(self._epochs[code])
         batch = next(self._epochs[code])
-        if len(batch) < self.world_size:
-            raise ValueError(
-                f"source {self._names[code]!r} has too few rows with different keys: a batch of {len(batch)} "
-                f"for {self.world_size} ranks"
-            )
         self._taken[code] += 1
         self._position += 1
         self._tell_short_batch(code, len(batch))
@@ -172,19 +169,26 @@ class GroupedBatchSampler(Sampler[list[int]]):
     def _tell_small_source(self, code: int) -> None:
         """Says of a source that can never fill a batch how large its batches are, and why."""
         rows = self._rows[code]
-        n_keys = min((len(np.unique(key[rows])) for key in self._keys), default=len(rows))
+        n_keys = self._n_different(rows)
         if n_keys >= self.batch_size:
             return
         self._told_short.add(code)
-        why = f"{len(rows)} rows" if n_keys == len(rows) else (
-            f"{len(rows)} rows with {n_keys} different positives or queries, which meet once in a batch"
-        )  # fmt: skip
+        once = "" if n_keys == len(rows) else ", which meet once in a batch"
         self._log(
             f"batches of {self._named(code)} hold at most {n_keys} of stage.datamodule.batch_size="
-            f"{self.batch_size} rows, for there are {why}"
+            f"{self.batch_size} rows, for there are {self._told_rows(rows)}{once}"
             + ("; a batch of one has no other document to be told from" if n_keys == 1 else "")
             + f". Give more data, or set stage.datamodule.batch_size={n_keys} to say so"
         )
+
+    def _n_different(self, rows: np.ndarray) -> int:
+        """How many of some rows can meet in a batch, at most."""
+        return min((len(np.unique(key[rows])) for key in self._keys), default=len(rows))
+
+    def _told_rows(self, rows: np.ndarray) -> str:
+        n_keys = self._n_different(rows)
+        also = "" if n_keys == len(rows) else f" with {n_keys} different positives or queries"
+        return f"{len(rows)} rows{also}"
 
     def _tell_short_batch(self, code: int, n_rows: int) -> None:
         """Says once per source that a batch is short although the source has rows enough."""
@@ -214,6 +218,8 @@ class GroupedBatchSampler(Sampler[list[int]]):
         planned, spare = self._plan(code, generator)
         for number in generator.permutation(len(planned)):
             batch, spare = self._separate(np.concatenate([planned[number], spare]), len(planned[number]))
+            n_missing = max(self.world_size - len(batch), 0)
+            batch, spare = np.concatenate([batch, spare[:n_missing]]), spare[n_missing:]
             yield batch
 
     def _plan(self, code: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
