@@ -10,6 +10,7 @@ from search_r3.cli.training import _unvalidated
 from search_r3.data.negatives import RankRule
 from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
 from search_r3.stages.pretrain.data import PretrainDataModule
+from search_r3.stages.rl.data import RLDataModule
 from search_r3.stages.sft.data import SFTDataModule
 from search_r3.stages.sft.mining import mine_by_bm25
 from tests.conftest import TEXTS
@@ -93,3 +94,19 @@ def test_a_run_that_does_not_validate_says_so_before_its_first_step(has_validati
     if lines:
         assert words in lines[0]
         assert "the last weights become the model" in lines[0]
+
+
+@pytest.mark.parametrize(("interval", "is_told"), [(3, False), (4, True), (9, True)])
+def test_an_interval_of_validation_is_held_against_batches_where_each_is_several_steps(interval, is_told):
+    module = RLDataModule(
+        data_of(True, **FULL), None, 2, 0, None, 5, 5, None, None, "store", "cache", updates_per_batch=4
+    )
+    settings = {"max_steps": 10, "check_val_every_n_epoch": None, "val_check_interval": interval}
+    trainer = pl.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False, **settings)
+
+    lines = list(_unvalidated(trainer, module))
+
+    assert len(lines) == is_told
+    if is_told:  # 10 steps are two batches of four and the first half of another
+        assert "beyond the last batch, 3 (max_steps=10, 4 steps per batch)" in lines[0]
+        assert lines[0].endswith("Set it to 3 or less")

@@ -94,7 +94,8 @@ def _unvalidated(trainer: "pl.Trainer", datamodule: "pl.LightningDataModule") ->
     if not trainer.is_global_zero or trainer.fast_dev_run or not hasattr(datamodule, "validation"):
         return
     result = "so there is no best checkpoint, and the last weights become the model"
-    interval, n_steps = trainer.val_check_interval, trainer.max_steps
+    interval, per_batch = trainer.val_check_interval, getattr(datamodule, "updates_per_batch", 1)
+    n_batches = -(-trainer.max_steps // per_batch)  # an interval is of batches, max_steps of steps
     if datamodule.validation is None:
         yield (
             f"no validation: the data set has no validation rows, {result}. Set data.validation_share above "
@@ -102,10 +103,13 @@ def _unvalidated(trainer: "pl.Trainer", datamodule: "pl.LightningDataModule") ->
         )
     elif trainer.limit_val_batches == 0:
         yield f"no validation: stage.trainer.limit_val_batches=0, {result}"
-    elif isinstance(interval, int) and interval > n_steps > 0:
+    elif isinstance(interval, int) and interval > n_batches > 0:
+        last = f"the last step, {n_batches}"
+        if per_batch > 1:
+            last = f"the last batch, {n_batches} (max_steps={trainer.max_steps}, {per_batch} steps per batch)"
         yield (
-            f"no validation: stage.trainer.val_check_interval={interval} is beyond the last step, {n_steps}, "
-            f"{result}. Set it to {n_steps} or less"
+            f"no validation: stage.trainer.val_check_interval={interval} is beyond {last}, {result}. "
+            f"Set it to {n_batches} or less"
         )
 
 
