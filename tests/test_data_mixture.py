@@ -47,6 +47,17 @@ def test_ids_of_two_sources_stay_apart_and_point_at_their_texts(tmp_path):
     assert list(data.texts)[len(left.texts)] == right.texts[0]
 
 
+def test_further_positives_of_a_row_are_documents_of_the_joined_corpus(tmp_path):
+    code, web = triples(tmp_path, "code", 30), triples(tmp_path, "web", 30)
+    first, second, *_ = web.examples
+    both = replace(first, more_positives=(second.positive,), more_positive_ids=(second.positive_id,))
+    data = load_mixture({"code": code, "web": replace(web, examples=[both])})
+
+    (example,) = (row for row in data.examples if row.more_positives)
+    (document,) = example.more_positive_ids
+    assert data.corpus.texts[data.corpus.row_of[document]] == second.positive
+
+
 def test_weights_default_to_the_numbers_of_examples_and_sum_to_one(tmp_path):
     left, right = triples(tmp_path, "left", 30), triples(tmp_path, "right", 50)
     total = len(left.examples) + len(right.examples)

@@ -79,6 +79,7 @@ def _prefixed(key: str, example: Example) -> Example:
         example,
         id=f"{key}/{example.id}",
         positive_id=f"{key}/{example.positive_id}",
+        more_positive_ids=tuple(f"{key}/{document}" for document in example.more_positive_ids),
         hard_negative_ids=tuple(f"{key}/{document}" for document in example.hard_negative_ids),
         relevant_ids=frozenset(f"{key}/{document}" for document in example.relevant_ids),
         grades=tuple((f"{key}/{document}", grade) for document, grade in example.grades),
