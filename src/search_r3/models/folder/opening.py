@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from search_r3.models.checksums import ModelFolderError, check_files
-from search_r3.models.dropout import prepare_training
+from search_r3.models.dropout import leave_out_dropout, prepare_training
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.folder.description import encoder_of, read_description
 from search_r3.models.folder.run_prompts import encoder_of_run
@@ -75,6 +75,7 @@ def open_embedder(
             )
         tokenizer.chat_template = chat_template
     refuse_untrusted(model, path or name or "the model", tuning)
+    leave_out_dropout(model)
     add_embed_token(model, tokenizer)
     if description is not None:
         encoder = encoder_of(path, description, tokenizer)
