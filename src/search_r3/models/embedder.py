@@ -19,7 +19,7 @@ from search_r3.models.attention import leave_out_cudnn
 from search_r3.models.batching import decoding_budget, forward_cost, length_batches, tokens_that_fit
 from search_r3.models.dropout import without_dropout
 from search_r3.models.generation import Sampling, SpecialIds, decode, row_uniforms
-from search_r3.models.logits import decoder_path, own_logits
+from search_r3.models.logits import decoder_path, own_logits, state_width
 from search_r3.models.prefix import Prefix, common_prefix, pad_left, position_ids
 from search_r3.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder, Prompts, Rendered
 from search_r3.models.threads import threads_for
@@ -189,7 +189,7 @@ class ReasoningEmbedder(nn.Module):
     @property
     def width(self) -> int:
         """Dimension `D` of an embedding."""
-        return self.causal_lm.config.get_text_config().hidden_size
+        return state_width(self.causal_lm.config)
 
     @property
     def weights_sha256(self) -> str:

@@ -8,7 +8,7 @@ states in the decoder's place. Losses, log-probabilities and sampling all take l
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 
@@ -23,6 +23,12 @@ def decoder_path(causal_lm: PreTrainedModel) -> tuple[str, ...]:
         if module is decoder and name:
             return tuple(name.split("."))
     raise ValueError(f"{type(causal_lm).__name__} has no decoder apart from its head")
+
+
+def state_width(config: PreTrainedConfig) -> int:
+    """Dimension `D` of a last state; OPT brings its states to that of the token embeddings."""
+    config = config.get_text_config()
+    return getattr(config, "word_embed_proj_dim", None) or config.hidden_size
 
 
 def own_logits(causal_lm: PreTrainedModel, path: tuple[str, ...], states: Tensor) -> Tensor:

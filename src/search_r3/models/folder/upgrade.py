@@ -13,6 +13,7 @@ from search_r3.models.checksums import DESCRIPTION_FILE, KEY, ModelFolderError, 
 from search_r3.models.folder.description import description_of, encoder_of, read_description
 from search_r3.models.folder.modules import MODULES_FILE, write_modules
 from search_r3.models.folder.weights import read_tokenizer
+from search_r3.models.logits import state_width
 
 
 def upgrade_folder(path: str | Path) -> bool:
@@ -41,7 +42,7 @@ def upgrade_folder(path: str | Path) -> bool:
     if is_checked and has_modules:
         return False
     config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    width = config.get_text_config().hidden_size
+    width = state_width(config)
     if is_format_1:
         origin, is_trained = description.get("provenance", {}), description.get("is_trained", True)
         description |= description_of(encoder, origin, is_trained)
