@@ -1,6 +1,8 @@
 """Tokenizer and weights of a folder or a hub name, as transformers reads them; no code of theirs is run."""
 
+import logging
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -10,6 +12,8 @@ from search_r3.models.checksums import ModelFolderError
 from search_r3.models.reading import named_damage
 from search_r3.models.tuning import FullTuning, LoraTuning
 from search_r3.models.twin import ArchitectureError, check_architecture
+
+log = logging.getLogger(__name__)
 
 OF_OURS = {"local_files_only": True, "use_safetensors": True}
 """How the weights of a model folder are read. Those of a hub name may be pickles, which torch reads without
@@ -51,25 +55,55 @@ def read_model(source: str | Path, dtype: str, attention: str | None, **options:
     """The causal language model of a folder or a hub name.
 
     Raises:
-        ModelFolderError: If the architecture does not have this attention, with the one that every one has.
+        ModelFolderError: If transformers cannot read it, it lacks weights, or the architecture does not have
+            this attention, with the one that every one has.
     """
     chosen = {} if attention is None else {"attn_implementation": attention}
     try:
         with named_damage(source):
-            return AutoModelForCausalLM.from_pretrained(
-                str(source), dtype=dtype_named(dtype), trust_remote_code=False, **chosen, **options
-            )
+            model, info = AutoModelForCausalLM.from_pretrained(
+                str(source), dtype=dtype_named(dtype), trust_remote_code=False, output_loading_info=True,
+                ignore_mismatched_sizes=True, **chosen, **options,
+            )  # fmt: skip
     except ModelFolderError:
         raise
     except (ValueError, ImportError) as error:
         _refuse_own_code(source, error)
         reason = str(error).strip().splitlines()[0]
         if attention is None or not re.search("attention|attn", reason):
-            raise
+            raise ModelFolderError(f"{source}: transformers cannot read it: {reason}") from error
         raise ModelFolderError(
             f"model.attention={attention} cannot be had for {source}: {reason.split('. ')[0]}. "
             "Set model.attention=eager"
         ) from error
+    _check_complete(source, model, info)
+    return model
+
+
+def _check_complete(source: str | Path, model: PreTrainedModel, info: Mapping[str, Collection]) -> None:
+    """Refuses weights that transformers made at random, since the files have none of such a name and shape.
+
+    A head alone may be missing, as in folders of models that only embed: it is told.
+
+    Raises:
+        ModelFolderError: With the first of them.
+    """
+    heads = {id(each) for each in model.get_output_embeddings().parameters()}
+    in_head = {name for name, each in model.named_parameters() if id(each) in heads}
+    shapes = {str(each[0] if isinstance(each, tuple) else each) for each in info["mismatched_keys"]}
+    random = sorted((set(info["missing_keys"]) - in_head) | shapes)
+    if random:
+        unread = sorted(info["unexpected_keys"])
+        beside = f"; it has {unread[0]}, which is none of its weights" if unread else ""
+        raise ModelFolderError(
+            f"{source}: {len(random)} weights of {type(model).__name__}, as config.json describes it, are "
+            f"missing or of another shape: {random[0]}{beside}"
+        )
+    if info["missing_keys"]:
+        log.warning(
+            "%s: has no %s: its head is random, and what it writes means nothing before it is trained",
+            source, sorted(info["missing_keys"])[0],
+        )  # fmt: skip
 
 
 def refuse_untrusted(

@@ -1,0 +1,80 @@
+"""Weights that a folder does not have are never made up without a word."""
+
+import json
+
+import pytest
+from plain_folders import byte_tokenizer, opened, write_plain
+from safetensors.torch import load_file, save_file
+
+from search_r3.models.folder import ModelFolderError
+from search_r3.models.folder.plain import load_plain
+from search_r3.models.prompts import Lengths, Prompts
+
+
+def changed(folder, change):
+    """The folder with its weights, by name, replaced by what `change` makes of each name and weight."""
+    file = write_plain(folder, byte_tokenizer()) / "model.safetensors"
+    pairs = (change(name, weight) for name, weight in load_file(file).items())
+    save_file(dict(pair for pair in pairs if pair is not None), file, metadata={"format": "pt"})
+    return folder
+
+
+WRONG = {
+    "a layer is missing": (
+        lambda name, weight: None if ".layers.1." in name else (name, weight),
+        r"9 weights of LlamaForCausalLM, .* missing or of another shape: model\.layers\.1\.input_layernorm",
+    ),
+    "all have other names": (
+        lambda name, weight: (f"module.{name}", weight),
+        r"model\.embed_tokens\.weight; it has module\.lm_head\.weight, which is none of its weights",
+    ),
+    "one has another shape": (
+        lambda name, weight: (name, weight[:8].clone() if ".0.self_attn.q_proj." in name else weight),
+        r"1 weights .* shape: model\.layers\.0\.self_attn\.q_proj\.weight$",
+    ),
+    "matrices are packed by a quantiser": (
+        lambda name, weight: (name.replace("_proj.weight", "_proj.qweight"), weight),
+        r"down_proj\.weight; it has model\.layers\.0\.mlp\.down_proj\.qweight",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_training_and_evaluation_refuse_a_folder_whose_weights_do_not_fit_by_name(tmp_path, case):
+    change, message = WRONG[case]
+    folder = changed(tmp_path / "plain", change)
+    with pytest.raises(ModelFolderError, match=message):
+        opened(folder)
+    with pytest.raises(ModelFolderError, match=message):
+        load_plain(folder, Prompts("direct", "reason", "document"), Lengths(24, 48, 6), "<|end|>")
+
+
+def test_a_missing_head_is_told(tmp_path, caplog):
+    folder = changed(tmp_path, lambda name, weight: None if name == "lm_head.weight" else (name, weight))
+    opened(folder)
+    assert "has no lm_head.weight: its head is random" in caplog.text
+
+
+def test_a_whole_folder_is_read_without_a_word(tmp_path, caplog):
+    opened(write_plain(tmp_path, byte_tokenizer()))
+    assert "head is random" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "message"),
+    [
+        ("config.json", "quantization_config", {"bits": 4}, "cannot read it: .*quant_method"),
+        ("config.json", "model_type", "t5", "cannot read it: Unrecognized configuration class"),
+        ("generation_config.json", "num_return_sequences", 3, "cannot read it: .*num_return_sequences"),
+    ],
+)
+def test_what_transformers_refuses_is_an_error_in_a_line_that_names_the_folder(
+    tmp_path, file, key, value, message
+):
+    folder = write_plain(tmp_path, byte_tokenizer())
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(content | {key: value}))
+    with pytest.raises(ModelFolderError, match=message) as caught:
+        opened(folder)
+    assert str(caught.value).startswith(f"{folder}: ")
+    assert "\n" not in str(caught.value)
