@@ -6,7 +6,17 @@ import pytest
 import torch
 from architectures import CONFIGS, EAGER_ONLY, build
 from conftest import TEXTS, build_embedder
-from transformers import GPT2LMHeadModel, GPT2Model, LlamaForCausalLM, LlamaModel, PhiForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BambaConfig,
+    GPT2LMHeadModel,
+    GPT2Model,
+    Lfm2Config,
+    LlamaForCausalLM,
+    LlamaModel,
+    MambaConfig,
+    PhiForCausalLM,
+)
 
 from search_r3.models import twin
 from search_r3.models.folder import ModelFolderError, load_embedder, open_embedder, save_embedder
@@ -78,6 +88,24 @@ def test_an_architecture_that_padding_changes_is_refused_by_name():
 def test_an_architecture_without_a_cache_is_refused_by_name():
     with pytest.raises(ArchitectureError, match="ForgetfulLlama cannot be used here: "):
         check_architecture(ForgetfulLlama(build("llama").config))
+
+
+SMALL = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2}
+RUNNING = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+RECURRENT = {
+    "mamba": lambda: MambaConfig(state_size=4, **SMALL),
+    "lfm2": lambda: Lfm2Config(layer_types=["conv", "full_attention"], **SMALL, **RUNNING),
+    "bamba": lambda: BambaConfig(
+        mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, attn_layer_indices=[1], **SMALL, **RUNNING
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_an_architecture_with_a_state_that_runs_along_is_refused_with_the_reason(name):
+    model = AutoModelForCausalLM.from_config(RECURRENT[name]())
+    with pytest.raises(ArchitectureError, match="cannot be used here: it remembers a text as a state"):
+        check_architecture(model)
 
 
 def test_what_has_passed_is_kept_by_the_hash_of_the_configuration_and_what_fails_is_not(passed, monkeypatch):

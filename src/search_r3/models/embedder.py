@@ -20,7 +20,7 @@ from search_r3.models.batching import decoding_budget, forward_cost, length_batc
 from search_r3.models.dropout import without_dropout
 from search_r3.models.generation import Sampling, SpecialIds, decode, row_uniforms
 from search_r3.models.logits import decoder_path, own_logits, state_width
-from search_r3.models.prefix import Prefix, common_prefix, pad_left, position_ids
+from search_r3.models.prefix import Prefix, common_prefix, pad_left, position_ids, remembers_keys
 from search_r3.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder, Prompts, Rendered
 from search_r3.models.threads import threads_for
 from search_r3.models.tuning import base_model
@@ -48,9 +48,6 @@ class Reasoned:
 
 
 ReadState = Literal["at", "before"]
-
-_KINDS_WITH_KEYS = {"full_attention", "sliding_attention", "chunked_attention"}
-"""Layer types of transformers whose cache is keys and values; an older model names none."""
 
 SHARED_FROM = 8
 """Ids. A shorter beginning is run with every text: with the 3 of the shipped base 64 texts gain 4 to 20 %."""
@@ -262,9 +259,8 @@ class ReasoningEmbedder(nn.Module):
         Not so where a state runs along (Mamba, convolutions), nor where activations are recomputed.
         """
         model = self.causal_lm
-        kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
         recomputes = self.model.training and model.is_gradient_checkpointing
-        return not (recomputes or getattr(model, "_is_stateful", False) or kinds - _KINDS_WITH_KEYS)
+        return not recomputes and remembers_keys(model)
 
     def embed_ids(
         self, sequences: Sequence[Sequence[int]], progress: bool = False, what: str = "texts"

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
+
+_KINDS_WITH_KEYS = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Layer types of transformers whose cache is keys and values; an older model names none."""
+
+
+def remembers_keys(model: PreTrainedModel) -> bool:
+    """Whether a model remembers a text as keys and values alone; no state runs along, as Mamba's does."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    return not (getattr(model, "_is_stateful", False) or kinds - _KINDS_WITH_KEYS)
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from search_r3.models.logits import decoder_path, own_logits
-from search_r3.models.prefix import pad_left, position_ids
+from search_r3.models.prefix import pad_left, position_ids, remembers_keys
 from search_r3.models.steps import continued, prefill
 from search_r3.models.tuning import adapter_disabled, base_model, is_fresh
 
@@ -40,6 +40,8 @@ _SAME_WIDTH = ("word_embed_proj_dim", "embed_dim", "d_model", "lru_width")
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "decoder_start_token_id")
 TOLERANCE = 1e-5
 """Of unit vectors, and of logits relative to the largest of them."""
+
+RUNS_ALONG = "it remembers a text as a state that runs along (Mamba, linear attention, convolution)"
 
 Tune = Callable[[PreTrainedModel, int], nn.Module]
 """From a model and the embed token's id to what is trained, such as a model with an adapter."""
@@ -95,6 +97,8 @@ def _fault(model: PreTrainedModel, tune: Tune | None) -> str:
     """What is wrong with an architecture, or nothing; with another attention, if that would help."""
     attention = _attention(model.config)
     fault = _fault_under(attention, model, tune)
+    if fault and not remembers_keys(model):
+        return f"{RUNS_ALONG}; choose a model whose layers all keep keys and values ({fault})"
     if fault and attention != "eager" and not _fault_under("eager", model, tune):
         fault += ". With model.attention=eager it is right"
     return fault
