@@ -88,8 +88,9 @@ def _check_complete(source: str | Path, model: PreTrainedModel, info: Mapping[st
     Raises:
         ModelFolderError: With the first of them.
     """
-    heads = {id(each) for each in model.get_output_embeddings().parameters()}
-    in_head = {name for name, each in model.named_parameters() if id(each) in heads}
+    head = model.get_output_embeddings()
+    of_head = set() if head is None else {id(each) for each in head.parameters()}
+    in_head = {name for name, each in model.named_parameters() if id(each) in of_head}
     shapes = {str(each[0] if isinstance(each, tuple) else each) for each in info["mismatched_keys"]}
     random = sorted((set(info["missing_keys"]) - in_head) | shapes)
     if random:
