@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -248,3 +249,18 @@ def test_a_table_that_was_copied_alone_is_printed_and_the_missing_comparison_sai
     shutil.copytree(copied / "tiny" / "bm25", tmp_path / "alone" / "tiny" / "bm25")
     with pytest.raises(UsageError, match=r"tiny/direct: is missing, so its row cannot be compared"):
         reported(tmp_path / "alone", monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "a/b/c/d", "a/b/c/d/e/f"])
+def test_rows_of_a_collection_that_lies_any_number_of_folders_deep_are_found_again(tmp_path, name):
+    benchmark = replace(TINY, name=name)
+    evaluate_benchmark(benchmark, "bm25", tmp_path, SETTINGS, None, None, tmp_path / "cache", ORIGIN)
+    assert [row["folder"] for row in rows_on_disk(tmp_path)] == [f"{name}/bm25"]
+
+
+def test_rows_that_lie_behind_a_link_are_found_again(tmp_path):
+    benchmark = replace(TINY, name="a/b/c/d")
+    evaluate_benchmark(benchmark, "bm25", tmp_path, SETTINGS, None, None, tmp_path / "cache", ORIGIN)
+    (tmp_path / "a/b/c/d/bm25").rename(tmp_path / "elsewhere")
+    (tmp_path / "a/b/c/d/bm25").symlink_to(tmp_path / "elsewhere")
+    assert [row["folder"] for row in rows_on_disk(tmp_path)] == ["a/b/c/d/bm25"]

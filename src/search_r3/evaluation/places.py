@@ -179,18 +179,19 @@ def rows_on_disk(output_dir: Path) -> list[dict]:
     damaged is told and left out.
     """
     found = []
-    for depth in (2, 3, 4):
-        for file in output_dir.glob("/".join(["*"] * depth) + f"/{ROW_FILE}"):
-            place = file.parent.relative_to(output_dir).as_posix()
-            if re.search(r"_before_[0-9]+$", place) or place.endswith(PARTIAL):
-                continue
-            try:
-                row = read_row(file.parent)["row"]
-            except RecordError as error:
-                log.warning("left out of the table: %s", error)
-                continue
-            if _is_place_of(place, row):
-                found.append((file.stat().st_mtime, place, {**row, "folder": place}))
+    patterns = ("*/*/**", "*/**/*")  # a benchmark's name may have any number of slashes; only * follows links
+    files = {file for pattern in patterns for file in output_dir.glob(f"{pattern}/{ROW_FILE}")}
+    for file in sorted(files):
+        place = file.parent.relative_to(output_dir).as_posix()
+        if re.search(r"_before_[0-9]+$", place) or place.endswith(PARTIAL):
+            continue
+        try:
+            row = read_row(file.parent)["row"]
+        except RecordError as error:
+            log.warning("left out of the table: %s", error)
+            continue
+        if _is_place_of(place, row):
+            found.append((file.stat().st_mtime, place, {**row, "folder": place}))
     return [row for _, _, row in sorted(found, key=lambda one: one[:2])]
 
 
