@@ -82,6 +82,7 @@ def _prefixed(key: str, example: Example) -> Example:
         more_positive_ids=tuple(f"{key}/{document}" for document in example.more_positive_ids),
         hard_negative_ids=tuple(f"{key}/{document}" for document in example.hard_negative_ids),
         relevant_ids=frozenset(f"{key}/{document}" for document in example.relevant_ids),
+        excluded_ids=frozenset(f"{key}/{document}" for document in example.excluded_ids),
         grades=tuple((f"{key}/{document}", grade) for document, grade in example.grades),
         source=key,
         cluster=f"{key}/{example.cluster}" if example.cluster else "",

@@ -98,6 +98,7 @@ class MiningReport:
         n_queries: examples that were searched.
         n_short: of them, how many got fewer negatives than asked for.
         n_mined: negatives added.
+        excluded: retrieved documents that the query is not ranked against (`Example.excluded_ids`).
         masked_by_id: retrieved documents that are known to be relevant, without the row's own positive.
         masked_by_text: retrieved documents whose text equals the positive's.
         masked_by_rule: retrieved documents that the rule excluded and that rank above the last one taken.
@@ -107,6 +108,7 @@ class MiningReport:
     n_queries: int
     n_short: int
     n_mined: int
+    excluded: int
     masked_by_id: int
     masked_by_text: int
     masked_by_rule: int
@@ -172,7 +174,7 @@ def mine_hard_negatives(
         search: `(queries, k) -> (scores [Q, K], rows [Q, K])`, best first, rows of `corpus`; a row below 0
             says that the query has no more results.
         corpus: what is searched.
-        rule: which ranks and scores are allowed.
+        rule: which ranks and scores are allowed; ranks are those without a row's `excluded_ids`.
         n_negatives: negatives to add per row, at most.
         k: documents to retrieve per query.
         chunk_size: queries per call of `search`.
@@ -240,6 +242,9 @@ def _with_negatives(
     n_negatives: int,
     counts: Counter[str],
 ) -> Example:
+    places = [place for place, row in enumerate(rows) if corpus.ids[row] not in example.excluded_ids]
+    counts["excluded"] += len(rows) - len(places)
+    scores, rows = scores[places], [rows[place] for place in places]
     ids = [corpus.ids[row] for row in rows]
     relevant = {*example.relevant_ids, example.positive_id}
     taken = relevant | set(example.hard_negative_ids)

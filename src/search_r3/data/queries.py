@@ -39,6 +39,7 @@ def _merged(rows: Sequence[Example], n_positives: int) -> Example:
         for document_id, text in zip(row.hard_negative_ids, row.hard_negatives, strict=True)
         if document_id not in relevant
     }
+    excluded = frozenset().union(*(row.excluded_ids for row in rows)) - relevant
     kept = list(positives.items())[1:n_positives]
     return replace(
         first,
@@ -47,6 +48,7 @@ def _merged(rows: Sequence[Example], n_positives: int) -> Example:
         hard_negatives=tuple(negatives.values()),
         hard_negative_ids=tuple(negatives),
         relevant_ids=relevant,
+        excluded_ids=excluded,
         grades=tuple(sorted({pair for row in rows for pair in row.grades})),
         reasoning=next((row.reasoning for row in rows if row.reasoning is not None), None),
     )

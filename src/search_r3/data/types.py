@@ -74,6 +74,8 @@ class Example:
         hard_negative_ids: their corpus ids, aligned with `hard_negatives`.
         relevant_ids: every document known to be relevant, the positive included. A document in this set is
             never used as a negative of this query.
+        excluded_ids: documents that evaluation takes out of this query's ranking, such as the query itself
+            where queries are documents. Neither positives nor negatives; none of them is in `relevant_ids`.
         grades: (document, grade) of relevant documents whose grade is not 1.
         reasoning: what the model should write before the embed token, without that token; None where a row
             has no reasoning.
@@ -90,6 +92,7 @@ class Example:
     hard_negatives: tuple[str, ...] = ()
     hard_negative_ids: tuple[str, ...] = ()
     relevant_ids: frozenset[str] = frozenset()
+    excluded_ids: frozenset[str] = frozenset()
     grades: tuple[tuple[str, float], ...] = ()
     reasoning: str | None = None
     source: str = ""

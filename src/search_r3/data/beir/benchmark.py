@@ -90,3 +90,18 @@ def benchmark_of(
     excluded = load_excluded(file_in(folder, EXCLUDED), qrels.grades, corpus)
     n_unknown = qrels.n_unknown_queries
     return Benchmark(name, corpus, asked, qrels.grades, remove_self_match, n_unknown, holds_code, excluded)
+
+
+def removed_documents(
+    query: str, corpus: Corpus, remove_self_match: bool, excluded: Mapping[str, frozenset[str]]
+) -> frozenset[str]:
+    """The documents that evaluation takes out of a query's ranking: its own, and those excluded by name.
+
+    Args:
+        query: its id.
+        corpus: all documents.
+        remove_self_match: whether a document whose id equals the query's id is taken out.
+        excluded: by query id, as `load_excluded` gives them.
+    """
+    own = {query} if remove_self_match and query in corpus.row_of else frozenset()
+    return excluded.get(query, frozenset()) | own

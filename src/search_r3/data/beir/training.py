@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from search_r3.data.beir.benchmark import benchmark_of
+from search_r3.data.beir.benchmark import benchmark_of, removed_documents
 from search_r3.data.beir.counted import Count
 from search_r3.data.beir.documents import load_corpus, load_queries
 from search_r3.data.beir.layout import (
@@ -16,7 +16,7 @@ from search_r3.data.beir.layout import (
     qrels_file,
     removes_self_match,
 )
-from search_r3.data.beir.qrels import Qrels, load_qrels
+from search_r3.data.beir.qrels import EXCLUDED, Qrels, load_excluded, load_qrels
 from search_r3.data.jsonl import ConcatTexts, DataError
 from search_r3.data.reasoning import cold_start_reasoning
 from search_r3.data.reasonings import load_reasonings, tell_missing
@@ -58,7 +58,8 @@ def load_beir_training(
             left out with a warning.
         with_reasoning: whether rows carry `cold_start_reasoning`; where `reasonings` are given, those of the
             queries that have none there.
-        remove_self_match: as in `load_benchmark`.
+        remove_self_match: as in `load_benchmark`. The documents that evaluation takes out of a query's
+            ranking, these and those of `excluded.tsv`, are no negatives of its rows (`excluded_ids`).
         allow_empty_documents: as in `load_benchmark`, but an error by default: such a row teaches nothing.
         allow_unmatched_judgements: as in `load_benchmark` for the held-out collections. Training leaves out
             the documents that the corpus lacks, and the queries that have no positive without them.
@@ -92,14 +93,16 @@ def load_beir_training(
         raise ValueError(_all_held_out(train_file, splits))
     rows = _with_known_documents(train_file, splits.rows, corpus, min(min_grade, 1))
     given, facts = _given_reasonings(reasonings, queries, rows, with_reasoning)
-    examples = _examples(name, rows, queries, corpus, min_grade, with_reasoning, given)
+    is_removed = removes_self_match(name) if remove_self_match is None else remove_self_match
+    excluded = load_excluded(file_in(folder, EXCLUDED), splits.rows, corpus)
+    removed = {query: removed_documents(query, corpus, is_removed, excluded) for query in rows}
+    examples = _examples(name, rows, queries, corpus, min_grade, with_reasoning, given, removed)
     if not examples:
         raise ValueError(
             f"{train_file}: no training row is left (min_grade={min_grade}, {len(splits.train)} queries)"
         )
     _refuse_queries_without_positive(train_file, rows, min_grade)
     _tell_held_out(name, splits, validation_share)
-    is_removed = removes_self_match(name) if remove_self_match is None else remove_self_match
     held_out_as = partial(benchmark_of, folder=folder, remove_self_match=is_removed, holds_code=holds_code)
     counts = {"name": name, "documents": len(corpus), "examples": len(examples), "train_queries": len(rows)}
     return TrainingData(
@@ -242,6 +245,7 @@ def _examples(
     min_grade: int,
     with_reasoning: bool,
     reasonings: Mapping[str, str],
+    removed: Mapping[str, frozenset[str]],
 ) -> Sequence[Example]:
     examples = []
     for query_id, grades in qrels.items():
@@ -259,6 +263,7 @@ def _examples(
                     positive=positive,
                     positive_id=document_id,
                     relevant_ids=relevant,
+                    excluded_ids=removed[query_id] - relevant,
                     grades=graded,
                     reasoning=reasoning,
                     source=name,

@@ -16,7 +16,8 @@ class SFTBatch:
         document_ids: `M` ids.
         query_index: `P` rows, the query of each pair of a query and a positive; each query has at least one.
         positive_index: `P` columns, the positive of each pair.
-        relevant_ids: `B` lists of the documents known to be relevant, the positives first.
+        relevant_ids: `B` lists of the documents that are no negatives: those known to be relevant, the
+            positives first, and those that the query is not ranked against.
     """
 
     examples: tuple[Example, ...]
@@ -33,7 +34,8 @@ def collate_sft(examples: Sequence[Example], hard_negatives: int, max_relevant: 
     Args:
         examples: `B` rows.
         hard_negatives: the first so many of each row are used.
-        max_relevant: so many relevant ids per query are masked; the positives and those in the batch first.
+        max_relevant: so many relevant and excluded ids per query are masked; the positives and those in the
+            batch first.
     """
     documents: dict[str, str] = {}
     for example in examples:
@@ -51,7 +53,10 @@ def collate_sft(examples: Sequence[Example], hard_negatives: int, max_relevant: 
     relevant = [
         (
             *own,
-            *sorted(example.relevant_ids.difference(own), key=lambda i: (i not in column, i)),
+            *sorted(
+                (example.relevant_ids | example.excluded_ids).difference(own),
+                key=lambda i: (i not in column, i),
+            ),
         )[: max(max_relevant, len(own))]
         for own, example in zip(positives, examples, strict=True)
     ]
