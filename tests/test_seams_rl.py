@@ -19,6 +19,8 @@ from search_r3.stages.rl.settings import PolicySettings
 from search_r3.stages.sft.data import SFTDataModule
 
 ALSO_RELEVANT = {0: [3, 5], 2: [7], 4: [0, 1, 8]}  # documents besides the query's own
+EXCLUDED = {1: [6], 2: [9, 10], 3: [0]}  # documents that a query is not ranked against
+NOT_WRONG = {n: [n, *ALSO_RELEVANT.get(n, []), *EXCLUDED.get(n, [])] for n in range(6)}
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +29,21 @@ def folder(tmp_path_factory):
 
 
 def world_with_several_positives():
-    """Six queries; some have other relevant documents, which are the positives of other queries too."""
+    """Six queries; some have other relevant documents, which are the positives of other queries too, and some
+    exclude documents."""
     plain = world()
     examples = [
-        replace(example, relevant_ids=frozenset(f"d{i}" for i in (n, *ALSO_RELEVANT.get(n, []))))
+        replace(
+            example,
+            relevant_ids=frozenset(f"d{i}" for i in (n, *ALSO_RELEVANT.get(n, []))),
+            excluded_ids=frozenset(f"d{i}" for i in EXCLUDED.get(n, [])),
+        )
         for n, example in enumerate(plain.examples[:6])
     ]
     return replace(plain, examples=examples)
 
 
-def test_the_contrastive_term_never_takes_a_relevant_document_for_a_negative(folder, tmp_path):
+def test_the_contrastive_term_never_takes_a_relevant_or_excluded_document_for_a_negative(folder, tmp_path):
     """Everything is retrieved and fresh at step 0, so that the pool is the corpus."""
     data, temperature = world_with_several_positives(), 0.1
     embedder, same = opened(folder), opened(folder)
@@ -52,8 +59,7 @@ def test_the_contrastive_term_never_takes_a_relevant_document_for_a_negative(fol
     for number, group in enumerate(rollouts.embeddings.double().numpy()):
         for vector in group:
             logits = documents @ vector / temperature
-            relevant = [number, *ALSO_RELEVANT.get(number, [])]
-            allowed = [row for row in range(len(documents)) if row not in relevant]
+            allowed = [row for row in range(len(documents)) if row not in NOT_WRONG[number]]
             for found, rows in ((losses, allowed), (as_if_wrong, [r for r in range(12) if r != number])):
                 found.append(np.log(np.exp(logits[[number, *rows]]).sum()) - logits[number])
     assert np.mean(as_if_wrong) - np.mean(losses) > 0.05  # it matters
@@ -75,7 +81,7 @@ def test_a_step_earns_what_the_ranks_in_the_whole_corpus_earn_by_count(folder, t
         relevant = [number, *ALSO_RELEVANT.get(number, [])]
         scores = group @ documents.T  # [G, N]
         wrong = scores.clone()
-        wrong[:, relevant] = -torch.inf
+        wrong[:, NOT_WRONG[number]] = -torch.inf
         n_first += int((wrong.amax(1) < scores[:, relevant].amax(1) - 1e-6).sum())
     assert 0 < n_first < 36
     assert log.of("rank_first") == [pytest.approx(n_first / 36)]

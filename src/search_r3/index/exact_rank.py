@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from search_r3.distributed import gather_rows, own_place, reduced
 from search_r3.index.backends.flat import TIE
@@ -25,10 +26,18 @@ class Positives:
     Attributes:
         rows: `[B, P]` long, rows in the corpus; -1 where a query has fewer than `P`.
         grades: `[B, P]` fp32, above 0; 0 where there is no row.
+        excluded: `[B, E]` long, rows that the query is not ranked against, none of them a positive; -1 where
+            it has fewer than `E`. None for none at all.
     """
 
     rows: Tensor
     grades: Tensor
+    excluded: Tensor | None = None
+
+    @property
+    def not_wrong(self) -> Tensor:
+        """`[B, P + E]` rows that are no wrong documents of the query, the positives first."""
+        return self.rows if self.excluded is None else torch.cat([self.rows, self.excluded], 1)
 
 
 @dataclass(frozen=True)
@@ -164,7 +173,7 @@ def topk_ranking(
     is_wrong = torch.ones_like(retrieved.rows, dtype=torch.bool)
     last_rank = _last_rank(positives, shard)
     ranks = []
-    for column in positives.rows.unbind(1):
+    for column in positives.not_wrong.unbind(1):
         is_wrong &= retrieved.rows != column[:, None, None]
     for number, column in enumerate(positives.rows.unbind(1)):
         is_above = is_wrong & (retrieved.scores.double() >= scores[:, :, number, None] - TIE)
@@ -178,15 +187,17 @@ def topk_ranking(
 # Below, `Q` is B * G, on all ranks together where the corpus is in parts.
 @dataclass(frozen=True)
 class _Asked:
-    """vectors: `[Q, D]` fp32. rows: `[Q, P]` long, rows of the positives, -1 where there is none."""
+    """vectors: `[Q, D]` fp32. rows: `[Q, P]` long, rows of the positives, -1 where there is none. not_wrong:
+    `[Q, W]` long, these and the excluded ones, alike."""
 
     vectors: Tensor
     rows: Tensor
+    not_wrong: Tensor
 
 
 def _asked(queries: Tensor, positives: Positives) -> _Asked:
-    rows = positives.rows.repeat_interleave(queries.shape[1], dim=0)  # [B * G, P]
-    return _Asked(queries.detach().float().flatten(0, 1), rows)
+    rows = (each.repeat_interleave(queries.shape[1], dim=0) for each in (positives.rows, positives.not_wrong))
+    return _Asked(queries.detach().float().flatten(0, 1), *rows)  # [B * G, D], [B * G, P], [B * G, W]
 
 
 def _check(queries: Tensor, positives: Positives, shard: Shard) -> None:
@@ -204,6 +215,8 @@ def _check(queries: Tensor, positives: Positives, shard: Shard) -> None:
         raise ValueError("positives must have a row where, and only where, they have a grade above 0")
     if (positives.rows >= shard.size).any():
         raise ValueError(f"a positive is row {int(positives.rows.max())} of {shard.size} documents")
+    if positives.excluded is not None and len(positives.excluded) != len(queries):
+        raise ValueError(f"excluded must be [{len(queries)}, E], got {tuple(positives.excluded.shape)}")
     lengths = queries.detach().float().norm(dim=-1)
     is_unit = (lengths - 1.0).abs() < 1e-3  # False for NaN
     if not is_unit.all():
@@ -215,7 +228,7 @@ def _check(queries: Tensor, positives: Positives, shard: Shard) -> None:
 
 
 def _last_rank(positives: Positives, shard: Shard) -> Tensor:
-    return shard.size - (positives.rows >= 0).sum(1) + 1
+    return shard.size - (positives.not_wrong >= 0).sum(1) + 1
 
 
 @contextlib.contextmanager
@@ -269,15 +282,15 @@ def _count(asked: _Asked, scores: Tensor, shard: Shard, blocks: Blocks) -> tuple
     room = torch.empty(size, device=device)  # one for all blocks: a fresh one costs as much as a comparison
     for start in range(0, len(shard.rows), blocks.rows):
         documents = _read(shard.rows, slice(start, start + blocks.rows), device)  # [R, D]
-        local = asked.rows - shard.first_row - start
-        is_here = (asked.rows >= 0) & (local >= 0) & (local < len(documents))
+        local = asked.not_wrong - shard.first_row - start
+        is_here = (asked.not_wrong >= 0) & (local >= 0) & (local < len(documents))
         for first in range(0, len(asked.rows), blocks.queries):
             part = slice(first, first + blocks.queries)
             vectors = asked.vectors[part]
             wrong = room[: len(documents) * len(vectors)].view(len(documents), len(vectors))
             torch.mm(documents, vectors.T, out=wrong)  # [R, Qc]: the faster order
             query, place = is_here[part].nonzero(as_tuple=True)
-            wrong[local[part][query, place], query] = float("-inf")  # a positive is never a wrong document
+            wrong[local[part][query, place], query] = float("-inf")
             block = _Block(documents, vectors, wrong, _highest(wrong, documents, shard.first_row + start))
             _raise_best(best[part], block)
             for number, reached in enumerate(limits[part].unbind(1)):
@@ -287,8 +300,8 @@ def _count(asked: _Asked, scores: Tensor, shard: Shard, blocks: Blocks) -> tuple
 
 @dataclass(frozen=True)
 class _Block:
-    """documents: `[R, D]`. vectors: `[Qc, D]`. wrong: `[R, Qc]` fp32 scores, -inf for positives. highest:
-    `[Qc]`, of each column."""
+    """documents: `[R, D]`. vectors: `[Qc, D]`. wrong: `[R, Qc]` fp32 scores, -inf for what is not wrong.
+    highest: `[Qc]`, of each column."""
 
     documents: Tensor
     vectors: Tensor
@@ -359,19 +372,21 @@ def _reduced(values: Tensor, how: Literal["sum", "max"], shard: Shard) -> Tensor
 
 def _all_ranks(asked: _Asked, shard: Shard) -> tuple[_Asked, slice]:
     """What all ranks ask, in the order of ranks, and which of it is this rank's."""
-    n_asked, width = asked.rows.shape
+    n_asked = len(asked.rows)
     rank, n_ranks = own_place() if shard.is_part else (0, 1)
     if n_ranks == 1:
         _check_parts(len(shard.rows), shard)
         return asked, slice(0, n_asked)
     device = asked.vectors.device
-    facts = torch.tensor([[n_asked, width, len(shard.rows)]], device=device)
-    counts, widths, n_rows = gather_rows(facts, [1] * n_ranks).T.tolist()
+    own = (asked.rows, asked.not_wrong)
+    facts = torch.tensor([[n_asked, len(shard.rows), *(rows.shape[1] for rows in own)]], device=device)
+    counts, n_rows, *widths = gather_rows(facts, [1] * n_ranks).T.tolist()
     _check_parts(sum(n_rows), shard)
-    rows = torch.full((n_asked, max(widths)), -1, dtype=torch.long, device=device)
-    rows[:, :width] = asked.rows
+    same = (
+        pad(rows, (0, max(width) - rows.shape[1]), value=-1) for rows, width in zip(own, widths, strict=True)
+    )
     start = sum(counts[:rank])
-    gathered = (gather_rows(values, counts) for values in (asked.vectors, rows))
+    gathered = (gather_rows(values, counts) for values in (asked.vectors, *same))
     return _Asked(*gathered), slice(start, start + n_asked)
 
 

@@ -372,7 +372,7 @@ class LiveIndex:
         """The queries of all ranks, with candidates where the rule reads them."""
         n_candidates = self.settings.rule.n_candidates
         vectors = checked_queries(own.vectors, self._store.width, 1)
-        for name in ("positives", "candidates"):
+        for name in ("positives", "candidates", "excluded"):
             value = getattr(own, name)
             if value is not None and value.size and not -1 <= value.min() <= value.max() < len(self):
                 raise ValueError(
@@ -384,7 +384,7 @@ class LiveIndex:
             candidates = np.empty((len(vectors), 0), np.int64)
         elif candidates is None:
             candidates = self.search(vectors, n_candidates)[1]
-        return StepQueries(vectors, own.positives, candidates).joined(self.ranks)
+        return StepQueries(vectors, own.positives, candidates, own.excluded).joined(self.ranks)
 
     def _encode(self, rows: np.ndarray, step: int, encode: Encode) -> tuple[np.ndarray, np.ndarray]:
         """Encodes and writes rows `[n]` that all ranks know, ascending; gives them and their drift `[n]`."""

@@ -32,6 +32,8 @@ class StepQueries:
         positives: `[Q, P]` int64, -1 where a query has fewer than `P`.
         candidates: `[Q, K]` int64, the documents retrieved, best first; None lets `LiveIndex` search, if the
             rule reads them. Given on all ranks or on none.
+        excluded: `[Q, E]` int64, documents that a query is not ranked against, -1 where it has fewer; None
+            for none. Given on all ranks or on none.
 
     They may be given as anything that NumPy reads, such as a tensor on the CPU.
 
@@ -42,14 +44,15 @@ class StepQueries:
     vectors: np.ndarray
     positives: np.ndarray
     candidates: np.ndarray | None = None
+    excluded: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for name in ("vectors", "positives", "candidates"):
+        for name in ("vectors", "positives", "candidates", "excluded"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, np.asarray(getattr(self, name)))
         if self.vectors.ndim != 2:
             raise ValueError(f"vectors must be [Q, D], got {self.vectors.shape}")
-        for name in ("positives", "candidates"):
+        for name in ("positives", "candidates", "excluded"):
             value = getattr(self, name)
             if value is None:
                 continue
@@ -61,10 +64,16 @@ class StepQueries:
     def joined(self, ranks: Ranks) -> Self:
         """Those of all ranks, where candidates are given; collective.
 
-        Positives and candidates are as wide as the widest, -1 where there were fewer columns.
+        Rows are as wide as the widest, -1 where there were fewer columns.
         """
-        rows = [_widened(rows, ranks) for rows in (self.positives, self.candidates)]
-        return type(self)(ranks.joined(self.vectors), *map(ranks.joined, rows))
+        rows = (self.positives, self.candidates, self.excluded)
+        wide = [None if each is None else ranks.joined(_widened(each, ranks)) for each in rows]
+        return type(self)(ranks.joined(self.vectors), *wide)
+
+    @property
+    def not_wrong(self) -> np.ndarray:
+        """`[Q, P + E]` rows that are no wrong documents of the query."""
+        return self.positives if self.excluded is None else np.concatenate([self.positives, self.excluded], 1)
 
 
 def _widened(rows: np.ndarray, ranks: Ranks) -> np.ndarray:

@@ -95,7 +95,7 @@ class Forecast:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores `[Q, n]` fp32 of corpus rows `[n, D]` from `first_row` on, as served and as expected by now.
 
-        Both are -inf for the query's own positives.
+        Both are -inf for what is no wrong document of the query.
         """
         served = wrong_scores(rows, first_row, self.queries)
         if self.offsets is None:
@@ -109,9 +109,9 @@ class Forecast:
 
 
 def wrong_scores(rows: np.ndarray, first_row: int, queries: StepQueries) -> np.ndarray:
-    """Scores `[Q, n]` fp32 of corpus rows from `first_row` on; -inf for the query's own positives."""
+    """Scores `[Q, n]` fp32 of corpus rows from `first_row` on; -inf for what is not wrong."""
     scores = queries.vectors @ rows.T
-    places = queries.positives - first_row
-    query, column = np.nonzero((places >= 0) & (places < len(rows)) & (queries.positives >= 0))
+    places = queries.not_wrong - first_row
+    query, column = np.nonzero((places >= 0) & (places < len(rows)) & (queries.not_wrong >= 0))
     scores[query, places[query, column]] = -np.inf
     return scores

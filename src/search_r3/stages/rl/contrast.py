@@ -26,10 +26,10 @@ class Pool:
     rows: Tensor
     vectors: Tensor
 
-    def negatives_of(self, relevant: Tensor) -> Tensor:
-        """`[n, M]` bool, False at the rows that are relevant; `relevant` is `[n, P]`, -1 for none."""
-        mask = torch.ones(len(relevant), len(self.rows), dtype=torch.bool, device=self.rows.device)
-        for column in relevant.unbind(1):
+    def negatives_of(self, not_wrong: Tensor) -> Tensor:
+        """`[n, M]` bool, False at the rows that are `not_wrong`, `[n, P]`, -1 for none."""
+        mask = torch.ones(len(not_wrong), len(self.rows), dtype=torch.bool, device=self.rows.device)
+        for column in not_wrong.unbind(1):
             mask &= self.rows != column[:, None]
         return mask
 
@@ -51,7 +51,7 @@ def served_pool(index: LiveIndex, positives: Positives, retrieved: Retrieved, st
 def contrasted(advantages: Tensor, positives: Positives, pool: Pool | None, which: str) -> Tensor:
     """The weight of each rollout in the contrastive term: 1 or 0.
 
-    0 too where the pool holds nothing but the query's positives, and everywhere without a pool.
+    0 too where the pool holds no wrong document of the query, and everywhere without a pool.
 
     Args:
         advantages: `[B, G]`.
@@ -66,24 +66,24 @@ def contrasted(advantages: Tensor, positives: Positives, pool: Pool | None, whic
         return torch.zeros_like(advantages)
     is_good = advantages >= 0
     is_taken = is_good if which == "good" else torch.ones_like(is_good)
-    return (is_taken & pool.negatives_of(positives.rows).any(1, keepdim=True)).float()
+    return (is_taken & pool.negatives_of(positives.not_wrong).any(1, keepdim=True)).float()
 
 
 def contrastive_loss(
-    embeddings: Tensor, relevant: Tensor, weights: Tensor, pool: Pool, temperature: float, denominator: float
+    embeddings: Tensor, not_wrong: Tensor, weights: Tensor, pool: Pool, temperature: float, denominator: float
 ) -> Tensor:
     """InfoNCE of rollouts against the pool; a query's other positives take no part.
 
     Args:
         embeddings: `[n, D]`, with gradient.
-        relevant: `[n, P]` rows of the corpus, the positive first; -1 for none.
+        not_wrong: `[n, P]` rows of the corpus that are no negatives, the positive first; -1 for none.
         weights: `[n]`, see `contrasted`.
         pool: what they are compared with.
         temperature: above 0.
         denominator: the contrasted rollouts of all ranks, divided by the number of ranks.
     """
-    positive = torch.searchsorted(pool.rows, relevant[:, 0].contiguous())
-    mask = pool.negatives_of(relevant)
+    positive = torch.searchsorted(pool.rows, not_wrong[:, 0].contiguous())
+    mask = pool.negatives_of(not_wrong)
     return info_nce(
         embeddings,
         pool.vectors,

@@ -73,7 +73,12 @@ class RLDataModule(ExamplesDataModule):
         self.examples = _by_query(self.examples)
         if max_documents is not None and max_documents < len(data.corpus):
             self.corpus, self.examples = _part(data, self.examples, max_documents, seed)
-        self.judgements = Judgements(_qrels(self.examples), self.corpus.row_of, len(self.corpus))
+        self.judgements = Judgements(
+            _qrels(self.examples),
+            self.corpus.row_of,
+            len(self.corpus),
+            {example.id: example.excluded_ids for example in self.examples},
+        )
         self.make_index, self.refresh = index, refresh
         self.store, self.cache_dir, self.encode_batch = Path(store), Path(cache_dir), encode_batch
         self.index_precision = index_precision
@@ -210,10 +215,11 @@ def _by_query(examples: Sequence[Example]) -> list[Example]:
         first = merged.setdefault((example.source, example.query), example)
         known = first.relevant_ids | {first.positive_id}
         relevant = known | example.relevant_ids | {example.positive_id}
-        if relevant > known:
+        excluded = (first.excluded_ids | example.excluded_ids) - relevant
+        if relevant > known or excluded != first.excluded_ids:
             grades = dict(first.grades) | dict(example.grades)
             merged[example.source, example.query] = replace(
-                first, relevant_ids=relevant, grades=tuple(sorted(grades.items()))
+                first, relevant_ids=relevant, grades=tuple(sorted(grades.items())), excluded_ids=excluded
             )
     return list(merged.values())
 

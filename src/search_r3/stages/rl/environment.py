@@ -9,7 +9,7 @@ ranks: by 1e-7 as a rule, by 5e-7 among a million pairs of vectors whose cosine 
 decide, the score is computed again in float64.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,25 +48,37 @@ class Judgements:
         qrels: grade by query id and document id; a grade above 0 makes a positive.
         row_of: row by document id, as `Corpus.row_of`.
         n_documents: `N`.
+        excluded: by query id, documents that it is not ranked against; one that the corpus does not have is
+            left out, since it is never met.
 
     Raises:
         EnvironmentDataError: If a query has no positive, its qrels name a document that the corpus does not
-            have, or no wrong document is left, so that every rollout would earn the same.
+            have, a positive is excluded, or no wrong document is left, so that every rollout would earn the
+            same.
     """
 
     def __init__(
-        self, qrels: Mapping[str, Mapping[str, float]], row_of: Mapping[str, int], n_documents: int
+        self,
+        qrels: Mapping[str, Mapping[str, float]],
+        row_of: Mapping[str, int],
+        n_documents: int,
+        excluded: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         self.n_documents = n_documents
+        self._excluded = {
+            query: sorted({row_of[document] for document in documents if document in row_of})
+            for query, documents in (excluded or {}).items()
+        }
         self._positives = {
-            query: _positives_of(query, grades, row_of, n_documents) for query, grades in qrels.items()
+            query: _positives_of(query, grades, row_of, n_documents, self._excluded.get(query, ()))
+            for query, grades in qrels.items()
         }
 
     def __len__(self) -> int:
         return len(self._positives)
 
     def of(self, query_ids: Sequence[str], device: torch.device | str = "cpu") -> Positives:
-        """The positives of a batch.
+        """The positives of a batch, and what its queries are not ranked against.
 
         Raises:
             EnvironmentDataError: If a query is not in the qrels.
@@ -75,17 +87,25 @@ class Judgements:
         if unknown:
             raise EnvironmentDataError(f"query {unknown[0]!r} is not in the qrels, so it has no positive")
         found = [self._positives[query] for query in query_ids]
-        width = max((len(rows) for rows, _ in found), default=1)
-        rows = torch.full((len(found), width), -1, dtype=torch.long)
-        grades = torch.zeros(len(found), width)
-        for number, (positive_rows, positive_grades) in enumerate(found):
-            rows[number, : len(positive_rows)] = torch.tensor(positive_rows)
-            grades[number, : len(positive_grades)] = torch.tensor(positive_grades)
-        return Positives(rows.to(device), grades.to(device))
+        rows = _filled([rows for rows, _ in found], torch.long, -1, least=1)
+        grades = _filled([grades for _, grades in found], torch.float, 0, least=1)
+        excluded = _filled([self._excluded.get(query, ()) for query in query_ids], torch.long, -1)
+        return Positives(rows.to(device), grades.to(device), excluded.to(device))
+
+
+def _filled(rows: Sequence[Sequence], dtype: torch.dtype, value: int, least: int = 0) -> Tensor:
+    """Rows of different lengths as one tensor, filled up; of no rows, it is `least` wide."""
+    width = max(map(len, rows), default=least)
+    filled = [[*row, *[value] * (width - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=dtype).reshape(len(rows), width)
 
 
 def _positives_of(
-    query: str, grades: Mapping[str, float], row_of: Mapping[str, int], n_documents: int
+    query: str,
+    grades: Mapping[str, float],
+    row_of: Mapping[str, int],
+    n_documents: int,
+    excluded: Sequence[int],
 ) -> tuple[list[int], list[float]]:
     relevant = {document: grade for document, grade in grades.items() if grade > 0}
     if not relevant:
@@ -99,13 +119,21 @@ def _positives_of(
             f"{f', and {len(unknown) - 1} more' if len(unknown) > 1 else ''}; "
             "use the qrels and the corpus of one collection"
         )
-    if len(relevant) >= n_documents:
+    rows = [row_of[document] for document in relevant]
+    if both := set(rows).intersection(excluded):
+        document = next(name for name in relevant if row_of[name] in both)
+        raise EnvironmentDataError(
+            f"document {document!r} is relevant to query {query!r} and excluded from its ranking; it must be "
+            "one of the two"
+        )
+    if len(rows) + len(excluded) >= n_documents:
         what = "one document" if n_documents == 1 else f"{n_documents} documents, all relevant"
+        what += " or excluded" if excluded else ""
         raise EnvironmentDataError(
             f"the corpus has {what} to query {query!r}: every rollout would earn the same and nothing could "
             "be learnt; add documents that are not relevant"
         )
-    return [row_of[document] for document in relevant], [float(grade) for grade in relevant.values()]
+    return rows, [float(grade) for grade in relevant.values()]
 
 
 class Environment:

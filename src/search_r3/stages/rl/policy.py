@@ -120,7 +120,7 @@ def rows_loss(
         group = torch.as_tensor(rows, dtype=torch.long, device=now.embeddings.device)
         contrast = contrastive_loss(
             now.embeddings,
-            learnt.positives.rows[group // learnt.rollouts.group_size],
+            learnt.positives.not_wrong[group // learnt.rollouts.group_size],
             of_rows(learnt.contrasted, rows),
             learnt.pool,
             settings.contrastive_temperature,

@@ -90,10 +90,12 @@ class Scoring:
         return self.environment.judgements.of(rollouts.query_ids, rollouts.embeddings.device)
 
     def _asked(self, rollouts: Rollouts) -> StepQueries:
-        """The rollouts as the index sees them: `[B * G, D]` and the rows of their positives."""
-        rows = self.environment.judgements.of(rollouts.query_ids).rows
+        """The rollouts as the index sees them: `[B * G, D]` and the rows that they are about."""
+        found = self.environment.judgements.of(rollouts.query_ids)
         vectors = rollouts.embeddings.flatten(0, 1).cpu().numpy()
-        return StepQueries(vectors, rows.repeat_interleave(rollouts.group_size, 0).numpy())
+        rows = (each.repeat_interleave(rollouts.group_size, 0) for each in (found.rows, found.excluded))
+        positives, excluded = (each.numpy() for each in rows)
+        return StepQueries(vectors, positives, excluded=excluded)
 
     def _shard(self, rows: np.ndarray | None = None) -> Shard:
         """This rank's part of the corpus; the served rows where no others are given."""
