@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 
 from search_r3.models.checksums import ModelFolderError
@@ -38,11 +39,15 @@ def _damage(folder: Path) -> str | None:
     for file in sorted(folder.iterdir()):
         try:
             if file.suffix == ".json":
-                read_json(file, REMEDY, is_list=file.name == "modules.json")
+                content = read_json(file, REMEDY, is_list=file.name == "modules.json")
+                if file.name.endswith(".index.json"):
+                    _check_index(file, content)
             elif file.suffix == ".jinja":
                 read_text(file, REMEDY)
             elif file.suffix == ".safetensors":
                 _open_weights(file)
+            elif file.match("pytorch_model*.bin"):
+                _open_pickle(file)
         except RecordError as error:
             return str(error)
     return None
@@ -54,3 +59,19 @@ def _open_weights(file: Path) -> None:
             pass
     except Exception as error:  # the library's own kind, and those of the system
         raise RecordError(file, f"cannot be read ({clipped(error)})", REMEDY) from None
+
+
+def _open_pickle(file: Path) -> None:
+    try:
+        torch.load(file, map_location="meta", weights_only=True)
+    except Exception as error:  # pickle's, zip's and torch's own kinds
+        reason = clipped(str(error).split(". ")[0])
+        raise RecordError(file, f"cannot be read as weights ({reason})", REMEDY) from None
+
+
+def _check_index(file: Path, content: dict) -> None:
+    places = content.get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+        raise RecordError(file, "must have weight_map, an object from weights to files", REMEDY)
+    if absent := [place for place in sorted(set(places.values())) if not (file.parent / place).is_file()]:
+        raise RecordError(file, f"names {absent[0]}, which the folder lacks", REMEDY)

@@ -15,6 +15,7 @@ from search_r3.models.twin import ArchitectureError, check_architecture
 
 log = logging.getLogger(__name__)
 
+_ADAPTER_FILE = "adapter_config.json"
 OF_OURS = {"local_files_only": True, "use_safetensors": True}
 """How the weights of a model folder are read. Those of a hub name may be pickles, which torch reads without
 running anything (`weights_only`)."""
@@ -29,7 +30,13 @@ def dtype_named(name: str) -> torch.dtype:
 
 
 def read_tokenizer(source: str | Path, **options: object) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or a hub name; code of its own is never run."""
+    """The tokenizer of a folder or a hub name; code of its own is never run.
+
+    Raises:
+        ModelFolderError: If transformers cannot read it, or a folder is an adapter.
+    """
+    if (Path(source) / _ADAPTER_FILE).is_file():
+        _refuse_adapter(source)
     try:
         with named_damage(source):
             return AutoTokenizer.from_pretrained(
@@ -37,9 +44,19 @@ def read_tokenizer(source: str | Path, **options: object) -> PreTrainedTokenizer
             )
     except ModelFolderError:
         raise
-    except ValueError as error:
+    except Exception as error:  # whatever a class of tokenizers raises of a file that it does not know
         _refuse_own_code(source, error)
-        raise
+        if isinstance(error, OSError) and not Path(source).is_dir():
+            raise  # of the hub, in its own words
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise ModelFolderError(f"{source}: transformers cannot read its tokenizer: {reason}") from error
+
+
+def _refuse_adapter(source: str | Path) -> None:
+    raise ModelFolderError(
+        f"{source}: is, or holds, an adapter of PEFT ({_ADAPTER_FILE}), which is no whole model; merge it "
+        "into its base (PEFT's merge_and_unload, then save_pretrained) and give that folder"
+    )
 
 
 def _refuse_own_code(source: str | Path, error: Exception) -> None:
@@ -55,8 +72,8 @@ def read_model(source: str | Path, dtype: str, attention: str | None, **options:
     """The causal language model of a folder or a hub name.
 
     Raises:
-        ModelFolderError: If transformers cannot read it, it lacks weights, or the architecture does not have
-            this attention, with the one that every one has.
+        ModelFolderError: If transformers cannot read it, it is an adapter, it lacks weights, or the
+            architecture does not have this attention, with the one that every one has.
     """
     chosen = {} if attention is None else {"attn_implementation": attention}
     try:
@@ -67,8 +84,10 @@ def read_model(source: str | Path, dtype: str, attention: str | None, **options:
             )  # fmt: skip
     except ModelFolderError:
         raise
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         _refuse_own_code(source, error)
+        if isinstance(error, OSError) and not Path(source).is_dir():
+            raise  # of the hub, in its own words
         reason = str(error).strip().splitlines()[0]
         if attention is None or not re.search("attention|attn", reason):
             raise ModelFolderError(f"{source}: transformers cannot read it: {reason}") from error
@@ -76,6 +95,8 @@ def read_model(source: str | Path, dtype: str, attention: str | None, **options:
             f"model.attention={attention} cannot be had for {source}: {reason.split('. ')[0]}. "
             "Set model.attention=eager"
         ) from error
+    if getattr(model, "_hf_peft_config_loaded", False):  # a hub name of an adapter: its base was read as well
+        _refuse_adapter(source)
     _check_complete(source, model, info)
     return model
 
