@@ -105,11 +105,24 @@ def test_a_documents_and_a_querys_wording_may_be_equal_and_so_may_all_three():
         (TEMPLATE.replace("['content']", "['content'] + message['content']"), "contains it 2 times"),
         (TEMPLATE.replace("['content']", "['content'] | lower"), "contains it 0 times"),
         ("{{ raise_exception('never') }}", "cannot write a single message of a user: never"),
+        ("{{ 1 // 0 }}" + TEMPLATE, "cannot write a single message of a user: integer division"),
     ],
 )
 def test_a_template_that_does_not_carry_the_users_text_once_is_refused(template, rule):
     with pytest.raises(ValueError, match=rule):
         rendered(template)
+
+
+def test_several_templates_none_of_which_is_the_default_are_refused_with_the_key_that_chooses():
+    named = {"rag": TEMPLATE, "tool_use": TEMPLATE}
+    with pytest.raises(ValueError, match=r"rag, tool_use and none named default.*model\.chat_template="):
+        rendered(named)
+    assert rendered(named | {"default": TEMPLATE}) == rendered(TEMPLATE)
+
+
+def test_a_tokenizer_that_splits_special_tokens_of_texts_does_not_split_those_of_a_prompt():
+    expected = render(byte_tokenizer(), PROMPTS)
+    assert render(byte_tokenizer(split_special_tokens=True), PROMPTS) == expected
 
 
 def test_a_prompt_without_a_token_leaves_nothing_to_reason_after():

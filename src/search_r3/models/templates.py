@@ -9,7 +9,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from search_r3.models.text_ids import plain_ids
@@ -165,8 +164,14 @@ def render_as_format_1(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> 
 
 def _template_of(tokenizer: PreTrainedTokenizerBase) -> object:
     """The chat template; a plain one where there is none, with the BOS token that the tokenizer adds."""
-    if tokenizer.chat_template is not None:
-        return tokenizer.chat_template
+    template = tokenizer.chat_template
+    if isinstance(template, dict) and "default" not in template:
+        raise ValueError(
+            f"the tokenizer has chat templates named {', '.join(sorted(template))} and none named default; "
+            "give the text of the one that is meant: model.chat_template="
+        )
+    if template is not None:
+        return template
     log.info("the tokenizer has no chat template; prompts are the system text, a blank line, the user's text")
     ids = tokenizer("a")["input_ids"]
     starts = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
@@ -195,7 +200,7 @@ def _takes_system(tokenizer: PreTrainedTokenizerBase, template: object) -> bool:
     """False where the template drops a system message or refuses it."""
     try:
         return _SYSTEM in _rendered_text(tokenizer, template, _messages(_SYSTEM, False))
-    except (TemplateError, TypeError):
+    except Exception:  # a template is a program, which may fail in any way
         return False
 
 
@@ -203,8 +208,9 @@ def _around(tokenizer: PreTrainedTokenizerBase, template: object, messages: Sequ
     """What the template writes before and after the user's text."""
     try:
         rendered = _rendered_text(tokenizer, template, messages)
-    except (TemplateError, TypeError) as error:
-        raise ValueError(f"the chat template cannot write a single message of a user: {error}") from error
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"the chat template cannot write a single message of a user: {reason}") from error
     parts = rendered.split(_USER)
     if len(parts) != 2:
         raise ValueError(
@@ -214,7 +220,11 @@ def _around(tokenizer: PreTrainedTokenizerBase, template: object, messages: Sequ
 
 
 def _part_ids(tokenizer: PreTrainedTokenizerBase, part: str) -> tuple[int, ...]:
-    return tuple(tokenizer(part, add_special_tokens=False)["input_ids"]) if part else ()
+    if not part:
+        return ()
+    # A tokenizer_config.json may ask for split special tokens, which holds for texts and not for prompts.
+    encoded = tokenizer(part, add_special_tokens=False, split_special_tokens=False)
+    return tuple(encoded["input_ids"])
 
 
 def _tokenized(tokenizer: PreTrainedTokenizerBase, prefix: str, suffix: str) -> Template:

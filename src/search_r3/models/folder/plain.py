@@ -130,7 +130,8 @@ def _check_embed_token(
             "it has, model.embed_token=<token>, or train the model first: python -m src.train stage=sft "
             f"model.name={folder}"
         )
-    if (ids := tokenizer(token, add_special_tokens=False)["input_ids"]) != [place]:
+    ids = tokenizer(token, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+    if ids != [place]:
         raise ModelFolderError(
             f"{folder}: its tokenizer reads {token} as {len(ids)} tokens {json.dumps(ids)}, not as one of "
             "its own; name another one: model.embed_token="
