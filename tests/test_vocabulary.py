@@ -1,24 +1,29 @@
 """Tokenizers without a pad token, and the embed token's row in vocabularies with and without spare rows."""
 
 import json
+import re
 
 import pytest
 import torch
 from conftest import QUERIES, TEXTS
 from plain_folders import (
     ARCHITECTURES,
+    LENGTHS,
     MARKS,
+    TEMPLATE,
+    WORDS,
     byte_tokenizer,
     opened,
     sentencepiece_tokenizer,
     write_plain,
 )
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from search_r3.models.embedder import ReasoningEmbedder
-from search_r3.models.folder import load_embedder, open_embedder, save_embedder
-from search_r3.models.prompts import EMBED_TOKEN
+from search_r3.models.folder import ModelFolderError, load_embedder, open_embedder, save_embedder
+from search_r3.models.folder.plain import load_plain
+from search_r3.models.prompts import EMBED_TOKEN, Lengths, Prompts
 from search_r3.models.tuning import FullTuning, LoraTuning
 from search_r3.models.vocabulary import add_embed_token, give_pad_token
 
@@ -196,7 +201,8 @@ def test_a_vocabulary_with_holes_bans_the_holes_and_no_token(tmp_path, spare_row
     assert n_rows == max(last + 31, last + 1 + spare_rows)
     banned = set(embedder.special_ids.banned)
     assert {last + 29, *range(last + 31, n_rows)} <= banned
-    assert banned & tokens <= set(embedder.tokenizer.all_special_ids) - {embedder.embed_token_id}
+    marked = {place for place, token in embedder.tokenizer.added_tokens_decoder.items() if token.special}
+    assert banned & tokens <= marked - {embedder.embed_token_id}
     assert embedder.embed_ids([[last + 30, embedder.embed_token_id]]).isfinite().all()
 
 
@@ -206,3 +212,66 @@ def test_an_embedder_made_by_hand_gets_a_pad_token_too(embedder):
     made = ReasoningEmbedder(embedder.model, tokenizer, embedder.encoder.prompts, embedder.encoder.lengths)
 
     assert made.embed_documents([*TEXTS[:3], "a"]).isfinite().all()
+
+
+def with_tokens(*tokens, **named):
+    """A tokenizer to which tokens are added at the end."""
+    tokenizer = byte_tokenizer(**named)
+    for token in tokens:
+        tokenizer.add_tokens([token], special_tokens=token.special)
+    return tokenizer
+
+
+def special(text):
+    return AddedToken(text, special=True)
+
+
+def evaluated(folder):
+    return load_plain(folder, Prompts(**WORDS), Lengths(**LENGTHS))
+
+
+@pytest.mark.parametrize("read", [opened, evaluated])
+@pytest.mark.parametrize("is_normalized", [False, True])
+def test_an_embed_token_that_was_not_marked_as_special_is_not_read_out_of_a_text(
+    tmp_path, read, is_normalized
+):
+    token = AddedToken(EMBED_TOKEN, special=False, normalized=is_normalized)
+    embedder = read(write_plain(tmp_path / "plain", with_tokens(token)))
+    text = f"a {EMBED_TOKEN} in a text"
+    ids = embedder.encoder.documents([text])[0]
+    assert ids.count(embedder.embed_token_id) == 1
+    assert ids[-1] == embedder.embed_token_id
+    if read is opened:
+        saved = load_embedder(save_embedder(embedder, tmp_path / "model", {}))
+        assert saved.encoder.documents([text])[0] == ids
+
+
+def test_a_token_marked_as_special_without_a_role_is_never_written(tmp_path):
+    embedder = opened(write_plain(tmp_path, with_tokens(special("<|x|>"))))
+    ids = set(embedder.tokenizer.convert_tokens_to_ids(["<|x|>", "<|user|>"]))
+    assert not ids & set(embedder.tokenizer.all_special_ids)
+    assert ids <= set(embedder.special_ids.banned)
+
+
+def test_special_tokens_without_a_row_do_not_keep_a_checkpoint_from_being_evaluated(tmp_path):
+    """As in a folder to which a pad token was added, and no row."""
+    tokenizer = with_tokens(special(EMBED_TOKEN), special("<|pad|>"))
+    tokenizer.pad_token = "<|pad|>"
+    embedder = evaluated(write_plain(tmp_path, tokenizer, spare_rows=-1))
+    documents = [*TEXTS[:2], "a"]
+    alone = torch.cat([embedder.embed_documents([text]) for text in documents])
+    torch.testing.assert_close(embedder.embed_documents(documents), alone, rtol=1e-4, atol=1e-5)
+    assert max(embedder.special_ids.banned) < embedder.vocabulary_size
+    assert torch.isfinite(embedder.reason(QUERIES[:2]).embeddings).all()
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [{"token": special("<|x|>"), "chat_template": "<|x|>" + TEMPLATE}, {"token": AddedToken("sum")}],
+)
+def test_a_token_of_prompts_or_texts_without_a_row_is_refused_by_name(tmp_path, lacking):
+    named = dict(lacking)
+    token = named.pop("token")
+    folder = write_plain(tmp_path, with_tokens(special(EMBED_TOKEN), token, **named), spare_rows=-1)
+    with pytest.raises(ModelFolderError, match=rf"'{re.escape(str(token))}' of its tokenizer is id \d+, and"):
+        evaluated(folder)

@@ -24,7 +24,7 @@ from search_r3.models.prefix import Prefix, common_prefix, pad_left, position_id
 from search_r3.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder, Prompts, Rendered
 from search_r3.models.threads import threads_for
 from search_r3.models.tuning import base_model
-from search_r3.models.vocabulary import give_pad_token, unused_ids
+from search_r3.models.vocabulary import give_pad_token, special_ids, unused_ids
 from search_r3.progress import Progress
 
 
@@ -216,9 +216,9 @@ class ReasoningEmbedder(nn.Module):
         configured = self.causal_lm.generation_config.eos_token_id
         ids = configured if isinstance(configured, list) else [configured, self.tokenizer.eos_token_id]
         stops = frozenset(token for token in ids if token is not None) - {self.embed_token_id}
-        special = set(self.tokenizer.all_special_ids) - {self.embed_token_id} - stops
+        special = special_ids(self.tokenizer) - {self.embed_token_id} - stops
         spare = unused_ids(self.tokenizer, self.vocabulary_size)
-        banned = tuple(sorted({*special, *spare}))
+        banned = tuple(sorted(each for each in {*special, *spare} if each < self.vocabulary_size))
         return SpecialIds(self.embed_token_id, stops, banned, self.tokenizer.pad_token_id)
 
     def hidden_states(self, input_ids: Tensor, mask: Tensor, prefix: Prefix | None = None) -> Tensor:

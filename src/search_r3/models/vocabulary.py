@@ -4,7 +4,7 @@ import logging
 import re
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from search_r3.models.templates import EMBED_TOKEN
 
@@ -35,6 +35,25 @@ def give_pad_token(tokenizer: PreTrainedTokenizerBase, recorded: str | None = No
 def unused_ids(tokenizer: PreTrainedTokenizerBase, n_rows: int) -> list[int]:
     """Rows of a vocabulary matrix that are no token of the tokenizer: spare ones at the end, and holes."""
     return sorted(set(range(n_rows)) - set(tokenizer.get_vocab().values()))
+
+
+def keep_out_of_texts(tokenizer: PreTrainedTokenizerBase, token: str = EMBED_TOKEN) -> None:
+    """Marks the embed token of a tokenizer as special: else a text that holds its letters would have it.
+
+    Another token in its place is marked only where it was added: a word of the vocabulary stays one.
+    """
+    added = tokenizer.added_tokens_decoder.get(tokenizer.convert_tokens_to_ids(token))
+    if token == EMBED_TOKEN if added is None else not added.special:
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": [AddedToken(token, special=True, normalized=False)]},
+            replace_extra_special_tokens=False,
+        )
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Of all special tokens: those that have a role, and those that are only marked as special."""
+    marked = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return {*tokenizer.all_special_ids, *marked}
 
 
 def add_embed_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

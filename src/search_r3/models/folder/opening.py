@@ -16,7 +16,7 @@ from search_r3.models.measured import MEASURED
 from search_r3.models.positions import check_lengths
 from search_r3.models.prompts import EMBED_TOKEN, Lengths, Prompts
 from search_r3.models.tuning import FullTuning, LoraTuning
-from search_r3.models.vocabulary import add_embed_token
+from search_r3.models.vocabulary import add_embed_token, keep_out_of_texts
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,8 @@ def open_embedder(
     refuse_untrusted(model, path or name or "the model", tuning)
     leave_out_dropout(model)
     add_embed_token(model, tokenizer)
+    if path is None:  # a folder of ours stays as it was trained
+        keep_out_of_texts(tokenizer)
     if description is not None:
         encoder = encoder_of(path, description, tokenizer)
         is_trained = description.get("is_trained", True)

@@ -17,8 +17,8 @@ from search_r3.models.embedder import ReadState, ReasoningEmbedder
 from search_r3.models.folder.loading import budget_for
 from search_r3.models.folder.weights import OF_OURS, read_model, read_tokenizer, refuse_untrusted
 from search_r3.models.positions import check_lengths
-from search_r3.models.prompts import EMBED_TOKEN, Lengths, Prompts
-from search_r3.models.vocabulary import give_pad_token
+from search_r3.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder, Prompts
+from search_r3.models.vocabulary import give_pad_token, keep_out_of_texts, special_ids
 from search_r3.records import RecordError, read_json, shown_names
 
 PROMPTS_FILE = "prompts.json"
@@ -96,9 +96,12 @@ def load_plain(
         raise ModelFolderError(f"model.name={folder}: no such folder; give a local copy of the checkpoint")
     hashes = plain_hashes(folder)
     tokenizer = read_tokenizer(folder, local_files_only=True)
-    give_pad_token(tokenizer)
     model = read_model(folder, dtype, attention, **OF_OURS)
     _check_embed_token(folder, model, tokenizer, embed_token)
+    keep_out_of_texts(tokenizer, embed_token)
+    give_pad_token(tokenizer)
+    if tokenizer.pad_token_id >= _n_rows(model):
+        tokenizer.pad_token = embed_token  # which has a row; padding is told by length
     refuse_untrusted(model, str(folder))
     embedder = ReasoningEmbedder(
         model.to(device),
@@ -112,6 +115,7 @@ def load_plain(
         read_state=read_state,
     )
     check_lengths(model, embedder.encoder)
+    _check_rows(folder, model, embedder.encoder)
     return embedder.eval()
 
 
@@ -136,6 +140,25 @@ def _check_embed_token(
             f"{folder}: its tokenizer reads {token} as {len(ids)} tokens {json.dumps(ids)}, not as one of "
             "its own; name another one: model.embed_token="
         )
-    n_rows = model.get_input_embeddings().weight.shape[0]
-    if place >= n_rows:
-        raise ModelFolderError(f"{folder}: {token} is id {place}, and the weights have {n_rows} rows")
+    if place >= _n_rows(model):
+        raise ModelFolderError(f"{folder}: {token} is id {place}, and the weights have {_n_rows(model)} rows")
+
+
+def _n_rows(model: PreTrainedModel) -> int:
+    return model.get_input_embeddings().weight.shape[0]
+
+
+def _check_rows(folder: Path, model: PreTrainedModel, encoder: PromptEncoder) -> None:
+    """Refuses a prompt, or words of texts, without a row; further special tokens may lack theirs.
+
+    Raises:
+        ModelFolderError: With the first of them.
+    """
+    tokenizer = encoder.tokenizer
+    in_prompts = {token for each in encoder.templates for token in (*each.prefix, *each.suffix)}
+    in_texts = set(tokenizer.get_vocab().values()) - special_ids(tokenizer)
+    if lacking := sorted(token for token in in_prompts | in_texts if token >= _n_rows(model)):
+        raise ModelFolderError(
+            f"{folder}: {tokenizer.convert_ids_to_tokens(lacking[0])!r} of its tokenizer is id {lacking[0]}, "
+            f"and the weights have {_n_rows(model)} rows; take the tokenizer that belongs to them"
+        )
