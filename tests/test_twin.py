@@ -6,16 +6,20 @@ import pytest
 import torch
 from architectures import CONFIGS, EAGER_ONLY, build
 from conftest import TEXTS, build_embedder
+from plain_folders import byte_tokenizer, opened
 from transformers import (
     AutoModelForCausalLM,
     BambaConfig,
+    CTRLConfig,
     GPT2LMHeadModel,
     GPT2Model,
     Lfm2Config,
     LlamaForCausalLM,
     LlamaModel,
+    LongcatFlashConfig,
     MambaConfig,
     PhiForCausalLM,
+    PhimoeConfig,
 )
 
 from search_r3.models import twin
@@ -176,6 +180,47 @@ def test_a_fresh_adapter_that_changes_something_is_told_with_its_size():
     with torch.no_grad():
         next(each for name, each in tuned.named_parameters() if "lora_B" in name).fill_(0.1)
     assert fresh_adapter_difference(tuned, [3, 1, 95]) == ""  # it has learnt something
+
+
+SIZES = {"hidden_size": 32, "num_attention_heads": 4, "vocab_size": 96}
+ROUTED = {
+    "longcat": (
+        lambda: LongcatFlashConfig(
+            **SIZES, num_layers=2, num_key_value_heads=4, ffn_hidden_size=64, expert_ffn_hidden_size=32,
+            q_lora_rank=16, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8,
+            head_dim=8, moe_topk=2, n_routed_experts=4, zero_expert_num=2,
+        ),
+        "merged into another model than is trained",
+        ("q_b_proj", "o_proj"),
+    ),
+    "phimoe": (
+        lambda: PhimoeConfig(
+            **SIZES, num_hidden_layers=2, num_key_value_heads=2, intermediate_size=64, num_local_experts=4
+        ),
+        "its two-layer twin with a LoRA adapter fails with",
+        ("q_proj", "o_proj"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_a_router_that_an_adapter_does_not_reach_is_refused_with_the_key_and_other_layers_pass(name):
+    """LongCat's reads the weight of a layer that it never calls; PhiMoE's gives more than a tensor."""
+    config, fault, others = ROUTED[name]
+    model = AutoModelForCausalLM.from_config(config())
+    check_architecture(model)
+    with pytest.raises(ArchitectureError, match=rf"{fault}.*model\.tuning\.target_modules"):
+        check_architecture(model, LoraTuning(r=4).apply, "all")
+    check_architecture(model, LoraTuning(r=4, target_modules=others).apply, "others")
+
+
+def test_a_model_that_cannot_recompute_activations_is_refused_with_the_key(tmp_path):
+    config = CTRLConfig(vocab_size=420, n_positions=128, n_embd=32, dff=64, n_layer=2, n_head=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelFolderError, match=r"model\.gradient_checkpointing=true cannot be had: CTRL"):
+        opened(tmp_path, gradient_checkpointing=True)
+    opened(tmp_path)
 
 
 def test_every_trained_weight_of_every_architecture_gets_a_gradient():

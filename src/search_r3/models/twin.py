@@ -30,7 +30,7 @@ from search_r3.models.tuning import adapter_disabled, base_model, is_fresh
 
 log = logging.getLogger(__name__)
 
-CHECK_VERSION = 1
+CHECK_VERSION = 2
 PASSED = Path(".cache") / "architectures"
 WINDOW, VOCABULARY, MAX_WIDTH = 8, 256, 256
 MAX_SIZE = 500_000_000  # parameters of its two largest layers: 2 GB
@@ -40,6 +40,13 @@ _SAME_WIDTH = ("word_embed_proj_dim", "embed_dim", "d_model", "lru_width")
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "decoder_start_token_id")
 TOLERANCE = 1e-5
 """Of unit vectors, and of logits relative to the largest of them."""
+
+MOVE, MERGED_TOLERANCE = 0.05, 1e-3
+"""How far an adapter is moved before it is merged, and what rounding may then change of its logits."""
+OTHER_LAYERS = (
+    "Name other layers in model.tuning.target_modules, or train all weights: "
+    "model.tuning._target_=search_r3.models.tuning.FullTuning"
+)
 
 RUNS_ALONG = "it remembers a text as a state that runs along (Mamba, linear attention, convolution)"
 
@@ -52,7 +59,7 @@ class ArchitectureError(ValueError):
 
 
 def check_architecture(model: PreTrainedModel, tune: Tune | None = None, settings: str = "") -> None:
-    """Refuses an architecture whose results would depend on batch, prefix sharing, cache or a fresh adapter.
+    """Refuses an architecture whose results would depend on batch, prefix sharing, cache or an adapter.
 
     That one has passed is kept under `.cache/architectures`, by the hash of its configuration and the
     versions of the libraries, so that a model is checked once.
@@ -124,13 +131,21 @@ def _fault_of_twin(attention: str, model: PreTrainedModel, tune: Tune | None, is
     try:
         twin = build_twin(model, attention, is_narrow)
         fault = difference(twin)
-        if not fault and tune is not None:
-            fault = fresh_adapter_difference(tune(twin, VOCABULARY - 1), _sequences()[-1])
     except Exception as error:  # whatever the code of a strange architecture raises
-        log.debug("the twin of %s failed", type(model).__name__, exc_info=True)
-        reason = " ".join(str(error).split()) or "no message"
-        return f"its two-layer twin fails with {type(error).__name__}: {reason[:300]}"
-    return fault
+        return f"its two-layer twin fails with {_shown(error)}"
+    if fault or tune is None:
+        return fault
+    try:
+        tuned, row = tune(twin, VOCABULARY - 1), _sequences()[-1]
+        return fresh_adapter_difference(tuned, row) or merged_adapter_difference(tuned, row)
+    except Exception as error:  # as above, and of layers that PEFT does not know
+        return f"its two-layer twin with a LoRA adapter fails with {_shown(error)}. {OTHER_LAYERS}"
+
+
+def _shown(error: Exception) -> str:
+    log.debug("a twin failed", exc_info=True)
+    reason = " ".join(str(error).split()).rstrip(".") or "no message"
+    return f"{type(error).__name__}: {reason[:300]}"
 
 
 def build_twin(model: PreTrainedModel, attention: str, is_narrow: bool) -> PreTrainedModel:
@@ -269,9 +284,34 @@ def fresh_adapter_difference(model: nn.Module, ids: Sequence[int]) -> str:
     if gap <= tolerance:
         return ""
     return (
-        f"a fresh LoRA adapter, which must change nothing, moves its logits by {gap:.1e} of their size. Name "
-        "other layers in model.tuning.target_modules, or train all weights: "
-        "model.tuning._target_=search_r3.models.tuning.FullTuning"
+        f"a fresh LoRA adapter, which must change nothing, moves its logits by {gap:.1e} of their size. "
+        f"{OTHER_LAYERS}"
+    )
+
+
+@torch.no_grad()
+def merged_adapter_difference(model: nn.Module, ids: Sequence[int]) -> str:
+    """Whether a moved adapter computes otherwise than the model that it is merged into on saving.
+
+    It does where a layer's weight is read and the layer is not called, as that of a router may be: the
+    adapter then has no part in training.
+
+    Args:
+        model: with an adapter, in fp32; its adapter is moved and merged.
+        ids: a row of tokens.
+    """
+    row = torch.tensor([list(ids)])
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter += MOVE * torch.randn(parameter.shape)
+    found = model(input_ids=row, use_cache=False).logits[0]
+    expected = model.merge_and_unload()(input_ids=row, use_cache=False).logits[0]
+    gap = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+    if gap <= MERGED_TOLERANCE:
+        return ""
+    return (
+        f"a LoRA adapter on it is merged into another model than is trained: logits differ by {gap:.1e} of "
+        f"their size. {OTHER_LAYERS}"
     )
 
 

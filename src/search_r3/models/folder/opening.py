@@ -87,8 +87,7 @@ def open_embedder(
         is_trained = name is not None
     check_lengths(model, encoder)
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
+        _recompute_activations(model)
     token_id = tokenizer.convert_tokens_to_ids(EMBED_TOKEN)
     tuned = tuning.apply(model, token_id)
     prepare_training(tuned)
@@ -99,6 +98,16 @@ def open_embedder(
         tuned, tokenizer, encoder.prompts, encoder.lengths, token_budget, read_from, is_trained,
         encoder.rendered,
     )  # fmt: skip
+
+
+def _recompute_activations(model: PreTrainedModel) -> None:
+    try:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ModelFolderError(
+            f"model.gradient_checkpointing=true cannot be had: {str(error).rstrip('.')}; set it to false"
+        ) from error
+    model.enable_input_require_grads()
 
 
 def _read(
