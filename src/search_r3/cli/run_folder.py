@@ -143,7 +143,7 @@ def command_line() -> str:
 def program() -> list[str]:
     """What this process's command begins with: how Python was given the module, or the script."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return ["python", "-m", spec.name] if spec else ["python", sys.argv[0]]
+    return ["python", "-m", spec.name.removesuffix(".__main__")] if spec else ["python", sys.argv[0]]
 
 
 def resume_command(folder: Path, keys: Sequence[str] = ()) -> str:

@@ -5,6 +5,8 @@ The code in it needs transformers and not this project; a test runs it against t
 
 from collections.abc import Mapping
 
+from search_r3.shipped import as_called
+
 EXAMPLE = """import json
 
 import torch
@@ -98,6 +100,7 @@ documents = [embed_text("document", text) for text in ("def read_lines(path): ..
 print([round(float(query @ document), 3) for document in documents])
 '''
 
+EVALUATE = as_called("python -m src.evaluate")
 HUB = (
     "To a hub: `hf upload <you>/<name> <folder>`, which takes the folder whole. `push_to_hub` of "
     "sentence-transformers takes what gives the direct vectors; that of transformers takes neither prompts "
@@ -118,7 +121,7 @@ def model_card(description: Mapping, width: int, n_parameters: int, has_adapter:
     use = (
         f"## Use\n\nDirect embeddings:\n\n```python\n{EXAMPLE}```\n\n`SentenceTransformer(name)` of "
         "sentence-transformers gives the same, by `encode_query` and `encode_document`. With this project: "
-        "`SearchR3.load(folder)` of `search_r3`, and `python -m src.evaluate model.path=<folder>`.\n\n"
+        f"`SearchR3.load(folder)` of `search_r3`, and `{EVALUATE} model.path=<folder>`.\n\n"
         f"{HUB}\n\n"
         f"Reasoning without this project, from within the folder:\n\n```python\n{USAGE}```"
     )
@@ -210,7 +213,7 @@ def _limits(description: Mapping) -> str:
     ]
     if origin.get("validation"):
         limits.append("The figures above are of a small collection and choose the checkpoint;")
-        limits.append("numbers to report come from `python -m src.evaluate`.")
+        limits.append(f"numbers to report come from `{EVALUATE}`.")
     lines = ["## Limits and licence", " ".join(limits)]
     if origin.get("data_licence"):
         lines.append(f"Licence of the training data: {origin['data_licence']}")

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from search_r3.errors import UsageError
+from search_r3.shipped import as_called
 
 DESCRIPTION_FILE = "search_r3.json"
 KEY = "checksums"
@@ -306,7 +307,7 @@ def _damaged(file: Path, expected: str, found: str) -> str:
     return (
         f"{file}: is not as it was written: its SHA-256 is {found[:12]}, {DESCRIPTION_FILE} says "
         f"{expected[:12]}; {_REMEDY}. Where you changed it yourself, remove {KEY!r} from {DESCRIPTION_FILE} "
-        f"and run python -m src.upgrade {file.parent}"
+        f"and run {as_called('python -m src.upgrade')} {file.parent}"
     )
 
 
@@ -316,5 +317,5 @@ def _tell(folder: Path) -> None:
         _told.add(folder.resolve())
         log.warning(
             "%s: is from before there were checksums, so damage to its weights would not be noticed; write "
-            "them down: python -m src.upgrade %s", folder, folder,
+            "them down: %s %s", folder, as_called("python -m src.upgrade"), folder,
         )  # fmt: skip

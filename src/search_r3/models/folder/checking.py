@@ -26,6 +26,7 @@ from search_r3.models.folder.foreign import (
 from search_r3.models.folder.loading import load_embedder
 from search_r3.models.folder.modules import MODULES_FILE, PLACE, ROUTES, SETTINGS, write_modules
 from search_r3.models.prompts import EMBED_TOKEN
+from search_r3.shipped import as_called
 
 
 def is_foreign(folder: Path) -> bool:
@@ -137,7 +138,7 @@ def _other_tools(folder: Path, embedder: ReasoningEmbedder) -> list[Line]:
 
 def _sentence_transformers(folder: Path, embedder: ReasoningEmbedder) -> str:
     """What that library does with the folder, by the files that it reads."""
-    remedy = f"python -m src.upgrade {folder}"
+    remedy = f"{as_called('python -m src.upgrade')} {folder}"
     if not (folder / MODULES_FILE).is_file():
         return f"WRONG, and it says nothing: there is no {MODULES_FILE}; to have it written: {remedy}"
     if difference := next(_differences(folder, embedder), None):

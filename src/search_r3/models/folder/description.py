@@ -13,6 +13,7 @@ from search_r3.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder, Prompt
 from search_r3.models.templates import render_as_format_1
 from search_r3.models.vocabulary import give_pad_token
 from search_r3.records import RecordError, read_json, shown
+from search_r3.shipped import as_called
 
 FORMAT_VERSION = 2
 READS_VERSIONS = (1, 2)
@@ -86,7 +87,7 @@ def encoder_of(path: str | Path, description: Mapping, tokenizer: PreTrainedToke
     if is_format_1 and "strftime_now" in str(tokenizer.chat_template):
         log.warning(
             "%s: the chat template writes the date and format 1 does not keep what it wrote: the folder will "
-            "not open another day. Keep it now: python -m src.upgrade %s", path, path,
+            "not open another day. Keep it now: %s %s", path, as_called("python -m src.upgrade"), path,
         )  # fmt: skip
     check_description(Path(path), description)
     return encoder
