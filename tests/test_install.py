@@ -154,6 +154,9 @@ def test_a_wheel_trains_goes_on_and_evaluates_in_another_folder(installed, nano_
     assert "train one stage" in call(installed, tmp_path)
     call(installed, tmp_path, "train", "stage=sft", *first, "stage.trainer.max_steps=2", "output_dir=run")
     call(installed, tmp_path, "train", "resume=run", "stage.trainer.max_steps=3")
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "`python -m search_r3.evaluate model.path=<folder>`" in card
+    assert "python -m src." not in card
     modes = "modes=[bm25,direct]"
     call(installed, tmp_path, "evaluate", "model.path=run/model", "benchmarks=[animals]", "beir_dir=.", modes,
          "output_dir=scores")  # fmt: skip
@@ -179,7 +182,12 @@ def test_a_wheel_names_the_commands_that_it_has(installed, tmp_path):
     environment = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONPATH"}
     program = [installed / "search-r3", "report", "nowhere"]
     done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stderr == "error: nowhere does not exist; `python -m search_r3.evaluate` writes it\n"
+    assert done.stderr == "error: nowhere: no such file or folder\n"
+    (tmp_path / "empty").mkdir()
+    done = subprocess.run(
+        [*program[:2], "empty"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert "`python -m search_r3.evaluate` writes it" in done.stderr
 
 
 def test_an_unknown_command_is_told_the_nearest():
@@ -193,6 +201,21 @@ def test_an_unknown_command_is_told_the_nearest():
 
     assert done.returncode == 2
     assert "train" in done.stderr
+
+
+def test_the_package_itself_as_a_command_is_recorded_as_it_was_called():
+    program = "from search_r3.cli.run_folder import command_line, resume_command; from pathlib import Path"
+    code = (
+        f"{program}\nimport sys, importlib.util\n"
+        "sys.modules['__main__'].__spec__ = importlib.util.find_spec('search_r3.__main__')\n"
+        "print(command_line()); print(resume_command(Path('run')))"
+    )
+    arguments = [sys.executable, "-c", code, "train", "stage=sft"]
+    done = subprocess.run(arguments, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "python -m search_r3 train stage=sft",
+        "python -m search_r3 train resume=run",
+    ]
 
 
 def test_help_of_a_command_says_how_it_is_called():

@@ -533,6 +533,15 @@ def test_the_page_lies_in_the_folder_or_where_it_is_asked_for(run, tmp_path, cap
 
     with pytest.raises(UsageError, match=r"--html .*: is a folder; name the file"):
         main(["--html", str(tmp_path), str(run)])
+    with pytest.raises(UsageError, match=r"--html .*: no folder is left to report; put --html behind all"):
+        main(["--html", str(run)])
+    with pytest.raises(UsageError, match="name what to report"):
+        main([])
+    with pytest.raises(UsageError, match=r"nowhere: no such file or folder$"):
+        main([str(tmp_path / "nowhere")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"writes it\. The folder is no training run and no sweep either"):
+        main([str(tmp_path / "empty")])
     with pytest.raises(UsageError, match="--output writes the rows of evaluations, and none was given"):
         main([str(run), "--output", str(tmp_path / "x.json")])
     with pytest.raises(UsageError, match="--html shows runs and evaluations each"):

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = Parser(prog="python -m src.report", description=__doc__)
     parser.add_argument(
-        "paths", type=Path, nargs="+", help="a metrics.json, the folder that holds it, training runs, sweeps"
+        "paths", type=Path, nargs="*", help="a metrics.json, the folder that holds it, training runs, sweeps"
     )
     parser.add_argument("--output", type=Path, help="write the rows of all files to this metrics.json")
     parser.add_argument("--runs", action="store_true", help="every file is a run of one experiment")
@@ -51,6 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="write a page; without a name report.html in the first folder",
     )  # fmt: skip
     arguments = parser.parse_args(argv)
+    if not arguments.paths:
+        took = arguments.html not in (None, DEFAULT_PAGE)  # a folder that follows --html is read as its file
+        raise UsageError(
+            f"--html {arguments.html}: no folder is left to report; put --html behind all folders"
+            if took
+            else "name what to report: a metrics.json, the folder that holds it, training runs, sweeps"
+        )
     page = _page_file(arguments)
     if arguments.runs:
         return _over_runs(arguments)
@@ -97,8 +104,18 @@ def _contents(paths: Sequence[Path]) -> dict[str, dict]:
     files = [path / "metrics.json" if path.is_dir() else path for path in paths]
     missing = [file for file in files if not file.is_file()]
     if missing:
-        raise UsageError(f"{missing[0]} does not exist; `python -m src.evaluate` writes it")
+        raise UsageError(_what_is_missing(missing[0]))
     return {str(file): read_json(file, REMEDY) for file in files}
+
+
+def _what_is_missing(file: Path) -> str:
+    """Why a path that was given is nothing to report."""
+    if file.parent.is_dir() and file.name == "metrics.json":
+        return (
+            f"{file} does not exist; `python -m src.evaluate` writes it. The folder is no training run "
+            "and no sweep either"
+        )
+    return f"{file}: no such file or folder"
 
 
 def _over_runs(arguments) -> int:
