@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from search_r3 import SearchR3
 from search_r3.data.types import Corpus
@@ -92,6 +93,23 @@ def test_texts_of_any_iterable_kind_are_embedded_one_each(model):
     expected = model.embed_queries(texts.tolist())
     for given in (texts, tuple(texts), (text for text in texts)):
         np.testing.assert_array_equal(model.embed_queries(given), expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"token_budget": 0}, "token_budget must be at least 1, got 0"),
+        ({"device": "gpu"}, r"device='gpu' is no device of torch \("),
+        pytest.param(
+            {"device": "cuda"},
+            "device='cuda': torch finds no CUDA device here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
+    ],
+)
+def test_a_budget_or_a_device_that_is_none_is_refused_before_the_folder_is_read(given, words):
+    with pytest.raises(ValueError, match=words):
+        SearchR3.load("nowhere", **given)
 
 
 def test_a_length_that_does_not_exist_is_named(nano_folder):

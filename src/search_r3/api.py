@@ -145,7 +145,8 @@ class SearchR3:
 
         Raises:
             ModelFolderError: If the folder is not one that training wrote, or a file of it is damaged.
-            ValueError: If a length is below 1, or they do not fit into the model's positions.
+            ValueError: If a length or the token budget is below 1, the lengths do not fit into the model's
+                positions, or torch has no such device here.
         """
         embedder = load_embedder(path, device, dtype, token_budget, attention, lengths=lengths)
         return cls(embedder, cache_dir)

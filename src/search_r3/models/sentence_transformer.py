@@ -150,6 +150,7 @@ def load_sentence_transformer(
     folder = Path(path)
     if not (folder / MODULES_FILE).is_file():
         raise ModelFolderError(f"{folder}: not a folder of sentence-transformers (it has no {MODULES_FILE})")
+    budget = budget_for(device, token_budget)
     with named_damage(folder):
         _refuse_code(folder)
         model = SentenceTransformer(
@@ -161,7 +162,6 @@ def load_sentence_transformer(
         ).to(dtype_named(dtype))
     _refuse_other_similarity(folder, model)
     weights, settings = (list(_files(folder, endings)) for endings in (_WEIGHTS, _SETTINGS))
-    budget = budget_for(device, token_budget)
     return SentenceTransformerEmbedder(
         model.eval(), _sha256(folder, weights, has_names=False), _sha256(folder, settings), budget
     )

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
+import torch
+
 from search_r3.models.checksums import check_files
 from search_r3.models.embedder import ReadState, ReasoningEmbedder
 from search_r3.models.folder.description import encoder_of, read_description
@@ -16,8 +18,23 @@ CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 2048, 16384
 
 
 def budget_for(device: str, given: int | None) -> int:
-    """The tokens of one forward: those given, or what suits the device."""
-    return given or (CPU_TOKEN_BUDGET if device == "cpu" else GPU_TOKEN_BUDGET)
+    """The tokens of one forward: those given, or what suits the device.
+
+    Raises:
+        ValueError: If the tokens are none, or torch has no such device here.
+    """
+    if given is not None and given < 1:
+        raise ValueError(f"token_budget must be at least 1, got {given}")
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device={device!r} is no device of torch ({reason})") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}: torch finds no CUDA device here; device='cpu' runs without one")
+    if given is not None:
+        return given
+    return CPU_TOKEN_BUDGET if kind == "cpu" else GPU_TOKEN_BUDGET
 
 
 def load_embedder(
@@ -45,11 +62,13 @@ def load_embedder(
         ModelFolderError: If the folder is not one that `save_embedder` wrote, a file in it is not as it was
             written, its tokenizer or prompts are not those it was trained with, or the attention is not to be
             had.
-        ValueError: If there is no such length, one is below 1, or they do not fit into the model's positions.
+        ValueError: If there is no such length, one is below 1, or they do not fit into the model's positions;
+            or the token budget or the device is none.
     """
     names = [each.name for each in fields(Lengths)]
     if unknown := [name for name in lengths or {} if name not in names]:
         raise ValueError(f"lengths: there is no {unknown[0]!r}, only {', '.join(names)}")
+    budget = budget_for(device, token_budget)
     description = read_description(path)
     weights_sha256 = check_files(Path(path), description)
     tokenizer = read_tokenizer(path, local_files_only=True)
@@ -66,7 +85,7 @@ def load_embedder(
         tokenizer,
         encoder.prompts,
         encoder.lengths,
-        budget_for(device, token_budget),
+        budget,
         weights_sha256,
         is_trained=description.get("is_trained", True),
         rendered=encoder.rendered,

@@ -94,6 +94,7 @@ def load_plain(
     folder = Path(folder)
     if not folder.is_dir():
         raise ModelFolderError(f"model.name={folder}: no such folder; give a local copy of the checkpoint")
+    budget = budget_for(device, token_budget)
     hashes = plain_hashes(folder)
     tokenizer = read_tokenizer(folder, local_files_only=True)
     model = read_model(folder, dtype, attention, **OF_OURS)
@@ -108,7 +109,7 @@ def load_plain(
         tokenizer,
         prompts,
         lengths,
-        budget_for(device, token_budget),
+        budget,
         hashes.weights,
         embed_token=embed_token,
         config_sha256=hashes.files["config.json"],
