@@ -280,6 +280,17 @@ def test_a_damaged_gzip_file_is_named(tmp_path):
             load_benchmark(folder)
 
 
+@pytest.mark.parametrize("file", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"])
+def test_a_gzip_file_without_the_ending_is_told_which_one_it_needs(tmp_path, file):
+    folder = write_collection(tmp_path)
+    (folder / file).write_bytes(gzip.compress((folder / file).read_bytes()))
+    with pytest.raises(
+        DataError, match=r"is compressed with gzip; give it a name that ends in \.gz$"
+    ) as caught:
+        load_benchmark(folder)
+    assert caught.value.file == str(folder / file)
+
+
 def test_a_benchmark_keeps_its_empty_documents_and_says_so(tmp_path, caplog):
     folder = write_collection(tmp_path, corpus=lines([*CORPUS, {"_id": "d5", "title": "", "text": ""}]))
     assert load_benchmark(folder).corpus.texts[4] == ""
