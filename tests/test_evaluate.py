@@ -287,6 +287,12 @@ def test_no_two_ids_become_one_and_each_can_be_had_back():
     assert all(text.split() == [text] and text.isprintable() for text in encoded)
 
 
+def test_a_query_that_finds_nothing_is_named_as_its_user_wrote_it(tmp_path, caplog):
+    benchmark = Benchmark("odd", Corpus(["d1"], ["alpha"]), {"a query": "?!"}, {"a query": {"d1": 1}})
+    evaluate_benchmark(benchmark, "bm25", tmp_path, SETTINGS)
+    assert "(the first: 'a query') retrieved nothing" in caplog.text
+
+
 def test_a_query_that_finds_nothing_counts_zero_and_is_said(tmp_path, caplog):
     corpus = Corpus(["d1", "d2"], ["alpha", "beta"])
     queries = {"q1": "alpha", "q2": "?!", "q3": ""}

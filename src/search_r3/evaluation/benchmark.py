@@ -239,7 +239,7 @@ def _evaluated(asked: Asked, folder: Path, cache_dir: str | Path, origin: Mappin
     found = mode.rank(Task(named, settings, asked.model, asked.base, embeddings, asked.given))
     lexical = f"bm25 ({settings.analyzer}, k1={settings.k1}, b={settings.b})"
     run, removed = without_removed(named, found.run, settings.top_k)
-    _check_run(named, run)
+    _check_run(named, run, dict(zip(named.queries, benchmark.queries, strict=True)))
     scores = per_query_metrics(run, named.qrels)
     row = {
         "benchmark": benchmark.name,
@@ -286,19 +286,27 @@ def _with_readable_ids(benchmark: Benchmark) -> Benchmark:
     return with_encoded_ids(benchmark)
 
 
-def _check_run(benchmark: Benchmark, run: Mapping[str, Mapping[str, float]]) -> None:
-    """Stops at a score that is no number; says how many queries retrieved nothing."""
+def _check_run(
+    benchmark: Benchmark, run: Mapping[str, Mapping[str, float]], names: Mapping[str, str]
+) -> None:
+    """Stops at a score that is no number; says how many queries retrieved nothing.
+
+    Args:
+        benchmark: the collection.
+        run: what was retrieved.
+        names: of its queries, as the user wrote them.
+    """
     for query, found in run.items():
         if not all(map(math.isfinite, found.values())):
             raise ValueError(
-                f"{benchmark.name}: a score of query {shown(query)} is not finite; nothing is written"
+                f"{benchmark.name}: a score of query {shown(names[query])} is not finite; nothing is written"
             )
     empty = [query for query in benchmark.qrels if not run.get(query)]
     if empty:
         log.warning(
             "%s: %d of %d queries (the first: %r) retrieved nothing and count 0; run.trec has no line of "
             "them, so trec_eval counts them with -c only",
-            benchmark.name, len(empty), len(benchmark.qrels), empty[0],
+            benchmark.name, len(empty), len(benchmark.qrels), names[empty[0]],
         )  # fmt: skip
 
 
