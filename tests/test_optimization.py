@@ -156,6 +156,21 @@ def test_the_learning_rate_warms_up_and_follows_the_schedule(schedule, expected,
     assert rates == pytest.approx(expected)
 
 
+def test_the_final_share_is_where_the_schedule_is_after_the_last_step_and_the_docs_say_so():
+    settings = OptimizationSettings(learning_rate=1.0, warmup=0, final_lr_share=0.1)
+    optimizer = build_optimizer(nn.Linear(2, 1, bias=False).named_parameters(), settings)
+    scheduler = build_scheduler(optimizer, settings, total_steps=10)
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[-1] == pytest.approx(0.1 + 0.9 / 10)  # 9 of 10 parts of the way from 1 to 0.1
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+    for text in (OptimizationSettings.__doc__, build_scheduler.__doc__):
+        assert "at the last" not in text
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize(("first", "second"), [(6, 12), (4, 12), (6, 6), (8, 200)])
 def test_a_resumed_run_follows_the_schedule_of_its_new_length(tmp_path, caplog, schedule, first, second):

@@ -30,7 +30,8 @@ class OptimizationSettings:
         eps: of AdamW.
         warmup: steps where an int, share of all steps where a float below 1.
         schedule: after the warm-up.
-        final_lr_share: of `learning_rate`, at the last step; "constant" ignores it.
+        final_lr_share: of `learning_rate`, one step after the last, so that with 0 the last one still learns;
+            "constant" ignores it.
         max_grad_norm: gradients are clipped to this norm; None does not clip.
     """
 
@@ -131,7 +132,10 @@ class Schedule(LambdaLR):
 
 
 def build_scheduler(optimizer: Optimizer, settings: OptimizationSettings, total_steps: int) -> Schedule:
-    """Linear warm-up from the first step on, then the schedule down to `final_lr_share` at the last.
+    """Linear warm-up from the first step on, then the schedule down to `final_lr_share` after the last.
+
+    Of `n` steps after the warm-up, step `k` (from 0) is `k / n` of the way: 10 steps to 0.1 end with one at
+    0.19, so that at 0 the last step is not lost.
 
     Raises:
         ValueError: If `total_steps` is not positive (Lightning's -1 for "no limit" included).
