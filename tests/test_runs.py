@@ -124,3 +124,13 @@ def test_a_model_in_the_folder_of_its_run_has_one_name_in_all_runs(tmp_path):
 
     assert found[0] == found[1]
     assert found[0][2:] == [("tiny", "sft reasoning"), ("tiny", "rl reasoning")]
+
+
+def test_a_mode_on_other_queries_than_the_best_one_is_listed_without_a_difference(caplog):
+    direct, reasoning = {"q1": 0.5, "q2": 0.7}, {"q1": 1.0}
+    run = {("hops", "direct"): direct, ("hops", "reasoning"): reasoning}
+    rows = rows_over_runs([run, run])
+    assert [row["mean"] for row in rows] == pytest.approx([0.6, 1.0])
+    assert all("difference" not in row for row in rows)
+    assert "direct" in caplog.text
+    assert "other queries in run 1" in caplog.text

@@ -8,10 +8,13 @@ run has queries of its own it is a little too wide, never too narrow.
 
 import hashlib
 import json
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 Scores = Mapping[Hashable, float]
 """A metric by query; two runs that have a key in common asked the same query."""
@@ -106,7 +109,8 @@ def rows_over_runs(
 
     Returns:
         Dictionaries with `benchmark, label, mean, lowest, highest, ci95, n_runs`, and where it is not the
-        best one `best` and `difference`, the same of the best less this.
+        best one `best` and `difference`, the same of the best less this. A row on other queries than the best
+        one's, as with another `limit`, has no difference, with a warning.
 
     Raises:
         ValueError: If the runs have no benchmark and label in common.
@@ -125,7 +129,13 @@ def rows_over_runs(
                 {key: mine[key] - theirs[key] for key in mine if key in theirs}
                 for mine, theirs in zip(ours, keyed, strict=True)
             ]
-            row |= {"best": others[-1], "difference": vars(over_runs(apart))}
+            if all(apart):
+                row |= {"best": others[-1], "difference": vars(over_runs(apart))}
+            else:
+                log.warning(
+                    "%s: %s is not compared with %s, which has other queries in run %d",
+                    benchmark, others[-1], label, 1 + apart.index({}),
+                )  # fmt: skip
         rows.append(row)
     return rows
 
