@@ -365,6 +365,7 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
         "outcome": lambda: freshness("freshness/outcome.json"),
         "beside-full": lambda: freshness("freshness/beside_full.json"),
         "further-seeds": lambda: freshness("freshness/further_seeds.json", has_seconds=False),
+        "certified": lambda: freshness("freshness/certified.json", has_seconds=False),
         "larger-rate": lambda: freshness("freshness/larger_rate.json"),
     },
     "experiments/gpu/README.md": {"rows": gpu, "graphs": gpu_graphs},

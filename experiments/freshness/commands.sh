@@ -59,3 +59,9 @@ python -m src.evaluate data=hops data.sizes.other_pages=19920 seed=3 data.seed=3
     modes=[direct,reasoning,base-reasoning,shuffled-reasoning] base.path=outputs/reproduce/freshness/3/sft/model \
     model.path=outputs/reproduce/freshness/3/rl-frozen/model output_dir=outputs/reproduce/freshness/3/eval/rl-frozen
 python -m experiments.freshness.outcome outputs/reproduce/freshness --output outputs/reproduce/freshness/outcome.json
+python -m src.train experiment=freshness refresh=certified reward.ranking.k=100 model.path=outputs/reproduce/freshness/2/sft/model \
+    seed=2 data.seed=2 output_dir=outputs/reproduce/freshness-cut/2/rl-certified if_exists=resume
+python -m src.evaluate data=hops data.sizes.other_pages=19920 seed=2 data.seed=2 benchmarks=[hops] \
+    modes=[direct,reasoning,base-reasoning,shuffled-reasoning] base.path=outputs/reproduce/freshness/2/sft/model \
+    model.path=outputs/reproduce/freshness-cut/2/rl-certified/model output_dir=outputs/reproduce/freshness-cut/2/eval/rl-certified
+python -m experiments.freshness.outcome outputs/reproduce/freshness-cut --output outputs/reproduce/freshness-cut/outcome.json
