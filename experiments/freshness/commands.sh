@@ -64,4 +64,9 @@ python -m src.train experiment=freshness refresh=certified reward.ranking.k=100 
 python -m src.evaluate data=hops data.sizes.other_pages=19920 seed=2 data.seed=2 benchmarks=[hops] \
     modes=[direct,reasoning,base-reasoning,shuffled-reasoning] base.path=outputs/reproduce/freshness/2/sft/model \
     model.path=outputs/reproduce/freshness-cut/2/rl-certified/model output_dir=outputs/reproduce/freshness-cut/2/eval/rl-certified
+python -m src.train experiment=freshness refresh=candidates reward.ranking.k=100 model.path=outputs/reproduce/freshness/2/sft/model \
+    seed=2 data.seed=2 output_dir=outputs/reproduce/freshness-cut/2/rl-candidates if_exists=resume
+python -m src.evaluate data=hops data.sizes.other_pages=19920 seed=2 data.seed=2 benchmarks=[hops] \
+    modes=[direct,reasoning,base-reasoning,shuffled-reasoning] base.path=outputs/reproduce/freshness/2/sft/model \
+    model.path=outputs/reproduce/freshness-cut/2/rl-candidates/model output_dir=outputs/reproduce/freshness-cut/2/eval/rl-candidates
 python -m experiments.freshness.outcome outputs/reproduce/freshness-cut --output outputs/reproduce/freshness-cut/outcome.json
