@@ -131,6 +131,18 @@ def test_a_model_without_trained_parameters_is_refused():
         build_optimizer(nn.Linear(1, 1).requires_grad_(False).named_parameters(), PLAIN)
 
 
+def rates_of(settings):
+    """The learning rates of ten steps, by a schedule of as many, and of one behind them."""
+    optimizer = build_optimizer(nn.Linear(2, 1, bias=False).named_parameters(), settings)
+    scheduler = build_scheduler(optimizer, settings, total_steps=10)
+    rates = []
+    for _ in range(11):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
@@ -146,27 +158,15 @@ def test_the_learning_rate_warms_up_and_follows_the_schedule(schedule, expected,
     settings = OptimizationSettings(
         learning_rate=1.0, warmup=warmup, schedule=schedule, final_lr_share=0.2, weight_decay=0.0
     )
-    optimizer = build_optimizer(nn.Linear(2, 1, bias=False).named_parameters(), settings)
-    scheduler = build_scheduler(optimizer, settings, total_steps=10)
-    rates = []
-    for _ in range(11):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
+    rates = rates_of(settings)
     assert rates == pytest.approx(expected)
 
 
 def test_the_final_share_is_where_the_schedule_is_after_the_last_step_and_the_docs_say_so():
     settings = OptimizationSettings(learning_rate=1.0, warmup=0, final_lr_share=0.1)
-    optimizer = build_optimizer(nn.Linear(2, 1, bias=False).named_parameters(), settings)
-    scheduler = build_scheduler(optimizer, settings, total_steps=10)
-    rates = []
-    for _ in range(10):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert rates[-1] == pytest.approx(0.1 + 0.9 / 10)  # 9 of 10 parts of the way from 1 to 0.1
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+    *_, last, behind = rates_of(settings)
+    assert last == pytest.approx(0.1 + 0.9 / 10)  # 9 of 10 parts of the way from 1 to 0.1
+    assert behind == pytest.approx(0.1)
     for text in (OptimizationSettings.__doc__, build_scheduler.__doc__):
         assert "at the last" not in text
 

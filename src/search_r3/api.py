@@ -8,7 +8,6 @@ for hit in model.search("how do I open a file?").hits:
     print(hit.rank, hit.score, hit.id)
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from search_r3.data.beir.documents import load_corpus
 from search_r3.data.beir.layout import file_in
+from search_r3.data.texts import holds_half_pair
 from search_r3.data.types import Corpus
 from search_r3.evaluation.ranking import document_embeddings, document_index
 from search_r3.models.cuts import cuts_of
@@ -25,7 +25,6 @@ from search_r3.models.folder.loading import load_embedder
 from search_r3.models.interface import Embedder
 
 MODES = ("direct", "reasoning")
-_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -393,6 +392,6 @@ def _checked(name: str, text: str) -> str:
     """
     if not isinstance(text, str):
         raise ValueError(f"{name} must be a text, got {type(text).__name__}")
-    if _HALF.search(text):
+    if holds_half_pair(text):
         raise ValueError(f"{name} holds half of a surrogate pair, which is no text")
     return text

@@ -1,7 +1,10 @@
 """What sequences of texts have in common that do not hold them all in memory."""
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 class Texts(Sequence[str]):
@@ -24,6 +27,11 @@ class Texts(Sequence[str]):
     @abstractmethod
     def _text(self, row: int) -> str:
         """The text of a row from 0 to `len(self) - 1`."""
+
+
+def holds_half_pair(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, which cannot be encoded."""
+    return _HALF.search(text) is not None
 
 
 def encoded_parts(text: str, size: int = 1 << 20) -> Iterator[bytes]:

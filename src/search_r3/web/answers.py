@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from search_r3.api import Found, Hit, SearchR3, Trace
+from search_r3.data.texts import holds_half_pair
 from search_r3.models.prompts import PromptEncoder
 
 KEPT = 32
@@ -74,7 +75,7 @@ class Answers:
         """
         if not query.strip():
             raise Refused(422, "query: it is empty")
-        if any("\ud800" <= character <= "\udfff" for character in query):
+        if holds_half_pair(query):
             raise Refused(422, "query: it holds half of a surrogate pair, which is no text")
         if len(query) > self.max_characters:
             raise Refused(422, f"query: {len(query):,} characters; at most {self.max_characters:,} are taken")
