@@ -5,15 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from search_r3.cli.compose import compose
+from search_r3.cli.config_source import ConfigSource
 from search_r3.data.beir.benchmark import load_benchmark
 from search_r3.data.mixture import load_mixture
 from search_r3.data.triples import load_triples
 from search_r3.data.types import Benchmark, Corpus, TrainingData
-
-CONF = Path(__file__).resolve().parents[1] / "conf"
+from search_r3.errors import UsageError
 
 
 def triples(tmp_path: Path, name: str, n: int) -> TrainingData:
@@ -124,7 +124,8 @@ def test_the_configuration_mixes_sources_of_its_own_group(tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"query": "a", "positive": "b", "hard_negatives": ["c"]}\n')
     overrides = [
-        "+data=mixture",
+        "stage=sft",
+        "data=mixture",
         "+data@data.sources.mine=triples",
         "data.sources.pydocs=null",
         "~data.weights.pydocs",
@@ -132,10 +133,11 @@ def test_the_configuration_mixes_sources_of_its_own_group(tmp_path):
         "data.sources.beir.validation_share=0",
         f"data.sources.mine.files=['{rows}']",
         "data.sources.mine.validation_share=0",
-        "+data.weights.mine=3",
     ]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose(overrides=overrides)
+    with ConfigSource() as source:
+        config = compose("train", [*overrides, "+data.weights.mine=3"], source).config
+        with pytest.raises(UsageError, match=r"there is no key data\.weights\.mina\. Did you mean .*\.mine"):
+            compose("train", [*overrides, "+data.weights.mina=3"], source)
     data = instantiate(config.data)
     assert data.weights == {"beir": 0.25, "mine": 0.75}
     assert {row.source for row in data.examples} == {"beir", "mine"}

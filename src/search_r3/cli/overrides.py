@@ -46,6 +46,8 @@ COMMAS = ("factory",)
 """Keys, by last component, whose value is a text with commas, such as `IVF4096,SQ8`; `null` unsets them."""
 TRAINER_NODES = ("stage.trainer", "strategy", "debug")
 """Nodes that are handed to `pytorch_lightning.Trainer` as arguments."""
+NAMED_BY = {"data.weights": "data.sources"}
+"""Nodes with a key for each of another node's, which may be added to on the same command line."""
 
 
 def literal(text: str) -> str:
@@ -245,11 +247,14 @@ def addable_keys(config: dict, parent: str) -> set[str] | None:
     """Names that may be added under `parent`, beyond those that are there.
 
     Returns:
-        The arguments of the callable that `parent` describes; the empty set where it describes none; None
-        where any name will do (an empty mapping such as `data.columns: {}`, or a callable that takes any).
+        The arguments of the callable that `parent` describes, or the sources that it weighs; the empty set
+        where it does neither; None where any name will do (an empty mapping such as `data.columns: {}`, or a
+        callable that takes any).
     """
     keys = flat_keys(config)
     node = keys.get(parent)
+    if parent in NAMED_BY:
+        return {str(name) for name in keys.get(NAMED_BY[parent]) or {}}
     ancestors = [parent[:end] for end in range(len(parent) + 1) if end == len(parent) or parent[end] == "."]
     if any(keys.get(ancestor) == {} and ancestor not in TRAINER_NODES for ancestor in ancestors):
         return None
