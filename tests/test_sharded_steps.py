@@ -9,6 +9,7 @@ from conftest import build_embedder
 from test_sft import NEVER, module_of, training_data
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from two_processes import on_two_ranks
 
@@ -130,6 +131,18 @@ def gradient_of_head(rank, n_ranks=2):
     return gradient.full_tensor() if n_ranks > 1 else gradient
 
 
+def on_an_older_torch():
+    """What is said on two ranks, and whether one alone is sharded."""
+    both = init_device_mesh("cpu", (2, 1), mesh_dim_names=("ranks", "one"))
+    with pytest.MonkeyPatch.context() as older:
+        older.delattr(FSDPModule, "set_reduce_scatter_unused_params")
+        with pytest.raises(ValueError, match="torch") as caught:
+            shard(build_embedder().causal_lm, both["ranks"])
+        alone = build_embedder().causal_lm
+        shard(alone, both["one"])
+    return str(caught.value), not is_whole(alone)
+
+
 LORA = {"tuning": LoraTuning(r=4, alpha=8)}
 AS_ONE = {
     "pretrain": pretrained,
@@ -157,6 +170,7 @@ def work(rank, folder):
     results = {name: run(folder, **sharded()) for name, run in (AS_ONE | AS_DDP).items()}
     results |= {f"{name}, ddp": run(folder, strategy="ddp", devices=2) for name, run in AS_DDP.items()}
     results["head"] = gradient_of_head(rank)
+    results["older torch"] = on_an_older_torch()
     results["bad"] = a_bad_loss(folder, **sharded())
     return results
 
@@ -209,6 +223,12 @@ def test_one_layer_is_whole_at_a_time(two_ranks, name):
 def test_a_weight_that_one_rank_alone_uses_has_the_mean_of_both_gradients(two_ranks):
     for rank in two_ranks:
         assert_close_in_ulps(2 * rank["head"], gradient_of_head(0, n_ranks=1), 64)
+
+
+def test_a_torch_in_which_ranks_must_use_the_same_weights_shards_one_rank_and_refuses_two(two_ranks):
+    for said, is_sharded in (rank["older torch"] for rank in two_ranks):
+        assert said.startswith("strategy=fsdp on 2 ranks needs torch 2.13")
+        assert is_sharded
 
 
 def test_a_bad_loss_on_one_rank_stops_both_and_names_its_batch(two_ranks):

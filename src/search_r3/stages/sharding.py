@@ -139,7 +139,8 @@ def shard(causal_lm: PreTrainedModel, mesh: DeviceMesh) -> None:
     A call of the decoder alone then counts as a forward of the whole model.
 
     Raises:
-        ValueError: If the decoder has no layers that transformers marks as such.
+        ValueError: If the decoder has no layers that transformers marks as such, or torch is too old for
+            several ranks.
     """
     decoder = causal_lm.get_decoder()
     layers = [each for each in decoder.modules() if isinstance(each, GradientCheckpointingLayer)]
@@ -148,10 +149,24 @@ def shard(causal_lm: PreTrainedModel, mesh: DeviceMesh) -> None:
     for layer in reversed(layers):  # what is inside another comes first
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     fully_shard(causal_lm, mesh=mesh, reshard_after_forward=False)
-    causal_lm.set_reduce_scatter_unused_params(True)  # ranks need not use the same ones
+    _reduce_unused(causal_lm, mesh.size())
     causal_lm.run_decoder = decoder.forward
     register_fsdp_forward_method(causal_lm, "run_decoder")
     decoder.forward = causal_lm.run_decoder
+
+
+def _reduce_unused(causal_lm: PreTrainedModel, n_ranks: int) -> None:
+    """Lets a rank use weights in a backward that another does not, as where its loss alone reads the head.
+
+    torch 2.11 cannot: it would wait for gradients that never come. One rank waits for none.
+    """
+    if hasattr(causal_lm, "set_reduce_scatter_unused_params"):
+        causal_lm.set_reduce_scatter_unused_params(True)
+    elif n_ranks > 1:
+        raise ValueError(
+            f"strategy=fsdp on {n_ranks} ranks needs torch 2.13 or later, in which ranks may use different "
+            f"weights in a step; this is torch {torch.__version__}"
+        )
 
 
 def whole(value: Tensor) -> Tensor:
