@@ -7,6 +7,7 @@ import csv
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from experiments.front_page import results
 from experiments.markdown import (
     EXPERIMENTS,
     METRIC,
@@ -25,81 +26,24 @@ from experiments.markdown import (
     words,
 )
 from experiments.science_figures import (
-    ELSEWHERE,
     after_facts,
     answers,
     before_and_after_rl,
-    by_mode_elsewhere,
     elsewhere,
     gain,
+    mixture,
+    mixture_seen,
+    more_sft,
     popularity,
     rival,
+    seed_pairs,
+    seeds,
 )
 from experiments.timings import bench, bench_busy, bench_equal, gpu, gpu_graphs, padding, prefix, waiting
 from experiments.world_figures import HOPS_RUNS, freshness, hops, hops_rules
 from search_r3.markdown import table
 
 SEEDS = (1, 2, 3)
-
-
-# ---- the front page
-
-
-def results() -> str:
-    """What the front page says of the real model and of the embedded default, at home and elsewhere."""
-    header = ("test collection", "BM25", "untrained base", "direct", "reasoning", "RL direct", "RL reasoning")
-    return table(
-        (*header, "runs, commit", "made by"),
-        [
-            _results_on_science(),
-            *_results_elsewhere("science_elsewhere", "the science model"),
-            _results_on_pydocs(),
-            *_results_elsewhere("other_collections", "the model of code"),
-        ],
-    )
-
-
-def _results_on_pydocs() -> tuple[str, ...]:
-    runs = {line["label"]: line for line in content("quickstart/runs.json")["rows"]}
-
-    def over(label: str) -> str:
-        line = runs[label]
-        return f"{number(line['mean'])} ({span((line['lowest'], line['highest']))})"
-
-    told = content("quickstart/runs.json")["runs"]
-    return (
-        "pydocs: code of unseen modules, 3,826 queries",
-        number(runs["bm25"]["mean"]),
-        number(runs["experiments/nano_base base-direct"]["mean"]),
-        *(over(f"{model} {mode}") for model in ("sft", "rl") for mode in ("direct", "reasoning")),
-        f"{len(told)}, `{told[0]['commit'][:7]}`",
-        "[`make reproduce NAME=quickstart`](experiments/quickstart)",
-    )
-
-
-def _results_on_science() -> tuple[str, ...]:
-    part, sft, rl = "entailmentbank-set-aside", "science_gain/human.json", "science_rl/rl.json"
-    shown = ((sft, "bm25"), (sft, "direct"), (sft, "reasoning"), (rl, "direct"), (rl, "reasoning"))
-    bm25, *modes = (number(row(file, benchmark=part, mode=mode)["metrics"][METRIC]) for file, mode in shown)
-    name = "EntailmentBank: science questions to facts, 400 queries; SmolLM2-135M"
-    link = "[`make reproduce NAME=science_rl`](experiments/science_rl)"
-    told = f"1, `{row(sft, benchmark=part, mode='direct')['commit'][:7]}`"
-    return (name, bm25, "", *modes, told, link)
-
-
-def _results_elsewhere(folder: str, model: str) -> list[tuple[str, ...]]:
-    """Of a model on collections that it was not trained for; the best figure of a row is bold."""
-    return [_result_elsewhere(folder, benchmark, model) for benchmark in ELSEWHERE]
-
-
-def _result_elsewhere(folder: str, benchmark: str, model: str) -> tuple[str, ...]:
-    file = f"{folder}/metrics.json"
-    found = by_mode_elsewhere(file, benchmark)
-    values = [each["metrics"][METRIC] for each in found]
-    bm25, *modes = (f"**{number(value)}**" if value == max(values) else number(value) for value in values)
-    name = f"{ELSEWHERE[benchmark]}, {found[0]['n_queries']} queries; {model}"
-    link = f"[`make reproduce NAME={folder}`](experiments/{folder})"
-    return (name, bm25, "", *modes, "", "", f"1, {commit(file)}", link)
 
 
 # ---- experiments on pydocs and CoSQA
@@ -375,6 +319,7 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
         "before": lambda: hops({str(seed): f"hops/metrics_seed{seed}.json" for seed in SEEDS}),
         "rules": hops_rules,
     },
+    "experiments/mixture/README.md": {"collections": mixture, "seen": mixture_seen},
     "experiments/mutants/README.md": {"verdicts": mutants},
     "experiments/other_collections/README.md": {
         "collections": lambda: evaluations("other_collections/metrics.json"),
@@ -403,6 +348,7 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
     "experiments/science_elsewhere/README.md": {"elsewhere": elsewhere},
     "experiments/science_facts/README.md": {"facts": after_facts},
     "experiments/science_rl/README.md": {"models": before_and_after_rl},
+    "experiments/science_seeds/README.md": {"seeds": seeds, "pairs": seed_pairs, "more": more_sft},
     "experiments/sft_pydocs_full/README.md": {
         "modes": lambda: one_run_of_sft("sft_pydocs_full/metrics.json", "sft_pydocs_full/metrics_cosqa.json"),
     },

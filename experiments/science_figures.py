@@ -1,6 +1,6 @@
 """Tables of the experiments on school science."""
 
-from experiments.markdown import METRIC, number, row, score, span, thousands
+from experiments.markdown import METRIC, content, number, row, score, span, thousands
 from search_r3.markdown import table
 
 PARTS = {"tuning": "tuning", "set-aside": "set aside", "dev": "dev"}
@@ -130,3 +130,115 @@ def elsewhere() -> str:
         rows.append(row("science_elsewhere/minilm.json", benchmark=benchmark, mode="direct"))
         lines.append((name, thousands(rows[0]["n_queries"]), *map(score, rows)))
     return table(("collection", ">queries", ">BM25", ">direct", ">own text", ">all-MiniLM-L6-v2"), lines)
+
+
+# ---- three seeds on a GPU
+
+SEEDED = {
+    "direct direct": "trained on questions alone, direct",
+    "sft direct": "trained to reason as well, direct",
+    "sft reasoning": "its own text",
+    "sft shuffled-reasoning": "its text for another question",
+    "sft given-reasoning": "answer and human facts",
+}
+"""Labels of `python -m src.report --runs`, and what a reader is told."""
+
+
+def seeds() -> str:
+    """nDCG@10 over three seeds, on set aside and on dev: mean, range of runs, interval."""
+    lines = []
+    for label, name in SEEDED.items():
+        cells = [cell for part in ("set_aside", "dev") for cell in _over_seeds(part, label)]
+        lines.append((name, *cells))
+    header = [f">{part}{what}" for part in ("set aside", "dev") for what in ("", ", runs", ", 95 % interval")]
+    return table(("model and mode", *header), lines)
+
+
+def _over_seeds(part: str, label: str) -> tuple[str, str, str]:
+    found = [each for each in content(f"science_seeds/runs_{part}.json")["rows"] if each["label"] == label]
+    if not found:
+        return ("", "", "")
+    (line,) = found
+    return number(line["mean"]), span((line["lowest"], line["highest"])), span(line["ci95"])
+
+
+def seed_pairs() -> str:
+    """Differences over three seeds and the questions of set aside and dev."""
+    lines = [
+        (
+            SEEDED[found["from"]],
+            SEEDED[found["to"]],
+            f"{found['mean']:+.3f} ({span(found['ci95'], '+.3f')})",
+            span((found["lowest"], found["highest"]), "+.3f"),
+        )
+        for found in content("science_seeds/pairs.json")["rows"]
+    ]
+    return table(("from", "to", ">difference", ">of single runs"), lines)
+
+
+def more_sft() -> str:
+    """nDCG@10 of seed 1 after 80 and after 200 steps of SFT."""
+    models = {"80 steps": "sft/model", "200 steps": "more/model"}
+    file, parts = "science_seeds/seed1.json", ("set-aside", "dev")
+    lines = [
+        (name, *(_scored(file, part, mode, model) for part in parts for mode in ("direct", "reasoning")))
+        for name, model in models.items()
+    ]
+    header = [f">{PARTS[part]}, {mode}" for part in parts for mode in ("direct", "own text")]
+    return table(("SFT", *header), lines)
+
+
+def _scored(file: str, part: str, mode: str, model: str) -> str:
+    return score(row(file, benchmark=f"entailmentbank-{part}", mode=mode, model=model))
+
+
+# ---- a mixture
+
+MIXED = {
+    "entailmentbank-set-aside": "EntailmentBank, set aside",
+    "entailmentbank-dev": "EntailmentBank, dev",
+    "scifact": "SciFact",
+    "cosqa": "CoSQA",
+    "pydocs": "pydocs, unseen modules",
+    "cranfield": "Cranfield, not in the mixture",
+}
+"""Collections by name, and what a reader is told."""
+
+
+def mixture() -> str:
+    """nDCG@10 of one model of four kinds of text, of one of science alone, and of BM25 and MiniLM."""
+    lines = []
+    for benchmark, name in MIXED.items():
+        bm25 = row("mixture/metrics.json", benchmark=benchmark, mode="bm25")
+        shown = [_first("mixture/minilm.json", benchmark, "direct")]
+        shown.append(_first("mixture/science.json", benchmark, "direct"))
+        shown += [_first("mixture/metrics.json", benchmark, mode) for mode in ("direct", "reasoning")]
+        lines.append((name, thousands(bm25["n_queries"]), score(bm25), *shown))
+    header = ("collection", ">queries", ">BM25", ">all-MiniLM-L6-v2", ">science alone, direct")
+    return table((*header, ">mixture, direct", ">mixture, own text"), lines)
+
+
+def _first(file: str, benchmark: str, mode: str) -> str:
+    found = [r for r in content(file)["rows"] if (r["benchmark"], r["mode"]) == (benchmark, mode)]
+    return score(found[0]) if found else ""
+
+
+def mixture_seen() -> str:
+    """nDCG@10 on test queries of which training has judged a relevant document, and on the others."""
+    models = {"": "BM25", "all-MiniLM-L6-v2": "all-MiniLM-L6-v2"}
+    models |= {"sft/model": "science alone, direct", "mix/model": "mixture, direct"}
+    lines = []
+    for benchmark in ("scifact", "cosqa"):
+        for ending, name in models.items():
+            mode = "direct" if ending else "bm25"
+            found = row("mixture/seen.json", benchmark=benchmark, mode=mode, model=ending)
+            halves = [
+                f"{half['n_queries']}: {number(half[METRIC])} ({span(half['ci95'])})"
+                for half in (found["seen"], found["unseen"])
+            ]
+            counts = [thousands(found[half]["n_queries"]) for half in ("seen", "unseen")]
+            lines.append(
+                (MIXED[benchmark], name, *(x for pair in zip(counts, halves, strict=True) for x in pair))
+            )
+    header = ("collection", "ranking", ">seen", ">nDCG@10", ">unseen", ">nDCG@10")
+    return table(header, lines)
