@@ -1,5 +1,7 @@
 """The contrastive losses of SFT where ranks hold copies of one document, against one rank with all rows."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from two_processes import on_two_ranks
@@ -30,9 +32,9 @@ def vector(name: str) -> torch.Tensor:
     return torch.randn(WIDTH, generator=torch.Generator().manual_seed(sum(map(ord, name))))
 
 
-def losses_and_gradient(rows: slice) -> dict[str, torch.Tensor]:
+def losses_and_gradient(rows: list[Example]) -> dict[str, torch.Tensor]:
     """Losses of some rows, and the gradient by document of this rank's part."""
-    batch = collate_sft(ROWS[rows], hard_negatives=2)
+    batch = collate_sft(rows, hard_negatives=2)
     documents = torch.stack([vector(name) for name in batch.document_ids]).requires_grad_()
     queries = torch.stack([vector(example.query) for example in batch.examples])
     reasoned = [place for place, example in enumerate(batch.examples) if example.reasoning]
@@ -43,7 +45,7 @@ def losses_and_gradient(rows: slice) -> dict[str, torch.Tensor]:
 
 
 def work(rank: int) -> dict[str, torch.Tensor]:
-    return losses_and_gradient(slice(0, 2) if rank == 0 else slice(2, 4))
+    return losses_and_gradient(ROWS[:2] if rank == 0 else ROWS[2:])
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +55,14 @@ def two_ranks() -> list[dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("name", ["loss", "info_nce_direct", "triplet_direct", "info_nce_reasoned"])
 def test_a_document_that_two_ranks_hold_is_one_negative_as_it_is_on_one_rank(two_ranks, name):
-    whole = losses_and_gradient(slice(0, 4))
+    whole = losses_and_gradient(ROWS)
     assert whole[name] > 0.1
     mean = sum(rank[name] for rank in two_ranks) / 2
     assert mean.item() == pytest.approx(whole[name].item(), rel=1e-6)
 
 
 def test_the_gradient_of_a_document_that_two_ranks_hold_is_that_of_one_rank(two_ranks):
-    whole = losses_and_gradient(slice(0, 4))
+    whole = losses_and_gradient(ROWS)
     for name in (f"gradient of {document}" for document in ("n0", "n1", "d0", "d1", "d3")):
         assert whole[name].abs().max() > 1e-3
         mean = sum(rank.get(name, torch.zeros(WIDTH)) for rank in two_ranks) / 2
@@ -69,6 +71,23 @@ def test_the_gradient_of_a_document_that_two_ranks_hold_is_that_of_one_rank(two_
 
 @pytest.mark.parametrize("name", ["masked_by_score_direct", "candidates_direct"])
 def test_what_is_counted_over_ranks_is_what_one_rank_counts(two_ranks, name):
-    whole = losses_and_gradient(slice(0, 4))
+    whole = losses_and_gradient(ROWS)
     assert whole[name] > 0
     assert sum(rank[name] for rank in two_ranks) == whole[name]
+
+
+# sorted by id, what the other rank holds comes last
+EXCLUDED = {f"a{number}" for number in range(100)} | {"d2", "d3", "n1"}
+EXCLUDING = [replace(example, excluded_ids=frozenset(EXCLUDED - {example.positive_id})) for example in ROWS]
+
+
+def work_excluding(rank: int) -> dict[str, torch.Tensor]:
+    return losses_and_gradient(EXCLUDING[:2] if rank == 0 else EXCLUDING[2:])
+
+
+def test_of_hundreds_of_excluded_documents_none_that_another_rank_holds_is_a_negative():
+    found, whole = on_two_ranks(work_excluding), losses_and_gradient(EXCLUDING)
+    assert sum(rank["masked_by_id"] for rank in found) == whole["masked_by_id"] == 3 + 3 + 2 + 2
+    mean = sum(rank["loss"] for rank in found) / 2
+    assert mean.item() == pytest.approx(whole["loss"].item(), rel=1e-6)
+    assert whole["loss"] < losses_and_gradient(ROWS)["loss"] - 0.1

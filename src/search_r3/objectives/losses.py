@@ -247,9 +247,10 @@ def negatives_mask(
     relevant = document_ids[positive_index][:, None]  # [B, 1]
     if relevant_ids is not None:
         relevant = torch.cat([relevant, relevant_ids], dim=1)
-    mask = torch.ones(len(positive_index), len(document_ids), dtype=torch.bool, device=document_ids.device)
-    for column in relevant.unbind(1):  # one column at a time: `[B, M, R]` never exists
-        mask &= document_ids[None, :] != column[:, None]
+    # Looked up, not compared with each other: a query may have thousands, and `[B, M, R]` never exists.
+    relevant, wanted = relevant.sort(1).values, document_ids.repeat(len(relevant), 1)  # [B, R + 1], [B, M]
+    place = torch.searchsorted(relevant, wanted).clamp(max=relevant.shape[1] - 1)
+    mask = relevant.gather(1, place) != wanted
     mask = mask.scatter(1, positive_index[:, None], True)
     return mask, int((~mask).sum())
 

@@ -28,14 +28,12 @@ class SFTBatch:
     relevant_ids: tuple[tuple[str, ...], ...]
 
 
-def collate_sft(examples: Sequence[Example], hard_negatives: int, max_relevant: int = 64) -> SFTBatch:
+def collate_sft(examples: Sequence[Example], hard_negatives: int) -> SFTBatch:
     """Collects the distinct documents of a batch.
 
     Args:
         examples: `B` rows.
         hard_negatives: the first so many of each row are used.
-        max_relevant: so many relevant and excluded ids per query are masked; the positives and those in the
-            batch first.
     """
     documents: dict[str, str] = {}
     for example in examples:
@@ -50,14 +48,8 @@ def collate_sft(examples: Sequence[Example], hard_negatives: int, max_relevant: 
             documents.setdefault(document_id, text)
     column = {document_id: index for index, document_id in enumerate(documents)}
     positives = [(example.positive_id, *example.more_positive_ids) for example in examples]
-    relevant = [
-        (
-            *own,
-            *sorted(
-                (example.relevant_ids | example.excluded_ids).difference(own),
-                key=lambda i: (i not in column, i),
-            ),
-        )[: max(max_relevant, len(own))]
+    relevant = [  # all of them: which of them other ranks hold is not known here
+        (*own, *sorted((example.relevant_ids | example.excluded_ids).difference(own)))
         for own, example in zip(positives, examples, strict=True)
     ]
     pairs = [(row, column[document_id]) for row, own in enumerate(positives) for document_id in own]
