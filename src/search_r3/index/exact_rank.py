@@ -83,7 +83,7 @@ class Retrieved:
 
     Attributes:
         scores: `[B, G, K]`, best first.
-        rows: `[B, G, K]` long, rows in the corpus.
+        rows: `[B, G, K]` long, rows in the corpus; -1, and a score of -inf, where there are fewer.
     """
 
     scores: Tensor
@@ -170,7 +170,7 @@ def topk_ranking(
     with _full_precision(queries.device):
         scores = _positive_scores(asked, shard, blocks or Blocks())[own]
     scores = scores[:, : positives.rows.shape[1]].unflatten(0, (n_groups, n_rollouts))  # [B, G, P]
-    is_wrong = torch.ones_like(retrieved.rows, dtype=torch.bool)
+    is_wrong = retrieved.rows >= 0
     last_rank = _last_rank(positives, shard)
     ranks = []
     for column in positives.not_wrong.unbind(1):

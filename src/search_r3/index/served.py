@@ -36,7 +36,7 @@ from search_r3.index.rows.live import NEVER, LiveStore
 from search_r3.index.rules.base import Audit, Moved, Refresh, StepQueries, View
 from search_r3.index.saved_state import forget_states, save_state, shard_folder, state_folder
 from search_r3.index.shard import Shard, check_size
-from search_r3.index.top_k import search_shards
+from search_r3.index.top_k import search_shards, without_excluded
 
 
 class LiveIndex:
@@ -172,16 +172,21 @@ class LiveIndex:
         self._encode(never, step, encode)
         self._begin(step)
 
-    def search(self, queries: ArrayLike, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, queries: ArrayLike, k: int, excluded: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The best documents of the whole corpus for this rank's queries; collective.
 
         Args:
             queries: `[Q, D]` fp32, unit norm; `Q` may differ between ranks and be 0.
             k: documents per query.
+            excluded: `[Q, E]` int64, rows that are not to be found for a query, -1 where it has fewer; they
+                take no place of the `k`. Given on all ranks or on none.
 
         Returns:
             Scores `[Q, K]` fp32 and corpus rows `[Q, K]` int64, `K = min(k, N)`, best first, ties in row
-            order. They do not depend on the number of ranks where the backend is exact.
+            order; -inf and -1 where a query excludes so many that there are fewer. They do not depend on the
+            number of ranks where the backend is exact.
 
         Raises:
             ValueError: If widths differ, `k` is not positive, or a query is not finite.
@@ -190,7 +195,9 @@ class LiveIndex:
         if self._index is None:
             raise StoreError(f"{self._store.folder}: no row was encoded yet; build the index first")
         vectors = checked_queries(queries, self._store.width, k)
-        return search_shards(self._index, self._shard, vectors, min(k, self.n_documents))
+        wanted = k if excluded is None else k + int(self.ranks.max(np.array([excluded.shape[1]]))[0])
+        found = search_shards(self._index, self._shard, vectors, min(wanted, self.n_documents))
+        return without_excluded(*found, excluded, k)
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Some rows of the whole corpus as they are served; collective.
@@ -369,7 +376,7 @@ class LiveIndex:
         )
 
     def _asked(self, own: StepQueries) -> StepQueries:
-        """The queries of all ranks, with candidates where the rule reads them."""
+        """The queries of all ranks, with candidates where the rule reads them; none that a query excludes."""
         n_candidates = self.settings.rule.n_candidates
         vectors = checked_queries(own.vectors, self._store.width, 1)
         for name in ("positives", "candidates", "excluded"):
@@ -383,7 +390,10 @@ class LiveIndex:
         if n_candidates == 0:
             candidates = np.empty((len(vectors), 0), np.int64)
         elif candidates is None:
-            candidates = self.search(vectors, n_candidates)[1]
+            candidates = self.search(vectors, n_candidates, own.excluded)[1]
+        else:
+            width = candidates.shape[1]
+            candidates = without_excluded(np.zeros(candidates.shape), candidates, own.excluded, width)[1]
         return StepQueries(vectors, own.positives, candidates, own.excluded).joined(self.ranks)
 
     def _encode(self, rows: np.ndarray, step: int, encode: Encode) -> tuple[np.ndarray, np.ndarray]:

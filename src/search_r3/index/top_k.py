@@ -35,5 +35,28 @@ def search_shards(index: Index, shard: Shard, queries: np.ndarray, k: int) -> tu
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
 
+def without_excluded(
+    scores: np.ndarray, rows: np.ndarray, excluded: np.ndarray | None, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first `k` documents of every query that it is ranked against.
+
+    Args:
+        scores, rows: `[Q, W]`, best first; `k` and as many as a query excludes, or the whole corpus.
+        excluded: `[Q, E]`, rows that a query is not ranked against, -1 where it has fewer; None for none.
+        k: documents per query.
+
+    Returns:
+        Scores and rows `[Q, min(k, W)]`; -inf and -1 where a list has no more.
+    """
+    if excluded is not None and excluded.size and rows.size:
+        is_out = np.zeros(rows.shape, dtype=bool)
+        for column in excluded.T:
+            is_out |= rows == column[:, None]
+        order = np.argsort(is_out, axis=1, kind="stable")  # what stays, in its order
+        scores, rows = np.where(is_out, -np.inf, scores), np.where(is_out, -1, rows)
+        scores, rows = (np.take_along_axis(values, order, 1) for values in (scores, rows))
+    return scores[:, :k], rows[:, :k]
+
+
 def _nothing(k: int) -> tuple[np.ndarray, np.ndarray]:
     return np.empty((0, k), np.float32), np.empty((0, k), np.int64)

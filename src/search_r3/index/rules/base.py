@@ -31,7 +31,8 @@ class StepQueries:
         vectors: `[Q, D]` fp32, unit norm.
         positives: `[Q, P]` int64, -1 where a query has fewer than `P`.
         candidates: `[Q, K]` int64, the documents retrieved, best first; None lets `LiveIndex` search, if the
-            rule reads them. Given on all ranks or on none.
+            rule reads them. Given on all ranks or on none. A rule sees those that a query is ranked against,
+            and -1 behind them where there are fewer.
         excluded: `[Q, E]` int64, documents that a query is not ranked against, -1 where it has fewer; None
             for none. Given on all ranks or on none.
 

@@ -2,11 +2,12 @@
 
 The paper (arXiv:2510.07048) says that only the affected region of an embedding graph is refreshed; which
 nodes, how many and how is not published. Ours: the region is what the queries retrieved and the positives,
-and their neighbours `hops` edges away. It is encoded anew; the edges of its rows are searched again, and
-edges that lead to them are scored again, dropped, or made, by the row at their other end. Edges between rows
-outside the region stay as they are, so that a step costs by the region and not by the corpus, but for one
-look at the table for edges that lead into the region. Rows that are encoded at steps at which the rule is not
-due are looked at together with the next region.
+and their neighbours `hops` edges away; a query goes neither to nor through documents that it is not ranked
+against. The region is encoded anew; the edges of its rows are searched again, and edges that lead to them are
+scored again, dropped, or made, by the row at their other end. Edges between rows outside the region stay as
+they are, so that a step costs by the region and not by the corpus, but for one look at the table for edges
+that lead into the region. Rows that are encoded at steps at which the rule is not due are looked at together
+with the next region.
 """
 
 from collections.abc import Iterator
@@ -15,10 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from search_r3.index.rows.saved import load_saved, save_whole
-from search_r3.index.rules.base import Proposal, Rule, View
+from search_r3.index.rules.base import Proposal, Rule, StepQueries, View
 from search_r3.progress import Progress
 
 CHUNK = 1 << 14
+ROWS = 1 << 40
+"""More than a corpus has: what a query reaches is a pair of its kind and a row, kept as one number."""
 
 
 class Graph(Rule):
@@ -69,14 +72,15 @@ class Graph(Rule):
         region, first = np.unique(found.T.ravel(), return_index=True)
         places = first // max(len(found), 1)
         rows, priorities = [region], [places / max(found.shape[1], 1)]
-        positives = np.unique(view.queries.positives)
-        seen = frontier = np.union1d(region, positives[positives >= 0])
+        kind, excluded = _by_what_is_excluded(view.queries)
+        begun = np.concatenate([found, view.queries.positives], 1)
+        seen = frontier = _different([_pairs(kind, begun)])
         for hop in range(1, self.hops + 1):
-            linked = np.unique(self.neighbours[view.held(frontier)])
-            frontier = np.setdiff1d(view.ranks.joined(linked), seen)
+            ends = view.ranks.joined(self._linked(view, frontier))
+            frontier = np.setdiff1d(ends, np.union1d(seen, excluded))
             seen = np.union1d(seen, frontier)
-            rows.append(frontier)
-            priorities.append(np.full(len(frontier), float(hop)))
+            rows.append(np.unique(frontier % ROWS))
+            priorities.append(np.full(len(rows[-1]), float(hop)))
         return Proposal(np.concatenate(rows), np.concatenate(priorities))
 
     def observe(self, step: int, rows: np.ndarray, old: np.ndarray, new: np.ndarray) -> None:
@@ -102,6 +106,12 @@ class Graph(Rule):
 
     def _facts(self) -> dict[str, int | str]:
         return {"rule": "graph", "n_rows": len(self.neighbours), "n_neighbours": self.n_neighbours}
+
+    def _linked(self, view: View, pairs: np.ndarray) -> np.ndarray:
+        """The pairs `[m]` that an edge leads to from those of `pairs` `[n]` whose row this rank holds."""
+        places = pairs % ROWS - view.first_row
+        is_held = (places >= 0) & (places < len(view.rows))
+        return _different([_pairs(pairs[is_held] // ROWS, self.neighbours[places[is_held]])])
 
     def _searched(self, view: View, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Neighbours and scores `[n, M]` of rows of this rank, by the backend; collective."""
@@ -159,6 +169,19 @@ class Graph(Rule):
         is_kept = place < width
         self.neighbours[owners[is_kept], place[is_kept]] = ends[is_kept]
         self.scores[owners[is_kept], place[is_kept]] = values[is_kept]
+
+
+def _by_what_is_excluded(queries: StepQueries) -> tuple[np.ndarray, np.ndarray]:
+    """Queries that exclude the same documents share a number: `[Q]` numbers, and the pairs excluded `[n]`."""
+    if queries.excluded is None or not queries.excluded.size:
+        return np.zeros(len(queries.vectors), np.int64), np.empty(0, np.int64)
+    excluded, kind = np.unique(queries.excluded, axis=0, return_inverse=True)
+    return kind.ravel(), _pairs(np.arange(len(excluded)), excluded)
+
+
+def _pairs(kind: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """A number for every kind of query `[Q]` with each of its rows `[Q, n]`, -1 for none."""
+    return (kind[:, None] * ROWS + rows)[rows >= 0]
 
 
 def _different(rows: list[np.ndarray]) -> np.ndarray:

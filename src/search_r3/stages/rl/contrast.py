@@ -40,8 +40,8 @@ def served_pool(index: LiveIndex, positives: Positives, retrieved: Retrieved, st
     Only rows of this step's model: against stale ones the loss would be lowered by moving away from what
     the model was, whatever the query. Collective.
     """
-    own = torch.cat([positives.rows[positives.rows >= 0], retrieved.rows.flatten()]).unique()
-    rows = np.unique(index.ranks.joined(own.cpu().numpy()))
+    own = torch.cat([positives.rows.flatten(), retrieved.rows.flatten()]).unique()
+    rows = np.unique(index.ranks.joined(own[own >= 0].cpu().numpy()))
     share, encoded_at = index.read(np.array_split(rows, index.ranks.size)[index.ranks.rank])
     vectors, encoded_at = index.ranks.joined(share), index.ranks.joined(encoded_at)
     kept = encoded_at == step  # the positives too: the index keeps them fresh

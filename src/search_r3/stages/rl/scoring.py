@@ -44,8 +44,9 @@ class Scoring:
         return self.index.refresh(step, self._asked(rollouts), self.source.encode)
 
     def search(self, rollouts: Rollouts) -> Retrieved:
-        """The best documents of every rollout, by the index's backend."""
-        scores, rows = self.index.search(self._asked(rollouts).vectors, self.n_retrieved)
+        """The best documents of every rollout that its query is ranked against, by the index's backend."""
+        asked = self._asked(rollouts)
+        scores, rows = self.index.search(asked.vectors, self.n_retrieved, asked.excluded)
         shape, device = rollouts.n_tokens.shape, rollouts.embeddings.device
         return Retrieved(*(torch.from_numpy(each).to(device).unflatten(0, shape) for each in (scores, rows)))
 
@@ -72,14 +73,14 @@ class Scoring:
         return self._ranking(query_ids, vectors, self._shard())
 
     def titles(self, rows: Tensor, step: int) -> list[list[list[tuple[str, bool]]]]:
-        """Of documents `[n, G, K]` the title, and whether they were encoded at an earlier step."""
+        """Of documents `[n, G, K]`, -1 for none, the title, and whether each is of an earlier step."""
         flat = rows.cpu().numpy()
         _, encoded_at = self.index.read(flat.flatten())
         is_stale = (encoded_at.reshape(flat.shape) < step).tolist()
         texts = self.source.corpus.texts
         return [
             [
-                [(_title(texts[row]), stale) for row, stale in zip(*pair, strict=True)]
+                [(_title(texts[row]), stale) for row, stale in zip(*pair, strict=True) if row >= 0]
                 for pair in zip(*group, strict=True)
             ]
             for group in zip(flat, is_stale, strict=True)
