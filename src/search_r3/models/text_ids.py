@@ -17,13 +17,17 @@ such a place in 32,768 characters (one word, blanks or combining marks throughou
 first so many characters. The rule looks at the text and the limit alone, so that all paths read the same.
 
 Where the beginning is cut instead (`side="left"`), all this holds of the last tokens and characters.
+
+The name of a special token in a text is read as letters, whatever the kind of tokenizer: see `literals`.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from search_r3.models.literals import text_tokenizer
 
 WHOLE = 1 << 16
 PER_TOKEN = 32
@@ -116,12 +120,7 @@ def first_ids(
     """
     size = start
     while True:
-        encoded = tokenizer(
-            text[:size],
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
-        )
+        encoded = _encoded(tokenizer, text[:size], return_offsets_mapping=True)
         ids, ends = encoded["input_ids"], [end for _, end in encoded["offset_mapping"][:max_length]]
         is_settled = size >= len(text) or (len(ends) == max_length and max(ends, default=0) <= size // 2)
         if is_settled or size >= TIMES * start:
@@ -136,9 +135,7 @@ def last_ids(
     size = start
     while True:
         part = text[-size:]
-        encoded = tokenizer(
-            part, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-        )
+        encoded = _encoded(tokenizer, part, return_offsets_mapping=True)
         ids, begins = encoded["input_ids"], [begin for begin, _ in encoded["offset_mapping"][-max_length:]]
         is_clear = len(begins) == max_length and min(begins, default=0) >= len(part) - size // 2
         if (is_settled := size >= len(text) or is_clear) or size >= TIMES * start:
@@ -156,7 +153,12 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def _tokenized(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return _encoded(tokenizer, texts)["input_ids"]
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, given: str | list[str], **options: bool) -> BatchEncoding:
+    """What a tokenizer makes of a text or of several, in which it reads no special token."""
+    return text_tokenizer(tokenizer)(given, add_special_tokens=False, split_special_tokens=True, **options)
 
 
 def _groups(texts: Sequence[str], longest: int) -> Iterator[list[int]]:

@@ -6,7 +6,7 @@
 - a Router, whose routes "query" and "document" differ in one thing, the tokenizer in
   `sentence_transformers/query` and `sentence_transformers/document`. Each tokenizes the user's text alone and
   puts the ids of the prompt around it (`TemplateProcessing`), so that no seam and no special token in a text
-  can change them; and it cuts the text to what is left of `model_max_length`, never the prompt.
+  can change them (`literals`); and it cuts the text to what is left of `model_max_length`, never the prompt.
 - the Transformer, which is the model folder itself: no weight is there twice.
 - Pooling at the last token, which is the embed token, and Normalize.
 
@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from search_r3.models.literals import renamed, spelled
 from search_r3.models.prompts import PromptEncoder
 from search_r3.models.templates import Template
 
@@ -144,7 +145,9 @@ def _write_carrier(place: Path, length: int, dtype: str) -> None:
 
 def _write_tokenizer(place: Path, encoder: PromptEncoder, template: Template, length: int) -> None:
     """The tokenizer that writes a whole prompt around a text and cuts the text alone."""
-    content = json.loads(encoder.tokenizer.backend_tokenizer.to_str())
+    backend = encoder.tokenizer.backend_tokenizer
+    names = spelled(backend)
+    content = renamed(json.loads(backend.to_str()), names)
     content |= {"truncation": None, "padding": None, "post_processor": _around(encoder, template)}
     (place / "tokenizer.json").write_text(
         json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8"
@@ -154,7 +157,7 @@ def _write_tokenizer(place: Path, encoder: PromptEncoder, template: Template, le
         "model_max_length": length,
         "padding_side": "right",
         "truncation_side": encoder.lengths.truncation_side,
-        "pad_token": encoder.tokenizer.pad_token,
+        "pad_token": names.get(encoder.tokenizer.pad_token, encoder.tokenizer.pad_token),
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
