@@ -1,12 +1,14 @@
 """A mistyped key or option is answered with the one that is meant, and `--help` has a line for every key."""
 
 import pytest
+from omegaconf import OmegaConf
 
 from search_r3.cli.compose import compose
 from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.entry import Entry
 from search_r3.cli.help import help_text
 from search_r3.errors import UsageError
+from tests.command import run
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +83,37 @@ def test_help_of_a_command_that_builds_on_another_has_the_keys_of_both(source) -
 
     assert "run again to go on" in line_of(lines, "n_trials")
     assert line_of(lines, "save_dtype")
+
+
+NOT_PRINTED = {
+    ("stage=sft", "data=beir", "+data.weights.a=1"): "there is no key data.weights.a",
+    ("stage=sft", "stage.moduel.x=1"): "there is no key stage.moduel.x",
+    ("stage=sft", "seed=-1"): "seed=-1",
+    ("stage=sft", "--multirun"): "leave --multirun out",
+}
+
+
+@pytest.mark.parametrize("arguments", NOT_PRINTED, ids=" ".join)
+def test_a_configuration_is_printed_only_if_the_run_would_take_its_keys(tmp_path, arguments) -> None:
+    done = run("train", *arguments, "--cfg", "job", cwd=tmp_path)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert NOT_PRINTED[arguments] in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_configuration_is_printed_with_added_keys_and_with_values_that_are_missing(tmp_path) -> None:
+    added = "strategy.gradient_clip_val=2"
+    done = run("train", "stage=sft", "data=beir", added, "hydra.job.name=mine", "--cfg", "all", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    printed = OmegaConf.create(done.stdout)
+    assert OmegaConf.is_missing(printed.data, "path")
+    assert (printed.strategy.gradient_clip_val, printed.hydra.job.name) == (2, "mine")
+
+
+def test_a_flag_of_printing_without_it_starts_no_run(tmp_path) -> None:
+    done = run("train", "stage=sft", "--resolve", cwd=tmp_path)
+
+    assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
+    assert "--resolve is for --cfg" in done.stderr

@@ -8,6 +8,7 @@ A single run is composed here and called directly; `--multirun` goes through Hyd
 launchers, and each of its jobs ends in the same `execute`.
 """
 
+import argparse
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from typing import NoReturn
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
+from search_r3.cli.compose import compose
 from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.entry import Check, Entry, Reached, Run
 from search_r3.cli.help import help_text
@@ -74,16 +76,36 @@ def _main(entry: Entry, argv: Sequence[str]) -> int:
     parser = get_args_parser()
     parser.error = _refuse_arguments
     arguments = parser.parse_intermixed_args(quote_free_text(argv, is_sweep))
-    if any((arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion)):
+    _refuse_pairs(arguments)
+    if any((arguments.hydra_help, arguments.info, arguments.shell_completion)):
         through_hydra(entry.config_name, lambda config: None, arguments)
         return 0
     with ConfigSource(arguments.config_dir) as source:
+        if arguments.cfg:
+            _print_config(entry, source, arguments)
+            return 0
         if arguments.help:
             print(help_text(entry, source, arguments.overrides))
             return 0
         if arguments.multirun:
             return run_many(entry, source, arguments)
         return run_one(entry, source, arguments.overrides)
+
+
+def _refuse_pairs(arguments: argparse.Namespace) -> None:
+    """Refuses flags that mean nothing together, of which one would be passed over."""
+    if arguments.resolve and not arguments.cfg:
+        raise UsageError("--resolve is for --cfg, which prints a configuration and runs nothing")
+    if arguments.cfg and arguments.multirun:
+        raise UsageError("--cfg prints one configuration, a sweep has many; leave --multirun out")
+
+
+def _print_config(entry: Entry, source: ConfigSource, arguments: argparse.Namespace) -> None:
+    """Prints what the run would be given, of keys that the run would take; missing values stay `???`."""
+    of_hydra = [each for each in source.parse(arguments.overrides) if each.key_or_group.startswith("hydra")]
+    composed = compose(entry.config_name, arguments.overrides, source, may_lack=True)
+    arguments.overrides = [*composed.overrides, *(each.input_line for each in of_hydra)]
+    through_hydra(entry.config_name, lambda config: None, arguments)
 
 
 def _refuse_arguments(message: str) -> NoReturn:

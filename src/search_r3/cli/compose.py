@@ -40,13 +40,17 @@ def mapped_text(node: object, change: Callable[[str, str], str], key: str = "") 
     return change(node, key) if isinstance(node, str) else node
 
 
-def compose(config_name: str, overrides: Sequence[str], source: ConfigSource) -> Composed:
+def compose(
+    config_name: str, overrides: Sequence[str], source: ConfigSource, may_lack: bool = False
+) -> Composed:
     """Composes a configuration in which every key means something.
 
     Args:
         config_name: file in conf/.
         overrides: one value each, free text already quoted.
         source: where configs are read from.
+        may_lack: whether values may be missing still, as where it is only printed; where some are, the
+            values of the others are not checked.
 
     Raises:
         UsageError: For an unknown group option or key (with `+` as well), a group that the choices do not
@@ -75,7 +79,8 @@ def compose(config_name: str, overrides: Sequence[str], source: ConfigSource) ->
     choices = {name: choice for name, choice in full.hydra.runtime.choices.items() if name in groups}
     config = OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"])
     config = with_modes(with_choices(config, choices), source)
-    check_complete(config)
+    if not (may_lack and OmegaConf.missing_keys(config)):
+        check_complete(config)
     return Composed(config, choices, [*texts, *keys])
 
 
