@@ -277,7 +277,10 @@ def test_other_judgements_under_the_same_name_are_not_compared(written, model, t
         ),
         (("{one}", "{one}", "--mode-b=direct"), "--mode-b needs --mode-a"),
         (("{one}", "{one}", "--mode-a=hybird"), "A has no row of mode hybird; it has tiny/bm25"),
-        (("{one}", "nowhere"), "nowhere does not exist"),
+        (("{one}", "nowhere"), "nowhere: no such file or folder; give .* output_dir=nowhere"),
+        (("{one}", "{one}/tiny"), r"no metrics.json; give one of its modes \(bm25, .*\) or the folder above"),
+        (("{one}", "{one}/.."), "no metrics.json; give the output_dir of one"),
+        (("{one}/tiny/bm25/run.trec", "{one}"), "two TREC runs are compared with --qrels"),
         (("{one}", "{one}", "--qrels=x", "--mode-a=direct"), "runs with --qrels have none"),
     ],
 )

@@ -12,6 +12,7 @@ from search_r3.evaluation.report import mode_label
 from search_r3.evaluation.results import REMEDY, ROW_FILE, read_row, verified_scores, verified_texts
 from search_r3.evaluation.trec import read_qrels, read_run
 from search_r3.records import read_json
+from search_r3.shipped import as_called
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +28,36 @@ def evaluation_rows(path: Path) -> list[dict]:
     """
     if (path / ROW_FILE).is_file():
         return [read_row(path)["row"] | {"folder": path.as_posix()}]
-    file = path / "metrics.json" if path.is_dir() else path
-    if not file.is_file():
-        raise UsageError(f"{file} does not exist; `python -m src.evaluate` writes it")
+    file = _table_in(path)
     try:
         rows, _ = joined({str(file): read_json(file, REMEDY)})
     except ValueError as error:
         raise UsageError(str(error)) from None
     return [row for row in rows if "ci95" in row]
+
+
+def _table_in(path: Path) -> Path:
+    """The table of an evaluation: a file, or `metrics.json` in a folder.
+
+    Raises:
+        UsageError: If it is not there, with what is missing and what would make it.
+    """
+    if path.is_dir():
+        if (path / "metrics.json").is_file():
+            return path / "metrics.json"
+        modes = ", ".join(sorted(file.parent.name for file in path.glob(f"*/{ROW_FILE}")))
+        hint = f"one of its modes ({modes}) or the folder above" if modes else "the output_dir of one"
+        raise UsageError(f"{path}: no evaluation, this folder has no metrics.json; give {hint}")
+    if not path.exists():
+        raise UsageError(
+            f"{path}: no such file or folder; give the output_dir of an evaluation, or make it: "
+            f"`{as_called('python -m src.evaluate')} output_dir={path} ...`"
+        )
+    if path.suffix != ".json":
+        raise UsageError(
+            f"{path}: no metrics.json of an evaluation; two TREC runs are compared with --qrels=<judgements>"
+        )
+    return path
 
 
 def evaluation_pairs(
