@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from search_r3.cli.devices import cpu_dtype, cpu_precision, cpu_ranks
+from search_r3.cli.devices import check_device, cpu_dtype, cpu_precision, cpu_ranks
 from search_r3.cores import usable_cores
+from search_r3.errors import UsageError
 from tests.command import PYTHONPATH, run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,3 +143,22 @@ def test_importing_the_package_after_torch_changes_nothing_but_what_children_inh
 
 def test_the_tests_themselves_have_the_policy():
     assert os.environ["OMP_WAIT_POLICY"]
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "CPU", "cpu0", "meta", "", "cuda:999"])
+def test_a_device_that_is_not_here_is_refused_by_its_key(device):
+    with pytest.raises(UsageError, match=f"^model.device={device}[: ]"):
+        check_device({"device": device})
+
+
+def test_a_refused_device_is_told_before_the_corpus_is_read(tmp_path):
+    (tmp_path / "corpus.jsonl").write_text("no row\n")
+    given = [f"model.path={ROOT / 'experiments/nano_base/model'}", f"corpus={tmp_path}", "query=a"]
+    done = run("search", *given, "model.device=gpu", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: model.device=gpu: must be cpu, cuda, cuda:<number>")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", "mps", "xpu:1"])
+def test_a_device_without_cuda_is_left_to_torch(device):
+    check_device({"device": device})

@@ -4,9 +4,12 @@ import contextlib
 import ctypes
 import importlib.metadata
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from search_r3.cores import usable_cores
+from search_r3.errors import UsageError
 
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 _ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
@@ -15,6 +18,9 @@ _ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 _ISA_WITHOUT_BF16 = frozenset(
     {"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni"}
 )
+
+DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla")
+"""Kinds of devices of torch that a model can be read on."""
 
 
 def visible_gpus() -> int:
@@ -44,6 +50,30 @@ def _listed(visible: str | None, count: int) -> int:
             break
         number += 1
     return number
+
+
+def check_device(model: Mapping[str, object]) -> None:
+    """Refuses a `model.device` of a command that only reads, if there is none of that name here.
+
+    Raises:
+        UsageError: With the key and what it may be.
+    """
+    device = str(model.get("device", "cpu"))
+    named = re.fullmatch(r"([a-z]+)(:[0-9]+)?", device)
+    if named is None or named[1] not in DEVICES:
+        raise UsageError(
+            f"model.device={device}: must be cpu, cuda, cuda:<number>, or {', '.join(DEVICES[2:])}"
+        )
+    if named[1] != "cuda":
+        return
+    gpus = 0 if torch_is_cpu_build() else visible_gpus()
+    if gpus == 0:
+        why = "the installed torch is a CPU build" if torch_is_cpu_build() else "none is visible"
+        raise UsageError(
+            f"model.device={device} needs a CUDA device: {why}. model.device=cpu runs without one"
+        )
+    if named[2] and int(named[2][1:]) >= gpus:
+        raise UsageError(f"model.device={device}: {gpus} CUDA devices are visible, the first is cuda:0")
 
 
 def cpu_ranks(n_cores: int | None = None, most: int = 4) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
+from search_r3.cli.devices import check_device
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.model_choice import TRAINED, check_model_folder, check_reader
 from search_r3.cli.overrides import did_you_mean
@@ -44,6 +45,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
                 "base.path= is needed by these modes: the model folder that a training run wrote"
             )
         check_model_folder("base.path", config.base.path)
+        check_device(config.model)
     if "reasonings" in needs:
         if config.reasonings is None:
             raise UsageError(
@@ -213,6 +215,7 @@ def _check_plain(config: DictConfig) -> None:
             f"model.name={model.name}: no local Hugging Face folder (it has no config.json); get one first, "
             "with hf download"
         )
+    check_device(model)
     for name in ("query", "document", "reasoning"):
         if model.lengths[name] is None:
             raise UsageError(

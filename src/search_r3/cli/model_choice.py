@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from search_r3.cli.devices import check_device
 from search_r3.cli.renamed import renamed
 from search_r3.errors import UsageError
 
@@ -97,6 +98,8 @@ def check_reader(model: Mapping[str, object], reasoning: Sequence[str]) -> None:
         )
     if path is None:
         raise UsageError("model.path= is needed by these modes: the model folder that a training run wrote")
+    if target in (TRAINED, BASELINE):
+        check_device(model)
     if target != BASELINE:
         return check_model_folder("model.path", str(path)) if target == TRAINED else None
     if reasoning:
