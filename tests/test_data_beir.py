@@ -18,6 +18,8 @@ from search_r3.data.beir.training import load_beir_training
 from search_r3.data.jsonl import ConcatTexts, DataError, LazyTexts, numbered_lines
 from search_r3.data.mixture import load_mixture
 from search_r3.evaluation.metrics import per_query_metrics
+from search_r3.evaluation.trec import read_qrels
+from search_r3.records import RecordError
 from search_r3.stages.data import thinned
 
 BEIR = Path(os.environ.get("SEARCH_R3_BEIR", Path(__file__).resolve().parents[2] / "shared" / "beir"))
@@ -441,6 +443,32 @@ def test_training_without_validation_rows_or_a_test_split_says_so(tmp_path, capl
     caplog.clear()
     assert load_beir_training(folder, validation_share=0.2).validation is not None
     assert caplog.records == []
+
+
+def with_grade(folder, grade):
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text('{"_id": "d1", "text": "a"}\n')
+    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "a"}\n')
+    (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\nq1\td1\t{grade}\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("grade", "value"), [("1.0", 1), ("2.00", 2), ("1.", 1), ("+1", 1), ("-1.0", -1), (" 1", 1), ("0.0", 0)]
+)
+def test_a_whole_grade_may_be_written_with_a_point_or_a_sign(tmp_path, grade, value):
+    assert load_benchmark(with_grade(tmp_path, grade)).qrels == {"q1": {"d1": value}}
+    (tmp_path / "qrels.trec").write_text(f"q1 0 d1 {grade}\n")
+    assert read_qrels(tmp_path / "qrels.trec") == {"q1": {"d1": value}}
+
+
+@pytest.mark.parametrize("grade", ["0.5", "1.01", "1e0", "--1", "+-1", "+", ".0", ".", "1,0", "nan", "1_0"])
+def test_a_grade_that_is_no_whole_number_is_refused_with_its_line(tmp_path, grade):
+    with pytest.raises(DataError, match=r"test.tsv, line 2: the score must be an integer, got "):
+        load_benchmark(with_grade(tmp_path, grade))
+    (tmp_path / "qrels.trec").write_text(f"q1 0 d1 {grade}\n")
+    with pytest.raises(RecordError, match=r"line 1: the grade must be an integer, got "):
+        read_qrels(tmp_path / "qrels.trec")
 
 
 HUGE = "x" * 10_000_000

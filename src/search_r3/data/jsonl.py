@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import zlib
 from array import array
 from bisect import bisect_right
@@ -231,6 +232,16 @@ def _read_line(descriptor: int, offset: int, block: int = 8192) -> bytes:
 def json_string(line: bytes) -> str:
     """A line that is one JSON string."""
     return json.loads(line)
+
+
+def whole_number(text: str) -> int | None:
+    """The integer that a text writes, blanks around it or not; None where it is none.
+
+    >>> [whole_number(text) for text in ("2", "+1", "-1.0", "0.5", "1e0", "")]
+    [2, 1, -1, None, None, None]
+    """
+    found = re.fullmatch(r"([+-]?\d{1,40})(?:\.0*)?", text.strip())
+    return None if found is None else int(found[1])
 
 
 class ConcatTexts(Texts):

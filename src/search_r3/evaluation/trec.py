@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
-from search_r3.data.jsonl import DataError, numbered_lines
+from search_r3.data.jsonl import DataError, numbered_lines, whole_number
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.evaluation.metrics import ranked
 from search_r3.records import RecordError, clipped, shown
@@ -120,11 +120,12 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
     for number, (query, _, document, grade) in _fields(path, 4):
         grades = qrels.setdefault(query, {})
-        if not re.fullmatch("-?[0-9]{1,10}", grade):
+        value = whole_number(grade)
+        if value is None:
             raise RecordError(path, f"line {number}: the grade must be an integer, got {shown(grade)}")
         if document in grades:
             raise RecordError(path, f"line {number}: document {shown(document)} is judged twice")
-        grades[document] = int(grade)
+        grades[document] = value
     return qrels
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from search_r3.data.beir.counted import Count
-from search_r3.data.jsonl import DataError, numbered_lines
+from search_r3.data.jsonl import DataError, numbered_lines, whole_number
 from search_r3.data.types import Corpus
 from search_r3.records import shown
 
@@ -42,7 +42,7 @@ def load_qrels(
     """Judgements of a tab-separated file; its header line may be missing.
 
     Args:
-        path: three columns: query id, document id, integer grade.
+        path: three columns: query id, document id, integer grade, which may be written as `1.0` or `+1`.
         queries: the known queries.
         corpus: the known documents.
         allow_unmatched: whether a row may name an unknown query, which is then left out, or an unknown
@@ -99,12 +99,18 @@ def _judgement(path: Path, line: int, text: str, is_first: bool) -> tuple[str, s
         trec = "; TREC's format has 4: take the second column out" if len(text.split()) == 4 else ""
         raise DataError(path, line, _COLUMNS_RULE.format(len(columns)) + trec)
     query_id, document_id, grade = columns
-    if not grade.strip().removeprefix("-").isdecimal():
+    number = whole_number(grade)
+    if number is None:
         header = f"; a header line reads {', '.join(_HEADER)}" if is_first else ""
         raise DataError(path, line, f"the score must be an integer, got {shown(grade)}{header}")
-    if len(grade) > 20 or abs(int(grade)) >= 1 << 31:
+    if abs(number) >= 1 << 31:
         raise DataError(path, line, f"the score must lie within 32 bits, got {shown(grade)}")
-    return query_id, document_id, int(grade)
+    return query_id, document_id, number
+
+
+def judged_queries(path: str | Path) -> set[str]:
+    """The first column of a file of judgements; `load_qrels` checks the rows."""
+    return {text.partition("\t")[0] for _, text in numbered_lines(Path(path), LONGEST_JUDGEMENT)}
 
 
 def load_excluded(
