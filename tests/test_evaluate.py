@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 from urllib.parse import unquote
@@ -15,6 +16,7 @@ from search_r3.cli.compose import compose
 from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.evaluation_report import scores_by_query
 from search_r3.cli.instantiate import instantiate
+from search_r3.data.jsonl import DataError
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.errors import UsageError
 from search_r3.evaluate import check, run
@@ -160,6 +162,22 @@ def test_the_texts_of_a_file_are_asked_with_the_queries(tmp_path):
     assert {query: plain[query] for query in plain if query != "q0"} == {
         query: given[query] for query in given if query != "q0"
     }
+
+
+def test_texts_of_no_query_of_a_later_collection_are_refused_before_the_first_is_evaluated(tmp_path):
+    write_collection(tmp_path / "beir" / "a")
+    other = write_collection(tmp_path / "beir" / "b")
+    for file in (other / "queries.jsonl", other / "qrels" / "test.tsv"):
+        file.write_text(re.sub(r"\bq(\d)", r"other\1", file.read_text()))
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"_id": "q0", "text": "connect to a socket"}) + "\n")
+
+    for benchmarks, name in (("[a,b]", "b"), ("[a,pydocs]", "pydocs")):
+        with pytest.raises(
+            DataError, match=rf"texts.jsonl: not one is of a query of {name} \(the first: 'q0'"
+        ):
+            evaluate(tmp_path, f"benchmarks={benchmarks}", "modes=[given-bm25]", f"reasonings={texts}")
+        assert not list((tmp_path / "out").rglob("row.json"))
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "/abs", "a/../.."])

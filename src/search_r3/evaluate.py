@@ -78,6 +78,8 @@ def _evaluate(config: DictConfig, models: Mapping[str, "Model"]) -> None:
     modes = modes_of(config)
     needs = needed(modes)
     reasonings = load_reasonings(config.reasonings) if "reasonings" in needs else None
+    if reasonings is not None:
+        _check_reasonings(config, places, reasonings)
     new: list[dict] = []
     rows: list[dict] = []
     for name, place in places.items():  # one at a time: a large one is not held beside the next
@@ -148,6 +150,28 @@ def _places(config: DictConfig) -> dict[str, Path | None]:
         if is_group(config, group) and (names := absent(config, group)):
             log.warning("not evaluated, since they are not there: %s", names)
     return places
+
+
+def _check_reasonings(
+    config: DictConfig, places: Mapping[str, Path | None], reasonings: Mapping[str, str]
+) -> None:
+    """Refuses a file that has no text for a query of some collection, before the first one is evaluated.
+
+    Raises:
+        DataError: With the file and the collection.
+    """
+    from search_r3.data.beir.layout import qrels_file
+    from search_r3.data.beir.qrels import judged_queries
+    from search_r3.data.jsonl import DataError
+
+    for name, place in places.items():
+        if place is None:
+            asked = set(_benchmark(config, name, place).queries)
+        else:
+            asked = judged_queries(qrels_file(place, split_of(config, name)))
+        if asked.isdisjoint(reasonings):
+            first = next(iter(reasonings))
+            raise DataError(config.reasonings, 0, f"not one is of a query of {name} (the first: {first!r})")
 
 
 def _benchmark(config: DictConfig, name: str, place: Path | None) -> "Benchmark":
