@@ -56,6 +56,22 @@ def test_rows_exclude_just_the_documents_that_evaluation_takes_out(tmp_path, nam
     assert any(row.excluded_ids for row in data.examples)
 
 
+def test_the_held_out_parts_of_training_exclude_what_evaluation_reads_for_their_split(tmp_path):
+    folder = written(tmp_path / "other", EXCLUDED + "d4\td8\nd5\td8\nd5\td9\n")
+    for split, judged in {"dev": "d3\td4\t1\nd4\td5\t1\n", "test": "d4\td6\t1\nd5\td6\t1\n"}.items():
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    data = load_beir_training(folder)
+    assert {query_of(row): row.excluded_ids for row in data.examples if row.excluded_ids} == {
+        "d0": {"d5", "d6"}
+    }
+    assert (
+        data.validation.excluded
+        == load_benchmark(folder, split="dev").excluded
+        == {"d3": {"d9"}, "d4": {"d8"}}
+    )
+    assert data.test.excluded == load_benchmark(folder).excluded == {"d4": {"d8"}, "d5": {"d8", "d9"}}
+
+
 def test_a_document_that_is_judged_relevant_stays_a_positive_of_its_own_query(tmp_path):
     folder = written(tmp_path / "quora")
     with (folder / "qrels" / "train.tsv").open("a") as file:

@@ -58,7 +58,8 @@ def load_benchmark(
             file, n_without, len(judged.grades),
         )  # fmt: skip
     is_removed = removes_self_match(name) if remove_self_match is None else remove_self_match
-    return benchmark_of(name, corpus, queries, judged, folder, is_removed, holds_code)
+    excluded = load_excluded(file_in(folder, EXCLUDED), [judged.grades], corpus)
+    return benchmark_of(name, corpus, queries, judged, excluded, is_removed, holds_code)
 
 
 def benchmark_of(
@@ -66,7 +67,7 @@ def benchmark_of(
     corpus: Corpus,
     queries: Mapping[str, str],
     qrels: Qrels,
-    folder: Path,
+    excluded: Mapping[str, frozenset[str]],
     remove_self_match: bool,
     holds_code: bool,
 ) -> Benchmark | None:
@@ -77,19 +78,16 @@ def benchmark_of(
         corpus: all documents.
         queries: text by query id, judged or not.
         qrels: judgements.
-        folder: of the collection, which may have a file `excluded.tsv`, plain or with `.gz`.
+        excluded: by query id, as `load_excluded` gives them; of queries that are not judged, too.
         remove_self_match: whether a document whose id equals the query's id is taken out of the ranking.
         holds_code: whether the documents are source code.
-
-    Raises:
-        DataError: If a row of `excluded.tsv` is bad.
     """
     if not qrels.grades:
         return None
     asked = {query: queries[query] for query in qrels.grades}
-    excluded = load_excluded(file_in(folder, EXCLUDED), qrels.grades, corpus)
+    own = {query: names for query, names in excluded.items() if query in asked}
     n_unknown = qrels.n_unknown_queries
-    return Benchmark(name, corpus, asked, qrels.grades, remove_self_match, n_unknown, holds_code, excluded)
+    return Benchmark(name, corpus, asked, qrels.grades, remove_self_match, n_unknown, holds_code, own)
 
 
 def removed_documents(

@@ -1,6 +1,6 @@
 """Judgements: tab-separated files whose every row is checked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,13 +114,14 @@ def judged_queries(path: str | Path) -> set[str]:
 
 
 def load_excluded(
-    path: Path, grades: Mapping[str, Mapping[str, int]], corpus: Corpus
+    path: Path, judged: Sequence[Mapping[str, Mapping[str, int]]], corpus: Corpus
 ) -> dict[str, frozenset[str]]:
     """Documents that are taken out of a query's ranking, by query id; none where there is no such file.
 
     Args:
         path: of the file.
-        grades: the judgements; rows of other queries are left out, since those are not asked.
+        judged: grades by query id and document id, of every split that is used; rows of other queries are
+            left out, since those are not asked.
         corpus: the known documents; of others none is ever found, and they are left out.
 
     Raises:
@@ -128,6 +129,9 @@ def load_excluded(
     """
     if not path.is_file():
         return {}
+    relevant: dict[str, set[str]] = {query: set() for grades in judged for query in grades}
+    for query, graded in (pair for grades in judged for pair in grades.items()):
+        relevant[query].update(document for document, grade in graded.items() if grade > 0)
     found: dict[str, set[str]] = {}
     for line, text in numbered_lines(path, LONGEST_JUDGEMENT):
         columns = text.split("\t")
@@ -136,10 +140,12 @@ def load_excluded(
         if len(columns) != 2:
             raise DataError(path, line, f"a row must have 2 tab-separated columns, got {len(columns)}")
         query, document = columns
-        if grades.get(query, {}).get(document, 0) > 0:
+        if query not in relevant:
+            continue
+        if document in relevant[query]:
             raise DataError(
                 path, line, f"takes out {shown(document)}, which is judged relevant to query {shown(query)}"
             )
-        if query in grades and document in corpus.row_of:
+        if document in corpus.row_of:
             found.setdefault(query, set()).add(document)
     return {query: frozenset(names) for query, names in found.items()}

@@ -94,7 +94,8 @@ def load_beir_training(
     rows = _with_known_documents(train_file, splits.rows, corpus, min(min_grade, 1))
     given, facts = _given_reasonings(reasonings, queries, rows, with_reasoning)
     is_removed = removes_self_match(name) if remove_self_match is None else remove_self_match
-    excluded = load_excluded(file_in(folder, EXCLUDED), splits.rows, corpus)
+    judged = [splits.rows, splits.validation.grades, splits.test.grades]
+    excluded = load_excluded(file_in(folder, EXCLUDED), judged, corpus)
     removed = {query: removed_documents(query, corpus, is_removed, excluded) for query in rows}
     examples = _examples(name, rows, queries, corpus, min_grade, with_reasoning, given, removed)
     if not examples:
@@ -103,7 +104,9 @@ def load_beir_training(
         )
     _refuse_queries_without_positive(train_file, rows, min_grade)
     _tell_held_out(name, splits, validation_share)
-    held_out_as = partial(benchmark_of, folder=folder, remove_self_match=is_removed, holds_code=holds_code)
+    held_out_as = partial(
+        benchmark_of, excluded=excluded, remove_self_match=is_removed, holds_code=holds_code
+    )
     counts = {"name": name, "documents": len(corpus), "examples": len(examples), "train_queries": len(rows)}
     return TrainingData(
         name=name,
