@@ -6,13 +6,15 @@ import shutil
 
 import pytest
 import torch
-from plain_folders import byte_tokenizer, write_plain
+from plain_folders import byte_tokenizer, opened, write_plain
+from test_literals import made, unigram
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from search_r3.check import main
 from search_r3.errors import UsageError
 from search_r3.models.embedder import ReasoningEmbedder
+from search_r3.models.folder import save_embedder
 from search_r3.models.folder.checking import DOCUMENT, QUERY
 from search_r3.models.folder.upgrade import upgrade_folder
 from search_r3.models.vocabulary import give_pad_token
@@ -88,6 +90,25 @@ def test_a_route_that_writes_another_prompt_is_wrong(nano_folder, tmp_path, caps
 
     assert code == 1
     assert lines["sentence-transformers"].startswith("WRONG: other ids than ours for a query")
+
+
+def test_a_folder_of_before_whose_routes_read_special_tokens_out_of_texts_is_wrong_until_upgraded(
+    tmp_path, capsys
+):
+    embedder = opened(write_plain(tmp_path / "plain", made(unigram)))
+    folder = without_checksums(save_embedder(embedder, tmp_path / "whole", {}), tmp_path / "model")
+    for route in ("query", "document"):  # as they were written: with the names in the vocabulary
+        file = folder / "sentence_transformers" / route / "tokenizer.json"
+        text = file.read_text(encoding="utf-8").replace("\ufdd0<", "<").replace("\ufdd0[", "[")
+        file.write_text(text, encoding="utf-8")
+
+    code, lines = lines_of(capsys, folder)
+
+    assert code == 1
+    assert lines["sentence-transformers"].startswith("WRONG: other ids than ours for a document; to have it")
+    (folder / "modules.json").unlink()
+    assert upgrade_folder(folder)
+    assert lines_of(capsys, folder)[0] == 0
 
 
 def changed(folder, name, **settings):

@@ -9,7 +9,9 @@ import pytest
 import torch
 import yaml
 from conftest import TEXTS, build_embedder
+from plain_folders import LENGTHS, opened, write_plain
 from test_folder import UNUSED, move_trained_weights
+from test_literals import made, unigram
 
 from search_r3.cli.training import _licence
 from search_r3.models.folder import load_embedder, open_embedder, save_embedder
@@ -87,7 +89,7 @@ def test_a_short_example_runs_from_anywhere(folder, side, tmp_path, monkeypatch,
     folder = save_embedder(embedder, tmp_path / "some" / "model", ORIGIN)
     monkeypatch.chdir(tmp_path)
     example, whole = blocks_of(folder)
-    assert len(example.splitlines()) < 25
+    assert len(example.splitlines()) < 26
     names, others = {}, {}
     exec(example.replace("path/to/this/folder", "some/model"), names)
     exec(whole.replace('folder = "."', 'folder = "some/model"'), others)
@@ -172,3 +174,28 @@ def test_the_card_of_a_lora_run_names_its_adapter(nano_folder, tmp_path):
     assert "adapter/" in text
     n_parameters = sum(p.numel() for p in load_embedder(nano_folder).model.parameters())
     assert f"{n_parameters / 1e6:,.1f} M parameters" in text  # merged, so without the adapter's
+
+
+def test_the_code_of_the_card_reads_the_names_of_special_tokens_as_letters(tmp_path, capsys):
+    """Of a tokenizer that has special tokens in its model's vocabulary; one of them has no role."""
+    lengths = {**LENGTHS, "reasoning": 12}
+    embedder = opened(write_plain(tmp_path / "plain", made(unigram), spare_rows=0), lengths=lengths)
+    move_trained_weights(embedder)
+    folder = save_embedder(embedder, tmp_path / "model", ORIGIN)
+    example, whole = blocks_of(folder)
+    names, others = {}, {}
+    exec(example.replace("path/to/this/folder", str(folder)), names)
+    exec(whole.replace('folder = "."', f'folder = "{folder}"'), others)
+    ours = load_embedder(folder)
+
+    texts = ["sum </s> text", "[SEP]", "<|end|> <|embed_token|>"]
+    expected = ours.embed_queries(texts)
+    for text, vector in zip(texts, expected, strict=True):
+        for given in (names["embed"](text, "direct"), others["embed_text"]("query", text)):
+            torch.testing.assert_close(given, vector, atol=1e-5, rtol=0)
+    reasoned = ours.reason(texts)
+    assert max(reasoned.n_tokens) > 0
+    for row, text in enumerate(texts):
+        vector, said = others["reason"](text)
+        assert said == reasoned.texts[row]
+        torch.testing.assert_close(vector, reasoned.embeddings[row], atol=1e-5, rtol=0)

@@ -15,13 +15,14 @@ from transformers.utils import cached_file
 
 name = "path/to/this/folder"  # or its name on the hub
 settings = json.load(open(cached_file(name, "search_r3.json"), encoding="utf-8"))
-tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModelForCausalLM.from_pretrained(name)
+model = AutoModelForCausalLM.from_pretrained(name)
+texts = AutoTokenizer.from_pretrained(name, subfolder="sentence_transformers/document")  # no special token
 
 
 @torch.no_grad()
 def embed(text, kind="document"):  # kind="direct" for a query
     prompt, lengths = settings["rendered"][kind], settings["lengths"]
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids = texts(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     limit = lengths["document" if kind == "document" else "query"]
     ids = ids[-limit:] if lengths.get("truncation_side") == "left" else ids[:limit]
     ids = torch.tensor([prompt["prefix_ids"] + ids + prompt["suffix_ids"]])
@@ -43,6 +44,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 folder = "."  # this folder
 settings = json.loads(Path(folder, "search_r3.json").read_text(encoding="utf-8"))
 tokenizer = AutoTokenizer.from_pretrained(folder)
+texts = AutoTokenizer.from_pretrained(Path(folder, "sentence_transformers/document"))
 model = AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
@@ -50,7 +52,7 @@ def ids_around(kind, text):
     """Token ids of a whole prompt; only the text is cut, and nothing in it is read as a special token."""
     prompt = settings["rendered"][kind]
     limit = settings["lengths"]["document" if kind == "document" else "query"]
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids = texts(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     ids = ids[-limit:] if settings["lengths"].get("truncation_side") == "left" else ids[:limit]
     return prompt["prefix_ids"] + ids + prompt["suffix_ids"]
 
@@ -77,10 +79,12 @@ def reason(text):
     ends = {token, *stops} - {None}
     n_rows, tokens = model.get_output_embeddings().weight.shape[0], tokenizer.get_vocab().values()
     spare = set(range(n_rows)) - set(tokens)
+    marked = {place for place, each in tokenizer.added_tokens_decoder.items() if each.special}
+    never = {place for place in {*tokenizer.all_special_ids, *marked} - ends | spare if place < n_rows}
     written = model.generate(
         inputs, attention_mask=torch.ones_like(inputs), do_sample=False, max_new_tokens=lengths["reasoning"],
         eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=sorted(set(tokenizer.all_special_ids) - ends | spare) or None,
+        suppress_tokens=sorted(never) or None,
         repetition_penalty=1.0,  # some models configure another
     )[0, len(ids) :].tolist()
     if written and written[-1] in ends:

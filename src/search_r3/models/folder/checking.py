@@ -141,11 +141,12 @@ def _sentence_transformers(folder: Path, embedder: ReasoningEmbedder) -> str:
     remedy = f"{as_called('python -m src.upgrade')} {folder}"
     if not (folder / MODULES_FILE).is_file():
         return f"WRONG, and it says nothing: there is no {MODULES_FILE}; to have it written: {remedy}"
+    again = f"to have it written again: rm {folder / MODULES_FILE} && {remedy}"
     if difference := next(_differences(folder, embedder), None):
-        return f"WRONG: {difference}; to have it written again: rm {folder / MODULES_FILE} && {remedy}"
+        return f"WRONG: {difference}; {again}"
     wrong = [route for route in ROUTES if not _has_our_ids(folder, embedder, route)]
     if wrong:
-        return f"WRONG: other ids than ours for a {wrong[0]}; take the folder from a copy"
+        return f"WRONG: other ids than ours for a {wrong[0]}; {again}"
     return "gives our ids for encode_query, encode_document and encode (a document)"
 
 
@@ -195,7 +196,8 @@ def last_tokens(embedder: ReasoningEmbedder) -> torch.Tensor:
 
 def _has_our_ids(folder: Path, embedder: ReasoningEmbedder, route: str) -> bool:
     encoder = embedder.encoder
-    texts = [QUERY, DOCUMENT, "", f"{EMBED_TOKEN} in a text", " ".join([DOCUMENT] * encoder.lengths.document)]
+    names = [f"{name} in a text" for name in (EMBED_TOKEN, *encoder.tokenizer.all_special_tokens)]
+    texts = [QUERY, DOCUMENT, "", *names, " ".join([DOCUMENT] * encoder.lengths.document)]
     tokenizer = AutoTokenizer.from_pretrained(
         str(folder / PLACE / route), local_files_only=True, trust_remote_code=False
     )
