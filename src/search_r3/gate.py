@@ -10,8 +10,7 @@ from pathlib import Path
 from search_r3.cli.last_resort import Parser, run_command
 from search_r3.cli.run_folder import make_folder
 from search_r3.errors import UsageError
-from search_r3.evaluation.gate import gate_file
-from search_r3.files import write_text
+from search_r3.evaluation.gate import write_gate
 from search_r3.shipped import as_called
 
 DEFAULT = Path("mine") / "configs" / "mode" / "auto.yaml"
@@ -21,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Writes the mode's file and prints it.
 
     Raises:
-        UsageError: As `gate_file`.
+        UsageError: As `write_gate`.
     """
     parser = Parser(prog="python -m src.gate", description=__doc__)
     parser.add_argument("evaluation", type=Path, help="of one benchmark, with direct/ and reasoning/")
@@ -30,10 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = arguments.output
     if (output.name, output.parent.name) != ("auto.yaml", "mode"):
         raise UsageError(f"--output={output}: must end in mode/auto.yaml, in a folder for --config-dir")
-    _, text = gate_file(arguments.evaluation)
     make_folder(output.parent, "--output")
-    write_text(output, text)
-    print(text, end="")
+    write_gate(arguments.evaluation, output)
+    print(output.read_text(encoding="utf-8"), end="")
     command = as_called("python -m src.evaluate")
     print(f"next: {command} --config-dir {output.parent.parent} modes=[direct,auto,reasoning] ...")
     return 0

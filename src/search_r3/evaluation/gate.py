@@ -120,33 +120,19 @@ def held_out_score(
 
 
 def write_gate(evaluation: str | Path, target: str | Path) -> Gate:
-    """Sets the threshold of the mode `auto`, and writes it as a file of that mode.
-
-    Args:
-        evaluation: as `gate_file`.
-        target: the file, `mode/auto.yaml` in the folder of `--config-dir`.
-
-    Raises:
-        UsageError: As `gate_file`.
-    """
-    gate, content = gate_file(evaluation)
-    write_text(Path(target), content)
-    return gate
-
-
-def gate_file(evaluation: str | Path) -> tuple[Gate, str]:
-    """The threshold of the mode `auto` on an evaluated collection, and the file of that mode which says it.
+    """Sets the threshold of the mode `auto` on an evaluated collection, and writes it as a file of that mode.
 
     Its comments say what it was set on, how it scores on queries that it was not set on, and what other
     thresholds would give.
 
     Args:
         evaluation: the folder of a benchmark in an `output_dir`, with its rows `direct` and `reasoning`.
+        target: the file, `mode/auto.yaml` in the folder of `--config-dir`.
 
     Raises:
         UsageError: If a row is missing or damaged, or the two are not of one model and the same queries.
     """
-    folder = Path(evaluation)
+    folder, target = Path(evaluation), Path(target)
     written = {mode: read_row(folder / mode) for mode in ("direct", "reasoning")}
     for mode, content in written.items():
         check_files(folder / mode, content)
@@ -165,7 +151,8 @@ def gate_file(evaluation: str | Path) -> tuple[Gate, str]:
     )
     gate, elsewhere = fitted_gate(*columns), held_out_score(*columns)
     means = {mode: row["metrics"][HEADLINE] for mode, row in rows.items()}
-    content = (
+    write_text(
+        target,
         f"# Set on {rows['direct']['benchmark']!r}, {len(queries)} queries, weights "
         f"{str(rows['direct'].get('weights_sha256'))[:12]}: nDCG@10 {gate.score:.4f} with "
         f"{100 * gate.reasoned_share:.0f} % reasoned; direct {means['direct']:.4f}, "
@@ -176,9 +163,9 @@ def gate_file(evaluation: str | Path) -> tuple[Gate, str]:
             else f"# On queries that it was not set on (five turns): {elsewhere:.4f}\n"
         )
         + f"# nDCG@10 and tokens per query by the share that reasons:\n{_lines(trade_off(*columns), rows)}"
-        f"_target_: search_r3.evaluation.modes.Auto\nthreshold: {gate.threshold!r}\n"
+        f"_target_: search_r3.evaluation.modes.Auto\nthreshold: {gate.threshold!r}\n",
     )
-    return gate, content
+    return gate
 
 
 def _lines(gates: Sequence[Gate], rows: Mapping[str, Mapping]) -> str:
