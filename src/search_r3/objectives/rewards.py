@@ -10,8 +10,9 @@ positives the parts are therefore averaged by grade, not divided by an ideal DCG
 documents earn 1, and raising one of them never costs. With one positive this is nDCG.
 
 All rewards of a ranking are in [0, 1] (`scaled_dcg`: in [0, scale]), 0 is what a rank beyond the cut-off
-earns, and a better rank of any positive never earns less, whatever the margins. Everything is computed in
-float64 and rounded once, which keeps the order: a fp32 reward near 1 has steps of 1e-7.
+earns, and a better rank of any positive never earns less, whatever the margins; ranks beyond the cut-off all
+count as one. Everything is computed in float64 and rounded once, which keeps the order: a fp32 reward near 1
+has steps of 1e-7.
 """
 
 import functools
@@ -214,7 +215,7 @@ def margin_dcg(
     - *A rank outweighs all margins.* One positive a rank better, the others at theirs, gains at least its
       share of a step of `worth`, and all margins together move the reward by at most `room`, which is no
       larger. So whatever happens to the margins, a better rank never earns less, and a better margin at the
-      same ranks never does.
+      same ranks never does. All ranks beyond the cut-off are one rank here.
     - *Rollouts of one rank seldom tie.* The logarithm tells margins of -0.52 and -0.50 apart, where a sigmoid
       has long been flat. Without the linear part the step below rank 1,000 is 1.4e-5, and the share of one
       of six positives in it a few dozen times what fp32 tells apart near 1; with it the step is 2.1e-4.
