@@ -1,7 +1,9 @@
 """The table of the front page: what the real model and the embedded default reach, at home and elsewhere."""
 
-from experiments.markdown import METRIC, commit, content, number, row, rows, span
-from experiments.science_figures import ELSEWHERE, by_mode_elsewhere
+from collections.abc import Mapping
+
+from experiments.markdown import METRIC, commit, content, number, row, span
+from experiments.science_figures import ELSEWHERE, by_mode
 from search_r3.markdown import table
 
 
@@ -23,16 +25,12 @@ def results() -> str:
 def _results_on_pydocs() -> tuple[str, ...]:
     runs = {line["label"]: line for line in content("quickstart/runs.json")["rows"]}
 
-    def over(label: str) -> str:
-        line = runs[label]
-        return f"{number(line['mean'])} ({span((line['lowest'], line['highest']))})"
-
     told = content("quickstart/runs.json")["runs"]
     return (
         "pydocs: code of unseen modules, 3,826 queries",
         number(runs["bm25"]["mean"]),
         number(runs["experiments/nano_base base-direct"]["mean"]),
-        *(over(f"{model} {mode}") for model in ("sft", "rl") for mode in ("direct", "reasoning")),
+        *(_over(runs[f"{model} {mode}"]) for model in ("sft", "rl") for mode in ("direct", "reasoning")),
         f"{len(told)}, `{told[0]['commit'][:7]}`",
         "[`make reproduce NAME=quickstart`](experiments/quickstart)",
     )
@@ -42,14 +40,16 @@ def _results_on_science() -> tuple[str, ...]:
     file = "science_seeds/runs_set_aside.json"
     runs = {line["label"]: line for line in content(file)["rows"]}
 
-    def over(label: str) -> str:
-        line = runs[label]
-        return f"{number(line['mean'])} ({span((line['lowest'], line['highest']))})"
-
     bm25 = row("mixture/metrics.json", benchmark="entailmentbank-set-aside", mode="bm25")
     name = "EntailmentBank: science questions to facts, 400 queries; SmolLM2-135M"
     told = content(file)["runs"]
-    shown = (number(bm25["metrics"][METRIC]), "", over("sft direct"), over("sft reasoning"), "", "")
+    shown = (
+        number(bm25["metrics"][METRIC]),
+        "",
+        *map(_over, (runs["sft direct"], runs["sft reasoning"])),
+        "",
+        "",
+    )
     made = "[commands for a GPU](experiments/science_seeds)"
     return (name, *shown, f"{len(told)}, `{told[0]['commit'][:7]}`", made)
 
@@ -72,27 +72,30 @@ def _results_of_mixture() -> list[tuple[str, ...]]:
         "scifact": f"{ELSEWHERE['scifact']}, 300 queries, most seen in training; the mixture",
         "cranfield": f"{ELSEWHERE['cranfield']}, 225 queries, new to it; the mixture",
     }
-    lines = []
-    for benchmark, name in names.items():
-        found = [rows(file, benchmark=benchmark, mode=mode) for mode in ("bm25", "direct", "reasoning")]
-        values = [each[0]["metrics"][METRIC] if each else None for each in found]
-        best = max(value for value in values if value is not None)
-        cells = ["" if v is None else f"**{number(v)}**" if v == best else number(v) for v in values]
-        link = "[commands for a GPU](experiments/mixture)"
-        lines.append((name, cells[0], "", *cells[1:], "", "", f"1, {commit(file)}", link))
-    return lines
+    link = "[commands for a GPU](experiments/mixture)"
+    return [_one_run(file, benchmark, name, link) for benchmark, name in names.items()]
 
 
 def _results_elsewhere(folder: str, model: str) -> list[tuple[str, ...]]:
-    """Of a model on collections that it was not trained for; the best figure of a row is bold."""
-    return [_result_elsewhere(folder, benchmark, model) for benchmark in ELSEWHERE]
+    """Of a model on collections that it was not trained for."""
+    file, link = f"{folder}/metrics.json", f"[`make reproduce NAME={folder}`](experiments/{folder})"
+    return [
+        _one_run(file, name, f"{title}, {by_mode(file, name)['bm25']['n_queries']} queries; {model}", link)
+        for name, title in ELSEWHERE.items()
+    ]
 
 
-def _result_elsewhere(folder: str, benchmark: str, model: str) -> tuple[str, ...]:
-    file = f"{folder}/metrics.json"
-    found = by_mode_elsewhere(file, benchmark)
-    values = [each["metrics"][METRIC] for each in found]
-    bm25, *modes = (f"**{number(value)}**" if value == max(values) else number(value) for value in values)
-    name = f"{ELSEWHERE[benchmark]}, {found[0]['n_queries']} queries; {model}"
-    link = f"[`make reproduce NAME={folder}`](experiments/{folder})"
-    return (name, bm25, "", *modes, "", "", f"1, {commit(file)}", link)
+def _one_run(file: str, benchmark: str, name: str, link: str) -> tuple[str, ...]:
+    """BM25, direct and reasoning, the best of them bold; a mode that was not asked is empty."""
+    values = {mode: found["metrics"][METRIC] for mode, found in by_mode(file, benchmark).items()}
+    best = max(values.values())
+    cells = {
+        mode: f"**{number(value)}**" if value == best else number(value) for mode, value in values.items()
+    }
+    bm25, direct, reasoning = (cells.get(mode, "") for mode in ("bm25", "direct", "reasoning"))
+    return (name, bm25, "", direct, reasoning, "", "", f"1, {commit(file)}", link)
+
+
+def _over(line: Mapping) -> str:
+    """The mean of several runs, with the lowest and the highest."""
+    return f"{number(line['mean'])} ({span((line['lowest'], line['highest']))})"

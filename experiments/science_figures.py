@@ -1,6 +1,6 @@
 """Tables of the experiments on school science."""
 
-from experiments.markdown import METRIC, content, number, row, score, span, thousands
+from experiments.markdown import METRIC, content, number, row, rows, score, span, thousands
 from search_r3.markdown import table
 
 PARTS = {"tuning": "tuning", "set-aside": "set aside", "dev": "dev"}
@@ -106,8 +106,8 @@ def after_facts() -> str:
     return table(("read beside the question", *(f">{name}" for name in files)), lines)
 
 
-def _of_part(file: str, part: str, mode: str) -> str:
-    return score(row(file, benchmark=f"entailmentbank-{part}", mode=mode))
+def _of_part(file: str, part: str, mode: str, **wanted: str) -> str:
+    return score(row(file, benchmark=f"entailmentbank-{part}", mode=mode, **wanted))
 
 
 ELSEWHERE = {
@@ -117,18 +117,19 @@ ELSEWHERE = {
 }
 
 
-def by_mode_elsewhere(file: str, benchmark: str) -> list[dict]:
-    """The rows of BM25, direct and reasoning on one collection."""
-    return [row(file, benchmark=benchmark, mode=mode) for mode in ("bm25", "direct", "reasoning")]
+def by_mode(file: str, benchmark: str) -> dict[str, dict]:
+    """The rows of a collection in a file of one model."""
+    return {found["mode"]: found for found in rows(file, benchmark=benchmark)}
 
 
 def elsewhere() -> str:
     """nDCG@10 of the science model on collections that it was not trained for, with BM25's and MiniLM's."""
     lines = []
     for benchmark, name in ELSEWHERE.items():
-        rows = by_mode_elsewhere("science_elsewhere/metrics.json", benchmark)
-        rows.append(row("science_elsewhere/minilm.json", benchmark=benchmark, mode="direct"))
-        lines.append((name, thousands(rows[0]["n_queries"]), *map(score, rows)))
+        found = by_mode("science_elsewhere/metrics.json", benchmark)
+        shown = [found[mode] for mode in ("bm25", "direct", "reasoning")]
+        shown.append(row("science_elsewhere/minilm.json", benchmark=benchmark, mode="direct"))
+        lines.append((name, thousands(shown[0]["n_queries"]), *map(score, shown)))
     return table(("collection", ">queries", ">BM25", ">direct", ">own text", ">all-MiniLM-L6-v2"), lines)
 
 
@@ -155,11 +156,9 @@ def seeds() -> str:
 
 
 def _over_seeds(part: str, label: str) -> tuple[str, str, str]:
-    found = [each for each in content(f"science_seeds/runs_{part}.json")["rows"] if each["label"] == label]
-    if not found:
-        return ("", "", "")
-    (line,) = found
-    return number(line["mean"]), span((line["lowest"], line["highest"])), span(line["ci95"])
+    for line in rows(f"science_seeds/runs_{part}.json", label=label):
+        return number(line["mean"]), span((line["lowest"], line["highest"])), span(line["ci95"])
+    return "", "", ""
 
 
 def seed_pairs() -> str:
@@ -181,15 +180,14 @@ def more_sft() -> str:
     models = {"80 steps": "sft/model", "200 steps": "more/model"}
     file, parts = "science_seeds/seed1.json", ("set-aside", "dev")
     lines = [
-        (name, *(_scored(file, part, mode, model) for part in parts for mode in ("direct", "reasoning")))
+        (
+            name,
+            *(_of_part(file, part, mode, model=model) for part in parts for mode in ("direct", "reasoning")),
+        )
         for name, model in models.items()
     ]
     header = [f">{PARTS[part]}, {mode}" for part in parts for mode in ("direct", "own text")]
     return table(("SFT", *header), lines)
-
-
-def _scored(file: str, part: str, mode: str, model: str) -> str:
-    return score(row(file, benchmark=f"entailmentbank-{part}", mode=mode, model=model))
 
 
 # ---- a mixture
@@ -209,18 +207,13 @@ def mixture() -> str:
     """nDCG@10 of one model of four kinds of text, of one of science alone, and of BM25 and MiniLM."""
     lines = []
     for benchmark, name in MIXED.items():
-        bm25 = row("mixture/metrics.json", benchmark=benchmark, mode="bm25")
-        shown = [_first("mixture/minilm.json", benchmark, "direct")]
-        shown.append(_first("mixture/science.json", benchmark, "direct"))
-        shown += [_first("mixture/metrics.json", benchmark, mode) for mode in ("direct", "reasoning")]
-        lines.append((name, thousands(bm25["n_queries"]), score(bm25), *shown))
+        found = by_mode("mixture/metrics.json", benchmark)
+        others = [by_mode(f"mixture/{file}.json", benchmark)["direct"] for file in ("minilm", "science")]
+        shown = [found["bm25"], *others, found["direct"], found.get("reasoning")]
+        cells = [score(each) if each else "" for each in shown]
+        lines.append((name, thousands(found["bm25"]["n_queries"]), *cells))
     header = ("collection", ">queries", ">BM25", ">all-MiniLM-L6-v2", ">science alone, direct")
     return table((*header, ">mixture, direct", ">mixture, own text"), lines)
-
-
-def _first(file: str, benchmark: str, mode: str) -> str:
-    found = [r for r in content(file)["rows"] if (r["benchmark"], r["mode"]) == (benchmark, mode)]
-    return score(found[0]) if found else ""
 
 
 def mixture_seen() -> str:
@@ -236,9 +229,5 @@ def mixture_seen() -> str:
                 f"{half['n_queries']}: {number(half[METRIC])} ({span(half['ci95'])})"
                 for half in (found["seen"], found["unseen"])
             ]
-            counts = [thousands(found[half]["n_queries"]) for half in ("seen", "unseen")]
-            lines.append(
-                (MIXED[benchmark], name, *(x for pair in zip(counts, halves, strict=True) for x in pair))
-            )
-    header = ("collection", "ranking", ">seen", ">nDCG@10", ">unseen", ">nDCG@10")
-    return table(header, lines)
+            lines.append((MIXED[benchmark], name, *halves))
+    return table(("collection", "ranking", ">on seen queries", ">on unseen queries"), lines)

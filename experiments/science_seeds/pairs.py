@@ -10,41 +10,37 @@ model's name where the folder has several.
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from search_r3.cli.evaluation_report import run_scores
 from search_r3.evaluation.runs import Scores, over_runs
 
 
-def scores_of(run: Path, parts: Sequence[str], label: str) -> Scores:
-    """nDCG@10 by part and query.
+def scores_by_label(run: Path, parts: Sequence[str]) -> dict[str, Scores]:
+    """nDCG@10 by part and query, of every row that all parts have."""
+    files = {part: run / part / "metrics.json" for part in parts}
+    found = {part: run_scores(file, json.loads(file.read_text())["rows"]) for part, file in files.items()}
+    by_part = {part: {label: one for (_, label), one in scores.items()} for part, scores in found.items()}
+    common = set.intersection(*(set(labels) for labels in by_part.values()))
+    return {
+        label: {(part, query): score for part in parts for query, score in by_part[part][label].items()}
+        for label in common
+    }
+
+
+def difference(runs: Sequence[Mapping[str, Scores]], before: str, after: str) -> dict:
+    """What `after` has more than `before`: mean, range of runs and interval over runs and questions.
 
     Raises:
-        ValueError: If a part has no row of this label.
+        ValueError: If a run does not have one of the two in all parts.
     """
-    found = {}
-    for part in parts:
-        file = run / part / "metrics.json"
-        by_label = {
-            name: scores
-            for (_, name), scores in run_scores(file, json.loads(file.read_text())["rows"]).items()
-        }
-        if label not in by_label:
-            raise ValueError(f"{file} has no row {label!r}; it has {', '.join(by_label)}")
-        found |= {(part, query): score for query, score in by_label[label].items()}
-    return found
-
-
-def difference(runs: Sequence[Path], parts: Sequence[str], before: str, after: str) -> dict:
-    """What `after` has more than `before`: mean, range of runs and interval over runs and questions."""
     apart = []
     for run in runs:
-        ours, theirs = (scores_of(run, parts, label) for label in (after, before))
-        apart.append({query: ours[query] - theirs[query] for query in theirs})
-    return {"from": before, "to": after, "parts": list(parts), "n_queries": len(apart[0])} | vars(
-        over_runs(apart)
-    )
+        if missing := {before, after} - run.keys():
+            raise ValueError(f"no row {', '.join(missing)} in all parts; there are {', '.join(sorted(run))}")
+        apart.append({query: run[after][query] - score for query, score in run[before].items()})
+    return {"from": before, "to": after, "n_queries": len(apart[0])} | vars(over_runs(apart))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", nargs="+", default=["set_aside", "dev"], help="folders in each run")
     parser.add_argument("--output", type=Path, required=True, help="file of the figures")
     arguments = parser.parse_args(argv)
-    rows = [difference(arguments.runs, arguments.parts, *pair) for pair in arguments.pair]
+    runs = [scores_by_label(run, arguments.parts) for run in arguments.runs]
+    rows = [{"parts": arguments.parts} | difference(runs, *pair) for pair in arguments.pair]
     arguments.output.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     for row in rows:
         low, high = row["ci95"]

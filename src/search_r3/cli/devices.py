@@ -66,9 +66,10 @@ def check_device(model: Mapping[str, object]) -> None:
         )
     if named[1] != "cuda":
         return
-    gpus = 0 if torch_is_cpu_build() else visible_gpus()
+    is_cpu_build = torch_is_cpu_build()
+    gpus = 0 if is_cpu_build else visible_gpus()
     if gpus == 0:
-        why = "the installed torch is a CPU build" if torch_is_cpu_build() else "none is visible"
+        why = "the installed torch is a CPU build" if is_cpu_build else "none is visible"
         raise UsageError(
             f"model.device={device} needs a CUDA device: {why}. model.device=cpu runs without one"
         )
