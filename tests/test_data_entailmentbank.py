@@ -70,6 +70,19 @@ def test_every_training_question_has_one_purpose_and_dev_is_the_test(folder):
     assert not (set_aside | tuning) & set(sft.texts)
 
 
+def test_the_test_questions_are_asked_where_the_folder_judges_them(folder):
+    with pytest.raises(DataError, match=r"qrels.test\.tsv: no such split; splits of this folder: dev, train"):
+        load_entailmentbank(folder, test_part="test", parts=PARTS)
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq99\tf3\t1\n")
+    with (folder / "queries.jsonl").open("a") as file:
+        file.write('{"_id": "q99", "text": "why not?"}\n')
+
+    asked = load_entailmentbank(folder, test_part="test", parts=PARTS)
+    assert (asked.test.name, asked.test.qrels) == ("entailmentbank-test", {"q99": {"f3": 1}})
+    assert asked.examples == load_entailmentbank(folder, parts=PARTS).examples
+    assert asked.validation.queries == load_entailmentbank(folder, parts=PARTS).validation.queries
+
+
 def test_what_rl_trains_on_is_a_choice(folder):
     sft = questions_of(load_entailmentbank(folder, "sft", parts=PARTS))
     unseen = questions_of(load_entailmentbank(folder, "rl", "unseen", parts=PARTS))

@@ -81,6 +81,16 @@ def test_the_command_writes_rows_of_baselines_and_of_runs(tmp_path, monkeypatch,
         main()
 
 
+def test_test_questions_are_ranked_where_the_folder_judges_them(tmp_path, capsys):
+    folder = write_bank(tmp_path / "bank", n_train=720)  # the parts of the real collection need 708
+    (folder / "qrels" / "dev.tsv").rename(folder / "qrels" / "test.tsv")
+    (folder / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tf3\t1\n")
+
+    assert main([str(folder)]) == 0
+
+    assert capsys.readouterr().out.count("entailmentbank-test ") == 3  # by words, by favourite facts, by both
+
+
 def test_human_texts_are_files_that_an_evaluation_takes(tmp_path):
     folder = write_bank(tmp_path / "bank")
     human, answer, filler = write_reasonings(folder, tmp_path / "texts")

@@ -19,7 +19,7 @@ from search_r3.data.entailmentbank import (
     EXPLANATIONS,
     MAX_FACTS,
     REASONINGS,
-    TESTS,
+    held_out_parts,
     load_entailmentbank,
     reasonings_of,
 )
@@ -120,7 +120,7 @@ def scored(
 
 def baselines(folder: Path) -> tuple[list[dict], dict]:
     """Rows of BM25, popularity and both, on every test collection; and the facts of the measurement."""
-    whole = {part: load_entailmentbank(folder, "all", test_part=part) for part in TESTS}
+    whole = {part: load_entailmentbank(folder, "all", test_part=part) for part in held_out_parts(folder)}
     counts = times_judged(whole["dev"].examples)
     corpus: Corpus = whole["dev"].corpus
     index = LexicalIndex(corpus.texts, "english")
@@ -148,7 +148,7 @@ def runs_apart(folder: Path, places: Sequence[Path]) -> list[dict]:
     Raises:
         UsageError: If a folder holds no ranking of one of the collections.
     """
-    whole = {part: load_entailmentbank(folder, "all", test_part=part) for part in TESTS}
+    whole = {part: load_entailmentbank(folder, "all", test_part=part) for part in held_out_parts(folder)}
     counts = times_judged(whole["dev"].examples)
     rows = []
     for place in places:
@@ -159,7 +159,7 @@ def runs_apart(folder: Path, places: Sequence[Path]) -> list[dict]:
             run = read_run(file)
             asked = [data.test for data in whole.values() if run.keys() <= data.test.queries.keys()]
             if not asked:
-                raise UsageError(f"{file}: ranks for queries that are in none of {', '.join(TESTS)}")
+                raise UsageError(f"{file}: ranks for queries that are in none of {', '.join(whole)}")
             name = file.parent.as_posix()
             rows.append({"benchmark": asked[0].name, "ranking": name} | scored(run, asked[0], counts))
     return rows

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from search_r3.data.beir.layout import available_splits, qrels_file
 from search_r3.data.beir.training import load_beir_training
 from search_r3.data.jsonl import (
     ConcatTexts,
@@ -26,7 +27,7 @@ from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
 
 SPLITS = ("sft", "rl", "all")
 RL_QUESTIONS = ("shared", "unseen", "both")
-TESTS = ("dev", "set_aside", "tuning")
+TESTS = ("dev", "set_aside", "tuning", "test")
 MAX_FACTS = 3
 REASONINGS = ("human", "answer", "filler", "none")
 EXPLANATIONS = "explanations.jsonl"
@@ -66,10 +67,11 @@ def load_entailmentbank(
     """Training rows of one stage, the tuning questions for validation, and one of the test collections.
 
     Args:
-        path: the folder: corpus.jsonl, queries.jsonl, explanations.jsonl, qrels/train.tsv, qrels/dev.tsv.
+        path: the folder: corpus.jsonl, queries.jsonl, explanations.jsonl, qrels/train.tsv, qrels/dev.tsv;
+            and qrels/test.tsv, if the test questions are asked.
         split: "sft", "rl", or "all" questions that any stage trains on.
         rl_questions: of the split "rl": "shared" with SFT, "unseen" by it, or "both".
-        test_part: "dev"; "set_aside", of the training questions; or "tuning", for choosing settings.
+        test_part: "dev"; "set_aside", of the training questions; "tuning", for choosing settings; or "test".
         parts: sizes.
         max_facts: intermediate conclusions in a reasoning, at most.
         reasoning: what SFT teaches to write: "human", `short_reasoning`; "answer", the right answer alone;
@@ -89,7 +91,9 @@ def load_entailmentbank(
     _check_choice("test_part", test_part, TESTS)
     _check_choice("reasoning", reasoning, REASONINGS)
     reasonings = reasonings_of(Path(path) / EXPLANATIONS, reasoning, max_facts)
-    whole = load_beir_training(path, name, validation_split="dev", test_split="dev", reasonings=reasonings)
+    asked = "test" if test_part == "test" else "dev"
+    qrels_file(Path(path), asked)  # a file that is missing is told before the corpus is read
+    whole = load_beir_training(path, name, validation_split="dev", test_split=asked, reasonings=reasonings)
     rows: dict[str, list[Example]] = {}
     for example in whole.examples:
         rows.setdefault(example.id.partition("\t")[0], []).append(replace(example, source=name))
@@ -100,7 +104,7 @@ def load_entailmentbank(
             f"{name}: parts={asdict(parts)} leave none of {len(rows)} questions for split={split}"
         )
     tests = {
-        "dev": replace(whole.test, name=f"{name}-dev"),
+        asked: replace(whole.test, name=f"{name}-{asked}"),
         "set_aside": _collection(f"{name}-set-aside", of["set_aside"], rows, whole.corpus),
         "tuning": _collection(f"{name}-tuning", of["tuning"], rows, whole.corpus),
     }
@@ -126,6 +130,11 @@ def load_entailmentbank(
         texts=ConcatTexts([whole.corpus.texts, [rows[query][0].query for query in chosen]]),
         card=card,
     )
+
+
+def held_out_parts(path: str | Path) -> list[str]:
+    """The test collections of a folder: `TESTS`, and "test" only where its questions are judged."""
+    return [part for part in TESTS if part != "test" or part in available_splits(Path(path))]
 
 
 def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
