@@ -162,16 +162,14 @@ def _check_reasonings(
     """
     from search_r3.data.beir.layout import qrels_file
     from search_r3.data.beir.qrels import judged_queries
-    from search_r3.data.jsonl import DataError
+    from search_r3.data.reasonings import check_some
 
     for name, place in places.items():
         if place is None:
-            asked = set(_benchmark(config, name, place).queries)
+            asked = _benchmark(config, name, place).queries
         else:
             asked = judged_queries(qrels_file(place, split_of(config, name)))
-        if asked.isdisjoint(reasonings):
-            first = next(iter(reasonings))
-            raise DataError(config.reasonings, 0, f"not one is of a query of {name} (the first: {first!r})")
+        check_some(config.reasonings, reasonings, asked, name)
 
 
 def _benchmark(config: DictConfig, name: str, place: Path | None) -> "Benchmark":

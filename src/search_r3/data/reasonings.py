@@ -44,6 +44,23 @@ def load_reasonings(path: str | Path, known: Collection[str] | None = None) -> d
     return texts
 
 
+def check_some(path: str | Path, texts: Mapping[str, str], asked: Collection[str], name: str) -> None:
+    """Refuses texts of which not one is of a query of the collection.
+
+    Args:
+        path: of the file, for the message.
+        texts: what it holds, by query id.
+        asked: the collection's queries.
+        name: of the collection, for the message.
+
+    Raises:
+        DataError: With the file, the collection and the first id of the file.
+    """
+    if not any(query in texts for query in asked):
+        first = next(iter(texts), None)
+        raise DataError(path, 0, f"not one is of a query of {name} (the first: {first!r})")
+
+
 def tell_missing(path: str | Path, texts: Mapping[str, str], asked: Collection[str], outcome: str) -> int:
     """Counts the queries that the file has no reasoning for, and says so where there are any.
 

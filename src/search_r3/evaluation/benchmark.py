@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from search_r3.data.jsonl import DataError
-from search_r3.data.reasonings import tell_missing
+from search_r3.data.reasonings import check_some, tell_missing
 from search_r3.data.types import Benchmark
 from search_r3.evaluation.metrics import mean_metrics, per_query_metrics
 from search_r3.evaluation.modes import MODES, Mode
@@ -316,12 +315,8 @@ def _given_texts(benchmark: Benchmark, reasonings: Mapping[str, str]) -> list[st
     Raises:
         DataError: If there is none for any query.
     """
-    missing = tell_missing(
-        f"{benchmark.name}, reasonings", reasonings, benchmark.queries, "they are asked as they are"
-    )
-    if missing == len(benchmark.queries):
-        first = next(iter(reasonings), None)
-        raise DataError("reasonings", 0, f"not one is of a query of {benchmark.name} (the first: {first!r})")
+    check_some("reasonings", reasonings, benchmark.queries, benchmark.name)
+    tell_missing(f"{benchmark.name}, reasonings", reasonings, benchmark.queries, "they are asked as they are")
     return [reasonings.get(query, "") for query in benchmark.queries]
 
 
