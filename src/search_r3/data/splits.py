@@ -14,6 +14,16 @@ def position(key: str) -> float:
     return int.from_bytes(digest.digest()[:8], "big") / 2**64
 
 
+def check_share(validation_share: float) -> None:
+    """Refuses a share that leaves nothing to train on.
+
+    Raises:
+        ValueError: If it is not in [0, 1).
+    """
+    if not 0 <= validation_share < 1:
+        raise ValueError(f"validation_share must be in [0, 1), got {validation_share}")
+
+
 def tell_no_validation(log: logging.Logger, name: str, share: float, of: str) -> None:
     """Says that no row is held out for validation; a warning where a share was asked for.
 

@@ -22,7 +22,7 @@ from search_r3.data.jsonl import (
     parse_object,
 )
 from search_r3.data.reasoning import cold_start_reasoning
-from search_r3.data.splits import position, tell_no_validation
+from search_r3.data.splits import check_share, position, tell_no_validation
 from search_r3.data.texts import encoded_parts
 from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
 from search_r3.records import shown, shown_names
@@ -99,13 +99,12 @@ def load_triples(
     """
     fields = _checked_columns(columns)
     raw = _raw_rows(files, dataset, dataset_config, dataset_split)
-    if not 0 <= validation_share < 1:
-        raise ValueError(f"validation_share must be in [0, 1), got {validation_share}")
+    check_share(validation_share)
     rows = _checked_rows(raw, fields, name)
     documents = _Documents(load_corpus(corpus, in_memory_mib=in_memory_mib) if corpus else None, corpus)
     examples, n_dropped = _examples(rows, documents, name, with_reasoning)
     whole = documents.corpus()
-    training = [example for example in examples if position(example.query) >= validation_share]
+    training, held_out = _parted(examples, validation_share)
     if not training:
         raise ValueError(
             f"{name}: no training row is left ({len(rows)} rows, validation_share={validation_share})"
@@ -121,7 +120,6 @@ def load_triples(
     }
     if n_dropped:
         _LOG.warning("%s: %d hard negatives left out: another row calls them positive", name, n_dropped)
-    held_out = [example for example in examples if position(example.query) < validation_share]
     if not held_out:
         tell_no_validation(_LOG, name, validation_share, f"{len(rows)} rows")
     _tell_letterless(name, rows)
@@ -339,6 +337,14 @@ def _examples(
                 replace(example, id=row_id, positive=positive, positive_id=positive_id, reasoning=reasoning)
             )
     return examples, n_dropped
+
+
+def _parted(examples: Sequence[Example], validation_share: float) -> tuple[list[Example], list[Example]]:
+    """(rows to train on, held-out rows), by a hash of the query's text."""
+    training, held_out = [], []
+    for example in examples:
+        (held_out if position(example.query) < validation_share else training).append(example)
+    return training, held_out
 
 
 def _validation(name: str, examples: Sequence[Example], corpus: Corpus) -> Benchmark | None:

@@ -1,9 +1,8 @@
 """`data=beir`: training rows from the judgements of a folder in BEIR layout."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from search_r3.data.beir.benchmark import benchmark_of, removed_documents
@@ -20,8 +19,8 @@ from search_r3.data.beir.qrels import EXCLUDED, Qrels, load_excluded, load_qrels
 from search_r3.data.jsonl import ConcatTexts, DataError
 from search_r3.data.reasoning import cold_start_reasoning
 from search_r3.data.reasonings import load_reasonings, tell_missing
-from search_r3.data.splits import position, tell_no_validation
-from search_r3.data.types import Corpus, Example, TrainingData
+from search_r3.data.splits import check_share, position, tell_no_validation
+from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
 from search_r3.records import shown
 
 _LOG = logging.getLogger(__name__)
@@ -76,8 +75,7 @@ def load_beir_training(
         DataError: If a file is missing or a row is bad, or all judgements of a training query are of grade 0.
         ValueError: If no training row is left or `validation_share` is not in [0, 1).
     """
-    if not 0 <= validation_share < 1:
-        raise ValueError(f"validation_share must be in [0, 1), got {validation_share}")
+    check_share(validation_share)
     folder = Path(path)
     name = name or collection_name(folder)
     corpus = load_corpus(file_in(folder, "corpus.jsonl"), allow_empty_documents, in_memory_mib)
@@ -94,26 +92,22 @@ def load_beir_training(
     rows = _with_known_documents(train_file, splits.rows, corpus, min(min_grade, 1))
     given, facts = _given_reasonings(reasonings, queries, rows, with_reasoning)
     is_removed = removes_self_match(name) if remove_self_match is None else remove_self_match
-    judged = [splits.rows, splits.validation.grades, splits.test.grades]
-    excluded = load_excluded(file_in(folder, EXCLUDED), judged, corpus)
-    removed = {query: removed_documents(query, corpus, is_removed, excluded) for query in rows}
-    examples = _examples(name, rows, queries, corpus, min_grade, with_reasoning, given, removed)
+    excluded = load_excluded(file_in(folder, EXCLUDED), splits.judged, corpus)
+    collection = _Collection(name, corpus, queries, excluded, is_removed, holds_code)
+    examples = _examples(collection, rows, given, min_grade, with_reasoning)
     if not examples:
         raise ValueError(
             f"{train_file}: no training row is left (min_grade={min_grade}, {len(splits.train)} queries)"
         )
     _refuse_queries_without_positive(train_file, rows, min_grade)
     _tell_held_out(name, splits, validation_share)
-    held_out_as = partial(
-        benchmark_of, excluded=excluded, remove_self_match=is_removed, holds_code=holds_code
-    )
     counts = {"name": name, "documents": len(corpus), "examples": len(examples), "train_queries": len(rows)}
     return TrainingData(
         name=name,
         corpus=corpus,
         examples=examples,
-        validation=held_out_as(f"{name}-validation", corpus, queries, splits.validation),
-        test=held_out_as(f"{name}-test", corpus, queries, splits.test),
+        validation=collection.held_out("validation", splits.validation),
+        test=collection.held_out("test", splits.test),
         texts=ConcatTexts([corpus.texts, [queries[query] for query in rows]]),
         card=counts | _split_card(splits, validation_share) | facts,
         weights={name: 1.0},
@@ -138,6 +132,48 @@ class _Splits:
     rows: Mapping[str, Mapping[str, int]]
     validation: Qrels
     test: Qrels
+
+    @property
+    def judged(self) -> list[Mapping[str, Mapping[str, int]]]:
+        """The grades of all that is trained on or held out."""
+        return [self.rows, self.validation.grades, self.test.grades]
+
+
+@dataclass(frozen=True)
+class _Collection:
+    """Documents and queries, and the documents that evaluation takes out of a query's ranking.
+
+    Attributes:
+        name: of the data set.
+        corpus: all documents.
+        queries: text by query id, of all splits.
+        excluded: documents by query id, those of `excluded.tsv`.
+        remove_self_match: whether a document whose id equals the query's id is taken out too.
+        holds_code: whether the documents are source code.
+    """
+
+    name: str
+    corpus: Corpus
+    queries: Mapping[str, str]
+    excluded: Mapping[str, frozenset[str]]
+    remove_self_match: bool
+    holds_code: bool
+
+    def removed(self, query: str) -> frozenset[str]:
+        """The documents that evaluation takes out of this query's ranking."""
+        return removed_documents(query, self.corpus, self.remove_self_match, self.excluded)
+
+    def held_out(self, part: str, judgements: Qrels) -> Benchmark | None:
+        """`<name>-<part>`, the judged queries over all documents; None where nothing is judged."""
+        return benchmark_of(
+            f"{self.name}-{part}",
+            self.corpus,
+            self.queries,
+            judgements,
+            self.excluded,
+            self.remove_self_match,
+            self.holds_code,
+        )
 
 
 def _named_splits(name: str, folder: Path, train: str, validation: str | None, test: str | None) -> _Names:
@@ -241,21 +277,20 @@ def _given_reasonings(
 
 
 def _examples(
-    name: str,
+    collection: _Collection,
     qrels: Mapping[str, Mapping[str, int]],
-    queries: Mapping[str, str],
-    corpus: Corpus,
+    reasonings: Mapping[str, str],
     min_grade: int,
     with_reasoning: bool,
-    reasonings: Mapping[str, str],
-    removed: Mapping[str, frozenset[str]],
-) -> Sequence[Example]:
-    examples = []
+) -> list[Example]:
+    """A row per query and relevant document."""
+    corpus, examples = collection.corpus, []
     for query_id, grades in qrels.items():
         relevant = frozenset(document for document, grade in grades.items() if grade >= min_grade)
+        removed = collection.removed(query_id) - relevant
         graded = tuple((i, float(grades[i])) for i in sorted(relevant) if grades[i] != 1)
         for document_id in (document for document in grades if document in relevant):
-            query, positive = queries[query_id], corpus.texts[corpus.row_of[document_id]]
+            query, positive = collection.queries[query_id], corpus.texts[corpus.row_of[document_id]]
             reasoning = reasonings.get(query_id)
             if reasoning is None and with_reasoning:
                 reasoning = cold_start_reasoning(query, positive)
@@ -266,10 +301,10 @@ def _examples(
                     positive=positive,
                     positive_id=document_id,
                     relevant_ids=relevant,
-                    excluded_ids=removed[query_id] - relevant,
+                    excluded_ids=removed,
                     grades=graded,
                     reasoning=reasoning,
-                    source=name,
+                    source=collection.name,
                 )
             )
     return examples
