@@ -94,24 +94,19 @@ def load_entailmentbank(
     asked = "test" if test_part == "test" else "dev"
     qrels_file(Path(path), asked)  # a file that is missing is told before the corpus is read
     whole = load_beir_training(path, name, validation_split="dev", test_split=asked, reasonings=reasonings)
-    rows: dict[str, list[Example]] = {}
-    for example in whole.examples:
-        rows.setdefault(example.id.partition("\t")[0], []).append(replace(example, source=name))
+    rows = _rows_by_question(whole.examples, name)
     of = question_parts(list(rows), parts)
     chosen = _trained(of, split, rl_questions)
     if not chosen:
         raise ValueError(
             f"{name}: parts={asdict(parts)} leave none of {len(rows)} questions for split={split}"
         )
-    tests = {
-        asked: replace(whole.test, name=f"{name}-{asked}"),
-        "set_aside": _collection(f"{name}-set-aside", of["set_aside"], rows, whole.corpus),
-        "tuning": _collection(f"{name}-tuning", of["tuning"], rows, whole.corpus),
-    }
+    tests = _test_collections(whole, asked, of, rows)
     if tests[test_part] is None:
         raise ValueError(f"{name}: test_part={test_part}, and parts={asdict(parts)} leave no question for it")
+    examples = [example for query in chosen for example in rows[query]]
     card = dict(whole.card) | {
-        "examples": sum(len(rows[query]) for query in chosen),
+        "examples": len(examples),
         "train_queries": len(chosen),
         "validation": "tuning questions of train",
         "validation_queries": len(of["tuning"]),
@@ -124,7 +119,7 @@ def load_entailmentbank(
     }
     return replace(
         whole,
-        examples=[example for query in chosen for example in rows[query]],
+        examples=examples,
         validation=tests["tuning"],
         test=tests[test_part],
         texts=ConcatTexts([whole.corpus.texts, [rows[query][0].query for query in chosen]]),
@@ -140,6 +135,32 @@ def held_out_parts(path: str | Path) -> list[str]:
 def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _test_collections(
+    whole: TrainingData, asked: str, of: Mapping[str, Sequence[str]], rows: Mapping[str, Sequence[Example]]
+) -> dict[str, Benchmark | None]:
+    """What a run may be tested on, by a name in `TESTS`; None for a part without a question.
+
+    Args:
+        whole: all training questions; its test collection is that of the judgements `asked`.
+        asked: "dev" or "test".
+        of: training questions by part.
+        rows: by question.
+    """
+    return {
+        asked: replace(whole.test, name=f"{whole.name}-{asked}"),
+        "set_aside": _collection(f"{whole.name}-set-aside", of["set_aside"], rows, whole.corpus),
+        "tuning": _collection(f"{whole.name}-tuning", of["tuning"], rows, whole.corpus),
+    }
+
+
+def _rows_by_question(examples: Sequence[Example], source: str) -> dict[str, list[Example]]:
+    """Rows by question id, in the order of the first; their ids are those of question and fact."""
+    rows: dict[str, list[Example]] = {}
+    for example in examples:
+        rows.setdefault(example.id.partition("\t")[0], []).append(replace(example, source=source))
+    return rows
 
 
 def reasonings_of(file: Path, kind: str, max_facts: int) -> dict[str, str] | None:

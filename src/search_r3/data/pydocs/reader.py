@@ -92,11 +92,7 @@ def load_pydocs(
         similarity,
         include_undocumented,
     )
-    if not 0 <= rl_share < 1 - test_share - validation_share:
-        raise ValueError(
-            f"rl_share must be at least 0 and leave SFT a share beside test_share={test_share} and "
-            f"validation_share={validation_share}, got {rl_share}"
-        )
+    _check_rl_share(rl_share, settings)
     folder = Path(cache_dir) / cache_key(installed, settings)
     if not folder.is_dir():
         with locked(Path(cache_dir)):  # the ranks of one machine build once
@@ -112,7 +108,16 @@ def load_pydocs(
     return replace(data, examples=examples, card={**data.card, "split": split, "pairs": len(examples)})
 
 
+def _check_rl_share(rl_share: float, settings: Settings) -> None:
+    if not 0 <= rl_share < 1 - settings.test_share - settings.validation_share:
+        raise ValueError(
+            f"rl_share must be at least 0 and leave SFT a share beside test_share={settings.test_share} and "
+            f"validation_share={settings.validation_share}, got {rl_share}"
+        )
+
+
 def _part(examples: Sequence[Example], split: str, rl_share: float) -> list[Example]:
+    """The pairs of a training split; those of "rl" without sentences that "sft" has."""
     if split == "all":
         return list(examples)
     parts: dict[str, list[Example]] = {"sft": [], "rl": []}
@@ -126,6 +131,7 @@ def _part(examples: Sequence[Example], split: str, rl_share: float) -> list[Exam
 
 
 def _load(folder: Path, name: str, recipe: dict[str, int | bool]) -> TrainingData:
+    """All that a cache holds, with every training pair an example."""
     check_sums(folder)
     rows = {split: read_lines(folder / f"{split}.jsonl") for split in SPLITS}
     train = rows["train"]
