@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from search_r3.models.checksums import ModelFolderError, check_files
@@ -69,11 +70,7 @@ def open_embedder(
     else:
         model, tokenizer = _read(path, name, dtype, "eager" if attention == MEASURED else attention)
     if chat_template is not None:
-        if path is not None and chat_template != tokenizer.chat_template:
-            raise ModelFolderError(
-                f"{path}: was trained with another chat template; leave model.chat_template out"
-            )
-        tokenizer.chat_template = chat_template
+        _set_chat_template(tokenizer, chat_template, path)
     refuse_untrusted(model, path or name or "the model", tuning)
     leave_out_dropout(model)
     add_embed_token(model, tokenizer)
@@ -88,16 +85,27 @@ def open_embedder(
     check_lengths(model, encoder)
     if gradient_checkpointing:
         _recompute_activations(model)
-    token_id = tokenizer.convert_tokens_to_ids(EMBED_TOKEN)
-    tuned = tuning.apply(model, token_id)
+    tuned = tuning.apply(model, tokenizer.convert_tokens_to_ids(EMBED_TOKEN))
     prepare_training(tuned)
-    trained = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in tuned.parameters())
-    log.info("model: %.2f M parameters, %.2f M of them trained", total / 1e6, trained / 1e6)
+    _log_size(tuned)
     return ReasoningEmbedder(
         tuned, tokenizer, encoder.prompts, encoder.lengths, token_budget, read_from, is_trained,
         encoder.rendered,
     )  # fmt: skip
+
+
+def _set_chat_template(tokenizer: PreTrainedTokenizerBase, template: str, path: str | None) -> None:
+    if path is not None and template != tokenizer.chat_template:
+        raise ModelFolderError(
+            f"{path}: was trained with another chat template; leave model.chat_template out"
+        )
+    tokenizer.chat_template = template
+
+
+def _log_size(model: torch.nn.Module) -> None:
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    log.info("model: %.2f M parameters, %.2f M of them trained", total / 1e6, trained / 1e6)
 
 
 def _recompute_activations(model: PreTrainedModel) -> None:
