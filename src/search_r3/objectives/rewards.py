@@ -251,11 +251,16 @@ def margin_dcg(
     room = steps.masked_fill(~is_counted, margin_weight).amin(-1).clamp(max=margin_weight)  # [B, G]
     room = room.masked_fill(~is_counted.any(-1), 0.0)
 
+    place = _place(ranking, tau).masked_fill(~is_counted, 0.0)
+    return (ranking.mean_over_positives(worth) - room * (1.0 - ranking.mean_over_positives(place))).float()
+
+
+def _place(ranking: Ranking, tau: float) -> Tensor:
+    """Where the margin to the best wrong document lies, `[B, G, P]` from 0 to 1; 0 at the last rank."""
     margin = ranking.scores.double() - ranking.best_wrong.double()[:, :, None]
     place = (1.0 + margin.sign() * torch.log1p(margin.abs() / tau) / math.log1p(2.0 / tau)) / 2.0
     is_last = ranking.rank >= ranking.last_rank[:, None, None]
-    place = place.clamp(0.0, 1.0).masked_fill(is_last | ~is_counted, 0.0)
-    return (ranking.mean_over_positives(worth) - room * (1.0 - ranking.mean_over_positives(place))).float()
+    return place.clamp(0.0, 1.0).masked_fill(is_last, 0.0)
 
 
 def similarity(ranking: Ranking) -> Tensor:
