@@ -6,7 +6,7 @@ any sequence, so that a collection of ten million documents can stay on disk and
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from search_r3.data.texts import encoded_parts
@@ -122,6 +122,14 @@ class Benchmark:
     judged_queries_missing: int = 0
     holds_code: bool = False
     excluded: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def with_queries(self, names: Sequence[str]) -> "Benchmark":
+        """The same documents with these of the queries, in the order given."""
+        return replace(
+            self,
+            queries={name: self.queries[name] for name in names},
+            qrels={name: self.qrels[name] for name in names},
+        )
 
     @property
     def most_removed(self) -> int:

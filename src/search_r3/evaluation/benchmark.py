@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -87,12 +87,7 @@ def limited(benchmark: Benchmark, n_queries: int | None) -> Benchmark:
     """The same documents with the first `n_queries` queries."""
     if n_queries is None:
         return benchmark
-    names = list(benchmark.queries)[:n_queries]
-    return replace(
-        benchmark,
-        queries={name: benchmark.queries[name] for name in names},
-        qrels={name: benchmark.qrels[name] for name in names},
-    )
+    return benchmark.with_queries(list(benchmark.queries)[:n_queries])
 
 
 def evaluate_benchmark(

@@ -328,12 +328,8 @@ def gated(task: Task, embedder: ReasoningEmbedder, threshold: float) -> Ranked:
     gaps = margins(without_removed(benchmark, first.run, task.settings.top_k)[0])
     unsure = [query for query in benchmark.queries if gaps[query] < threshold]
     seconds = time.perf_counter() - started
-    part = replace(
-        benchmark,
-        queries={query: benchmark.queries[query] for query in unsure},
-        qrels={query: benchmark.qrels[query] for query in unsure},
-    )
-    second = reasoned(replace(task, benchmark=part), embedder) if unsure else Ranked({}, 0.0, read=0)
+    part = replace(task, benchmark=benchmark.with_queries(unsure))
+    second = reasoned(part, embedder) if unsure else Ranked({}, 0.0, read=0)
     written = {row["query_id"]: row for row in second.reasonings}
     nothing = {"reasoning": None, "tokens": 0, "has_embed_token": True}
     rows = (

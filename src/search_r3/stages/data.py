@@ -62,12 +62,8 @@ def thinned(benchmark: Benchmark, n_queries: int, n_documents: int, seed: int) -
     others = [row for row in random.permutation(len(benchmark.corpus)).tolist() if row not in relevant]
     rows = sorted(relevant | set(others[: max(n_documents - len(relevant), 0)]))
     corpus = benchmark.corpus
-    return replace(
-        benchmark,
-        corpus=Corpus([corpus.ids[row] for row in rows], [corpus.texts[row] for row in rows]),
-        queries={query: benchmark.queries[query] for query in chosen},
-        qrels={query: benchmark.qrels[query] for query in chosen},
-    )
+    kept = Corpus([corpus.ids[row] for row in rows], [corpus.texts[row] for row in rows])
+    return replace(benchmark.with_queries(chosen), corpus=kept)
 
 
 class ExamplesDataModule(StreamingDataModule):
