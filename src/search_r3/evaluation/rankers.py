@@ -198,7 +198,7 @@ def reasoned(
         limit: tokens that are written at most; that of the model where None.
     """
     index = document_index(task.embeddings, task.benchmark.corpus.ids)
-    names, queries = list(task.benchmark.queries), list(task.benchmark.queries.values())
+    queries = list(task.benchmark.queries.values())
     started = time.perf_counter()
     written = writer.reason(queries, progress=True, max_new_tokens=limit)
     vectors = written.embeddings
@@ -207,11 +207,7 @@ def reasoned(
         vectors = task.model.embedder.embed_reasoned(queries, texts)
     run = _ranked(task, index, vectors)
     seconds = time.perf_counter() - started
-    rows = zip(names, queries, written.texts, written.n_tokens, written.has_embed_token, strict=True)
-    reasonings = tuple(
-        {"query_id": name, "query": query, "reasoning": text, "tokens": n, "has_embed_token": has}
-        for name, query, text, n, has in rows
-    )
+    reasonings = _rows(task.benchmark, written.texts, written.n_tokens, written.has_embed_token)
     tokens = sum(written.n_tokens) + len(queries)
     n_read = prompts_read(writer, queries)
     if texts is not None:
@@ -219,6 +215,17 @@ def reasoned(
         n_read += prompts_read(reader, queries) + sum(map(len, reader.encoder.reasonings(texts)))
     n_missing = len(queries) - sum(written.has_embed_token)
     return Ranked(run, seconds, tokens, n_missing, reasonings, read=n_read)
+
+
+def _rows(
+    benchmark: Benchmark, texts: Sequence[str], n_tokens: Sequence[int], has_embed_token: Sequence[bool]
+) -> tuple[dict, ...]:
+    """Rows of reasoning.jsonl, by what was read for each query in the order of the queries."""
+    read = zip(benchmark.queries.items(), texts, n_tokens, has_embed_token, strict=True)
+    return tuple(
+        {"query_id": name, "query": query, "reasoning": text, "tokens": n, "has_embed_token": has}
+        for (name, query), text, n, has in read
+    )
 
 
 def _ranked(task: Task, index: FlatIndex, vectors: np.ndarray) -> dict[str, dict[str, float]]:
@@ -229,7 +236,7 @@ def _ranked(task: Task, index: FlatIndex, vectors: np.ndarray) -> dict[str, dict
 def given(task: Task, embedder: ReasoningEmbedder) -> Ranked:
     """Every query with the reasoning of a file; one that has none is embedded without."""
     benchmark, given = task.benchmark, task.given
-    names, queries = list(benchmark.queries), list(benchmark.queries.values())
+    queries = list(benchmark.queries.values())
     index = document_index(task.embeddings, benchmark.corpus.ids)
     tokens = [len(text) for text in embedder.encoder.text_ids(given)]
     limit = embedder.encoder.lengths.reasoning
@@ -246,11 +253,7 @@ def given(task: Task, embedder: ReasoningEmbedder) -> Ranked:
         vectors[without] = embedder.embed_queries([queries[place] for place in without])
     run = _ranked(task, index, vectors)
     seconds = time.perf_counter() - started
-    rows = zip(names, queries, given, tokens, strict=True)
-    reasonings = tuple(
-        {"query_id": name, "query": query, "reasoning": text, "tokens": n, "has_embed_token": True}
-        for name, query, text, n in rows
-    )
+    reasonings = _rows(benchmark, given, tokens, [True] * len(queries))
     n_read = prompts_read(embedder, queries)
     return Ranked(run, seconds, sum(tokens) + len(queries), 0, reasonings, read=n_read)
 
