@@ -7,7 +7,6 @@ evaluations. Audits and validation, which only measure, count neither as documen
 """
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,9 +14,11 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
+from search_r3.cli.logged_columns import read_columns
 from search_r3.evaluation.colours import COLOURS
 from search_r3.evaluation.places import rows_on_disk
 
+DOCUMENTS = "train/index/documents_encoded"
 VALIDATION = "val/reasoning/ndcg@10"
 AUDITS = {
     "identical": "train/index/audit/identical_rewards",
@@ -25,7 +26,7 @@ AUDITS = {
     "difference": "train/index/audit/mean_abs_difference",
 }
 RULES = ("full", "certified", "candidates", "graph", "frozen")
-PARTS = ("refresh", "search", "sampling", "scoring", "update")
+SECONDS = tuple(f"train/seconds/{part}" for part in ("refresh", "search", "sampling", "scoring", "update"))
 
 
 @dataclass(frozen=True)
@@ -43,25 +44,25 @@ def steps_of(run: Path) -> list[Step]:
     """The steps in a run's `csv/metrics.csv`.
 
     Raises:
-        OSError: If it cannot be read.
-        KeyError: If it is none of RL's.
+        KeyError: If there is none, or it is none of RL's.
+        RecordError: With the line, if it is damaged.
     """
-    with (run / "csv" / "metrics.csv").open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    by_step: dict[int, dict[str, str]] = {}
-    for row in rows:
-        by_step.setdefault(int(row["step"]), {}).update({name: value for name, value in row.items() if value})
-    return [_step(number, row) for number, row in sorted(by_step.items())]
-
-
-def _step(number: int, row: Mapping[str, str]) -> Step:
-    return Step(
-        number + 1,
-        int(float(row["train/index/documents_encoded"])),
-        sum(float(row[f"train/seconds/{part}"]) for part in PARTS),
-        {name: float(row[column]) for name, column in AUDITS.items() if column in row},
-        float(row[VALIDATION]) if VALIDATION in row else None,
-    )
+    wanted = (DOCUMENTS, VALIDATION, *SECONDS, *AUDITS.values())
+    columns = read_columns(run / "csv" / "metrics.csv", wanted.__contains__, whole=wanted)
+    documents = columns[DOCUMENTS].by_step
+    seconds = [columns[column].by_step for column in SECONDS]
+    audits = {name: columns[column].by_step for name, column in AUDITS.items() if column in columns}
+    validation = columns[VALIDATION].by_step if VALIDATION in columns else {}
+    return [
+        Step(
+            number + 1,
+            int(documents[number]),
+            sum(part[number] for part in seconds),
+            {name: values[number] for name, values in audits.items() if number in values},
+            validation.get(number),
+        )
+        for number in sorted({*documents, *validation})
+    ]
 
 
 def outcome(folder: Path, seed: str, rule: str) -> dict:
