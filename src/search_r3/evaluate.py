@@ -204,10 +204,10 @@ def _evaluated(config: DictConfig) -> "Model":
         of_a_reader = [name for name in model if name not in OF_A_PLAIN_FOLDER]
         return Model(str(model.path), instantiate(OmegaConf.masked_copy(model, of_a_reader)))
     from search_r3.models.folder.plain import load_plain, plain_prompts
-    from search_r3.models.prompts import EMBED_TOKEN, Lengths
+    from search_r3.models.prompts import EMBED_TOKEN, Lengths, given_lengths
 
     prompts = plain_prompts(model.name, model.prompts, model.prompts_file)
-    lengths = Lengths(**{name: value for name, value in model.lengths.items() if value is not None})
+    lengths = Lengths(**given_lengths(model.lengths))
     token = model.embed_token or EMBED_TOKEN
     reading = (model.device, model.dtype, model.token_budget, model.attention, model.read_state)
     return Model(str(model.name), load_plain(model.name, prompts, lengths, token, *reading))

@@ -8,7 +8,7 @@ before it is tokenized, see `text_ids`); a text never yields a special token, wh
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import get_args
 
@@ -56,6 +56,11 @@ class Lengths:
         if self.truncation_side == "right":
             del fields["truncation_side"]
         return fields
+
+
+def given_lengths(lengths: Mapping[str, int | str | None] | None) -> dict[str, int | str]:
+    """The limits that are set, of a model's settings; null leaves one as it is."""
+    return {name: value for name, value in (lengths or {}).items() if value is not None}
 
 
 class PromptEncoder:

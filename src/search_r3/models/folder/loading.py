@@ -11,7 +11,7 @@ from search_r3.models.embedder import ReadState, ReasoningEmbedder
 from search_r3.models.folder.description import encoder_of, read_description
 from search_r3.models.folder.weights import OF_OURS, read_model, read_tokenizer, refuse_untrusted
 from search_r3.models.positions import check_lengths
-from search_r3.models.prompts import Lengths, PromptEncoder
+from search_r3.models.prompts import Lengths, PromptEncoder, given_lengths
 
 CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 2048, 16384
 """Tokens of one forward in inference: what a CPU's cache holds, and what keeps a GPU busy."""
@@ -73,8 +73,7 @@ def load_embedder(
     weights_sha256 = check_files(Path(path), description)
     tokenizer = read_tokenizer(path, local_files_only=True)
     encoder = encoder_of(path, description, tokenizer)
-    given = {name: value for name, value in (lengths or {}).items() if value is not None}
-    if given:
+    if given := given_lengths(lengths):
         limits = replace(encoder.lengths, **given)
         encoder = PromptEncoder(tokenizer, encoder.prompts, limits, encoder.rendered)
     model = read_model(path, dtype, attention, **OF_OURS)
