@@ -96,7 +96,7 @@ def test_every_mode_writes_its_files_and_is_read_back(benchmark, nano_folder, tm
     assert embeds is None or row["model"] == embeds.name
     assert (row["queries_cut"], row["documents_cut"]) == (0, 0)
     if MODES[mode].reasons:
-        n_texts = {"fused-reasoning": 4, "auto": 1 + row.get("reasoned_share", 0)}.get(mode, 1)
+        n_texts = {"fused-reasoning": 4, "blended": 2, "auto": 1 + row.get("reasoned_share", 0)}.get(mode, 1)
         written = [json.loads(line)["tokens"] for line in (folder / "reasoning.jsonl").open()]
         assert row["tokens_per_query"] == pytest.approx(
             sum(written) / 5 + n_texts

@@ -15,7 +15,7 @@ from search_r3.errors import UsageError
 from search_r3.evaluation.benchmark import evaluate_benchmark
 from search_r3.evaluation.fusion import margins, mean_directions, reciprocal_ranks
 from search_r3.evaluation.gate import Gate, fitted_gate, held_out_score, trade_off, write_gate
-from search_r3.evaluation.modes import Auto, FusedReasoning, Hybrid
+from search_r3.evaluation.modes import Auto, Blended, FusedReasoning, Hybrid
 from search_r3.evaluation.rankers import Model, Settings
 from search_r3.evaluation.report import print_table
 from search_r3.evaluation.trec import read_run
@@ -139,9 +139,33 @@ def test_one_text_of_a_low_temperature_is_the_greedy_one(rows):
         assert found[query] == pytest.approx(scores, abs=1e-5)
 
 
+def test_a_blend_ranks_by_the_mean_of_both_cosines(rows, model):
+    row, folder = rows(Blended(direct_share=0.25))
+    inner, inner_folder = rows("reasoning")
+    assert texts_of(folder) == texts_of(inner_folder)
+    embedder, queries = model.embedder, list(QUERIES.values())
+    documents = embedder.embed_documents(CORPUS.texts).numpy()
+    direct = embedder.embed_queries(queries).numpy() @ documents.T
+    cosines = 0.25 * direct + 0.75 * embedder.reason(queries).embeddings.numpy() @ documents.T  # [Q, N]
+    assert np.abs(cosines - direct).max() > 1e-3  # or the test could not tell them apart
+    run = read_run(folder / "run.trec")
+    for query, values in zip(QUERIES, cosines, strict=True):
+        by_id = {name: value for name, value in zip(CORPUS.ids, values, strict=True) if name != query}
+        found = run[query]
+        top = max(by_id, key=by_id.__getitem__)
+        scale = found[top] / by_id[top]  # a mean of unit vectors is shorter than 1
+        assert found == pytest.approx({name: value * scale for name, value in by_id.items()}, abs=1e-5)
+    assert row["tokens_per_query"] == inner["tokens_per_query"] + 1  # the embed token of the query as it is
+    direct_row, _ = rows("direct")
+    read = [each["tokens_read_per_query"] for each in (row, inner, direct_row)]
+    assert read[0] == pytest.approx(read[1] + read[2])
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [
+        (lambda: Blended(direct_share=0), "the mode reasoning"),
+        (lambda: Blended(direct_share=1), "the mode direct"),
         (lambda: Hybrid(-1), "constant must be"),
         (lambda: FusedReasoning(n=0), "n must be at least 1"),
         (lambda: FusedReasoning(temperature=0), "temperature must be above 0"),

@@ -164,6 +164,7 @@ TARGETS: Mapping[str, Mapping[str, Range]] = {
         "question_share": SHARE,
     },
     "search_r3.evaluation.modes.Auto": {"threshold": COSINE_DIFFERENCE},
+    "search_r3.evaluation.modes.Blended": {"direct_share": INNER},
     "search_r3.evaluation.modes.FusedReasoning": {"n": COUNT, "temperature": POSITIVE, "seed": SEED},
     "search_r3.evaluation.modes.Reasoning": {"limit": replace(COUNT, others=(None,))},
     "search_r3.evaluation.modes.Hybrid": {"constant": NOT_NEGATIVE},

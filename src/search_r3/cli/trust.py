@@ -46,6 +46,7 @@ BUILDERS = frozenset(
         "search_r3.evaluation.modes.Auto",
         "search_r3.evaluation.modes.BaseDirect",
         "search_r3.evaluation.modes.BaseReasoning",
+        "search_r3.evaluation.modes.Blended",
         "search_r3.evaluation.modes.Bm25",
         "search_r3.evaluation.modes.Direct",
         "search_r3.evaluation.modes.FusedReasoning",

@@ -37,16 +37,17 @@ def reciprocal_ranks(
     return fused | ({own: 0.0} if any(own in scores for scores in rankings) else {})
 
 
-def mean_directions(vectors: np.ndarray) -> np.ndarray:
+def mean_directions(vectors: np.ndarray, weights: Sequence[float] | None = None) -> np.ndarray:
     """The direction of the sum of a query's embeddings: a document's cosine with it ranks as its mean cosine.
 
     Args:
         vectors: `[Q, G, D]`, unit norm.
+        weights: `G` numbers, of a weighted mean; None for equal ones.
 
     Returns:
         `[Q, D]` fp32, unit norm.
     """
-    sums = vectors.astype(np.float64).sum(1)
+    sums = np.average(vectors.astype(np.float64), axis=1, weights=weights)
     return (sums / np.linalg.norm(sums, axis=-1, keepdims=True)).astype(np.float32)
 
 

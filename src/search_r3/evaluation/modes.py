@@ -230,6 +230,39 @@ class FusedReasoning(Mode):
         return sampled(task, task.model.embedder, self.n, self.temperature, self.seed)
 
 
+class Blended(Mode):
+    """The model embeds a query as it is and after what it wrote, and ranks by a mean of the two embeddings.
+
+    What was written then adds to the query and cannot displace it. HyDE counts the query among its texts in
+    the same way (Gao et al., arXiv:2212.10496).
+
+    Args:
+        direct_share: weight of the query as it is; the text has the rest.
+
+    Raises:
+        ValueError: If it is not between 0 and 1.
+    """
+
+    name, reasons, colour = "blended", True, "#9467BD"
+
+    def __init__(self, direct_share: float = 0.5) -> None:
+        if not 0 < direct_share < 1:
+            raise ValueError(
+                f"direct_share must be above 0, which is the mode reasoning, and below 1, which is the mode "
+                f"direct, got {direct_share}"
+            )
+        self.direct_share = float(direct_share)
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        return {"direct_share": self.direct_share}
+
+    def rank(self, task: Task) -> Ranked:
+        from search_r3.evaluation.rankers import blended
+
+        return blended(task, task.model.embedder, self.direct_share)
+
+
 class Auto(Mode):
     """The model reasons only about queries whose direct ranking is unsure.
 
@@ -276,6 +309,7 @@ MODES: Mapping[str, Mode] = {
         Hybrid(),
         HybridDirect(),
         FusedReasoning(),
+        Blended(),
         Auto(),
     )
 }

@@ -317,6 +317,28 @@ def sampled(task: Task, embedder: ReasoningEmbedder, n: int, temperature: float,
     return Ranked(run, seconds, n_tokens, missing, tuple(rows), read=n_read)
 
 
+def blended(task: Task, embedder: ReasoningEmbedder, direct_share: float) -> Ranked:
+    """Every query by a weighted mean of its embeddings as it is and behind what is written about it.
+
+    Args:
+        task: what is ranked.
+        embedder: the model.
+        direct_share: weight of the query as it is, between 0 and 1.
+    """
+    index = document_index(task.embeddings, task.benchmark.corpus.ids)
+    queries = list(task.benchmark.queries.values())
+    started = time.perf_counter()
+    written = embedder.reason(queries, progress=True)
+    vectors = np.stack([embedder.embed_queries(queries), written.embeddings], axis=1)  # [Q, 2, D]
+    run = _ranked(task, index, mean_directions(vectors, [direct_share, 1 - direct_share]))
+    seconds = time.perf_counter() - started
+    reasonings = _rows(task.benchmark, written.texts, written.n_tokens, written.has_embed_token)
+    tokens = sum(written.n_tokens) + 2 * len(queries)
+    n_read = prompts_read(embedder, queries) + embedder.query_tokens(queries)
+    n_missing = len(queries) - sum(written.has_embed_token)
+    return Ranked(run, seconds, tokens, n_missing, reasonings, read=n_read)
+
+
 def gated(task: Task, embedder: ReasoningEmbedder, threshold: float) -> Ranked:
     """Every query embedded as it is, and behind a reasoning where its first two documents are too close.
 
