@@ -286,6 +286,15 @@ def test_the_command_sets_the_gate_and_says_what_it_costs(rows, tmp_path, capsys
         set_gate([str(direct.parent), "--output", str(tmp_path / "auto.yaml")])
 
 
+def test_a_refused_gate_leaves_no_folder_and_removes_none_that_was_there(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for place in ("mine/configs/mode", "mode"):
+        with pytest.raises(UsageError, match="nothing/direct"):
+            set_gate([str(tmp_path / "nothing"), "--output", str(tmp_path / place / "auto.yaml")])
+
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+
+
 def test_a_gate_is_written_and_its_mode_scores_what_the_file_says(rows, tmp_path):
     (_, direct), _ = rows("direct"), rows("reasoning")
     gate = write_gate(direct.parent, tmp_path / "mode" / "auto.yaml")

@@ -1,9 +1,11 @@
 """A model folder is replaced whole, and nothing is removed that was not made here."""
 
+import contextlib
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from search_r3.errors import UsageError
@@ -141,3 +143,21 @@ def make_folder(folder: Path, key: str = "output_dir") -> Path:
             f"{key}={folder}: cannot be written to ({reason}); name a folder that can be made"
         ) from None
     return folder
+
+
+@contextlib.contextmanager
+def folder_for(folder: Path, key: str = "output_dir") -> Iterator[Path]:
+    """As `make_folder`; where what is done within fails, the folders that were made go, if they are empty.
+
+    Raises:
+        UsageError: As `make_folder`, before anything is done.
+    """
+    made = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]  # innermost first
+    make_folder(folder, key)
+    try:
+        yield folder
+    except BaseException:
+        for place in made:
+            with contextlib.suppress(OSError):  # something is in it by now
+                place.rmdir()
+        raise

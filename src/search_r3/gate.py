@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from search_r3.cli.last_resort import Parser, run_command
-from search_r3.cli.run_folder import make_folder
 from search_r3.errors import UsageError
 from search_r3.evaluation.gate import write_gate
+from search_r3.folders import folder_for
 from search_r3.shipped import as_called
 
 DEFAULT = Path("mine") / "configs" / "mode" / "auto.yaml"
@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = arguments.output
     if (output.name, output.parent.name) != ("auto.yaml", "mode"):
         raise UsageError(f"--output={output}: must end in mode/auto.yaml, in a folder for --config-dir")
-    make_folder(output.parent, "--output")
-    write_gate(arguments.evaluation, output)
+    with folder_for(output.parent, "--output"):  # refused before the evaluation is read
+        write_gate(arguments.evaluation, output)
     print(output.read_text(encoding="utf-8"), end="")
     command = as_called("python -m src.evaluate")
     print(f"next: {command} --config-dir {output.parent.parent} modes=[direct,auto,reasoning] ...")
