@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from search_r3.cli.compose import compose
+from search_r3.cli.compose import compose, resolved_yaml
 from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.entry import Entry
 from search_r3.cli.help import help_text
@@ -110,6 +110,26 @@ def test_a_configuration_is_printed_with_added_keys_and_with_values_that_are_mis
     printed = OmegaConf.create(done.stdout)
     assert OmegaConf.is_missing(printed.data, "path")
     assert (printed.strategy.gradient_clip_val, printed.hydra.job.name) == (2, "mine")
+
+
+def test_the_configuration_that_a_run_goes_on_with_is_printed_and_keys_that_it_refuses_are_not(
+    source, tmp_path
+) -> None:
+    config = compose("train", ["stage=sft", "model=nano", "stage.trainer.max_steps=2"], source).config
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(resolved_yaml(config))
+
+    done = run("train", "resume=run", "stage.trainer.max_steps=5", "--cfg", "job", "--resolve", cwd=tmp_path)
+    refused = run("train", "resume=run", "seed=5", "--cfg", "job", cwd=tmp_path)
+    whole = run("train", "resume=run", "--cfg", "all", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    printed = OmegaConf.create(done.stdout)
+    assert (printed.stage.name, printed.stage.trainer.max_steps, printed.output_dir) == ("sft", 5, "run")
+    assert (refused.returncode, refused.stdout) == (whole.returncode, whole.stdout) == (2, "")
+    assert "seed" in refused.stderr
+    assert "--cfg job prints it whole" in whole.stderr
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
 
 def test_a_flag_of_printing_without_it_starts_no_run(tmp_path) -> None:

@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from search_r3.cli.compose import compose
+from search_r3.cli.compose import compose, last_value
 from search_r3.cli.config_source import ConfigSource
-from search_r3.cli.entry import Check, Entry, Reached, Run
+from search_r3.cli.entry import Check, Composed, Entry, Reached, Run
 from search_r3.cli.help import help_text
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.overrides import quote_free_text
+from search_r3.cli.resume import resumed
 from search_r3.cli.run import run_one
 from search_r3.cli.sweep import run_many, through_hydra
 from search_r3.errors import UsageError
@@ -102,10 +103,23 @@ def _refuse_pairs(arguments: argparse.Namespace) -> None:
 
 def _print_config(entry: Entry, source: ConfigSource, arguments: argparse.Namespace) -> None:
     """Prints what the run would be given, of keys that the run would take; missing values stay `???`."""
-    of_hydra = [each for each in source.parse(arguments.overrides) if each.key_or_group.startswith("hydra")]
+    parsed = source.parse(arguments.overrides)
+    if entry.is_resumable and (folder := last_value(parsed, "resume")):
+        _print_resumed(resumed(source, arguments.overrides, Path(folder), entry.reached), arguments)
+        return
+    of_hydra = [each for each in parsed if each.key_or_group.startswith("hydra")]
     composed = compose(entry.config_name, arguments.overrides, source, may_lack=True)
     arguments.overrides = [*composed.overrides, *(each.input_line for each in of_hydra)]
     through_hydra(entry.config_name, lambda config: None, arguments)
+
+
+def _print_resumed(composed: Composed, arguments: argparse.Namespace) -> None:
+    """Prints the configuration that a run goes on with; Hydra, which composes, knows nothing of it."""
+    if arguments.cfg != "job" or arguments.package:
+        raise UsageError("a run that goes on has the configuration of its folder; --cfg job prints it whole")
+    if arguments.resolve:
+        OmegaConf.resolve(composed.config)
+    print(OmegaConf.to_yaml(composed.config), end="")
 
 
 def _refuse_arguments(message: str) -> NoReturn:
