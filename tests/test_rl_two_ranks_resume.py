@@ -11,6 +11,7 @@ from test_rl import likely_folder
 from test_rl_resume import N_STEPS, checkpoint, same, small_run, write_triples
 
 from tests.command import ENVIRONMENT, LIMIT_S, ROOT, become, begun
+from tests.forked_rank import fork_the_second_rank
 
 SHARDS = [f"index/shard-{rank}-of-2/{name}" for rank in range(2) for name in ("rows.f32", "ages.bin")]
 
@@ -25,6 +26,7 @@ def train(arguments, gate, held_at):
     """The process of rank 0: `python -m src.train`, held when the table has the lines of a step."""
     from search_r3.stages.rl.completions import Completions
 
+    fork_the_second_rank()
     write = Completions.write
 
     def then_wait(self, by_rank, loggers):
@@ -82,9 +84,10 @@ def wait_until_held(process, place):
 
 
 def ranks(process):
-    """The process of rank 0, and that of rank 1, which rank 0 has started."""
+    """The process of rank 0, and that of rank 1, which is its child."""
     first = psutil.Process(process.pid)
-    return first, next(child for child in first.children() if "src.train" in " ".join(child.cmdline()))
+    (second,) = first.children()
+    return first, second
 
 
 def kill_the_second(process):
