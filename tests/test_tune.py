@@ -13,7 +13,7 @@ from search_r3.cli.tuning.space import Dimension
 from search_r3.cli.tuning.study import finished_count, open_study, trials_table
 from search_r3.errors import UsageError
 from search_r3.tune import check, read_space
-from tests.command import call
+from tests.command import call, run
 
 CONFIG = {"seed": 1, "study": "s.db", "stage": {"module": {"learning_rate": 0.1, "layers": 2}}}
 KEY = "stage.module.learning_rate"
@@ -97,6 +97,10 @@ def test_pitfall_20_a_search_finds_the_better_end_prunes_and_goes_on_where_it_st
     assert best["settings"][KEY] > 1e-2
     assert (tmp_path / "my study" / "history.png").read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "my study" / str(best["number"]) / "model").is_dir()
+
+    shown = run("report", "my study", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert f"{best['number']}    {KEY}=" in shown.stdout  # its line in the table of trials
 
     (tmp_path / "space.yaml").write_text("stage.module.learning_rate: {low: 1.0e-3, high: 0.5, log: true}\n")
     code, output = call("tune", *common, "n_trials=9", cwd=tmp_path)

@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     page = _page_file(arguments)
     if arguments.runs:
         return _over_runs(arguments)
-    runs = [path for path in arguments.paths if is_run(path)]
-    sweeps = [path for path in arguments.paths if path not in runs and is_sweep(path)]
+    sweeps = [path for path in arguments.paths if is_sweep(path)]  # the folder of a search reads like a run's
+    runs = [path for path in arguments.paths if path not in sweeps and is_run(path)]
     tables = [path for path in arguments.paths if path not in runs and path not in sweeps]
     if arguments.output and not tables:
         raise UsageError("--output writes the rows of evaluations, and none was given")
