@@ -102,6 +102,11 @@ def test_pitfall_20_a_search_finds_the_better_end_prunes_and_goes_on_where_it_st
     assert shown.returncode == 0, shown.stderr
     assert f"{best['number']}    {KEY}=" in shown.stdout  # its line in the table of trials
 
+    code, output = call("tune", *common, "n_trials=9", "seed=2", cwd=tmp_path)
+    assert code == 2
+    assert "its trials ran with another configuration (" in output
+    assert "; seed: 1 -> 2), so" in output
+
     (tmp_path / "space.yaml").write_text("stage.module.learning_rate: {low: 1.0e-3, high: 0.5, log: true}\n")
     code, output = call("tune", *common, "n_trials=9", cwd=tmp_path)
     assert code == 2

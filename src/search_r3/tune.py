@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.command import entry_point
+from search_r3.cli.resume import UNCOMPARED, differences
 from search_r3.cli.run import execute
-from search_r3.cli.run_folder import Failed, make_folder, read_json, write_status
+from search_r3.cli.run_folder import Failed, make_folder, read_json, state_of, write_status
 from search_r3.cli.training import run as run_training
 from search_r3.cli.training_checks import check as check_train
+from search_r3.cli.trust import stored_config
 from search_r3.cli.tuning.pruning import pruning_callback
-from search_r3.cli.tuning.space import check_ends, read_space, refuse_foreign_space
+from search_r3.cli.tuning.space import OWN_KEYS, check_ends, read_space, refuse_foreign_space
 from search_r3.cli.tuning.study import (
     FACTS,
     facts_of,
@@ -39,6 +41,9 @@ log = logging.getLogger(__name__)
 
 FAILURES_IN_A_ROW = 3
 """After so many a search ends: what fails is then not one bad setting."""
+
+MAY_DIFFER = (*UNCOMPARED, *OWN_KEYS, "logger")
+"""Keys on which no result of a trial depends, or that `facts_of` compares."""
 
 
 def check(config: DictConfig, is_sweep: bool) -> None:
@@ -67,10 +72,28 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     dimensions = read_space(Path(config.space), plain)
     refuse_foreign_space(f"space={config.space}", dimensions, plain)
     check_ends(config, dimensions)
-    earlier, facts = read_json(study_folder(config) / FACTS), facts_of(config)
-    if earlier and earlier != facts:
+    _refuse_other_trials(config)
+
+
+def _refuse_other_trials(config: DictConfig) -> None:
+    """Refuses to go on with a study whose trials cannot be compared with those of this command."""
+    folder = study_folder(config)
+    earlier, facts = read_json(folder / FACTS), facts_of(config)
+    if not earlier:
+        return
+    if earlier != facts:
         changed = " and ".join(key for key in facts if earlier.get(key) != facts[key])
         raise UsageError(f"study={config.study} was made with another {changed}; name a new file")
+    trials = [path for path in folder.iterdir() if path.name.isdigit()]
+    if not any(state_of(path) in ("finished", "pruned") for path in trials):
+        return
+    changes = differences(stored_config(folder / "config.yaml"), config, ignored=MAY_DIFFER)
+    if changes:
+        raise UsageError(
+            f"study={config.study}: its trials ran with another configuration ({'; '.join(changes[:6])}"
+            f"{'; ...' if changes[6:] else ''}), so that further ones could not be compared with them; "
+            "name a new file"
+        )
 
 
 def run(config: DictConfig) -> None:
