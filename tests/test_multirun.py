@@ -6,7 +6,7 @@ import json
 import pytest
 import yaml
 
-from tests.command import call
+from tests.command import call, run
 from tests.wandb_files import of_kind, offline_runs
 
 
@@ -48,7 +48,7 @@ def test_pitfall_21_a_failed_job_leaves_its_traceback_in_its_own_log_only(sweep)
 
 def test_a_table_of_all_jobs_ends_the_sweep_and_a_failure_its_exit_code(sweep):
     code, output, folder = sweep
-    table = output.strip().splitlines()[-8:]
+    table = output.strip().splitlines()[-9:]
 
     assert code == 1
     assert table[-1].endswith(folder.name)
@@ -120,3 +120,58 @@ def test_a_sweep_is_checked_whole_before_its_first_job(tmp_path):
         assert code == 2
         assert words in output
         assert not (tmp_path / "outputs").exists()
+
+
+@pytest.fixture
+def half_done(tmp_path):
+    """A sweep whose first job is finished and whose second one failed: a file that it reads is missing."""
+    arguments = ["--multirun", "stage.module.gate=null,steps.txt", "output_dir=my sweep"]
+    code, output = call("train", *arguments, cwd=tmp_path)
+    assert code == 1
+    assert states(tmp_path / "my sweep", 2) == ["finished", "failed"], output
+    (tmp_path / "steps.txt").write_text("100")
+    return tmp_path, arguments, output
+
+
+def test_a_sweep_goes_on_with_the_jobs_that_are_not_finished(half_done):
+    place, arguments, output = half_done
+    assert "to go on with what is not finished: python -m src.train --config-dir" in output
+    assert "steps.txt 'output_dir=my sweep' if_exists=resume\n" in output
+    finished = (place / "my sweep" / "0" / "metrics.json").stat()
+
+    code, refused = call("train", *arguments, cwd=place)
+    assert code == 2
+    assert "not empty" in refused
+    assert "Go on with it: if_exists=resume" in refused
+
+    further = ["--multirun", "stage.module.gate=null,steps.txt,null", "output_dir=my sweep"]
+    code, output = call("train", *further, "if_exists=resume", cwd=place)
+    assert code == 0, output
+    assert states(place / "my sweep", 3) == ["finished"] * 3
+    assert (place / "my sweep" / "0" / "metrics.json").stat() == finished
+    assert "my sweep/0 is finished" in output
+    assert "to go on with" not in output
+
+
+def test_a_sweep_goes_on_with_the_jobs_that_it_had_only(half_done):
+    place, _, _ = half_done
+
+    for arguments, words in (
+        (["stage.module.gate=steps.txt,null", "output_dir=my sweep"], "stage.module.gate: None -> steps.txt"),
+        (["stage.module.gate=null", "output_dir=my sweep"], "job 1 is in there, and this sweep has 1 jobs"),
+        (["stage.module.gate=null,steps.txt"], "needs output_dir=, the folder of the sweep"),
+    ):
+        code, output = call("train", "--multirun", *arguments, "if_exists=resume", cwd=place)
+        assert code == 2
+        assert words in output
+    assert states(place / "my sweep", 2) == ["finished", "failed"]
+
+
+def test_the_report_of_a_sweep_is_of_its_jobs_as_they_are_now(half_done):
+    place, _, _ = half_done
+    code, output = call("train", "resume=my sweep/1", cwd=place)
+    assert code == 0, output
+
+    shown = run("report", "my sweep", cwd=place).stdout
+
+    assert [line.split()[2] for line in shown.splitlines() if line[:1].isdigit()] == ["finished"] * 2

@@ -97,10 +97,20 @@ def _chosen_folder(entry: Entry, config: DictConfig, stack: contextlib.ExitStack
     _take(folder, stack)
     if not entry.is_resumable or not (folder / "status.json").is_file():
         return folder
-    return _reused_folder(entry, config, folder)
+    return reused_folder(entry, config, folder)
 
 
-def _reused_folder(entry: Entry, config: DictConfig, folder: Path) -> Path | None:
+def reused_folder(entry: Entry, config: DictConfig, folder: Path) -> Path | None:
+    """The folder of a run that this command goes on with; None where nothing is left to do, which is said.
+
+    Args:
+        entry: what the command is.
+        config: of the command, with `if_exists`; its `resume` is set.
+        folder: that holds a run.
+
+    Raises:
+        UsageError: If the run in there may not go on, or not with this configuration.
+    """
     state = state_of(folder)
     if config.if_exists == "resume":
         refuse_pickles(folder, config, checked_trust(plain_value(config.get("trust"))))

@@ -49,6 +49,8 @@ PACKAGES = (
     "numpy",
 )
 ROW_KEYS = ("benchmark", "mode", "model", "n_queries", "n_docs", "metrics")
+JOBS = "jobs.json"
+"""In the folder of a sweep: per job, the settings that tell it from the others."""
 STATES = ("running", "finished", "failed", "interrupted", "pruned", "skipped")
 
 

@@ -5,8 +5,8 @@ from datetime import datetime
 from pathlib import Path
 
 from search_r3.cli.curves import read_panels
-from search_r3.cli.run_folder import read_json, read_status, state_of
-from search_r3.records import RecordError, read_text
+from search_r3.cli.run_folder import JOBS, read_json, read_status, state_of
+from search_r3.records import RecordError, checked
 
 MAIN_METRIC = "ndcg@10"
 
@@ -42,15 +42,31 @@ def sweep_table(
 
 
 def print_sweep(folder: Path) -> None:
-    """Prints the table that ended a sweep, or that of a search; of one that is not through, its jobs."""
-    told = folder / "summary.txt"
-    print(f"{folder}:")
-    if told.is_file():
-        print(read_text(told))
-        return
-    jobs = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-    overrides = [read_json(folder / str(job) / "provenance.json").get("overrides", []) for job in jobs]
-    print(sweep_table(folder, [list(map(str, its)) for its in overrides], jobs)[0])
+    """Prints the table of a sweep or a search, of its jobs as they are now: some may have gone on since."""
+    print(f"{folder}:\n{table_of_jobs(folder)[0]}")
+
+
+def table_of_jobs(folder: Path) -> tuple[str, bool]:
+    """The table of a sweep or a search, and whether every job of it finished.
+
+    Raises:
+        RecordError: If the record of its jobs is damaged.
+    """
+    file = folder / JOBS
+    record = read_json(file, "without it the jobs that began are shown: move it away")
+    if record:
+        checked(file, record, "jobs", _is_lists_of_text, "a list of lists of text")
+        return sweep_table(folder, record["jobs"])
+    numbers = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    origins = [read_json(folder / str(number) / "provenance.json") for number in numbers]
+    overrides = [list(map(str, origin.get("overrides", []))) for origin in origins]
+    return sweep_table(folder, overrides, numbers)
+
+
+def _is_lists_of_text(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(each, list) and all(isinstance(text, str) for text in each) for each in value
+    )
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
