@@ -238,6 +238,19 @@ def test_a_report_makes_every_comparison_of_whole_evaluations(copied, monkeypatc
     assert "not compared" not in capsys.readouterr().out
 
 
+def test_a_report_of_several_evaluations_leaves_the_picture_of_each(copied, tmp_path, monkeypatch, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(copied, other)
+    for folder in (copied, other):
+        (folder / "metrics.png").write_bytes(b"the picture of its evaluation")
+
+    reported(copied, monkeypatch, other)
+
+    assert f"chart: {copied / 'report.png'}" in capsys.readouterr().out
+    assert (copied / "report.png").is_file()
+    assert all((folder / "metrics.png").read_bytes()[:3] == b"the" for folder in (copied, other))
+
+
 def test_a_table_that_was_copied_alone_is_printed_and_the_missing_comparison_said(
     copied, tmp_path, monkeypatch, capsys
 ):

@@ -150,7 +150,9 @@ def _evaluations(paths: Sequence[Path], output: Path | None) -> Evaluations:
         print_differences(differences, short_names(measured) if model_names(measured) else {})
     for path, content in contents.items():
         print(f"{content['command']}  (commit {content['commit']}, seed {content['seed']}, {path})")
-    print(f"chart: {write_chart(measured, target.with_suffix('.png'))}")
+    # of several, not in the place of the first one's own picture
+    picture = target.with_suffix(".png") if output or len(contents) == 1 else target.with_name("report.png")
+    print(f"chart: {write_chart(measured, picture)}")
     known = [found for row, found in zip(rows, scores, strict=True) if "ci95" in row]
     return Evaluations(measured, known, differences, contents)
 
