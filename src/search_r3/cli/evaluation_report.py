@@ -67,7 +67,10 @@ def _check_table(path: str, content: object) -> None:
         ValueError: With the file and the rule.
     """
     if not isinstance(content, dict) or not {"rows", "command", "commit", "seed"} <= content.keys():
-        raise ValueError(f"{path}: no metrics.json; `python -m src.evaluate` writes one")
+        raise ValueError(
+            f"{path}: no metrics.json, which has rows, command, commit and seed; give one, or the folder of "
+            "an evaluation, a training run or a sweep"
+        )
     checked(path, content, "rows", lambda rows: isinstance(rows, list), "a list of rows", REMEDY)
     is_text = lambda value: isinstance(value, (str, int, type(None)))  # noqa: E731
     for key in ("command", "commit", "seed"):
