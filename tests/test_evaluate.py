@@ -1,20 +1,17 @@
-"""The command on collections as users have them: names, judgements, ids, and several calls in one folder."""
+"""The command on collections as users have them: names, judgements and ids, and a mode of one's own."""
 
 import json
 import os
 import re
-import warnings
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 import pytrec_eval
-from conftest import TEXTS
+from small_evaluations import OPENED, call, configs, evaluate, write_collection  # noqa: F401
 
-from search_r3 import report
 from search_r3.cli.compose import compose
 from search_r3.cli.config_source import ConfigSource
-from search_r3.cli.evaluation_report import scores_by_query
 from search_r3.cli.instantiate import instantiate
 from search_r3.data.jsonl import DataError
 from search_r3.data.types import Benchmark, Corpus
@@ -22,53 +19,13 @@ from search_r3.errors import UsageError
 from search_r3.evaluate import check, run
 from search_r3.evaluation.benchmark import evaluate_benchmark
 from search_r3.evaluation.modes import MODES
-from search_r3.evaluation.places import PlaceError, collection_path, folder_name
+from search_r3.evaluation.places import collection_path, folder_name
 from search_r3.evaluation.rankers import Settings
-from search_r3.evaluation.report import print_differences, print_table, short_names, write_chart
 from search_r3.evaluation.trec import encoded_id
 from search_r3.stages.validation import validate
 
 TREC = {"ndcg@10": "ndcg_cut_10", "recall@100": "recall_100", "map@100": "map_cut_100"}
-OPENED: list[ConfigSource] = []
 SETTINGS = Settings(top_k=100, analyzer="english", k1=1.2, b=0.75, seed=0)
-
-
-def write_collection(folder: Path, ids=("d0", "d1", "d2", "d3", "d4"), judged=(), queries=5) -> Path:
-    """Five documents; the query `q<i>` is the first line of the `i`-th one and has it as its positive."""
-    (folder / "qrels").mkdir(parents=True)
-    documents = [{"_id": name, "text": text} for name, text in zip(ids, TEXTS[:5], strict=True)]
-    asked = [{"_id": f"q{i}", "text": text.split("\n")[0]} for i, text in enumerate(TEXTS[:queries])]
-    for name, rows in (("corpus", documents), ("queries", asked)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    lines = [f"q{i}\t{ids[i]}\t1\n" for i in range(queries)] + [f"{q}\t{d}\t{g}\n" for q, d, g in judged]
-    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def configs():
-    """Opened once: it takes as long as an evaluation here."""
-    with ConfigSource() as source:
-        OPENED.append(source)
-        yield
-    OPENED.clear()
-
-
-def call(*overrides: str) -> None:
-    """What `python -m src.evaluate modes=[bm25] ...` does, in this process."""
-    config = compose("evaluate", ["modes=[bm25]", *overrides], OPENED[0]).config
-    check(config, False)
-    run(config)
-
-
-def evaluate(tmp_path: Path, *overrides: str) -> list[dict]:
-    """Rows of metrics.json after `python -m src.evaluate modes=[bm25] ...` into `tmp_path/out`."""
-    out = tmp_path / "out"
-    call(f"beir_dir={tmp_path / 'beir'}", f"output_dir={out}", *overrides)
-    rows = json.loads((out / "metrics.json").read_text())["rows"]
-    assert len({row["folder"] for row in rows}) == len(rows)
-    assert all((out / row["folder"] / "run.trec").is_file() for row in rows)
-    return rows
 
 
 def read_trec(folder: Path) -> tuple[dict, dict]:
@@ -322,111 +279,6 @@ def test_a_query_that_finds_nothing_counts_zero_and_is_said(tmp_path, caplog):
     assert_trec_eval_agrees(tmp_path / row["folder"], row)
 
 
-# ---- several calls in one folder
-
-
-def test_a_second_call_adds_its_rows_and_takes_none_away(tmp_path):
-    for name in ("a", "b"):
-        write_collection(tmp_path / "beir" / name)
-    first = evaluate(tmp_path, "benchmarks=[a]")
-    both = evaluate(tmp_path, "benchmarks=[b]")
-    assert both[0] == first[0]
-    assert [row["benchmark"] for row in both] == ["a", "b"]
-    more = evaluate(tmp_path, "benchmarks=[a]", "limit=2")
-    assert more[:2] == both
-    assert (more[2]["n_queries"], more[2]["folder"][:7]) == (2, "a/bm25-")
-    again = evaluate(tmp_path, "benchmarks=[a]")
-    assert sorted(again, key=lambda row: row["folder"]) == sorted(more, key=lambda row: row["folder"])
-    other = evaluate(tmp_path, "benchmarks=[a]", "bm25.k1=0.9", "seed=2")
-    assert len(other) == 4
-    assert other[3]["seed"] == 2
-
-
-def test_collections_of_one_name_in_two_places_do_not_share_a_folder(tmp_path):
-    write_collection(tmp_path / "beir" / "a")
-    write_collection(tmp_path / "elsewhere" / "a", queries=3)
-    first = evaluate(tmp_path, "benchmarks=[a]")
-    both = evaluate(tmp_path, "benchmarks=[a]", f"beir_dir={tmp_path / 'elsewhere'}")
-    assert both[0] == first[0]
-    assert [row["n_queries"] for row in both] == [5, 3]
-
-
-def test_rows_of_a_call_that_was_killed_before_it_wrote_the_table_are_in_the_next_table(tmp_path):
-    for name in ("a", "b", "x/y"):
-        write_collection(tmp_path / "beir" / name)
-    (row, nested) = evaluate(tmp_path, "benchmarks=[a,x/y]")
-    (tmp_path / "out" / "metrics.json").unlink()
-    half = tmp_path / "out" / "a" / "direct.partial"  # killed while it wrote: no evaluation
-    half.mkdir()
-    (half / "row.json").write_text(json.dumps({"key": {}, "row": row | {"mode": "direct"}}))
-    strange = tmp_path / "out" / "other_run" / "a" / "bm25"  # an evaluation of another output folder
-    strange.mkdir(parents=True)
-    (strange / "row.json").write_bytes((tmp_path / "out" / "a" / "bm25" / "row.json").read_bytes())
-    assert evaluate(tmp_path, "benchmarks=[b]")[:2] == [row, nested]
-
-
-def test_rows_from_before_rows_named_their_folder_stay_with_the_origin_of_their_file(tmp_path):
-    write_collection(tmp_path / "beir" / "a")
-    (row,) = evaluate(tmp_path, "benchmarks=[a]")
-    file = tmp_path / "out" / "metrics.json"
-    content = json.loads(file.read_text())
-    old = {key: value for key, value in row.items() if key not in ("folder", "command", "commit", "seed")}
-    content |= {"command": "as it was", "commit": "123", "rows": [old | {"benchmark": "old"}]}
-    file.write_text(json.dumps(content))
-    (tmp_path / "out" / "old" / "bm25").mkdir(parents=True)
-    (tmp_path / "out" / "old" / "bm25" / "run.trec").touch()
-    rows = evaluate(tmp_path, "benchmarks=[a]")
-    assert [(r["benchmark"], r["folder"], r["command"], r["commit"]) for r in rows] == [
-        ("old", "old/bm25", "as it was", "123"),
-        ("a", "a/bm25", row["command"], row["commit"]),
-    ]
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"rows": [{"benchmark": "validation"}]}', '{"rows": 1}'])
-def test_a_file_that_no_evaluation_wrote_is_not_replaced(tmp_path, content):
-    write_collection(tmp_path / "beir" / "a")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "metrics.json").write_text(content)
-    with pytest.raises(PlaceError, match=r"metrics\.json is there and is none that src.evaluate wrote"):
-        evaluate(tmp_path, "benchmarks=[a]")
-    assert (tmp_path / "out" / "metrics.json").read_text() == content
-
-
-def test_the_folder_of_a_training_run_is_refused(tmp_path):
-    write_collection(tmp_path / "beir" / "a")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "config.yaml").write_text("seed: 1\nstage:\n  name: sft\n")
-    with pytest.raises(UsageError, match="is the folder of a training run"):
-        evaluate(tmp_path, "benchmarks=[a]")
-
-
-def test_what_lies_in_the_place_of_an_evaluation_is_left_alone(tmp_path):
-    write_collection(tmp_path / "beir" / "a")
-    notes = tmp_path / "out" / "a" / "bm25" / "notes.txt"
-    notes.parent.mkdir(parents=True)
-    notes.write_text("mine")
-    (row,) = evaluate(tmp_path, "benchmarks=[a]")
-    assert row["folder"].startswith("a/bm25-")
-    assert notes.read_text() == "mine"
-
-
-def test_one_table_for_several_output_folders_says_where_each_row_lies(tmp_path, caplog):
-    for name in ("a", "b"):
-        write_collection(tmp_path / "beir" / name)
-    table = tmp_path / "tables" / "all.json"
-    with caplog.at_level("INFO"):
-        for name in ("a", "b"):
-            out = f"output_dir={tmp_path / 'outs' / name}"
-            beir = f"beir_dir={tmp_path / 'beir'}"
-            call(beir, out, f"metrics_file={table}", f"benchmarks=[{name}]")
-    rows = json.loads(table.read_text())["rows"]
-    assert [row["folder"] for row in rows] == ["../outs/a/a/bm25", "../outs/b/b/bm25"]
-    assert all((table.parent / row["folder"] / "run.trec").is_file() for row in rows)
-    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("wrote ")]
-    assert said == [f"wrote {table}", f"wrote {table.with_suffix('.png')}"] * 2
-    assert all(Path(line.removeprefix("wrote ")).is_file() for line in said)
-
-
 # ---- one's own
 
 MODE = """
@@ -494,93 +346,6 @@ def test_the_modes_of_conf_are_those_that_are_shipped(tmp_path):
     assert {name: type(instantiate(node)) for name, node in config.mode.items()} == {
         name: type(mode) for name, mode in MODES.items()
     }
-
-
-# ---- reports
-
-
-def test_a_report_finds_the_scores_of_every_row_and_where_its_own_rows_lie(tmp_path, monkeypatch, capsys):
-    write_collection(tmp_path / "beir" / "a")
-    evaluate(tmp_path, "benchmarks=[a]")
-    rows = evaluate(tmp_path, "benchmarks=[a]", "limit=2")
-    file = tmp_path / "out" / "metrics.json"
-    assert [len(scores_by_query(file, row)) for row in rows] == [5, 2]
-    joined = tmp_path / "joined" / "metrics.json"
-    monkeypatch.setattr("sys.argv", ["report", str(file), "--output", str(joined)])
-    assert report.main() == 0
-    written = json.loads(joined.read_text())["rows"]
-    assert all((joined.parent / row["folder"] / "run.trec").is_file() for row in written)
-    assert rows[1]["folder"].partition("/")[2] in capsys.readouterr().out
-
-
-NO_TABLE = "no metrics.json, which has rows, command, commit and seed; give one, or the folder of an"
-NO_EVALUATION = {
-    "{}": NO_TABLE,
-    "[]": NO_TABLE,
-    '{"rows": [], "command": "", "commit": "", "seed": 1}': "no row of an evaluation; `python -m src",
-}
-
-
-@pytest.mark.parametrize("content", NO_EVALUATION)
-def test_a_report_of_what_is_no_evaluation_is_one_line(tmp_path, content):
-    file = tmp_path / "metrics.json"
-    file.write_text(content)
-    with pytest.raises(ValueError, match=re.escape(f"metrics.json: {NO_EVALUATION[content]}")) as refused:
-        report.joined({str(file): json.loads(content)})
-    assert "\n" not in str(refused.value)
-
-
-def test_a_table_and_a_chart_show_names_as_they_are_and_any_number_of_them(tmp_path, capsys):
-    row = {
-        "mode": "bm25", "model": "bm25", "n_queries": 1, "n_docs": 1, "missing_embed_token": 0,
-        "seconds_per_query": 0.1, "tokens_per_query": 0, "weights_sha256": None,
-        "metrics": {"ndcg@10": 0.5, "recall@100": 1.0}, "ci95": {"ndcg@10": [0.4, 0.6]},
-    }  # fmt: skip
-    print_table([row | {"benchmark": "we[b] 1"}])
-    assert "we[b] 1" in capsys.readouterr().out
-    assert write_chart([row | {"benchmark": "$x$ {"}], tmp_path / "one.png").is_file()
-    two = [row | {"benchmark": "b", "model": f"runs/{n}/model", "weights_sha256": n} for n in ("_$a", "_$^")]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", "No artists with labels")  # of a legend without a line
-        assert write_chart(two, tmp_path / "two.png").is_file()
-    many = [row | {"benchmark": f"b{number}"} for number in range(70)]
-    image = write_chart(many, tmp_path / "many.png").read_bytes()
-    assert int.from_bytes(image[16:20]) == 100 * 100  # no wider however many; matplotlib refuses 2^16 pixels
-    one, three = (write_chart(many[:n], tmp_path / f"{n}.png").read_bytes()[16:20] for n in (1, 3))
-    assert [int.from_bytes(width) for width in (one, three)] == [
-        800,
-        860,
-    ]  # 3.2 + 1.8 inches each, at least 8; 100 dots
-    with pytest.raises(ValueError, match="no row to draw"):
-        write_chart([], tmp_path / "none.png")
-
-
-def test_the_rows_of_two_models_are_told_apart_by_the_part_of_their_paths_that_differs(capsys):
-    row = {
-        "benchmark": "a", "mode": "direct", "n_queries": 1, "n_docs": 1, "missing_embed_token": 0,
-        "seconds_per_query": 0.1, "tokens_per_query": 0, "weights_sha256": "0",
-        "metrics": {"ndcg@10": 0.5, "recall@100": 1.0}, "ci95": {"ndcg@10": [0.4, 0.6]},
-    }  # fmt: skip
-    made = ["outputs/quickstart/sft/model", "outputs/quickstart/rl/model", "experiments/nano_base/model"]
-    rows = [row | {"model": model} for model in made]
-    bm25 = row | {"mode": "bm25", "model": "bm25 (english)", "weights_sha256": None}
-    print_table([bm25, *rows])
-    lines = [line.split("│")[2:4] for line in capsys.readouterr().out.splitlines() if "│ a " in line]
-    found = [[cell.strip() for cell in line] for line in lines]
-    assert found == [["", "bm25"], ["sft", "direct"], ["rl", "direct"], ["nano_base", "direct"]]
-    assert short_names([rows[0]]) == {made[0]: "sft"}
-    twice = short_names([row | {"model": f"{seed}/sft/model"} for seed in "12"])
-    assert twice == {"1/sft/model": "1/sft", "2/sft/model": "2/sft"}
-
-
-def test_the_table_of_differences_has_a_heading_for_every_column(capsys):
-    one = {"benchmark": "a", "mode": "direct", "model": "m"}
-    print_differences([one | {"less": one, "difference": 0.1, "ci95": [0.0, 0.2], "p": 0.01}], {})
-    shown = capsys.readouterr().out
-    headings = next(line for line in shown.splitlines() if "benchmark" in line)
-    cells = [cell.strip() for cell in headings.strip("┃").split("┃")]
-    assert cells == ["benchmark", "this", "less", "difference", "95 % interval", "p"]
-    assert "+0.000 to +0.200" in shown
 
 
 def test_the_validation_collection_of_a_data_set_is_evaluated_by_its_name(tmp_path):
