@@ -4,7 +4,14 @@ import pytest
 import torch
 from conftest import QUERIES, TEXTS
 from plain_folders import LENGTHS, WORDS, byte_tokenizer
-from transformers import AutoModelForCausalLM, BioGptConfig, FalconConfig, GPT2Config, OPTConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BioGptConfig,
+    FalconConfig,
+    GPT2Config,
+    OPTConfig,
+    PhimoeConfig,
+)
 
 from search_r3.models.dropout import leave_out_dropout
 from search_r3.models.folder import open_embedder
@@ -78,3 +85,21 @@ def test_what_was_left_out_is_told_and_stands_in_the_configuration(caplog):
     caplog.clear()
     leave_out_dropout(model)
     assert not caplog.text
+
+
+def test_a_setting_named_after_jitter_that_every_forward_reads_stays_as_it_is(caplog):
+    config = PhimoeConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, router_jitter_noise=0.1, input_jitter_noise=0.3,
+        pad_token_id=0, bos_token_id=None, eos_token_id=0, initializer_range=0.3,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.arange(40)[None]
+    with torch.no_grad(), caplog.at_level("INFO"):
+        before = model(input_ids=ids).logits
+        leave_out_dropout(model)
+        assert torch.equal(model(input_ids=ids).logits, before)
+    assert "input_jitter_noise=0.3" in caplog.text
+    assert "router_jitter_noise" not in caplog.text

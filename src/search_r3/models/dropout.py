@@ -14,6 +14,9 @@ log = logging.getLogger(__name__)
 _RANDOM = re.compile(r"drop|jitter")
 """In the name of a setting that makes a training forward random: attention_dropout, resid_pdrop, layerdrop,
 router_jitter_noise."""
+_NOT_RANDOM = {"phimoe": ("router_jitter_noise",)}
+"""By type of model, settings of such a name that every forward reads: from where on PhiMoE's router weighs no
+other expert beside the best. Without it the model is another one."""
 
 
 def leave_out_dropout(model: PreTrainedModel) -> None:
@@ -25,9 +28,11 @@ def leave_out_dropout(model: PreTrainedModel) -> None:
     """
     had: dict[str, float] = {}
     _leave_out_of_config(model.config, had)
+    kept = _NOT_RANDOM.get(model.config.model_type, ())
     for module in model.modules():
         for name, value in list(vars(module).items()):
             is_random = _RANDOM.search(name) or (name == "p" and isinstance(module, nn.Dropout))
+            is_random = is_random and name not in kept
             if is_random and _is_above_0(value):
                 setattr(module, name, 0.0)
     if had:
@@ -35,10 +40,11 @@ def leave_out_dropout(model: PreTrainedModel) -> None:
 
 
 def _leave_out_of_config(config: PreTrainedConfig, had: dict[str, float]) -> None:
+    kept = _NOT_RANDOM.get(config.model_type, ())
     for name, value in list(vars(config).items()):
         if isinstance(value, PreTrainedConfig):
             _leave_out_of_config(value, had)
-        elif _RANDOM.search(name) and _is_above_0(value):
+        elif _RANDOM.search(name) and name not in kept and _is_above_0(value):
             had[name] = value
             setattr(config, name, 0.0)
 
