@@ -7,10 +7,12 @@ from transformers import (
     CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -73,6 +75,21 @@ CONFIGS = {
             "query_pre_attn_scalar": 8,
         },
     ),
+    "gemma4": (
+        Gemma4TextConfig,
+        SIZES
+        | {
+            "num_hidden_layers": 4,
+            "head_dim": 8,
+            "global_head_dim": 16,
+            "sliding_window": WINDOW,
+            "layer_types": ALTERNATING * 2,
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 400,
+            "final_logit_softcapping": 2.0,
+        },
+    ),
     "phi": (PhiConfig, SIZES),
     "phi3": (Phi3Config, SIZES | {"sliding_window": WINDOW}),
     "gpt2": (
@@ -104,6 +121,21 @@ CONFIGS = {
     "starcoder2": (Starcoder2Config, SIZES | {"sliding_window": WINDOW}),
     "opt": (OPTConfig, HEADS | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
 }
+NO_ADAPTER = {
+    "llama4": (
+        Llama4TextConfig,
+        SIZES
+        | {
+            "head_dim": 8,
+            "intermediate_size_mlp": 48,
+            "num_local_experts": 4,
+            "interleave_moe_layer_step": 2,
+            "no_rope_layer_interval": 2,
+            "attention_chunk_size": WINDOW,
+        },
+    ),
+}
+"""As `CONFIGS`, with a router that takes no adapter: other layers must be named for LoRA."""
 EAGER_ONLY = ("gemma2",)
 """Transformers refuses sdpa for these."""
 
@@ -114,7 +146,7 @@ def build(name: str, vocab_size: int = 96, attention: str = "sdpa", seed: int = 
     Matrices have variance 1 / fan-in and biases are not 0: with the usual small initial weights a layer
     hardly changes its input, and a part that is left out would not be seen.
     """
-    kind, settings = CONFIGS[name]
+    kind, settings = (CONFIGS | NO_ADAPTER)[name]
     config = kind(**settings, vocab_size=vocab_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -5,7 +5,7 @@ The expectation is plain transformers: one row, no padding, no mask, no cache.
 
 import pytest
 import torch
-from architectures import CONFIGS, EAGER_ONLY, WINDOW, build
+from architectures import CONFIGS, EAGER_ONLY, NO_ADAPTER, WINDOW, build
 from conftest import LENGTHS, PROMPTS, QUERIES, TEXTS
 from torch.nn.functional import normalize
 
@@ -27,7 +27,9 @@ def tokenizer():
 
 
 @pytest.fixture(
-    scope="module", params=[*((name, "sdpa") for name in CONFIGS), ("mistral", "eager")], ids="-".join
+    scope="module",
+    params=[*((name, "sdpa") for name in CONFIGS | NO_ADAPTER), ("mistral", "eager")],
+    ids="-".join,
 )
 def embedder(request, tokenizer):
     """Read only."""

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from architectures import build
 from conftest import QUERIES, TEXTS, build_embedder
 from torch.nn.functional import normalize
 
@@ -70,6 +71,12 @@ def test_what_a_token_keeps_is_counted_in_bytes(dtype, is_cast):
         kept = sum(each.nbytes for layer in cache.layers for each in (layer.keys, layer.values))
         assert embedder.bytes_per_token == kept / len(prompts[0])
     assert embedder.decoding_budget == 4 * embedder.token_budget
+
+
+def test_heads_that_single_layers_have_of_their_own_are_counted():
+    embedder = build_embedder()
+    embedder.model = build("gemma4")  # keys and values of 4 layers, 2 heads each, of 8, 16, 8 and 16 numbers
+    assert embedder.bytes_per_token == 2 * 2 * (8 + 16 + 8 + 16) * 4
 
 
 def test_pitfall_11_a_rollout_that_reaches_its_limit_gets_the_token_appended_and_is_counted(embedder):

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
     GPTJConfig,
+    Llama4TextConfig,
     LlamaConfig,
     OPTConfig,
     Phi3Config,
@@ -174,6 +175,32 @@ def test_frequencies_of_one_type_of_layer_are_a_limit_too():
         rope_parameters=ropes, layer_types=["full_attention"],
     )  # fmt: skip
     assert reach(AutoModelForCausalLM.from_config(config)).most == 96
+
+
+def test_attention_that_is_scaled_by_the_places_of_a_batch_is_a_limit():
+    sizes = {**SMALL, "vocab_size": 96, "num_key_value_heads": 4, "head_dim": 8, "num_local_experts": 2}
+    sizes |= {"intermediate_size_mlp": 64, "no_rope_layer_interval": 1, "pad_token_id": 0}
+    config = Llama4TextConfig(**sizes, floor_scale=16, num_experts_per_tok=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    found = reach(model)
+    ids = torch.arange(1, found.most + 2)[None]
+
+    def apart(n_padding, n):  # a text of n tokens, alone and behind padding
+        mask = (torch.arange(n_padding + n) >= n_padding).long()[None]
+        padded = torch.cat([torch.zeros(1, n_padding, dtype=torch.long), ids[:, :n]], dim=1)
+        with torch.no_grad():
+            alone = model(input_ids=ids[:, :n], use_cache=False).logits[0, -1]
+            behind = model(input_ids=padded, attention_mask=mask, use_cache=False).logits[0, -1]
+        return float((alone - behind).abs().max() / alone.abs().max())
+
+    assert found.most == 15
+    assert "scales attention by places of a batch" in found.reason
+    assert apart(5, 10) < 1e-5  # as many as are allowed, padding among them
+    assert apart(6, 10) > 1e-4
+    config.attn_temperature_tuning = False
+    assert reach(AutoModelForCausalLM.from_config(config)).most is None
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "phi", "mistral"])

@@ -6,7 +6,7 @@ from architectures import CONFIGS, EAGER_ONLY, build
 from torch.distributed.device_mesh import init_device_mesh
 from two_processes import on_two_ranks
 
-from search_r3.models.logits import decoder_path, own_logits
+from search_r3.models.logits import decoder_of, decoder_path, own_logits
 from search_r3.models.prefix import position_ids
 from search_r3.stages.sharding import shard
 from tests.closeness import ULP
@@ -20,7 +20,7 @@ def gradients(causal_lm, rows):
     """Of a loss that reads the states and, beside the decoder, the logits; split ones are made whole."""
     ids = torch.randint(5, 40, (2, 7), generator=torch.Generator().manual_seed(0))[rows]
     mask = torch.ones_like(ids)
-    states = causal_lm.get_decoder()(
+    states = decoder_of(causal_lm)(
         input_ids=ids, attention_mask=mask, position_ids=position_ids(mask.bool()), use_cache=False
     ).last_hidden_state
     logits = own_logits(causal_lm, decoder_path(causal_lm), states.flatten(0, 1))

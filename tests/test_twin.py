@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
     BambaConfig,
     CTRLConfig,
+    Gemma4TextConfig,
     GPT2LMHeadModel,
     GPT2Model,
     Lfm2Config,
@@ -46,6 +47,18 @@ def test_every_listed_architecture_passes_with_lora_and_its_twin_has_two_layers_
     assert small.config.num_hidden_layers == 2
     if getattr(model.config, "sliding_window", None):
         assert small.config.sliding_window == 8
+
+
+def test_what_single_layers_have_of_their_own_is_that_of_the_layer_in_the_twin_too():
+    sizes = CONFIGS["gemma4"][1] | {"num_hidden_layers": 3, "num_kv_shared_layers": 0}
+    sizes |= {"attention_k_eq_v": True, "num_global_key_value_heads": 1}
+    sizes["layer_types"] = ["sliding_attention", "sliding_attention", "full_attention"]
+    model = AutoModelForCausalLM.from_config(Gemma4TextConfig(**sizes, vocab_size=96))
+    check_architecture(model, LoraTuning(r=4).apply, "lora")
+    small = twin.build_twin(model, "sdpa", is_narrow=True).config
+    assert small.layer_types == ["sliding_attention", "full_attention"]
+    assert [each.head_dim for each in small.per_layer_config] == [8, 16]
+    assert [each.num_key_value_heads for each in small.per_layer_config] == [2, 1]
 
 
 def test_a_check_leaves_the_random_numbers_that_a_new_adapter_is_made_of():
@@ -200,12 +213,17 @@ ROUTED = {
         "its two-layer twin with a LoRA adapter fails with",
         ("q_proj", "o_proj"),
     ),
+    "llama4": (
+        lambda: build("llama4").config,
+        "its two-layer twin with a LoRA adapter fails with",
+        ("q_proj", "o_proj"),
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ROUTED)
 def test_a_router_that_an_adapter_does_not_reach_is_refused_with_the_key_and_other_layers_pass(name):
-    """LongCat's reads the weight of a layer that it never calls; PhiMoE's gives more than a tensor."""
+    """LongCat's reads the weight of a layer that it never calls; the others' give more than a tensor."""
     config, fault, others = ROUTED[name]
     model = AutoModelForCausalLM.from_config(config())
     check_architecture(model)

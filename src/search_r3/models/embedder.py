@@ -13,13 +13,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from search_r3.models.attention import leave_out_cudnn
 from search_r3.models.batching import decoding_budget, forward_cost, length_batches, tokens_that_fit
 from search_r3.models.dropout import without_dropout
 from search_r3.models.generation import Sampling, SpecialIds, decode, row_uniforms
-from search_r3.models.logits import decoder_path, own_logits, state_width
+from search_r3.models.logits import decoder_of, decoder_path, own_logits, state_width
 from search_r3.models.prefix import Prefix, common_prefix, pad_left, position_ids, remembers_keys
 from search_r3.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder, Prompts, Rendered
 from search_r3.models.threads import threads_for
@@ -120,7 +120,7 @@ class ReasoningEmbedder(nn.Module):
     @property
     def decoder(self) -> nn.Module:
         """The transformer without its head; its last hidden state has passed the final norm."""
-        return self.causal_lm.get_decoder()
+        return decoder_of(self.causal_lm)
 
     @cached_property
     def _decoder_path(self) -> tuple[str, ...]:
@@ -169,10 +169,8 @@ class ReasoningEmbedder(nn.Module):
         They are kept as the weights are: under autocast, which leaves the states in that precision, as well.
         """
         config = self.causal_lm.config.get_text_config()
-        n_queries = getattr(config, "num_attention_heads", None) or 1
-        n_heads = getattr(config, "num_key_value_heads", None) or n_queries
-        width = getattr(config, "head_dim", None) or config.hidden_size // n_queries
-        return 2 * config.num_hidden_layers * n_heads * width * next(self.model.parameters()).element_size()
+        layers = getattr(config, "per_layer_config", [config] * config.num_hidden_layers)
+        return 2 * sum(map(_key_width, layers)) * next(self.model.parameters()).element_size()
 
     @property
     def dtype_name(self) -> str:
@@ -431,6 +429,13 @@ class ReasoningEmbedder(nn.Module):
         quiet = without_dropout(self.model, False) if self.model.training else nullcontext()
         with quiet, torch.no_grad(), threads_for(n_tokens * self._layer_weights):
             yield
+
+
+def _key_width(layer: PreTrainedConfig) -> int:
+    """Numbers of a token's key in a layer, all heads together."""
+    n_queries = getattr(layer, "num_attention_heads", None) or 1
+    n_heads = getattr(layer, "num_key_value_heads", None) or n_queries
+    return n_heads * (getattr(layer, "head_dim", None) or layer.hidden_size // n_queries)
 
 
 def _heard_in_order(heard: Callable[[int, int], None], rows: Sequence[int], row: int, token: int) -> None:

@@ -5,11 +5,22 @@ cap (Gemma 2), a bias (Phi). It is code in each model's own `forward`, so that v
 states in the decoder's place. Losses, log-probabilities and sampling all take logits from `own_logits`.
 """
 
+import inspect
+from functools import cache
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
+
+
+def decoder_of(causal_lm: PreTrainedModel) -> nn.Module:
+    """The transformer below the head of a causal language model.
+
+    transformers does not find that of Llama 4, whose text model stands under another name than it says.
+    """
+    decoder = causal_lm.get_decoder()
+    return getattr(causal_lm, "model", decoder) if decoder is causal_lm else decoder
 
 
 def decoder_path(causal_lm: PreTrainedModel) -> tuple[str, ...]:
@@ -18,7 +29,7 @@ def decoder_path(causal_lm: PreTrainedModel) -> tuple[str, ...]:
     Raises:
         ValueError: If the model has no decoder of its own below it.
     """
-    decoder = causal_lm.get_decoder()
+    decoder = decoder_of(causal_lm)
     for name, module in causal_lm.named_modules():
         if module is decoder and name:
             return tuple(name.split("."))
@@ -43,9 +54,16 @@ def own_logits(causal_lm: PreTrainedModel, path: tuple[str, ...], states: Tensor
         `[n, V]` in the model's own precision, or in autocast's; with gradient where it is on.
     """
     precision = next(causal_lm.get_output_embeddings().parameters()).dtype
-    decoded = _Decoded(causal_lm.get_decoder(), states.to(precision)[None])
-    stand_in = _Replaced(causal_lm, path, decoded)
-    return type(causal_lm).forward(stand_in).logits[0]
+    states = states.to(precision)[None]
+    stand_in = _Replaced(causal_lm, path, _Decoded(decoder_of(causal_lm), states))
+    # Gemma 4 reads the length of what it is given.
+    given = {"inputs_embeds": states} if _takes_embeddings(type(causal_lm)) else {}
+    return type(causal_lm).forward(stand_in, **given).logits[0]
+
+
+@cache
+def _takes_embeddings(kind: type[PreTrainedModel]) -> bool:
+    return "inputs_embeds" in inspect.signature(kind.forward).parameters
 
 
 class _Decoded:

@@ -32,7 +32,8 @@ def reach(model: PreTrainedModel) -> Reach:
     """What the positions of a model allow.
 
     A table of positions (GPT-2, OPT, GPT-J) ends. Rotary frequencies are computed for any position, but those
-    of type "dynamic" and "longrope" change for all rows of a batch once its longest row passes a limit.
+    of type "dynamic" and "longrope" change for all rows of a batch once its longest row passes a limit, and
+    Llama 4 scales attention by places that count padding.
     """
     config = model.config
     trained = getattr(config, "max_position_embeddings", None)
@@ -41,6 +42,12 @@ def reach(model: PreTrainedModel) -> Reach:
     is_rotary = any(name.endswith("inv_freq") for name, _ in model.named_buffers())
     if not is_rotary and getattr(config, "max_seq_len", None) is not None:
         return Reach(config.max_seq_len, f"{type(model).__name__} ends at {config.max_seq_len}", trained)
+    if getattr(config, "attn_temperature_tuning", False):
+        reason = (
+            f"{type(model).__name__} scales attention by places of a batch, padding among them, from the "
+            f"{config.floor_scale}th on, so that the batch would change the result"
+        )
+        return Reach(config.floor_scale - 1, reason, trained)
     changes = [_changes_at(rope, trained) for rope in _ropes(getattr(config, "rope_parameters", None))]
     limits = [limit for limit in changes if limit is not None]
     if is_rotary and limits:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import peft
@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from search_r3.models.logits import decoder_path, own_logits
+from search_r3.models.logits import decoder_of, decoder_path, own_logits
 from search_r3.models.prefix import pad_left, position_ids, remembers_keys
 from search_r3.models.steps import continued, prefill
 from search_r3.models.tuning import adapter_disabled, base_model, is_fresh
@@ -34,7 +34,7 @@ CHECK_VERSION = 2
 PASSED = Path(".cache") / "architectures"
 WINDOW, VOCABULARY, MAX_WIDTH = 8, 256, 256
 MAX_SIZE = 500_000_000  # parameters of its two largest layers: 2 GB
-_WINDOWS = ("sliding_window", "window_size", "attention_window", "local_window_size")
+_WINDOWS = ("sliding_window", "window_size", "attention_window", "local_window_size", "attention_chunk_size")
 _WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "moe_intermediate_size")
 _SAME_WIDTH = ("word_embed_proj_dim", "embed_dim", "d_model", "lru_width")
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "decoder_start_token_id")
@@ -170,17 +170,31 @@ def build_twin(model: PreTrainedModel, attention: str, is_narrow: bool) -> PreTr
 
 def _twin_config(model: PreTrainedModel, attention: str, is_narrow: bool) -> PreTrainedConfig:
     config = copy.deepcopy(model.config)
-    _shrink(config.get_text_config())
+    text = config.get_text_config()
+    own = _own_of_layers(text)
+    if own:
+        text.per_layer_config = None  # with it, what some layers have of their own cannot be read
+    kept = _shrink(text, own)
     if is_narrow:
-        _narrow(config.get_text_config())
+        _narrow(text)
+    if own:
+        text.per_layer_config = {place: own[layer] for place, layer in enumerate(kept) if layer in own}
     config._attn_implementation = attention
     config.dtype = torch.float32
     return config
 
 
-def _shrink(config: PreTrainedConfig) -> None:
+def _own_of_layers(config: PreTrainedConfig) -> dict[int, dict]:
+    """By layer, the settings that it has of its own, as the size of the heads in some layers of Gemma 4."""
+    stated = config.to_dict().get("per_layer_config") or {}
+    return {int(layer): settings for layer, settings in stated.items()}
+
+
+def _shrink(config: PreTrainedConfig, own: Mapping[int, dict]) -> list[int]:
+    """Leaves a layer of each kind, and at least two: their places in the model, in order."""
     n_layers = config.num_hidden_layers
-    kinds = list(getattr(config, "layer_types", None) or ["layer"] * n_layers)
+    types = getattr(config, "layer_types", None) or ["layer"] * n_layers
+    kinds = [(kind, str(own.get(layer))) for layer, kind in enumerate(types)]
     kept = sorted(kinds.index(kind) for kind in set(kinds))
     kept = sorted({*kept, *range(n_layers)[: 2 - len(kept) + 1]})[: max(2, len(kept))]
     for name, value in list(vars(config).items()):
@@ -194,6 +208,7 @@ def _shrink(config: PreTrainedConfig) -> None:
             setattr(config, name, 0)  # layers that shared keys with one that is gone have keys of their own
     config.num_hidden_layers = len(kept)
     config.vocab_size = VOCABULARY
+    return kept
 
 
 def _narrow(config: PreTrainedConfig) -> None:
@@ -227,7 +242,7 @@ def difference(model: PreTrainedModel) -> str:
     Args:
         model: in fp32, with a vocabulary of `VOCABULARY`.
     """
-    decoder, path = model.get_decoder(), decoder_path(model)
+    decoder, path = decoder_of(model), decoder_path(model)
     rows, tails = _sequences(), [[7, 3, 9, 1, 5, 2, 8, 4, 6, 11]] * 4
     plain, logits = [], []
     for row, tail in zip(rows, tails, strict=True):

@@ -27,6 +27,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from search_r3.distributed import own_place
 from search_r3.models.embedder import ReasoningEmbedder
+from search_r3.models.logits import decoder_of
 from search_r3.stages.checkpoint_files import check, read
 
 
@@ -142,7 +143,7 @@ def shard(causal_lm: PreTrainedModel, mesh: DeviceMesh) -> None:
         ValueError: If the decoder has no layers that transformers marks as such, or torch is too old for
             several ranks.
     """
-    decoder = causal_lm.get_decoder()
+    decoder = decoder_of(causal_lm)
     layers = [each for each in decoder.modules() if isinstance(each, GradientCheckpointingLayer)]
     if not layers:
         raise ValueError(f"strategy=fsdp cannot split {type(causal_lm).__name__}: it has no layers")
