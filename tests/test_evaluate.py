@@ -121,6 +121,22 @@ def test_the_texts_of_a_file_are_asked_with_the_queries(tmp_path):
     }
 
 
+def test_a_bad_line_of_a_later_collection_is_refused_before_the_first_is_evaluated(tmp_path, caplog):
+    write_collection(tmp_path / "beir" / "a")
+    later = write_collection(tmp_path / "beir" / "b")
+    text = (later / "qrels" / "test.tsv").read_text()
+    (later / "qrels" / "test.tsv").write_text(text + "q0\td1\thigh\n")
+
+    with pytest.raises(DataError, match=r"b/qrels/test\.tsv, line 7: .*'high'"):
+        evaluate(tmp_path, "benchmarks=[a,b]")
+    assert not (tmp_path / "out" / "a").exists()
+
+    (later / "qrels" / "test.tsv").write_text(text)
+    (later / "corpus.jsonl").write_text((later / "corpus.jsonl").read_text() + '{"_id": "d9", "text": ""}\n')
+    evaluate(tmp_path, "benchmarks=[a,b]")
+    assert len([line for line in caplog.messages if "b/corpus.jsonl" in line]) == 1, "its warning, once"
+
+
 def test_texts_of_no_query_of_a_later_collection_are_refused_before_the_first_is_evaluated(tmp_path):
     write_collection(tmp_path / "beir" / "a")
     other = write_collection(tmp_path / "beir" / "b")

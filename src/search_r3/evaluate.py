@@ -80,6 +80,7 @@ def _evaluate(config: DictConfig, models: Mapping[str, "Model"]) -> None:
     reasonings = load_reasonings(config.reasonings) if "reasonings" in needs else None
     if reasonings is not None:
         _check_reasonings(config, places, reasonings)
+    _check_later(config, places)
     new: list[dict] = []
     rows: list[dict] = []
     for name, place in places.items():  # one at a time: a large one is not held beside the next
@@ -152,6 +153,24 @@ def _places(config: DictConfig) -> dict[str, Path | None]:
     return places
 
 
+def _check_later(config: DictConfig, places: Mapping[str, Path | None]) -> None:
+    """Reads every collection but the first, so that a bad line of one ends no evaluation of hours.
+
+    What there is to warn of is said when it is evaluated.
+
+    Raises:
+        DataError: As `_benchmark`.
+    """
+    readers = logging.getLogger("search_r3.data")
+    level = readers.level
+    readers.setLevel(logging.ERROR)
+    try:
+        for name, place in list(places.items())[1:]:
+            _read(config, name, place)
+    finally:
+        readers.setLevel(level)
+
+
 def _check_reasonings(
     config: DictConfig, places: Mapping[str, Path | None], reasonings: Mapping[str, str]
 ) -> None:
@@ -173,6 +192,13 @@ def _check_reasonings(
 
 
 def _benchmark(config: DictConfig, name: str, place: Path | None) -> "Benchmark":
+    benchmark = _read(config, name, place)
+    if place is not None and (told := difference_text(benchmark, split_of(config, name))):
+        log.warning(told)
+    return benchmark
+
+
+def _read(config: DictConfig, name: str, place: Path | None) -> "Benchmark":
     if place is None:
         data = instantiate(config.data)
         collection = data.test if config.part == "test" else data.validation
@@ -181,7 +207,7 @@ def _benchmark(config: DictConfig, name: str, place: Path | None) -> "Benchmark"
         return collection
     from search_r3.data.beir.benchmark import load_benchmark
 
-    benchmark = load_benchmark(
+    return load_benchmark(
         place,
         name=name,
         split=split_of(config, name),
@@ -190,9 +216,6 @@ def _benchmark(config: DictConfig, name: str, place: Path | None) -> "Benchmark"
         in_memory_mib=config.in_memory_mib,
         holds_code=name.rpartition("/")[2] in config.bm25.code,
     )
-    if told := difference_text(benchmark, split_of(config, name)):
-        log.warning(told)
-    return benchmark
 
 
 def _evaluated(config: DictConfig) -> "Model":
