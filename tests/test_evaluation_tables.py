@@ -86,6 +86,27 @@ def test_the_rows_of_two_models_are_told_apart_by_the_part_of_their_paths_that_d
     assert twice == {"1/sft/model": "1/sft", "2/sft/model": "2/sft"}
 
 
+def test_rows_of_two_evaluations_that_are_called_alike_have_the_name_of_theirs(tmp_path, capsys):
+    row = {
+        "benchmark": "a/b", "mode": "auto", "model": "rl/model", "n_queries": 1, "n_docs": 1,
+        "seconds_per_query": 0.1, "tokens_per_query": 0, "weights_sha256": "0", "missing_embed_token": 0,
+        "metrics": {"ndcg@10": 0.5, "recall@100": 1.0}, "ci95": {"ndcg@10": [0.4, 0.6]},
+    }  # fmt: skip
+    other = row | {"mode": "direct", "folder": "eval/low/a/b/direct"}
+    rows = [row | {"folder": f"eval/{name}/a/b/auto"} for name in ("low", "high")]
+
+    print_table([*rows, other])
+    differences = [rows[1] | {"less": one, "difference": 0.1, "ci95": [0.0, 0.2], "p": 0.01} for one in rows]
+    print_differences(differences, {})
+
+    modes = [line.split("│")[3].strip() for line in capsys.readouterr().out.splitlines() if "│ a/b" in line]
+    assert modes == ["auto (low)", "auto (high)", "direct", "auto (low)", "auto (high)"]
+
+    many = [row | {"folder": f"eval/{number}/a/b/auto"} for number in range(13)]
+    image = write_chart(many, tmp_path / "many.png").read_bytes()
+    assert int.from_bytes(image[16:20]) == 970  # a place for each bar: 3.2 + 0.5 * 13 inches of 100 dots
+
+
 def test_the_table_of_differences_has_a_heading_for_every_column(capsys):
     one = {"benchmark": "a", "mode": "direct", "model": "m"}
     print_differences([one | {"less": one, "difference": 0.1, "ci95": [0.0, 0.2], "p": 0.01}], {})

@@ -1,5 +1,6 @@
 """Results as people read them: a table, and a chart with intervals."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -39,12 +40,13 @@ def print_table(rows: Sequence[Mapping]) -> None:
         table.add_column(name, justify="right")
     for name in (*(["reasoned"] if any(reasoned) else []), "no token", "ms/query", "tokens"):
         table.add_column(name, justify="right")
-    for row, its_missing, its_cut, its_share in zip(rows, missing, cut, reasoned, strict=True):
+    modes = mode_labels(rows)
+    for row, mode, its_missing, its_cut, its_share in zip(rows, modes, missing, cut, reasoned, strict=True):
         interval = "{:.3f}-{:.3f}".format(*row["ci95"]["ndcg@10"]) if "ci95" in row else ""
         table.add_row(
             escape(row["benchmark"]),
             *([escape(names.get(row["model"], ""))] if names else []),
-            mode_label(row),
+            escape(mode),
             str(row["n_queries"]),
             str(row["n_docs"]),
             *([its_missing] if any(missing) else []),
@@ -84,6 +86,38 @@ def mode_label(row: Mapping) -> str:
     return Path(row["folder"]).name if row.get("folder") else row["mode"]
 
 
+def mode_labels(rows: Sequence[Mapping]) -> list[str]:
+    """`mode_label` of each row, with the folder of its evaluation where another row is called alike.
+
+    Two evaluations of one model under two settings, or of BM25, in one table are `auto (first)` and
+    `auto (second)`, by the shortest endings of their folders.
+    """
+    keys = [(row["benchmark"], row.get("model"), mode_label(row)) for row in rows]
+    times = Counter(keys)
+    sources = [_source(row) if times[key] > 1 else () for row, key in zip(rows, keys, strict=True)]
+    several = list(dict.fromkeys(filter(None, sources)))
+    names = dict(zip(several, _endings(several), strict=True))
+    return [
+        f"{label} ({names[source]})" if source in names else label
+        for (_, _, label), source in zip(keys, sources, strict=True)
+    ]
+
+
+def _source(row: Mapping) -> tuple[str, ...]:
+    """The parts of the folder of a row's evaluation, in which benchmark and mode have theirs."""
+    parts = Path(row.get("folder") or "").parts
+    return parts[: -(row["benchmark"].count("/") + 2)]
+
+
+def _endings(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """The shortest endings, of as many parts each, that tell paths apart; whole paths where none does."""
+    for length in range(1, max(map(len, paths), default=0) + 1):
+        names = ["/".join(path[-length:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return ["/".join(path) for path in paths]
+
+
 def print_differences(differences: Sequence[Mapping], names: Mapping[str, str]) -> None:
     """What `paired_differences` found, a line each; `names` are those of `model_names`."""
     table = Table(title="nDCG@10 of what is written last, less that of the others, on the same queries")
@@ -91,11 +125,13 @@ def print_differences(differences: Sequence[Mapping], names: Mapping[str, str]) 
         table.add_column(column)
     for column in ("difference", "95 % interval", "p"):
         table.add_column(column, justify="right")
+    compared = {_identity(one): one for each in differences for one in _sides(each)}
+    labels = dict(zip(compared, mode_labels(list(compared.values())), strict=True))
     for each in differences:
         low, high = each["ci95"]
         ours, theirs = (
-            escape(" ".join(filter(None, (names.get(one["model"]), mode_label(one)))))
-            for one in (each, each["less"])
+            escape(" ".join(filter(None, (names.get(one["model"]), labels[_identity(one)]))))
+            for one in _sides(each)
         )
         interval = f"{low:+.3f} to {high:+.3f}"
         table.add_row(
@@ -107,6 +143,14 @@ def print_differences(differences: Sequence[Mapping], names: Mapping[str, str]) 
             f"{each['p']:.4f}",
         )
     Console(width=WIDTH).print(table)
+
+
+def _sides(difference: Mapping) -> tuple[Mapping, Mapping]:
+    return difference, {**difference["less"], "benchmark": difference["benchmark"]}
+
+
+def _identity(row: Mapping) -> tuple:
+    return tuple(row.get(key) for key in ("benchmark", "model", "mode", "folder"))
 
 
 def print_runs(rows: Sequence[Mapping]) -> None:
@@ -166,11 +210,8 @@ def short_names(rows: Sequence[Mapping]) -> dict[str, str]:
     folders = list(dict.fromkeys(row["model"] for row in rows if row.get("weights_sha256") is not None))
     parts = [Path(folder).parts for folder in folders]
     parts = [part[:-1] if part[-1:] == ("model",) and len(part) > 1 else part for part in parts]
-    for length in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return dict(zip(folders, names, strict=True))
-    return dict(zip(folders, folders, strict=True))
+    names = _endings(parts)
+    return dict(zip(folders, names if len(set(names)) == len(names) else folders, strict=True))
 
 
 def write_chart(rows: Sequence[Mapping], path: Path) -> Path:
@@ -191,7 +232,8 @@ def write_chart(rows: Sequence[Mapping], path: Path) -> Path:
 
     benchmarks = list(dict.fromkeys(row["benchmark"] for row in rows))
     names = short_names(rows) if model_names(rows) else {}
-    labels = [" ".join(filter(None, (names.get(row["model"]), mode_label(row)))) for row in rows]
+    modes = zip(rows, mode_labels(rows), strict=True)
+    labels = [" ".join(filter(None, (names.get(row["model"]), mode))) for row, mode in modes]
     series = list(dict.fromkeys(labels))
     width = 0.8 / len(series)
     inches = min(max(8.0, 3.2 + max(1.8, 0.5 * len(series)) * len(benchmarks)), WIDEST)
