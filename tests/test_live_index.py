@@ -5,12 +5,8 @@ import math
 import os
 import resource
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,8 +26,8 @@ from search_r3.index.rules.frozen import Frozen
 from search_r3.index.rules.full import Full
 from search_r3.index.rules.neighbourhood import Graph
 from search_r3.index.served import LiveIndex
+from tests.command import forked
 
-ROOT = Path(__file__).resolve().parents[1]
 KEY = {"weights": "w", "corpus": "c"}
 RULES = {
     "frozen": Frozen,
@@ -422,26 +418,26 @@ def test_checkpoints_older_than_the_last_two_are_dropped(tmp_path):
         assert folders == ["state-000004", "state-000005"]
 
 
+def dies_within_a_step(folder):
+    """Three steps, of which the end is kept, and a part of the fourth; in a process of its own."""
+    corpus, calls = DriftingCorpus(), []
+    index = created(folder, corpus, RULES["graph"](), background=0.02)
+    ran(index, corpus, range(1, 4), audits=False)
+    np.savez(folder / "expected.npz", *held(index))
+    (folder / "state.json").write_text(json.dumps(index.state_dict()))
+
+    def dies(rows):
+        calls.append(rows)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return corpus.vectors(4, rows)
+
+    index.refresh(4, corpus.queries(4), dies)
+
+
 def test_after_a_kill_within_a_step_the_rows_are_those_of_the_checkpoint(tmp_path):
-    script = f"""
-        import json, os, signal, sys
-        sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-        from test_live_index import DriftingCorpus, created, RULES, ran, held
-        import numpy
-        corpus = DriftingCorpus()
-        index = created(sys.argv[1], corpus, RULES["graph"](), background=0.02)
-        ran(index, corpus, range(1, 4), audits=False)
-        numpy.savez(sys.argv[1] + "/expected.npz", *held(index))
-        open(sys.argv[1] + "/state.json", "w").write(json.dumps(index.state_dict()))
-        def dies(rows, n=[0]):
-            n[0] += 1
-            if n[0] == 4:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return corpus.vectors(4, rows)
-        index.refresh(4, corpus.queries(4), dies)
-        """
-    process = subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], check=False)
-    assert process.returncode == -signal.SIGKILL
+    done = forked(dies_within_a_step, tmp_path)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     state = json.loads((tmp_path / "state.json").read_text())
     with np.load(tmp_path / "expected.npz") as expected:
         settings = settings_of(RULES["graph"]())
@@ -541,14 +537,10 @@ def test_settings_out_of_range_are_refused(change, message):
         settings_of(**{"rule": Frozen(), **change})
 
 
-FULL_DISK = f"""
-    import json, os, resource, sys
-    sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-    from test_live_index import *
-    corpus, folder = DriftingCorpus(), sys.argv[1]
-    index = LiveIndex.restore(
-        folder, KEY, json.load(open(folder + "/state.json")), InPlaceIndex, settings_of(Full())
-    )
+def acts_on_a_full_disk(folder):
+    """Prints why neither an audit nor a refresh has room; in a process of its own."""
+    corpus, state = DriftingCorpus(), json.loads((folder / "state.json").read_text())
+    index = LiveIndex.restore(folder, KEY, state, InPlaceIndex, settings_of(Full()))
     queries, reward = corpus.queries(5), dcg_on(corpus.queries(5), 4)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     for act in (
@@ -559,7 +551,6 @@ FULL_DISK = f"""
             act()
         except StoreError as error:
             print(error)
-    """
 
 
 def test_a_full_disk_is_one_clear_error_and_the_checkpoint_is_safe(tmp_path):
@@ -568,9 +559,8 @@ def test_a_full_disk_is_one_clear_error_and_the_checkpoint_is_safe(tmp_path):
         ran(index, corpus, [1], audits=False)
         state, expected = index.state_dict(), held(index)
     (tmp_path / "state.json").write_text(json.dumps(state))
-    command = [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(tmp_path)]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
-    audit, refresh = process.stdout.splitlines() or [process.stderr, ""]
+    done = forked(acts_on_a_full_disk, tmp_path)
+    audit, refresh = done.stdout.splitlines() or [done.stderr, ""]
     assert "an audit needs 0 MiB more ([Errno 27] File too large); make room or set" in audit
     assert "rows could not be written ([Errno 27] File too large)" in refresh
     with LiveIndex.restore(tmp_path, KEY, state, InPlaceIndex, settings_of(Full())) as index:

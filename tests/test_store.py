@@ -5,22 +5,17 @@ import json
 import logging
 import os
 import resource
-import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from search_r3.index.rows.cache import StoreError, open_store, store_folder, stored_embeddings
-from tests.command import LIMIT_S, PYTHONPATH
+from tests.command import LIMIT_S, begun
 
 TEXTS = [f"document {number}" for number in range(25)]
 KEY = {"weights": "w", "prompts": "p", "dtype": "torch.float32", "corpus": "c"}
@@ -232,42 +227,36 @@ def test_a_place_where_no_folder_can_be_made_is_one_error(tmp_path):
         stored(tmp_path / "file" / "cache")
 
 
-WRITER = """
-    import sys, time
-    from pathlib import Path
-    sys.path.insert(0, {tests!r})
-    from test_store import KEY, TEXTS, embed
-    from search_r3.index.rows.cache import stored_embeddings
+def write_slowly(root, flag, go_on):
+    """Writes the store and holds in its midst; in a process of its own."""
+
     def slowly(texts):
         if texts[0] == TEXTS[8]:
-            Path({flag!r}).touch()
-            while not Path({go_on!r}).exists():
+            flag.touch()
+            while not go_on.exists():
                 time.sleep(0.05)
         return embed(texts), None
-    stored_embeddings({root!r}, KEY, TEXTS, slowly, chunk_size=4, progress=False)
-"""
+
+    stored_embeddings(root, KEY, TEXTS, slowly, chunk_size=4, progress=False)
 
 
 @contextmanager
 def another_writer(folder):
     """Another process in the midst of writing the store; it goes on when `go_on` is there."""
-    flag = folder / "is_writing"
-    own, go_on, root = Path(__file__).parent, folder / "go_on", folder / "store"
-    names = {"tests": own, "flag": flag, "go_on": go_on, "root": root}
-    code = textwrap.dedent(WRITER).format(**{name: str(path) for name, path in names.items()})
-    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
-    with subprocess.Popen([sys.executable, "-c", code], env=environment) as writer:
-        try:
-            wait_until(flag.exists, writer)
-            yield writer
-        finally:
-            writer.kill()
+    flag, log = folder / "is_writing", folder / "output.txt"
+    writer = begun([log, log], write_slowly, folder / "store", flag, folder / "go_on")
+    try:
+        wait_until(flag.exists, writer)
+        yield writer
+    finally:
+        writer.kill()
+        writer.join()
 
 
 def wait_until(is_so, writer):
     deadline = time.monotonic() + LIMIT_S
     while not is_so():
-        assert writer.poll() is None
+        assert writer.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -311,7 +300,8 @@ def test_of_two_processes_one_encodes_and_the_other_waits_for_it(tmp_path, waiti
         assert not found.done()
         (tmp_path / "go_on").touch()
         assert (np.asarray(found.result(LIMIT_S)) == embed(TEXTS)).all()
-        assert writer.wait(LIMIT_S) == 0
+        writer.join(LIMIT_S)
+        assert writer.exitcode == 0
     assert counting.n == 0
 
 
@@ -320,7 +310,7 @@ def test_who_waits_takes_over_what_a_killed_process_finished(tmp_path, waiting):
     with another_writer(tmp_path) as writer:
         found = stored_meanwhile(tmp_path, counting)
         assert waiting.wait(LIMIT_S)
-        writer.send_signal(signal.SIGKILL)
+        writer.kill()
         assert (np.asarray(found.result(LIMIT_S)) == embed(TEXTS)).all()
     assert counting.n == 25 - 8
     lines = (store_folder(tmp_path / "store", KEY) / "done.jsonl").read_text().splitlines()
