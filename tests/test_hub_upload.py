@@ -24,11 +24,11 @@ def run(environment, *arguments):
     return done.stdout
 
 
-@pytest.fixture
-def uploaded(nano_folder, tmp_path):
+@pytest.fixture(scope="module")
+def uploaded(nano_folder, tmp_path_factory):
     """The hub after `hf upload me/model <folder>`, and the variables with which it is found."""
     with local_hub() as hub:
-        environment = hub.environment(tmp_path / "home")
+        environment = hub.environment(tmp_path_factory.mktemp("home"))
         run(environment, "-m", "huggingface_hub.cli.hf", "upload", "me/model", str(nano_folder))
         yield hub, environment
 

@@ -44,9 +44,9 @@ def model(nano_folder, corpus, tmp_path_factory):
 
 def test_the_class_is_public_and_loaded_when_it_is_asked_for():
     assert search_r3.__all__ == ["SearchR3"]
-    program = "import search_r3, sys; assert 'torch' not in sys.modules; print(search_r3.SearchR3.__name__)"
-    done = run_program(program)
-    assert done.strip() == "SearchR3"
+    assert run_program("import search_r3, sys; print('torch' in sys.modules)") == "False\n"
+    assert search_r3.SearchR3 is SearchR3
+    assert SearchR3.__module__ == "search_r3.api"
     with pytest.raises(AttributeError, match="Searcher"):
         search_r3.Searcher  # noqa: B018
 
