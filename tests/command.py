@@ -2,7 +2,7 @@
 
 A process is forked from a server that has imported torch and what is heavy of ours, which takes seconds, and
 then becomes `python -m <module>`: exit code, output, working directory, environment and signals are its own.
-What a test needs of a command that was really started, by its command line, it gets from `start`.
+A test starts a Python anew only where what it says is about that.
 """
 
 import atexit
@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import runpy
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -68,14 +67,17 @@ class Done:
     stderr: str
 
 
-def become(module: str, arguments: list[str], cwd: Path, environment: dict[str, str]) -> None:
-    """What a forked process does: `python -m <module> <arguments>`, in a process group of its own.
+def become(
+    module: str, arguments: list[str], cwd: Path, environment: dict[str, str], has_own_group: bool = True
+) -> None:
+    """What a forked process does: `python -m <module> <arguments>`, in a process group of its own or not.
 
     Where the environment has PYTHON_OF_THE_TESTS, commands that it starts are started by that.
     """
     import torch
 
-    os.setsid()
+    if has_own_group:
+        os.setsid()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
@@ -146,34 +148,53 @@ def run(module: str, *arguments: str, cwd: Path = ROOT, is_merged: bool = False,
     return forked(become, *given, is_merged=is_merged)
 
 
-def _tiny(arguments: tuple[str, ...], cwd: Path) -> list[str]:
+def tiny(arguments: tuple[str, ...], cwd: Path) -> list[str]:
+    """The arguments of a command whose stage, data and model are tiny."""
     from tests.tiny_stage import write_configs  # imports torch, and some processes want LIMIT_S alone
 
     configs = write_configs(cwd / "configs")
-    tiny = ["stage=tiny", "data=tiny", "model=tiny"] if not any("resume=" in a for a in arguments) else []
-    return ["--config-dir", str(configs), *tiny, *arguments]
+    chosen = ["stage=tiny", "data=tiny", "model=tiny"] if not any("resume=" in a for a in arguments) else []
+    return ["--config-dir", str(configs), *chosen, *arguments]
 
 
-def _heed_ctrl_c() -> None:
-    """A shell that runs the tests in the background has them ignore SIGINT, which processes hand down."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+@dataclass(frozen=True)
+class Running:
+    """A command that was started, and the file with all that it prints."""
+
+    process: BaseProcess
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.is_alive()
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text() if self.log.is_file() else ""
+
+    def ended(self, number: int | None = None) -> tuple[int, str]:
+        """Exit code and everything printed, after a signal where one is given."""
+        if number is not None:
+            os.kill(self.pid, number)
+        self.process.join(LIMIT_S)
+        if self.is_alive:
+            self.process.kill()
+            self.process.join()
+        return self.process.exitcode, self.output
 
 
-def start(command: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.Popen:
-    """Starts `python -m src.<command>` with stage, data and model tiny, in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", f"src.{command}", *_tiny(arguments, cwd)],
-        cwd=cwd,
-        env=ENVIRONMENT | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=_heed_ctrl_c,
-    )
+def start(module: str, *arguments: str, log: Path, cwd: Path = ROOT, **environment: str) -> Running:
+    """Starts `python -m src.<module>`, in a process group of its own."""
+    log.unlink(missing_ok=True)
+    given = f"src.{module}", [*map(str, arguments)], cwd, ENVIRONMENT | environment
+    return Running(begun([log, log], become, *given), log)
 
 
 def call(command: str, *arguments: str, cwd: Path, **environment: str) -> tuple[int, str]:
     """Exit code and everything printed of `python -m src.<command>` with stage, data and model tiny."""
-    done = run(command, *_tiny(arguments, cwd), cwd=cwd, is_merged=True, **environment)
+    done = run(command, *tiny(arguments, cwd), cwd=cwd, is_merged=True, **environment)
     return done.returncode, done.stdout

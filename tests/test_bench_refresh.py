@@ -3,7 +3,6 @@
 import json
 import math
 import signal
-import subprocess
 import sys
 import time
 
@@ -20,7 +19,7 @@ from search_r3.cli.overrides import quote_free_text
 from search_r3.cli.run_folder import state_of
 from search_r3.errors import UsageError
 from search_r3.models.folder import save_embedder
-from tests.command import LIMIT_S, run
+from tests.command import LIMIT_S, run, start
 from tests.forked_python import forked_python
 
 KEYS = [
@@ -134,15 +133,13 @@ def test_what_was_recorded_is_replayed_on_more_rows_by_every_rule(finished):
 def test_an_interrupted_benchmark_interrupts_the_run_of_its_rule_too(finished):
     place, arguments, _ = finished
     arguments = [*arguments, "rules=[frozen]", "stage.trainer.max_steps=100000"]
-    command = [sys.executable, "-m", "src.benchmarks.refresh", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = start("benchmarks.refresh", *arguments, log=place / "interrupted.txt")
     status = place / "out" / "frozen" / "status.json"
     deadline = time.monotonic() + LIMIT_S
     while not (place / "out" / "frozen" / "data_card.json").is_file() and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 130, output
+    code, output = process.ended(signal.SIGTERM)
+    assert code == 130, output
     assert json.loads(status.read_text())["state"] == "interrupted"
     assert state_of(place / "out") == "interrupted"
 

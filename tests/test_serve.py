@@ -21,7 +21,7 @@ from search_r3.errors import UsageError
 from search_r3.serve import check, listening, server_of
 from search_r3.web.app import FILES, Settings
 from search_r3.web.guard import host_name
-from tests.command import ENVIRONMENT
+from tests.command import ENVIRONMENT, run
 
 DOCUMENTS = [
     ("d/1", "Adding", "def add(a, b): return a + b"),
@@ -535,11 +535,7 @@ def test_the_command_says_where_it_is_answers_and_ends_by_ctrl_c(started, nano_f
     port = int(lines[2].split("http://127.0.0.1:")[1].split("/")[0])
     assert len(asked(port, "/api/search", {"query": "text 1"})["direct"]["hits"]) == 3
 
-    other = subprocess.run(
-        [sys.executable, "-m", "src.serve", f"model.path={nano_folder}", f"corpus={nano_folder}/README.md",
-         f"port={port}"],
-        env=ENVIRONMENT, capture_output=True, text=True,
-    )  # fmt: skip
+    other = run("serve", f"model.path={nano_folder}", f"corpus={nano_folder}/README.md", f"port={port}")
     assert (other.returncode, other.stdout) == (2, "")
     assert other.stderr.startswith(
         f"error: port={port}: Address already in use"

@@ -19,7 +19,7 @@ from search_r3.cli.command import entry_point
 from search_r3.cli.run_folder import state_of
 from search_r3.models.folder import load_embedder
 from search_r3.train import check, reached_step, run
-from tests.command import LIMIT_S, call, start
+from tests.command import LIMIT_S, call, start, tiny
 from tests.tiny_stage import write_configs
 
 STEPS = 8
@@ -207,7 +207,7 @@ def wait_for_step(path, step, process):
     """Until the checkpoint is of this step, at which the gate holds the run."""
     deadline = time.monotonic() + LIMIT_S
     while step_of(path) != step:
-        assert process.poll() is None, process.communicate()[0]
+        assert process.is_alive, process.output
         assert time.monotonic() < deadline, f"{path} did not come to step {step}"
         time.sleep(0.05)
 
@@ -225,22 +225,21 @@ def test_a_run_goes_on_after_a_kill_and_after_ctrl_c_and_ends_as_if_undisturbed(
     arguments = [LIMIT, f"output_dir={folder}", "if_exists=resume", f"stage.module.gate={gate}"]
     arguments += ["stage.callbacks.checkpoint.save_every_n_steps=1"]
 
+    log = tmp_path / "output.txt"
     opened_to(gate, 1)
-    process = start("train", *arguments, cwd=tmp_path)
+    process = start("train", *tiny(arguments, tmp_path), log=log, cwd=tmp_path)
     wait_for_step(last, 1, process)
     busy, why = call("train", *arguments, cwd=tmp_path)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.ended(signal.SIGKILL)
     assert busy == 2
     assert f"process {process.pid} on {socket.gethostname()} works in it" in why
     assert state_of(folder) == "interrupted"
 
     opened_to(gate, 4)
-    process = start("train", *arguments, cwd=tmp_path)
+    process = start("train", *tiny(arguments, tmp_path), log=log, cwd=tmp_path)
     wait_for_step(last, 4, process)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 130, output
+    code, output = process.ended(signal.SIGINT)
+    assert code == 130, output
     assert "Traceback" not in output
     configs, last_line = tmp_path / "configs", output.rstrip().splitlines()[-1]
     to_type = ["python", "-m", "src.train", "--config-dir", str(configs), f"resume={folder}"]
@@ -261,7 +260,7 @@ def test_a_run_goes_on_after_a_kill_and_after_ctrl_c_and_ends_as_if_undisturbed(
     stored = OmegaConf.load(folder / "config.yaml")
     assert stored.output_dir == str(folder)
     assert stored.stage.callbacks.checkpoint.folder == f"{folder}/checkpoints"
-    known = ("configs", ".cache", gate.name)
+    known = ("configs", ".cache", gate.name, log.name)
     assert [path.name for path in tmp_path.iterdir() if path.name not in known] == ["my runs"]
 
 
