@@ -82,7 +82,7 @@ def test_seeds_run_beside_each_other_and_one_that_fails_is_named(tmp_path, base)
             "SEEDS": "7 8",
             "OUT": str(out),
             "DEVICE": "cpu",
-            "SFT": f"{ON_CPU} {VALIDATION} stage.datamodule.batch_size=200000",
+            "SFT": f"{ON_CPU} {VALIDATION} stage.datamodule.batch_size=0",
         }
     )
 
@@ -90,7 +90,7 @@ def test_seeds_run_beside_each_other_and_one_that_fails_is_named(tmp_path, base)
     assert "seeds that failed: 7 8; the same command goes on" in done.stderr
     for seed in (7, 8):
         assert f"seed {seed}: see {out}/seed{seed}.log" in done.stdout
-        assert "batch_size" in (out / f"seed{seed}.log").read_text()
+        assert "error: stage.datamodule.batch_size=0: must be" in (out / f"seed{seed}.log").read_text()
     assert not (out / "small").exists()
 
 
