@@ -139,6 +139,26 @@ def test_one_text_of_a_low_temperature_is_the_greedy_one(rows):
         assert found[query] == pytest.approx(scores, abs=1e-5)
 
 
+def test_texts_are_written_once_for_all_modes_and_priced_in_each(nano_folder, tmp_path):
+    model = Model("nano", load_embedder(nano_folder))
+    queries = list(QUERIES.values())
+    texts, seconds = model.greedy_texts.of(queries)
+
+    for mode in ("reasoning", "shuffled-reasoning", "auto", "blended"):
+        row = evaluate_benchmark(TINY, mode, tmp_path, SETTINGS, model, cache_dir=tmp_path / "cache")
+        if mode != "auto":  # which writes about the queries that it is unsure of
+            assert row["seconds_per_query"] * 5 > 0.99 * seconds > 0
+            told = [line["reasoning"] for line in texts_of(tmp_path / row["folder"])]
+            assert told == texts.texts
+
+    assert model.greedy_texts.of(queries)[0] is texts
+    assert model.greedy_texts.of(queries, 1)[0] is not texts
+    assert max(model.greedy_texts.of(queries, 1)[0].n_tokens) == 1
+    model.greedy_texts.of(queries[:2])
+    assert model.greedy_texts.of(queries)[0] is not texts  # those of another collection are not kept
+    assert model.greedy_texts.of(queries)[0].texts == texts.texts
+
+
 def test_a_blend_ranks_by_the_mean_of_both_cosines(rows, model):
     row, folder = rows(Blended(direct_share=0.25))
     inner, inner_folder = rows("reasoning")

@@ -106,7 +106,7 @@ class Reasoning(Mode):
     def rank(self, task: Task) -> Ranked:
         from search_r3.evaluation.rankers import reasoned
 
-        return reasoned(task, task.model.embedder, limit=self.limit)
+        return reasoned(task, task.model, limit=self.limit)
 
 
 class BaseReasoning(Mode):
@@ -117,7 +117,7 @@ class BaseReasoning(Mode):
     def rank(self, task: Task) -> Ranked:
         from search_r3.evaluation.rankers import reasoned
 
-        return reasoned(task, task.base.embedder, lambda written: written.texts)
+        return reasoned(task, task.base, lambda written: written.texts)
 
 
 class ShuffledReasoning(Mode):
@@ -128,7 +128,7 @@ class ShuffledReasoning(Mode):
     def rank(self, task: Task) -> Ranked:
         from search_r3.evaluation.rankers import reasoned, shuffled
 
-        return reasoned(task, task.model.embedder, lambda written: shuffled(written, task.settings.seed))
+        return reasoned(task, task.model, lambda written: shuffled(written, task.settings.seed))
 
 
 class GivenReasoning(Mode):
@@ -260,7 +260,7 @@ class Blended(Mode):
     def rank(self, task: Task) -> Ranked:
         from search_r3.evaluation.rankers import blended
 
-        return blended(task, task.model.embedder, self.direct_share)
+        return blended(task, task.model, self.direct_share)
 
 
 class Auto(Mode):
@@ -292,7 +292,7 @@ class Auto(Mode):
     def rank(self, task: Task) -> Ranked:
         from search_r3.evaluation.rankers import gated
 
-        return gated(task, task.model.embedder, self.threshold)
+        return gated(task, task.model, self.threshold)
 
 
 MODES: Mapping[str, Mode] = {

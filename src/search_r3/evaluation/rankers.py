@@ -4,12 +4,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from search_r3.data.types import Benchmark
 from search_r3.evaluation.fusion import margins, mean_directions, reciprocal_ranks
+from search_r3.evaluation.greedy_texts import GreedyTexts
 from search_r3.evaluation.metrics import LARGEST_CUTOFF, ranked
 from search_r3.evaluation.ranking import (
     Encode,
@@ -109,6 +111,11 @@ class Model:
     n_processes: int = 1
     embeddings: str | Path | None = None
 
+    @cached_property
+    def greedy_texts(self) -> GreedyTexts:
+        """What it writes, of a model that can reason."""
+        return GreedyTexts(self.embedder)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -185,7 +192,7 @@ def prompts_read(embedder: ReasoningEmbedder, queries: Sequence[str]) -> int:
 
 def reasoned(
     task: Task,
-    writer: ReasoningEmbedder,
+    writer: Model,
     read: Callable[[Reasoned], Sequence[str]] | None = None,
     limit: int | None = None,
 ) -> Ranked:
@@ -199,17 +206,17 @@ def reasoned(
     """
     index = document_index(task.embeddings, task.benchmark.corpus.ids)
     queries = list(task.benchmark.queries.values())
+    written, writing = writer.greedy_texts.of(queries, limit)
     started = time.perf_counter()
-    written = writer.reason(queries, progress=True, max_new_tokens=limit)
     vectors = written.embeddings
     texts = None if read is None else read(written)
     if texts is not None:
         vectors = task.model.embedder.embed_reasoned(queries, texts)
     run = _ranked(task, index, vectors)
-    seconds = time.perf_counter() - started
+    seconds = writing + time.perf_counter() - started
     reasonings = _rows(task.benchmark, written.texts, written.n_tokens, written.has_embed_token)
     tokens = sum(written.n_tokens) + len(queries)
-    n_read = prompts_read(writer, queries)
+    n_read = prompts_read(writer.embedder, queries)
     if texts is not None:
         reader = task.model.embedder
         n_read += prompts_read(reader, queries) + sum(map(len, reader.encoder.reasonings(texts)))
@@ -317,44 +324,45 @@ def sampled(task: Task, embedder: ReasoningEmbedder, n: int, temperature: float,
     return Ranked(run, seconds, n_tokens, missing, tuple(rows), read=n_read)
 
 
-def blended(task: Task, embedder: ReasoningEmbedder, direct_share: float) -> Ranked:
+def blended(task: Task, model: Model, direct_share: float) -> Ranked:
     """Every query by a weighted mean of its embeddings as it is and behind what is written about it.
 
     Args:
         task: what is ranked.
-        embedder: the model.
+        model: writes, and embeds.
         direct_share: weight of the query as it is, between 0 and 1.
     """
     index = document_index(task.embeddings, task.benchmark.corpus.ids)
     queries = list(task.benchmark.queries.values())
+    written, writing = model.greedy_texts.of(queries)
     started = time.perf_counter()
-    written = embedder.reason(queries, progress=True)
-    vectors = np.stack([embedder.embed_queries(queries), written.embeddings], axis=1)  # [Q, 2, D]
+    vectors = np.stack([model.embedder.embed_queries(queries), written.embeddings], axis=1)  # [Q, 2, D]
     run = _ranked(task, index, mean_directions(vectors, [direct_share, 1 - direct_share]))
-    seconds = time.perf_counter() - started
+    seconds = writing + time.perf_counter() - started
     reasonings = _rows(task.benchmark, written.texts, written.n_tokens, written.has_embed_token)
     tokens = sum(written.n_tokens) + 2 * len(queries)
-    n_read = prompts_read(embedder, queries) + embedder.query_tokens(queries)
+    n_read = prompts_read(model.embedder, queries) + model.embedder.query_tokens(queries)
     n_missing = len(queries) - sum(written.has_embed_token)
     return Ranked(run, seconds, tokens, n_missing, reasonings, read=n_read)
 
 
-def gated(task: Task, embedder: ReasoningEmbedder, threshold: float) -> Ranked:
+def gated(task: Task, model: Model, threshold: float) -> Ranked:
     """Every query embedded as it is, and behind a reasoning where its first two documents are too close.
 
     Args:
         task: what is ranked.
-        embedder: the model.
+        model: writes, and embeds.
         threshold: of cosine; a smaller margin is unsure.
     """
     benchmark = task.benchmark
-    first = direct(task, embedder)
+    first = direct(task, model.embedder)
     started = time.perf_counter()
     gaps = margins(without_removed(benchmark, first.run, task.settings.top_k)[0])
     unsure = [query for query in benchmark.queries if gaps[query] < threshold]
     seconds = time.perf_counter() - started
     part = replace(task, benchmark=benchmark.with_queries(unsure))
-    second = reasoned(part, embedder) if unsure else Ranked({}, 0.0, read=0)
+    writer = replace(model)  # which knows no texts, and leaves the model those about all queries
+    second = reasoned(part, writer) if unsure else Ranked({}, 0.0, read=0)
     written = {row["query_id"]: row for row in second.reasonings}
     nothing = {"reasoning": None, "tokens": 0, "has_embed_token": True}
     rows = (
