@@ -78,3 +78,16 @@ def test_what_transformers_refuses_is_an_error_in_a_line_that_names_the_folder(
         opened(folder)
     assert str(caught.value).startswith(f"{folder}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["modelopt", "exl2"])
+def test_weights_that_transformers_would_not_unpack_are_refused_though_all_names_fit(tmp_path, method):
+    folder = write_plain(tmp_path, byte_tokenizer())
+    content = json.loads((folder / "config.json").read_text())
+    stated = {"quantization_config": {"quant_method": method, "bits": 8}}
+    (folder / "config.json").write_text(json.dumps(content | stated))
+    message = rf"{folder}: .*quantization_config\.quant_method={method}, .*take quantization_config out"
+    with pytest.raises(ModelFolderError, match=message):
+        opened(folder)
+    with pytest.raises(ModelFolderError, match=message):
+        load_plain(folder, Prompts("direct", "reason", "document"), Lengths(24, 48, 6), "<|end|>")

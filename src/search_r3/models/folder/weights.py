@@ -6,7 +6,16 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from search_r3.models.checksums import ModelFolderError
 from search_r3.models.reading import named_damage
@@ -72,10 +81,12 @@ def read_model(source: str | Path, dtype: str, attention: str | None, **options:
     """The causal language model of a folder or a hub name.
 
     Raises:
-        ModelFolderError: If transformers cannot read it, it is an adapter, it lacks weights, or the
-            architecture does not have this attention, with the one that every one has.
+        ModelFolderError: If transformers cannot read it, it is an adapter, it lacks weights, it is of more
+            than text, its weights are packed in an unknown way, or the architecture does not have this
+            attention, with the one that every one has.
     """
     chosen = {} if attention is None else {"attn_implementation": attention}
+    _refuse_by_config(source, bool(options.get("local_files_only")))
     try:
         with named_damage(source):
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -99,6 +110,47 @@ def read_model(source: str | Path, dtype: str, attention: str | None, **options:
         _refuse_adapter(source)
     _check_complete(source, model, info)
     return model
+
+
+def _refuse_by_config(source: str | Path, is_local: bool) -> None:
+    """Refuses, before any weight is read, what transformers would read wrongly or as another kind of model.
+
+    What cannot be read is left to it: an adapter has no config.json, and of a damaged one it says more.
+    """
+    try:
+        config = AutoConfig.from_pretrained(str(source), trust_remote_code=False, local_files_only=is_local)
+    except Exception:  # whatever a class of configurations raises of a file that it does not know
+        return
+    _refuse_packed(source, config)
+    _refuse_more_than_text(source, config)
+
+
+def _refuse_packed(source: str | Path, config: PreTrainedConfig) -> None:
+    """Refuses weights packed in a way that transformers does not know: it would read them as they stand."""
+    stated = getattr(config, "quantization_config", None)
+    method = stated.get("quant_method") if isinstance(stated, Mapping) else None
+    is_bitsandbytes = method == "bitsandbytes"  # which transformers knows by its number of bits
+    if method is not None and not is_bitsandbytes and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        raise ModelFolderError(
+            f"{source}: config.json says quantization_config.quant_method={method}, which transformers does "
+            "not know: it would read packed weights as plain numbers. Take a copy that is not quantized; if "
+            "its weights are plain, take quantization_config out of config.json"
+        )
+
+
+def _refuse_more_than_text(source: str | Path, config: PreTrainedConfig) -> None:
+    """Refuses a model with a text part among others, such as images, where not that part would be opened."""
+    kind = type(config)
+    opened = MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None)
+    if "text_config" not in kind.sub_configs or len(kind.sub_configs) == 1:
+        return
+    if opened is not None and opened.config_class is not kind:
+        return
+    name, text = (config.architectures or [kind.__name__])[0], config.get_text_config()
+    remedy = "save its text part as a folder and give that: docs/models.md#the-text-part-of-a-larger-model"
+    if MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None) is None:
+        remedy = f"transformers has no model of text alone for its {type(text).__name__}: choose another one"
+    raise ModelFolderError(f"{source}: {name} is no model of text alone; {remedy}")
 
 
 def _check_complete(source: str | Path, model: PreTrainedModel, info: Mapping[str, Collection]) -> None:
