@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
+from search_r3.cli.page.whole_page import write_page
+from search_r3.cli.run_report import is_run
+from search_r3.report import main
+
 VOID = {"meta", "link", "br", "hr", "img", "input", "col"}
 
 
@@ -84,3 +88,13 @@ def read_page(file: Path) -> Node:
     reader.close()
     assert reader.open == [reader.root], f"not closed: {[node.name for node in reader.open[1:]]}"
     return reader.root
+
+
+def page_of(tmp_path: Path, *paths: Path) -> Node:
+    """What `src.report <paths> --html` writes, read; of runs alone, without the curves.png besides."""
+    file = tmp_path / "page" / "page.html"
+    if all(map(is_run, paths)):
+        write_page(file, paths, [], None)
+    else:
+        assert main([*map(str, paths), "--html", str(file)]) == 0
+    return read_page(file)

@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 from browser import browser, console_of, look, requests_of
-from test_report_page import RL, evaluation, rollout, run, sweep, write_csv  # noqa: F401
+from test_evaluation_page import evaluation  # noqa: F401
+from test_report_page import RL, rollout, run, sweep, write_csv  # noqa: F401
 
 from search_r3.report import main
 
