@@ -1,85 +1,22 @@
-"""pydocs: on small distributions that the tests write, and on real modules of the standard library."""
+"""pydocs: which functions are mined, what becomes query and document, and how they are split."""
 
 import ast
-import hashlib
 import json
 import logging
-import os
-import random
-import signal
-import subprocess
-import sys
 import textwrap
-import time
-from itertools import pairwise
-from pathlib import Path
 
 import pytest
+from mined_packages import function_source, load_small, module_files, stdlib_sources
 
 from search_r3.data.pydocs.docstrings import (
     MIN_BODY_WORDS,
     mine_functions,
     plain_text,
-    read_source,
     split_docstring,
 )
-from search_r3.data.pydocs.duplicates import NearDuplicates, bands, jaccard, shingles
 from search_r3.data.pydocs.reader import load_pydocs
-from search_r3.data.pydocs.settings import STDLIB, Settings, cache_key, split_of
-from search_r3.data.pydocs.sources import source_files
-from search_r3.data.reasoning import cold_start_reasoning, identifier_words
-from tests.command import LIMIT_S, PYTHONPATH
-
-ROOT = Path(__file__).resolve().parents[1]
-STDLIB_MODULES = ("argparse", "textwrap", "csv", "statistics", "shutil", "difflib", "email.message", "heapq")
-VERBS = "read write parse merge split count filter rotate encode index".split()  # noqa: SIM905
-NOUNS = "record matrix header token ledger socket vector frame packet branch".split()  # noqa: SIM905
-
-
-def write_distribution(site: Path, name: str, version: str, files: dict[str, str]) -> None:
-    """An installed distribution as a wheel installer leaves it: files, METADATA and RECORD."""
-    info = site / f"{name}-{version}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nLicense-Expression: MIT\n"
-    )
-    for path, source in files.items():
-        target = site / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(source)
-    (info / "RECORD").write_text("".join(f"{path},,\n" for path in files))
-
-
-def function_source(seed: int) -> str:
-    """A function whose words differ from those of every other seed."""
-    verb, noun = VERBS[seed % 10], NOUNS[seed // 10 % 10]
-    rng = random.Random(seed)
-    words = ["".join(rng.choices("abcdefghij", k=7)) for _ in range(12)]
-    body = "\n".join(f"    {left} = {right}({noun}, {seed})" for left, right in pairwise(words))
-    return (
-        f'def {verb}_{noun}_{seed}({noun}, limit: int = 3) -> list:\n    """{verb.title()} the {noun} of '
-        f'ledger number {seed}. More {seed}."""\n{body}\n    return {words[-1]}\n\n\n'
-    )
-
-
-def module_files(package: str, n_modules: int = 60) -> dict[str, str]:
-    return {
-        f"{package}/m{number}.py": function_source(2 * number) + function_source(2 * number + 1)
-        for number in range(n_modules)
-    }
-
-
-def load_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], **options):
-    write_distribution(tmp_path / "site", "smallpack", "1.2", files)
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    defaults = {"include_stdlib": False, "test_share": 0.3, "validation_share": 0.2, "min_test": 1}
-    arguments = {"packages": ["smallpack==1.2"], "cache_dir": tmp_path / "cache"} | defaults | options
-    return load_pydocs(**arguments)
-
-
-def stdlib_sources() -> dict[str, str]:
-    files = {file.module: file.path for file in source_files(STDLIB)}
-    return {module: read_source(Path(files[module]).read_bytes()) for module in STDLIB_MODULES}
+from search_r3.data.pydocs.settings import split_of
+from search_r3.data.reasoning import identifier_words
 
 
 def test_no_document_holds_a_docstring_of_its_own_or_of_a_nested_definition():
@@ -295,53 +232,6 @@ def test_boilerplate_and_held_out_sentences_are_no_training_queries(tmp_path, mo
     assert not [text for text in data.texts if any(sentence in text for sentence in shared)]
 
 
-def test_the_folder_of_the_cache_is_made_with_those_above_it(tmp_path, monkeypatch):
-    files = module_files("smallpack", 30)
-    data = load_small(tmp_path, monkeypatch, files, cache_dir=tmp_path / "not" / "there" / "yet")
-    assert data.examples
-    assert any((tmp_path / "not" / "there" / "yet").iterdir())
-
-
-def test_two_builds_are_equal_and_the_second_call_reads_the_cache(tmp_path, monkeypatch):
-    files = module_files("smallpack")
-    first = load_small(tmp_path, monkeypatch, files)
-    options = {"include_stdlib": False, "test_share": 0.3, "validation_share": 0.2, "min_test": 1}
-    other = load_pydocs(["smallpack==1.2"], tmp_path / "other", workers=1, **options)
-    (folder,) = (tmp_path / "cache").iterdir()
-    (twin,) = (tmp_path / "other").iterdir()
-    assert folder.name == twin.name
-    for name in ("train.jsonl", "test.jsonl", "validation.jsonl", "texts.jsonl", "word_counts.json"):
-        assert (folder / name).read_bytes() == (twin / name).read_bytes()
-    for path in (tmp_path / "site" / "smallpack").iterdir():
-        path.unlink()  # a second call can only come from the cache
-    again = load_pydocs({"smallpack": "1.2"}, tmp_path / "cache", **options)
-    assert again.examples == first.examples == other.examples
-    assert list(again.texts) == list(first.texts)
-    assert again.corpus.fingerprint == first.corpus.fingerprint
-
-
-def test_two_processes_that_start_at_once_build_once(tmp_path, monkeypatch):
-    site = tmp_path / "site"
-    write_distribution(site, "smallpack", "1.2", module_files("smallpack", 30))
-    code = (
-        "import sys; from search_r3.data.pydocs.reader import load_pydocs\n"
-        "options = {'include_stdlib': False, 'test_share': 0.3, 'min_test': 1}\n"
-        "data = load_pydocs(['smallpack==1.2'], sys.argv[1], **options)\n"
-        "print(data.corpus.fingerprint)"
-    )
-    environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{PYTHONPATH}"}
-    command = [sys.executable, "-c", code, str(tmp_path / "cache")]
-    jobs = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    outputs = [job.communicate(timeout=LIMIT_S) for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0, 0], outputs
-    assert len({fingerprint for fingerprint, _ in outputs}) == 1
-    assert sum("pydocs: parsing" in log for _, log in outputs) == 1
-    assert len(list((tmp_path / "cache").iterdir())) == 1
-
-
 def test_rl_asks_in_other_modules_than_sft_and_nothing_that_sft_has_been_asked(tmp_path, monkeypatch):
     files = module_files("smallpack")
     for number in range(0, 120, 2):  # other functions under sentences that are there already
@@ -437,193 +327,3 @@ def test_tests_vendored_generated_and_broken_files_are_not_mined(tmp_path, monke
     assert "ledger number 999" not in " ".join(
         [e.query for e in data.examples] + list(data.test.queries.values())
     )
-
-
-def test_a_failed_build_leaves_no_cache_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr("search_r3.data.pydocs.cache.count_words", lambda texts: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        load_small(tmp_path, monkeypatch, module_files("smallpack", 20))
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-@pytest.mark.parametrize("damage", ["flipped", "cut", "emptied", "missing"])
-@pytest.mark.parametrize(
-    "name", ["train.jsonl", "texts.offsets", "card.json", "SHA256SUMS", "reasoning-*.json"]
-)
-def test_a_damaged_cache_is_refused_and_says_how_to_mine_it_anew(tmp_path, monkeypatch, name, damage):
-    load_small(tmp_path, monkeypatch, module_files("smallpack", 20))
-    (file,) = (tmp_path / "cache").glob(f"*/{name}")
-    content = file.read_bytes()
-    middle = len(content) // 2
-    flipped = content[:middle] + bytes([content[middle] ^ 0x80]) + content[middle + 1 :]
-    if damage == "missing":
-        file.unlink()
-    else:
-        file.write_bytes({"flipped": flipped, "cut": content[:middle], "emptied": b""}[damage])
-    options = {"include_stdlib": False, "test_share": 0.3, "validation_share": 0.2, "min_test": 1}
-
-    if damage == "missing" and name.startswith("reasoning"):  # made again
-        assert load_pydocs(["smallpack==1.2"], tmp_path / "cache", workers=1, **options).examples
-        return
-    with pytest.raises(ValueError, match=f"{file.name.split('-')[0]}.*(damaged|cannot be read)") as refused:
-        load_pydocs(["smallpack==1.2"], tmp_path / "cache", workers=1, **options)
-    remedy = str(refused.value).partition("anew: ")[2]
-    assert remedy.startswith(f"rm -r '{tmp_path / 'cache'}")
-    subprocess.run(remedy, shell=True, check=True)
-    assert load_pydocs(["smallpack==1.2"], tmp_path / "cache", workers=1, **options).examples
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_mining_that_is_interrupted_ends_with_its_workers_and_without_a_traceback(tmp_path, number):
-    site, started = tmp_path / "site", tmp_path / "started"
-    write_distribution(site, "smallpack", "1.2", module_files("smallpack", 30))
-    code = (
-        "import pathlib, signal, sys, time\n"
-        "from search_r3.data.pydocs import mining, reader\n"
-        "def interrupt(*_):\n    raise KeyboardInterrupt\n"
-        "signal.signal(signal.SIGTERM, interrupt)\n"
-        "signal.signal(signal.SIGINT, interrupt)\n"  # a shell has it ignored in what runs in the background
-        "def slow(file):\n    pathlib.Path(sys.argv[2]).touch()\n    time.sleep(600)\n"
-        "mining._mine_file = slow\n"
-        "try:\n    reader.load_pydocs(['smallpack==1.2'], sys.argv[1], include_stdlib=False, workers=2)\n"
-        "except KeyboardInterrupt:\n    sys.exit(130)\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "cache"), str(started)],
-        env=os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{PYTHONPATH}"},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        while not started.exists():
-            assert process.poll() is None
-            time.sleep(0.05)
-        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-        _, said = process.communicate(timeout=LIMIT_S)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 130
-    assert "Traceback" not in said
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
-
-
-def test_what_a_killed_build_left_is_gone_after_the_next_one(tmp_path, monkeypatch):
-    load_small(tmp_path, monkeypatch, module_files("smallpack", 20))
-    (folder,) = (tmp_path / "cache").iterdir()
-    left = [folder.with_name(name) for name in (f"{folder.name}.partial", f".{folder.name}-8x1kq0")]
-    for each in left:
-        each.mkdir()
-        (each / "train.jsonl").write_text("{")
-    other = tmp_path / "cache" / "other.partial"
-    other.mkdir()
-    folder.rename(tmp_path / "aside")
-
-    options = {"include_stdlib": False, "test_share": 0.3, "validation_share": 0.2, "min_test": 1}
-    load_pydocs(["smallpack==1.2"], tmp_path / "cache", workers=1, **options)
-
-    assert sorted((tmp_path / "cache").iterdir()) == sorted([folder, other])
-
-
-def test_near_duplicates_are_what_comparing_all_pairs_finds():
-    rng = random.Random(5)
-    documents = []
-    for _ in range(60):
-        words = ["".join(rng.choices("abcdef", k=5)) for _ in range(40)]
-        documents.append(words)
-        for n_changes in (1, 3, 8):
-            changed = list(words)
-            for place in rng.sample(range(40), n_changes):
-                changed[place] = "changed" + rng.choice("xyz")
-            documents.append(changed)
-    rng.shuffle(documents)
-    texts = [" ".join(words) for words in documents]
-
-    def bigrams(text: str) -> set[tuple[str, str]]:
-        words = text.split()
-        return set(pairwise(words))
-
-    expected, kept = [], []
-    for text in texts:
-        near = any(len(bigrams(text) & bigrams(o)) >= 0.8 * len(bigrams(text) | bigrams(o)) for o in kept)
-        expected.append(near)
-        if not near:
-            kept.append(text)
-    assert 20 < sum(expected) < len(texts) - 60
-    near = NearDuplicates(0.8)
-    found = [near.add(shingles(text), bands(shingles(text))) is not None for text in texts]
-    assert found == expected
-
-
-def test_layout_case_and_punctuation_do_not_tell_documents_apart():
-    left, right = "def readFile(path):\n    return open(path)", "def read_file( path ) :  return open( path )"
-    assert jaccard(shingles(left), shingles(right)) == 1.0
-    assert jaccard(shingles(left), shingles("def write(x): print(x, y, z)")) < 0.2
-    assert shingles("").size == shingles("word").size == 1
-
-
-def test_reasoning_goes_from_shared_words_to_name_to_arguments_to_types_to_characteristic_words():
-    document = (
-        "def loadHTTPPage(self, url: str, retry_policy: Policy = None) -> Page:\n"
-        "    if not url:\n        raise MissingAddress('address')\n    return common(common, zebra)\n"
-    )
-    text = cold_start_reasoning("Fetch the zebra from a url", document, {"common": 9, "fetched": 1}, 10)
-    assert text == "zebra url, load http page, retry policy, missing address, common"
-    # tf-idf of 20 documents: zebra 1 * ln(21 / 5.5) = 1.34, common 2 * ln(21 / 15.5) = 0.61; address is rare
-    counts = {"common": 15, "zebra": 5, "address": 4}
-    counted = cold_start_reasoning("Fetch it", document, counts, 20)
-    assert counted == "load http page, url retry policy, missing address, zebra common"
-    with_rare = cold_start_reasoning("Fetch it", document, counts, 20, n_types=0, min_frequency=4)
-    assert with_rare == "load http page, url retry policy, address zebra common"
-    assert cold_start_reasoning("Fetch it", document, max_words=4) == "load http page, url"
-
-
-def test_reasoning_is_one_line_without_repeats_and_within_its_limit():
-    for source in stdlib_sources().values():
-        for mined in mine_functions(source):
-            text = cold_start_reasoning(mined.query, mined.document)
-            words = text.replace(",", "").split()
-            assert "\n" not in text
-            assert len(words) <= 14
-            assert text == cold_start_reasoning(mined.query, mined.document)
-            assert len(set(words)) == len(words)
-            assert set(words) <= set(identifier_words(mined.document))
-            asked = identifier_words(mined.query)
-            shared = [word for word in words if word in asked]
-            assert shared == words[: len(shared)] == sorted(shared, key=asked.index)
-
-
-def test_reasoning_says_the_rarest_words_of_the_query_again_in_its_order():
-    counts = {"parse": 3, "header": 2, "file": 90}
-    document = "def read(file): return parse(header(file))"
-    text = cold_start_reasoning("Parse a file with a long header", document, counts, 100, n_query=2)
-    assert text.split(",")[0] == "parse header"
-    assert cold_start_reasoning("Parse a file with a long header", document).startswith(
-        "parse file header, read"
-    )
-
-
-def test_reasoning_may_say_words_of_the_query_that_the_positive_does_not_have():
-    document = "def read(file): return parse(header(file))"
-    text = cold_start_reasoning("Parse a file with a long header", document, n_query=3, only_shared=False)
-    assert text.startswith("parse file long, read")
-
-
-def test_reasoning_of_plain_text_is_shared_and_then_other_words():
-    assert cold_start_reasoning("cells", "The rare mitochondria of cells.") == "cells, rare mitochondria"
-    assert cold_start_reasoning("", "") == ""
-
-
-def test_a_cache_that_was_mined_before_is_found_under_the_same_name():
-    settings = Settings(("a", "b"), False, 0.08, 0.02, 8, 0.8, True)
-    version = f"{sys.version_info[0]}, {sys.version_info[1]}"
-    recipe = (
-        f'{{"code": 4, "python": [{version}], "settings": {{"include_stdlib": false, '
-        '"include_undocumented": true, "max_documents_per_query": 8, "packages": ["a", "b"], '
-        '"similarity": 0.8, "test_share": 0.08, "validation_share": 0.02}, '
-        '"versions": {"a": "1.0", "b": "2.1"}}'
-    )
-    digest = hashlib.sha256(recipe.encode()).hexdigest()[:16]
-    assert cache_key({"b": "2.1", "a": "1.0"}, settings) == f"py{version.replace(', ', '')}-{digest}"
