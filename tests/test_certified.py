@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 from drifting import DriftingCorpus, dcg_on, unit
-from test_live_index import KEY, created, ran
+from live_indexes import KEY, created, ran
 
 from search_r3.distributed import Ranks
 from search_r3.index.backends.flat import TIE, InPlaceIndex

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from drifting import DriftingCorpus
+from live_indexes import KEY, created, settings_of
 from test_index_contract import brute_force, clustered, drift, recall, unit
-from test_live_index import KEY, created, settings_of
 
 from search_r3.benchmarks.memory import figure
 from search_r3.cli.compose import compose

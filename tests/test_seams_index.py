@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import TEXTS, build_embedder
 from drifting import DriftingCorpus
+from live_indexes import created
 from test_certified import audit_of, calibrated, case, drift_of, forecast_scores
-from test_live_index import created
 
 from search_r3.data.negatives import MarginRule, RankRule
 from search_r3.data.types import Corpus, Example, TrainingData

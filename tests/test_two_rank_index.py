@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 from drifting import DriftingCorpus, dcg_on
-from test_live_index import KEY, RULES, created, settings_of, without_seconds
+from live_indexes import KEY, RULES, created, settings_of, without_seconds
 from two_processes import on_two_ranks
 
 from search_r3.distributed import Ranks
