@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import QUERIES, build_embedder
-from test_grpo import token_weights
+from random_rollouts import token_weights
 from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
