@@ -16,6 +16,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    ModernBertDecoderConfig,
     Olmo2Config,
     OPTConfig,
     Phi3Config,
@@ -53,6 +54,12 @@ CONFIGS = {
     "llama": (LlamaConfig, SIZES),
     "mistral": (MistralConfig, SIZES | {"sliding_window": WINDOW}),
     "mixtral": (MixtralConfig, SIZES | {"sliding_window": WINDOW, "num_local_experts": 4}),
+    "modernbert": (
+        ModernBertDecoderConfig,
+        HEADS
+        | {"local_attention": 2 * WINDOW, "layer_types": ALTERNATING}
+        | dict.fromkeys(("bos_token_id", "sep_token_id", "cls_token_id"), 0),
+    ),
     "gemma": (GemmaConfig, SIZES | {"head_dim": 8}),
     "gemma2": (
         Gemma2Config,

@@ -56,7 +56,8 @@ def folder(tmp_path_factory):
     """A model with every part of the prompt in use, spread weights, and a seed that writes some reasoning."""
     embedder = build_embedder(seed=1)
     move_trained_weights(embedder)
-    embedder.causal_lm.generation_config.repetition_penalty = 5.0  # as an instruct model's, ours has none
+    configured = {"repetition_penalty": 5.0, "num_beams": 3, "min_new_tokens": 3, "no_repeat_ngram_size": 1}
+    embedder.causal_lm.generation_config.update(**configured)  # as an instruct model's, ours has none
     words = Prompts("be direct", "think | first", "read this", lead_in="The embedding is", closing=".")
     embedder.encoder = PromptEncoder(embedder.tokenizer, words, embedder.encoder.lengths)
     return save_embedder(embedder, tmp_path_factory.mktemp("card") / "model", ORIGIN)

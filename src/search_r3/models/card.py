@@ -39,13 +39,15 @@ USAGE = '''import json
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 folder = "."  # this folder
 settings = json.loads(Path(folder, "search_r3.json").read_text(encoding="utf-8"))
 tokenizer = AutoTokenizer.from_pretrained(folder)
 texts = AutoTokenizer.from_pretrained(Path(folder, "sentence_transformers/document"))
 model = AutoModelForCausalLM.from_pretrained(folder).eval()
+configured = model.generation_config.eos_token_id
+model.generation_config = GenerationConfig()  # some models configure beams, penalties or a least length
 
 
 def ids_around(kind, text):
@@ -74,7 +76,6 @@ def reason(text):
     lengths, token = settings["lengths"], settings["embed_token_id"]
     ids = ids_around("reasoning", text)
     inputs = torch.tensor([ids])
-    configured = model.generation_config.eos_token_id
     stops = configured if isinstance(configured, list) else [configured, tokenizer.eos_token_id]
     ends = {token, *stops} - {None}
     n_rows, tokens = model.get_output_embeddings().weight.shape[0], tokenizer.get_vocab().values()
@@ -85,7 +86,6 @@ def reason(text):
         inputs, attention_mask=torch.ones_like(inputs), do_sample=False, max_new_tokens=lengths["reasoning"],
         eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id,
         suppress_tokens=sorted(never) or None,
-        repetition_penalty=1.0,  # some models configure another
     )[0, len(ids) :].tolist()
     if written and written[-1] in ends:
         written = written[:-1]
@@ -112,7 +112,12 @@ HUB = (
 )
 
 
-def model_card(description: Mapping, width: int, n_parameters: int, has_adapter: bool) -> str:
+DECODER = "model.get_decoder()"
+
+
+def model_card(
+    description: Mapping, width: int, n_parameters: int, has_adapter: bool, decoder: str = DECODER
+) -> str:
     """The card as Markdown.
 
     Args:
@@ -120,14 +125,17 @@ def model_card(description: Mapping, width: int, n_parameters: int, has_adapter:
         width: of an embedding.
         n_parameters: of the model, the embedding matrix counted once where it is tied.
         has_adapter: whether `adapter/` holds the LoRA weights before merging.
+        decoder: code that names the transformer below the head of `model`.
     """
     origin = description["provenance"]
     use = (
-        f"## Use\n\nDirect embeddings:\n\n```python\n{EXAMPLE}```\n\n`SentenceTransformer(name)` of "
-        "sentence-transformers gives the same, by `encode_query` and `encode_document`. With this project: "
+        f"## Use\n\nDirect embeddings:\n\n```python\n{EXAMPLE.replace(DECODER, decoder)}```\n\n"
+        "`SentenceTransformer(name)` of sentence-transformers gives the same, by `encode_query` and "
+        "`encode_document`. With this project: "
         f"`SearchR3.load(folder)` of `search_r3`, and `{EVALUATE} model.path=<folder>`.\n\n"
         f"{HUB}\n\n"
-        f"Reasoning without this project, from within the folder:\n\n```python\n{USAGE}```"
+        "Reasoning without this project, from within the folder:\n\n```python\n"
+        f"{USAGE.replace(DECODER, decoder)}```"
     )
     parts = [_header(origin), _what(description, width, n_parameters, has_adapter), use]
     parts += [_prompts(description), _provenance(origin), _figures(origin), _limits(description)]

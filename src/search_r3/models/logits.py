@@ -17,10 +17,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 def decoder_of(causal_lm: PreTrainedModel) -> nn.Module:
     """The transformer below the head of a causal language model.
 
-    transformers does not find that of Llama 4, whose text model stands under another name than it says.
+    transformers takes the whole model of Llama 4 for it, and of ModernBERT's decoder the head, which has that
+    name there.
     """
     decoder = causal_lm.get_decoder()
-    return getattr(causal_lm, "model", decoder) if decoder is causal_lm else decoder
+    is_found = decoder is not causal_lm and decoder is not causal_lm.get_output_embeddings()
+    return decoder if is_found else getattr(causal_lm, "model", decoder)
 
 
 def decoder_path(causal_lm: PreTrainedModel) -> tuple[str, ...]:

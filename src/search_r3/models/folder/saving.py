@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from search_r3.folders import empty_part, put_in_place, refuse_to_replace
-from search_r3.models.card import model_card
+from search_r3.models.card import DECODER, model_card
 from search_r3.models.checksums import DESCRIPTION_FILE, KEY, checksums
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.folder.description import description_of, plain
 from search_r3.models.folder.modules import write_modules
 from search_r3.models.folder.weights import dtype_named
+from search_r3.models.logits import decoder_of, decoder_path
 from search_r3.models.tuning import has_adapter
 
 
@@ -93,7 +94,9 @@ def save_embedder(
         json.dumps(description, indent=2, allow_nan=False) + "\n", encoding="utf-8"
     )
     n_parameters = sum(p.numel() for p in model.parameters())
-    card = model_card(facts, embedder.width, n_parameters, has_adapter(embedder.model))
+    is_found = decoder_of(model) is model.get_decoder()
+    decoder = DECODER if is_found else ".".join(("model", *decoder_path(model)))
+    card = model_card(facts, embedder.width, n_parameters, has_adapter(embedder.model), decoder)
     (partial / "README.md").write_text(card, encoding="utf-8")
     put_in_place(partial, target)
     return target
