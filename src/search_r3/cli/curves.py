@@ -52,7 +52,7 @@ def draw_curves(folder: Path) -> Path | None:
 
     figure, all_axes = pyplot.subplots(
         len(panels), figsize=(WIDTH, PANEL_HEIGHT * len(panels) + 0.3), squeeze=False, sharex=True,
-        layout="constrained",
+        layout="constrained", dpi=DPI,
     )  # fmt: skip
     colours = [COLOURS[name] for name in ("blue", "vermilion", "green", "orange", "purple", "sky", "grey")]
     for axes, (title, curves) in zip(all_axes[:, 0], panels.items(), strict=True):
@@ -67,7 +67,8 @@ def draw_curves(folder: Path) -> Path | None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=9, frameon=False)
     all_axes[-1, 0].set_xlabel("optimizer step", fontsize=10)
-    figure.savefig(folder / FILE, dpi=DPI)
+    figure.canvas.draw()
+    pyplot.imsave(folder / FILE, figure.canvas.buffer_rgba(), dpi=DPI)  # savefig would draw a second time
     pyplot.close(figure)
     return folder / FILE
 
