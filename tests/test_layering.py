@@ -67,10 +67,16 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 @cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """Every node of a file's syntax."""
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@cache
 def imports(path: Path) -> set[str]:
     """Modules named by any import of a file, those inside functions and TYPE_CHECKING included."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -161,7 +167,7 @@ def test_objectives_are_pure_functions_without_a_collective_or_any_input_and_out
 
 def called(path: Path) -> set[str]:
     """Names that a file calls without a dot, and the last name of those with dots."""
-    calls = [node.func for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+    calls = [node.func for node in nodes(path) if isinstance(node, ast.Call)]
     return {call.id for call in calls if isinstance(call, ast.Name)} | {
         call.attr for call in calls if isinstance(call, ast.Attribute)
     }
@@ -229,7 +235,7 @@ def test_a_tolerance_that_several_modules_share_is_defined_once(name):
     homes = [
         module
         for module, path in modules(ROOT).items()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes(path)
         if isinstance(node, ast.Assign) and name in (getattr(target, "id", None) for target in node.targets)
     ]
     users = [m for m, path in modules(ROOT).items() if any(i.endswith(f".{name}") for i in imports(path))]
