@@ -123,6 +123,19 @@ def test_differences_are_those_that_the_command_prints(evaluation, tmp_path, cap
         assert float(each["p"]) <= float(each["p (Holm)"]) <= 1
 
 
+def test_rows_of_two_evaluations_that_are_called_alike_have_the_name_of_theirs(evaluation, tmp_path):
+    other = shutil.copytree(evaluation, tmp_path / "other")
+
+    page = page_of(tmp_path, evaluation, other)
+
+    modes = [each["mode"] for each in page.section("Results").rows()]
+    assert modes == [
+        f"{mode} ({name})"
+        for name in (evaluation.name, "other")
+        for mode in ("bm25", "direct", "reasoning", "hybrid")
+    ]
+
+
 def test_a_table_that_was_copied_without_its_folders_is_shown_alone(evaluation, tmp_path):
     shutil.copy(evaluation / "metrics.json", tmp_path / "metrics.json")
 

@@ -1,7 +1,7 @@
 """Results as people read them: a table, and a chart with intervals."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -86,13 +86,13 @@ def mode_label(row: Mapping) -> str:
     return Path(row["folder"]).name if row.get("folder") else row["mode"]
 
 
-def mode_labels(rows: Sequence[Mapping]) -> list[str]:
-    """`mode_label` of each row, with the folder of its evaluation where another row is called alike.
+def mode_labels(rows: Sequence[Mapping], called: Callable[[Mapping], str] = mode_label) -> list[str]:
+    """What each row is called, with the folder of its evaluation where another row is called alike.
 
     Two evaluations of one model under two settings, or of BM25, in one table are `auto (first)` and
     `auto (second)`, by the shortest endings of their folders.
     """
-    keys = [(row["benchmark"], row.get("model"), mode_label(row)) for row in rows]
+    keys = [(row["benchmark"], row.get("model"), called(row)) for row in rows]
     times = Counter(keys)
     sources = [_source(row) if times[key] > 1 else () for row, key in zip(rows, keys, strict=True)]
     several = list(dict.fromkeys(filter(None, sources)))

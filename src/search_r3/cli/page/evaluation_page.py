@@ -9,7 +9,7 @@ from search_r3.cli.page.scales import Scale, scale_of
 from search_r3.cli.page.tables import Cell, facts, table
 from search_r3.evaluation.beir_collections import cqadupstack_rows
 from search_r3.evaluation.modes import MODES
-from search_r3.evaluation.report import mode_label, model_names, short_names
+from search_r3.evaluation.report import mode_label, mode_labels, model_names, short_names
 from search_r3.evaluation.significance import holm
 
 _COLOURS = {
@@ -40,12 +40,13 @@ def evaluation_parts(
         level: of the headings.
     """
     names = short_names(rows) if model_names(rows) else {}
-    labels = {row["folder"]: label_of(row) for row in rows}
+    folders = [row["folder"] for row in rows]
+    labels = dict(zip(folders, mode_labels(rows, label_of), strict=True))
     shown = [*rows, *cqadupstack_rows(rows)]
     return joined(
         _facts(sources),
-        section("Results", _results(shown, names), note=_NOTE, level=level),
-        section("Quality against price", _prices(rows, names), level=level),
+        section("Results", _results(shown, names, labels), note=_NOTE, level=level),
+        section("Quality against price", _prices(rows, names, labels), level=level),
         section("Differences", _differences(differences, names, labels), note=_DIFFERENCES, level=level),
         query_parts(rows, scores, names or short_names(rows), labels, level),
     )
@@ -94,9 +95,12 @@ def label_of(row: Mapping) -> str:
     return " ".join([row["mode"], *told]) if told else mode_label(row)
 
 
-def _results(rows: Sequence[Mapping], names: Mapping[str, str]) -> Markup | None:
+def _results(rows: Sequence[Mapping], names: Mapping[str, str], labels: Mapping[str, str]) -> Markup | None:
     scales = _scales(rows)
-    cells = [_result(row, names, scales[row["benchmark"]]) for row in rows]
+    cells = [
+        _result(row, names, labels.get(row.get("folder")) or label_of(row), scales[row["benchmark"]])
+        for row in rows  # a mean over collections has no folder
+    ]
     return table(_COLUMNS, cells, "results", numbers=[name for name in _COLUMNS if name not in _TEXTS])
 
 
@@ -108,7 +112,7 @@ _COLUMNS = (
 _TEXTS = ("benchmark", "model", "mode", "95 %")
 
 
-def _result(row: Mapping, names: Mapping[str, str], scale: Scale) -> list[Content | Cell]:
+def _result(row: Mapping, names: Mapping[str, str], label: str, scale: Scale) -> list[Content | Cell]:
     metrics, value = row["metrics"], row["metrics"].get("ndcg@10")
     low, high = row.get("ci95", {}).get("ndcg@10", (None, None))
     has_interval = value is not None and low is not None
@@ -117,7 +121,7 @@ def _result(row: Mapping, names: Mapping[str, str], scale: Scale) -> list[Conten
     return [
         row["benchmark"],
         names.get(row["model"], ""),
-        label_of(row),
+        label,
         _decimal(value),
         Cell(bar, low),
         f"{low:.3f} to {high:.3f}" if has_interval else "",
@@ -153,23 +157,23 @@ def _scales(rows: Sequence[Mapping]) -> dict[str, Scale]:
     return scales
 
 
-def _prices(rows: Sequence[Mapping], names: Mapping[str, str]) -> Markup | None:
+def _prices(rows: Sequence[Mapping], names: Mapping[str, str], labels: Mapping[str, str]) -> Markup | None:
     """nDCG@10 against written tokens, a picture per benchmark that has rows of more than one price."""
     pictures = []
     for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
         chosen = [row for row in rows if row["benchmark"] == benchmark and "tokens_per_query" in row]
         chosen = [row for row in chosen if "ndcg@10" in row["metrics"] and "ndcg@10" in row.get("ci95", {})]
         if len({row["tokens_per_query"] for row in chosen}) > 1:
-            pictures.append(scatter(benchmark, [_point(row, names) for row in chosen], *_AXES))
+            pictures.append(scatter(benchmark, [_point(row, names, labels) for row in chosen], *_AXES))
     return joined(pictures) or None
 
 
 _AXES = ("tokens written per query", "nDCG@10")
 
 
-def _point(row: Mapping, names: Mapping[str, str]) -> Point:
+def _point(row: Mapping, names: Mapping[str, str], labels: Mapping[str, str]) -> Point:
     low, high = row["ci95"]["ndcg@10"]
-    name = " ".join(filter(None, (names.get(row["model"]), label_of(row))))
+    name = " ".join(filter(None, (names.get(row["model"]), labels[row["folder"]])))
     return Point(name, row["tokens_per_query"], row["metrics"]["ndcg@10"], low, high, mode_class(row))
 
 
