@@ -64,6 +64,7 @@ def test_a_whole_folder_is_read_without_a_word(tmp_path, caplog):
     ("file", "key", "value", "message"),
     [
         ("config.json", "quantization_config", {"bits": 4}, "cannot read it: .*quant_method"),
+        ("config.json", "quantization_config", {"quant_method": "higgs", "bits": 4}, "cannot read it: HIGGS"),
         ("config.json", "model_type", "t5", "cannot read it: Unrecognized configuration class"),
         ("generation_config.json", "num_return_sequences", 3, "cannot read it: .*num_return_sequences"),
     ],
@@ -80,7 +81,7 @@ def test_what_transformers_refuses_is_an_error_in_a_line_that_names_the_folder(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("method", ["modelopt", "exl2"])
+@pytest.mark.parametrize("method", ["modelopt", "exl2", "bitsandbytes"])
 def test_weights_that_transformers_would_not_unpack_are_refused_though_all_names_fit(tmp_path, method):
     folder = write_plain(tmp_path, byte_tokenizer())
     content = json.loads((folder / "config.json").read_text())

@@ -95,7 +95,7 @@ def read_model(source: str | Path, dtype: str, attention: str | None, **options:
             )  # fmt: skip
     except ModelFolderError:
         raise
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, NotImplementedError) as error:
         _refuse_own_code(source, error)
         if isinstance(error, OSError) and not Path(source).is_dir():
             raise  # of the hub, in its own words
@@ -109,6 +109,7 @@ def read_model(source: str | Path, dtype: str, attention: str | None, **options:
     if getattr(model, "_hf_peft_config_loaded", False):  # a hub name of an adapter: its base was read as well
         _refuse_adapter(source)
     _check_complete(source, model, info)
+    _forget_packing(model)
     return model
 
 
@@ -128,9 +129,10 @@ def _refuse_by_config(source: str | Path, is_local: bool) -> None:
 def _refuse_packed(source: str | Path, config: PreTrainedConfig) -> None:
     """Refuses weights packed in a way that transformers does not know: it would read them as they stand."""
     stated = getattr(config, "quantization_config", None)
-    method = stated.get("quant_method") if isinstance(stated, Mapping) else None
-    is_bitsandbytes = method == "bitsandbytes"  # which transformers knows by its number of bits
-    if method is not None and not is_bitsandbytes and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+    if not isinstance(stated, Mapping) or stated.get("load_in_4bit") or stated.get("load_in_8bit"):
+        return  # the last two are what transformers knows bitsandbytes by
+    method = stated.get("quant_method")
+    if method is not None and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         raise ModelFolderError(
             f"{source}: config.json says quantization_config.quant_method={method}, which transformers does "
             "not know: it would read packed weights as plain numbers. Take a copy that is not quantized; if "
@@ -173,11 +175,29 @@ def _check_complete(source: str | Path, model: PreTrainedModel, info: Mapping[st
             f"{source}: {len(random)} weights of {type(model).__name__}, as config.json describes it, are "
             f"missing or of another shape: {random[0]}{beside}"
         )
+    weights = {name for name, _ in model.named_parameters()}
+    for name in sorted(info["unexpected_keys"]):
+        if name.rpartition("_scale")[0] in weights:
+            raise ModelFolderError(
+                f"{source}: has {name}, so that its weights are packed, and config.json does not say how "
+                "(quantization_config); take a copy that is not quantized"
+            )
     if info["missing_keys"]:
         log.warning(
             "%s: has no %s: its head is random, and what it writes means nothing before it is trained",
             source, sorted(info["missing_keys"])[0],
         )  # fmt: skip
+
+
+def _forget_packing(model: PreTrainedModel) -> None:
+    """Lets weights that were unpacked on reading, as from fp8, be saved as the plain numbers that they are.
+
+    transformers would pack them again, and config.json, which it has cleared, would not say so.
+    """
+    conversions = getattr(model, "_weight_conversions", None) or ()
+    operations = (each for one in conversions for each in getattr(one, "operations", ()))
+    if any(getattr(each, "hf_quantizer", None) is not None for each in operations):
+        model._weight_conversions = None  # saving then takes those of the class
 
 
 def refuse_untrusted(
