@@ -1,103 +1,35 @@
 """The server, asked over real connections: answers, limits, and what it refuses."""
 
-import contextlib
-import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
 
 import numpy as np
 import pytest
+from serving import DOCUMENTS, ask, asked, events, refusal, running, searcher_of
 
-from search_r3 import SearchR3
 from search_r3.cli.compose import compose
 from search_r3.cli.config_source import ConfigSource
 from search_r3.errors import UsageError
-from search_r3.serve import check, listening, server_of
-from search_r3.web.app import FILES, Settings
+from search_r3.serve import check, listening
+from search_r3.web.app import FILES
 from search_r3.web.guard import host_name
 from tests.command import ENVIRONMENT, run
 
-DOCUMENTS = [
-    ("d/1", "Adding", "def add(a, b): return a + b"),
-    ("d 2", "", "def mul(a, b): return a * b"),
-    ('"><script>alert(1)</script>', "<b>neg</b>", "def neg(a): return -a  # <img src=x onerror=alert(2)>"),
-    ("ünï/日本 \u2028?#%00", "Grüße", "schöne Grüße aus dem Index, 日本"),
-    ("../../etc/passwd", "", "x" * 1500),
-]
 QUERY = 'what\'s <b>a</b> (set), "日本"?\u2028'
 
 
 @pytest.fixture(scope="module")
 def searcher(loaded_embedder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("collection")
-    rows = [{"_id": name, "title": title, "text": text} for name, title, text in DOCUMENTS]
-    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return SearchR3(loaded_embedder, folder / "cache").read(folder, progress=False)
-
-
-@contextlib.contextmanager
-def running(searcher, **limits):
-    """A server on a free port; the port and its desk."""
-    given = {"k": 10, "max_k": 20, "max_query_characters": 60, "max_requests": 4, "timeout_s": 60}
-    server, desk = server_of(searcher, Settings(**given | limits))
-    with listening("127.0.0.1", 0) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield listener.getsockname()[1], desk
-        finally:
-            desk.close()
-            server.should_exit = True
-            thread.join()
+    return searcher_of(loaded_embedder, tmp_path_factory.mktemp("collection"))
 
 
 @pytest.fixture(scope="module")
 def port(searcher):
     with running(searcher, about={"model": "m", "corpus": "c"}) as (number, _):
         yield number
-
-
-def ask(port, path, body=None, method=None, **headers):
-    """Status, headers and body of an answer; a body that is no text is sent as JSON."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    if body is not None and not isinstance(body, bytes):
-        body = json.dumps(body).encode()
-    given = {"Content-Type": "application/json"} if body is not None else {}
-    given |= {name.replace("_", "-"): value for name, value in headers.items()}
-    try:
-        connection.request(method or ("GET" if body is None else "POST"), path, body, given)
-        answer = connection.getresponse()
-        return answer.status, dict(answer.getheaders()), answer.read()
-    finally:
-        connection.close()
-
-
-def asked(port, path, body, status=200):
-    code, _, content = ask(port, path, body)
-    assert code == status, content
-    return json.loads(content)
-
-
-def refusal(status, content):
-    """The one line of an error."""
-    error = json.loads(content)
-    assert status >= 400
-    assert error.keys() == {"error"}
-    assert error["error"]
-    assert "\n" not in error["error"]
-    return error["error"]
-
-
-def events(content):
-    parts = [part.split("\n") for part in content.decode().strip("\n").split("\n\n")]
-    assert all(len(part) == 2 for part in parts)
-    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in parts]
 
 
 # Answers
@@ -335,120 +267,6 @@ def test_health_is_asked_without_a_body(port):
     code, headers, content = ask(port, "/api/health", method="HEAD")
     assert (code, content) == (200, b"")
     assert int(headers["content-length"]) == len(ask(port, "/api/health")[2])
-
-
-def raw(port, data):
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
-        connection.sendall(data)
-        answer = http.client.HTTPResponse(connection)
-        answer.begin()
-        return answer.status, answer.read()
-
-
-HEAD = b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-
-
-def test_a_body_of_unknown_length_is_read_to_the_limit_alone(port):
-    part = b"1000\r\n" + b"x" * 4096 + b"\r\n"
-    status, content = raw(port, HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + 6 * part)
-    assert status == 413
-    refusal(status, content)
-
-
-def test_a_body_that_does_not_come_and_an_answer_that_takes_too_long_end_in_time(searcher):
-    with running(searcher, timeout_s=0.05) as (port, desk):
-        status, content = raw(port, HEAD + b"Content-Length: 100\r\n\r\n{")
-        assert status == 408
-        assert "0.05 seconds" in refusal(status, content)
-
-        held = threading.Event()
-        desk.worker.submit(held.wait)
-        code, _, content = ask(port, "/api/search", {"query": "x"})
-        assert code == 504
-        assert "no answer within 0.05 seconds" in refusal(code, content)
-        told = events(ask(port, "/api/stream", {"query": "x"})[2])
-        assert told[-1][0] == "error"
-        assert "0.05 seconds" in told[-1][1]["error"]
-        held.set()
-
-
-UNFINISHED = {
-    "nothing": b"",
-    "a part of the first line": b"GE",
-    "a part of the headers": b"GET /api/health HTTP/1.1\r\nHost: 127",
-    "a part of a second request": b"GET /api/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET / HT",
-}
-
-
-@pytest.mark.parametrize("sent", UNFINISHED.values(), ids=UNFINISHED)
-def test_a_connection_on_which_no_request_comes_is_closed(searcher, sent):
-    with (
-        running(searcher, timeout_s=0.3) as (port, _),
-        socket.create_connection(("127.0.0.1", port), timeout=4) as client,
-    ):
-        client.sendall(sent)
-        while client.recv(4096):  # uvicorn's own limit for a silent connection is 5 seconds, above the 4
-            pass
-
-
-def test_a_slow_request_is_answered_and_its_connection_serves_the_next(searcher):
-    head = b"GET /api/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-    with (
-        running(searcher, timeout_s=2) as (port, _),
-        socket.create_connection(("127.0.0.1", port), timeout=20) as client,
-    ):
-        for _ in range(3):
-            for part in (head[:20], head[20:]):
-                client.sendall(part)
-                time.sleep(0.4)
-            assert client.recv(4096).startswith(b"HTTP/1.1 200 OK")
-
-
-def test_one_request_too_many_is_refused_and_those_that_wait_are_answered(searcher):
-    with running(searcher, max_requests=2) as (port, desk):
-        held, codes = threading.Event(), []
-        desk.worker.submit(held.wait)
-        waiting = [
-            threading.Thread(target=lambda: codes.append(ask(port, "/api/search", {"query": "x"})[0]))
-            for _ in range(2)
-        ]
-        for thread in waiting:
-            thread.start()
-        until(lambda: len(desk.works) == 2)
-
-        code, headers, content = ask(port, "/api/stream", {"query": "x"})
-        assert code == 503
-        assert headers["retry-after"] == "1"
-        assert "2 requests" in refusal(code, content)
-        assert ask(port, "/api/health")[0] == 200
-        held.set()
-        for thread in waiting:
-            thread.join()
-        assert codes == [200, 200]
-        until(lambda: not desk.works)
-
-
-@pytest.mark.parametrize("path", ["/api/search", "/api/stream", "/api/inspect"])
-def test_a_client_that_leaves_frees_its_place(searcher, path):
-    with running(searcher) as (port, desk):
-        held = threading.Event()
-        desk.worker.submit(held.wait)
-        body = {"query": "x"} | ({"id": DOCUMENTS[0][0]} if path == "/api/inspect" else {})
-        connection = http.client.HTTPConnection("127.0.0.1", port)
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        until(lambda: desk.works)
-        connection.sock.shutdown(socket.SHUT_RDWR)
-        connection.close()
-        until(lambda: not desk.works)  # while the model is still busy with something else
-        held.set()
-        assert asked(port, "/api/search", {"query": "x"})["query"] == "x"
-
-
-def until(is_so, limit_s=60):
-    end = time.monotonic() + limit_s
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_reasonings_are_kept_for_a_while_and_not_for_ever(searcher):

@@ -9,7 +9,7 @@ from browser import browser, console_of, look, requests_of
 from conftest import TEXTS
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from test_serve import DOCUMENTS, asked, running, until
+from serving import DOCUMENTS, asked, running, until
 
 from search_r3 import SearchR3
 from search_r3.shipped import ROOT
