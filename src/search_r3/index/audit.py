@@ -52,6 +52,7 @@ class Overwritten:
         self._n, self._width = 0, shape[1]
 
     def add(self, rows: np.ndarray, vectors: np.ndarray, encoded_at: np.ndarray) -> None:
+        """Keeps vectors `[n, D]` and steps `[n]` of rows `[n]`, which are about to be overwritten."""
         content = np.asarray(vectors, dtype=np.float32).tobytes()
         write_all(self._file.fileno(), content, self._n * self._width * 4)
         self._places[rows] = self._n + np.arange(len(rows))

@@ -57,6 +57,7 @@ class Shard:
 
     @property
     def is_part(self) -> bool:
+        """Whether other ranks are asked for their rows too."""
         return self.n_documents is not None
 
     @property

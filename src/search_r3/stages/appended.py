@@ -77,6 +77,7 @@ class AppendedText:
         self._size, self._sha256 = 0, hashlib.sha256()
 
     def append(self, text: str) -> None:
+        """Writes whole lines behind those that are there."""
         content = text.encode()
         _append(self.file, content)
         self._size += len(content)

@@ -123,11 +123,13 @@ class _Tally:
         self.n_steps = 0
 
     def count(self, outputs: dict[str, Any]) -> None:
+        """Adds a step by what it returned."""
         self.n_steps += 1
         for name in self.counts:
             self.counts[name] += float(outputs.get(name, 0))
 
     def rates(self) -> dict[str, float]:
+        """Each count per second of training; seconds of saving and of validation are left out."""
         seconds = sum(self.seconds[part] for part in ("data", "forward", "backward", "optimizer"))
         counted = {name.removeprefix("n_"): value for name, value in self.counts.items() if value > 0}
         return {f"{name}_per_s": value / max(seconds, 1e-9) for name, value in counted.items()}

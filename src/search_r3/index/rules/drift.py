@@ -94,12 +94,14 @@ class _Moments:
 
     @classmethod
     def of(cls, old: np.ndarray, new: np.ndarray) -> "_Moments":
+        """Of old and new vectors `[n, D]`, row by row."""
         return cls(old.T @ old, old.T @ new, float((new**2).sum()), len(old))
 
     def __add__(self, other: "_Moments") -> "_Moments":
         return _Moments(self.xx + other.xx, self.xy + other.xy, self.yy + other.yy, self.n + other.n)
 
     def fitted(self, ridge: float) -> np.ndarray:
+        """The map `W` `[D, D]` of least `|X W - Y|^2`, drawn to the identity by `ridge` per pair."""
         pull = ridge * self.n * np.eye(len(self.xx))
         return np.linalg.solve(self.xx + pull, self.xy + pull)
 

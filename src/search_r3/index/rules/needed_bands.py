@@ -137,6 +137,7 @@ class Tally:
 
     @classmethod
     def zeros(cls, shape: tuple[int, int]) -> "Tally":
+        """A tally of nothing, for `[Q, P]` limits."""
         bins = [np.zeros((*shape, len(EDGES)), np.int64) for _ in range(2)]
         counts = [np.zeros(shape, np.int64) for _ in range(2)]
         return cls(*bins, *counts, *(np.full(shape[0], -np.inf) for _ in range(3)))
@@ -260,6 +261,7 @@ def _edges(distance: np.ndarray) -> np.ndarray:
 
 
 def parts(n_rows: int, n_queries: int) -> Iterator[tuple[int, int]]:
+    """First row and end of each part, of rows whose scores `[Q, n]` are about `SCORES` at most."""
     size = min(8192, max(256, SCORES // max(n_queries, 1)))  # fewer rows make a slow product
     for start in range(0, n_rows, size):
         yield start, min(start + size, n_rows)

@@ -33,6 +33,7 @@ class Completions:
         self.record, self.every_n_steps, self.n_queries = AppendedText(file), every_n_steps, n_queries
 
     def is_due(self, step: int) -> bool:
+        """Whether the rollouts of a step are written down."""
         return self.every_n_steps > 0 and step % self.every_n_steps == 0
 
     def shown(self, n_queries: int, rank: int = 0, n_ranks: int = 1) -> int:

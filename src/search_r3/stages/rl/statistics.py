@@ -22,6 +22,7 @@ class Seconds:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
+        """Adds what is done within to a part, up to when the device has done it."""
         started = time.perf_counter()
         yield
         if self.device.type == "cuda":

@@ -41,10 +41,12 @@ class Chunk:
 
     @property
     def embedded(self) -> tuple[TokenRow, ...]:
+        """Sequences whose embedding is used, in the order of the embeddings."""
         return self.documents + self.direct + self.reasoned
 
     @property
     def supervised(self) -> tuple[TokenRow, ...]:
+        """Sequences whose answer is imitated: the embed token, behind the reasoning where one is given."""
         return self.direct + self.reasoned + self.imitated
 
     def parts(self, size: int | None) -> list["Chunk"]:
