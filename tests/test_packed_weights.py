@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from search_r3.models.folder import ModelFolderError, load_embedder, save_embedder
 from search_r3.models.tuning import FullTuning, LoraTuning
 
-FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+FP8 = {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"}
 
 
 def write_packed(folder, stated):
-    """A folder whose matrices are fp8, each with one scale; and what they stand for, by name."""
+    """A folder whose matrices are fp8, all blocks with one scale; and what they stand for, by name."""
     file = write_plain(folder, byte_tokenizer()) / "model.safetensors"
     packed, meant = {}, {}
     for name, weight in load_file(file).items():
@@ -23,7 +23,7 @@ def write_packed(folder, stated):
         if "_proj." in name:
             scale = weight.abs().max() / 448  # the largest number of fp8
             packed[name] = (weight / scale).to(torch.float8_e4m3fn)
-            packed[f"{name}_scale_inv"] = scale.reshape(1, 1)
+            packed[f"{name}_scale_inv"] = scale.expand(weight.shape[0] // 16, weight.shape[1] // 16).clone()
             meant[name] = packed[name].float() * scale
     save_file(packed, file, metadata={"format": "pt"})
     if stated:
