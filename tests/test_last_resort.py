@@ -17,6 +17,7 @@ import torch
 import search_r3.__main__
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.run_folder import Failed, Interrupted, make_folder, recorded
+from search_r3.data.jsonl import DataError
 from search_r3.errors import UsageError
 from search_r3.files import REMEDIES
 from tests.command import PYTHONPATH
@@ -212,6 +213,7 @@ def test_an_argument_that_no_command_has_is_one_line(run, command):
     ("raised", "code", "line"),
     [
         (UsageError("seed=x: no"), 2, "error: seed=x: no"),
+        (DataError("c.jsonl", 5, "no id"), 2, "error: c.jsonl, line 5: no id\n"),
         (ValueError("two\nlines"), 1, "error: ValueError: two lines (tests/test_last_resort.py:"),
         (MemoryError(), 1, "error: MemoryError (tests/"),
         (OSError(30, "Read-only file system", "x/y"), 1, "error: x/y: Read-only file system"),

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from search_r3.cli.run_folder import read_json
+from search_r3.errors import UsageError
 from search_r3.files import write_json
 from search_r3.index.rules.base import StepQueries, View
 from search_r3.index.rules.full import Full
@@ -34,7 +35,7 @@ CHUNK = 1 << 14
 """Rows made at once."""
 
 
-class RecordingError(ValueError):
+class RecordingError(UsageError, ValueError):
     """A folder that holds no drift that can be replayed; the message names it and what to do."""
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from search_r3.data.texts import Texts, encoded_parts
+from search_r3.errors import UsageError
 from search_r3.records import clipped, shown, shown_names
 
 DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
@@ -23,7 +24,7 @@ LONGEST_ID = 4096
 """Characters of an id of a document, a query or a row."""
 
 
-class DataError(ValueError):
+class DataError(UsageError, ValueError):
     """A row of an input file breaks a rule.
 
     Attributes:

@@ -26,6 +26,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from search_r3.errors import UsageError
+
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 """Kinds of token (`tokenizer.ggml.token_type`)."""
 _LLAMA_3 = (
@@ -37,7 +39,7 @@ _NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_t
 _NOT_OF_THE_FILE = ("quantization_config", "_name_or_path", "_model_name_or_path", "transformers_version")
 
 
-class GgufError(ValueError):
+class GgufError(UsageError, ValueError):
     """A GGUF file that cannot be read, or whose model would not be what the file means."""
 
     def __init__(self, file: str | Path, rule: str) -> None:

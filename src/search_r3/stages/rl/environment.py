@@ -16,12 +16,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from search_r3.errors import UsageError
 from search_r3.index.exact_rank import Blocks, Positives, Retrieved, Shard, exact_ranking, topk_ranking
 from search_r3.index.ledger import SAME_REWARD
 from search_r3.objectives.rewards import Ranking, Reward, Rewards
 
 
-class EnvironmentDataError(ValueError):
+class EnvironmentDataError(UsageError, ValueError):
     """Queries, judgements and corpus that no reward can be computed from; the message says which and why."""
 
 
