@@ -28,6 +28,19 @@ def write_rows(path: Path, rows: list[dict] | str) -> str:
     return str(path)
 
 
+def test_a_parquet_file_is_told_how_it_is_read(tmp_path):
+    path = tmp_path / "rows" / "rows.parquet"
+    datasets.Dataset.from_list(ROWS).to_parquet(path)
+
+    with pytest.raises(DataError, match=r"rows\.parquet: is a Parquet file .* data\.dataset=<its folder>"):
+        load_triples(str(path), **ALL)
+
+    read = load_triples(dataset=str(path.parent), **ALL)
+    assert [(row.query, row.positive) for row in read.examples] == [
+        (row["query"], row["positive"]) for row in ROWS
+    ]
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
 def test_rows_become_examples_and_their_documents_the_corpus(tmp_path, name):
     data = load_triples(write_rows(tmp_path / name, ROWS), **ALL)

@@ -19,7 +19,12 @@ from search_r3.records import clipped, shown, shown_names
 DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 LONGEST_LINE = 1 << 28
 """Bytes of a line of any file: one row, whose texts are in memory at once."""
-GZIP_START = b"\x1f\x8b"
+_NO_TEXT = {
+    b"\x1f\x8b": "is compressed with gzip; give it a name that ends in .gz",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it, or compress it with gzip under a name in .gz",
+    b"PAR1\x15": "is a Parquet file and no lines of JSON; data=triples data.dataset=<its folder> reads it",
+}
+"""What is wrong with a file that begins so, as no line of text does."""
 LONGEST_ID = 4096
 """Characters of an id of a document, a query or a row."""
 
@@ -94,11 +99,12 @@ def decode_line(raw: bytes, path: Path, line: int) -> str:
     Raises:
         DataError: If the bytes are not UTF-8.
     """
+    for start, rule in _NO_TEXT.items() if line == 1 else ():
+        if raw.startswith(start):
+            raise DataError(path, 0, rule)
     try:
         text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        if line == 1 and raw.startswith(GZIP_START):
-            raise DataError(path, 0, "is compressed with gzip; give it a name that ends in .gz") from None
         raise DataError(path, line, f"text must be UTF-8; byte {error.start} of the line is not") from None
     return text.rstrip("\r\n") if text.endswith(("\r", "\n")) else text
 
