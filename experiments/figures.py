@@ -29,6 +29,8 @@ from experiments.science_figures import (
     after_facts,
     answers,
     before_and_after_rl,
+    blended,
+    blended_pairs,
     elsewhere,
     gain,
     mixture,
@@ -348,6 +350,7 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
     "experiments/science_elsewhere/README.md": {"elsewhere": elsewhere},
     "experiments/science_facts/README.md": {"facts": after_facts},
     "experiments/science_rl/README.md": {"models": before_and_after_rl},
+    "experiments/science_blended/README.md": {"blended": blended, "pairs": blended_pairs},
     "experiments/science_seeds/README.md": {"seeds": seeds, "pairs": seed_pairs, "more": more_sft},
     "experiments/sft_pydocs_full/README.md": {
         "modes": lambda: one_run_of_sft("sft_pydocs_full/metrics.json", "sft_pydocs_full/metrics_cosqa.json"),

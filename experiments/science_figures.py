@@ -190,6 +190,43 @@ def more_sft() -> str:
     return table(("SFT", *header), lines)
 
 
+# ---- the question and the text behind it, averaged
+
+AVERAGED = {
+    "direct": "nothing (direct)",
+    "reasoning": "its own text",
+    "blended": "nothing, and its own text: the mean of both",
+    "shuffled-reasoning": "its text for another question",
+    "given-reasoning": "answer and human facts",
+}
+"""Modes, and what is read beside the question in each."""
+
+
+def blended() -> str:
+    """nDCG@10 of the weights that validation chose and of the last ones of a run, by what is read."""
+    file, models = "science_blended/metrics.json", {"sft/model": "step 200", "last/model": "step 300"}
+    parts = ("set-aside", "dev", "tuning")
+    header = (f">{PARTS[part]}, {name}" for part in parts for name in models.values())
+    lines = [
+        (label, *(_of_part(file, part, mode, model=model) for part in parts for model in models))
+        for mode, label in AVERAGED.items()
+    ]
+    return table(("read beside the question", *header), lines)
+
+
+def blended_pairs() -> str:
+    """Differences of the last weights over the questions of set aside and dev."""
+    lines = [
+        (
+            AVERAGED[found["from"]],
+            AVERAGED[found["to"]],
+            f"{found['mean']:+.3f} ({span(found['ci95'], '+.3f')})",
+        )
+        for found in content("science_blended/pairs.json")["rows"]
+    ]
+    return table(("from", "to", ">difference"), lines)
+
+
 # ---- a mixture
 
 MIXED = {
