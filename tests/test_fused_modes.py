@@ -52,6 +52,18 @@ def texts_of(folder):
     return [json.loads(line) for line in (folder / "reasoning.jsonl").open(encoding="utf-8")]
 
 
+def assert_ranked_by(folder, cosines):
+    """A run has mean cosines `[Q, N]`, each query's by a factor: means of unit vectors are shorter than 1."""
+    run = read_run(folder / "run.trec")
+    for query, values in zip(QUERIES, cosines, strict=True):
+        by_id = {name: value for name, value in zip(CORPUS.ids, values, strict=True) if name != query}
+        found = run[query]
+        top = max(by_id, key=by_id.__getitem__)
+        scale = found[top] / by_id[top]
+        assert scale > 0
+        assert found == pytest.approx({name: value * scale for name, value in by_id.items()}, abs=1e-5)
+
+
 def test_reciprocal_ranks_are_as_worked_by_hand():
     cosines = {"a": 0.9, "b": 0.8, "c": 0.1}
     words = {"c": 12.0, "a": 3.0, "d": 3.0}  # equal scores by id, descending: c, d, a
@@ -117,14 +129,7 @@ def test_drawn_reasonings_are_fused_by_their_embeddings(rows, model):
     drawn = embedder.reason([QUERIES[f"q{i // 3}"] for i in range(15)], seed=5, temperature=0.9)
     assert [text for line in texts for text in line["samples"]] == drawn.texts
     cosines = (drawn.embeddings.numpy() @ documents.T).reshape(5, 3, -1).mean(1)  # [Q, N]
-    run = read_run(folder / "run.trec")
-    for query, values in zip(QUERIES, cosines, strict=True):
-        by_id = {name: value for name, value in zip(CORPUS.ids, values, strict=True) if name != query}
-        found = run[query]
-        top = max(by_id, key=by_id.__getitem__)
-        scale = found[top] / by_id[top]  # the mean of unit vectors is shorter than 1
-        assert scale > 0
-        assert found == pytest.approx({name: value * scale for name, value in by_id.items()}, abs=1e-5)
+    assert_ranked_by(folder, cosines)
     assert row["tokens_per_query"] == sum(line["tokens"] for line in texts) / 5 + 3
     assert row["missing_embed_token"] == sum(not line["has_embed_token"] for line in texts)
 
@@ -168,13 +173,7 @@ def test_a_blend_ranks_by_the_mean_of_both_cosines(rows, model):
     direct = embedder.embed_queries(queries).numpy() @ documents.T
     cosines = 0.25 * direct + 0.75 * embedder.reason(queries).embeddings.numpy() @ documents.T  # [Q, N]
     assert np.abs(cosines - direct).max() > 1e-3  # or the test could not tell them apart
-    run = read_run(folder / "run.trec")
-    for query, values in zip(QUERIES, cosines, strict=True):
-        by_id = {name: value for name, value in zip(CORPUS.ids, values, strict=True) if name != query}
-        found = run[query]
-        top = max(by_id, key=by_id.__getitem__)
-        scale = found[top] / by_id[top]  # a mean of unit vectors is shorter than 1
-        assert found == pytest.approx({name: value * scale for name, value in by_id.items()}, abs=1e-5)
+    assert_ranked_by(folder, cosines)
     assert row["tokens_per_query"] == inner["tokens_per_query"] + 1  # the embed token of the query as it is
     direct_row, _ = rows("direct")
     read = [each["tokens_read_per_query"] for each in (row, inner, direct_row)]
