@@ -12,6 +12,7 @@ from small_evaluations import OPENED, call, configs, evaluate, write_collection 
 
 from search_r3.cli.compose import compose
 from search_r3.cli.config_source import ConfigSource
+from search_r3.cli.evaluation_collections import collections, places_of
 from search_r3.cli.instantiate import instantiate
 from search_r3.data.jsonl import DataError
 from search_r3.data.types import Benchmark, Corpus
@@ -151,6 +152,42 @@ def test_texts_of_no_query_of_a_later_collection_are_refused_before_the_first_is
         ):
             evaluate(tmp_path, f"benchmarks={benchmarks}", "modes=[given-bm25]", f"reasonings={texts}")
         assert not list((tmp_path / "out").rglob("row.json"))
+
+
+def test_a_text_of_a_query_that_is_not_asked_does_not_count_as_one_of_the_collection(tmp_path):
+    write_collection(tmp_path / "beir" / "a")
+    other = write_collection(tmp_path / "beir" / "b")
+    lines = (other / "qrels" / "test.tsv").read_text().splitlines(keepends=True)
+    (other / "qrels" / "test.tsv").write_text("".join([lines[0], *reversed(lines[1:])]))  # q4 comes first
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"_id": "q0", "text": "connect to a socket"}) + "\n")
+    given = ["benchmarks=[a,b]", "modes=[given-bm25]", f"reasonings={texts}"]
+
+    with pytest.raises(DataError, match=r"texts.jsonl: not one is of a query of b \(the first: 'q0'"):
+        evaluate(tmp_path, *given, "limit=1")
+    assert not list((tmp_path / "out").rglob("row.json"))
+    assert len(evaluate(tmp_path, *given, "limit=5")) == 2
+
+
+@pytest.mark.parametrize("in_memory_mib", [256, 0])
+def test_a_collection_is_read_twice_only_where_it_cannot_be_held(tmp_path, in_memory_mib, caplog):
+    for name in "abc":
+        folder = write_collection(tmp_path / "beir" / name)
+        with (folder / "corpus.jsonl").open("a") as file:
+            file.write('{"_id": "d9", "text": ""}\n')
+    given = [f"beir_dir={tmp_path / 'beir'}", "benchmarks=[a,b,c]", f"in_memory_mib={in_memory_mib}"]
+    config = compose("evaluate", ["modes=[bm25]", *given], OPENED[0]).config
+    read = collections(config, places_of(config))
+
+    assert next(read).name == "a", "the first is held in any case: it is next"
+    assert [line.split("/")[-2] for line in caplog.messages if "neither title" in line] == ["b", "c", "a"]
+    for name in "bc":
+        (tmp_path / "beir" / name / "queries.jsonl").unlink()
+    if in_memory_mib:
+        assert [benchmark.name for benchmark in read] == ["b", "c"]
+    else:
+        with pytest.raises(DataError, match=r"b/queries\.jsonl"):
+            next(read)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "/abs", "a/../.."])

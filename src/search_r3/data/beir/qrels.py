@@ -108,11 +108,6 @@ def _judgement(path: Path, line: int, text: str, is_first: bool) -> tuple[str, s
     return query_id, document_id, number
 
 
-def judged_queries(path: str | Path) -> set[str]:
-    """The first column of a file of judgements; `load_qrels` checks the rows."""
-    return {text.partition("\t")[0] for _, text in numbered_lines(Path(path), LONGEST_JUDGEMENT)}
-
-
 def load_excluded(
     path: Path, judged: Sequence[Mapping[str, Mapping[str, int]]], corpus: Corpus
 ) -> dict[str, frozenset[str]]:
