@@ -214,14 +214,22 @@ def reasoned(
         vectors = task.model.embedder.embed_reasoned(queries, texts)
     run = _ranked(task, index, vectors)
     seconds = writing + time.perf_counter() - started
-    reasonings = _rows(task.benchmark, written.texts, written.n_tokens, written.has_embed_token)
-    tokens = sum(written.n_tokens) + len(queries)
     n_read = prompts_read(writer.embedder, queries)
     if texts is not None:
         reader = task.model.embedder
         n_read += prompts_read(reader, queries) + sum(map(len, reader.encoder.reasonings(texts)))
-    n_missing = len(queries) - sum(written.has_embed_token)
-    return Ranked(run, seconds, tokens, n_missing, reasonings, read=n_read)
+    return _by_written(task, written, run, seconds, n_read)
+
+
+def _by_written(
+    task: Task, written: Reasoned, run: dict, seconds: float, n_read: int, n_embeddings: int = 1
+) -> Ranked:
+    """A ranking by one written text of every query; each embedding of a query emits a token."""
+    n_queries = len(written.texts)
+    tokens = sum(written.n_tokens) + n_embeddings * n_queries
+    n_missing = n_queries - sum(written.has_embed_token)
+    rows = _rows(task.benchmark, written.texts, written.n_tokens, written.has_embed_token)
+    return Ranked(run, seconds, tokens, n_missing, rows, read=n_read)
 
 
 def _rows(
@@ -339,11 +347,8 @@ def blended(task: Task, model: Model, direct_share: float) -> Ranked:
     vectors = np.stack([model.embedder.embed_queries(queries), written.embeddings], axis=1)  # [Q, 2, D]
     run = _ranked(task, index, mean_directions(vectors, [direct_share, 1 - direct_share]))
     seconds = writing + time.perf_counter() - started
-    reasonings = _rows(task.benchmark, written.texts, written.n_tokens, written.has_embed_token)
-    tokens = sum(written.n_tokens) + 2 * len(queries)
     n_read = prompts_read(model.embedder, queries) + model.embedder.query_tokens(queries)
-    n_missing = len(queries) - sum(written.has_embed_token)
-    return Ranked(run, seconds, tokens, n_missing, reasonings, read=n_read)
+    return _by_written(task, written, run, seconds, n_read, n_embeddings=2)
 
 
 def gated(task: Task, model: Model, threshold: float) -> Ranked:
