@@ -10,6 +10,7 @@ import pytest
 
 from search_r3.data.jsonl import DataError
 from search_r3.data.triples import load_triples
+from search_r3.stages.sft.collate import collate_sft
 
 ROWS = [
     {"query": "what lifts a wing", "positive": "pressure", "hard_negatives": ["feathers", "wind"]},
@@ -112,7 +113,11 @@ BAD_ROWS = [
     ({"positive": "b", "hard_negatives": ["c"]}, "'query' is missing"),
     ({"query": "a", "hard_negatives": ["c"]}, "'positive' is missing"),
     ({"query": "a", "positive": "b"}, "columns.hard_negatives=null"),
-    ({"query": "a", "positive": "b", "hard_negatives": []}, "'hard_negatives' must not be empty"),
+    (
+        {"query": "a", "positive": "b", "hard_negatives": [None]},
+        "hard_negatives[0] must be a string, got NoneType",
+    ),
+    ({"query": "a", "positive": "b", "hard_negatives": ""}, "'hard_negatives' must not be empty"),
     ({"query": "a", "positive": [], "hard_negatives": ["c"]}, "'positive' must not be empty"),
     ({"query": "", "positive": "b", "hard_negatives": ["c"]}, "'query' must not be empty"),
     ({"query": "a", "positive": " \n", "hard_negatives": ["c"]}, "'positive' must not be empty"),
@@ -134,11 +139,19 @@ BAD_ROWS = [
 ]
 
 
-def test_pitfall_23_an_empty_list_of_hard_negatives_is_refused_with_file_and_line(tmp_path):
-    rows = [*ROWS, {"query": "a", "positive": "b", "hard_negatives": []}]
-    path = write_rows(tmp_path / "rows.jsonl", rows)
-    with pytest.raises(DataError, match=rf"rows\.jsonl, line {len(rows)}: the list 'hard_negatives'"):
-        load_triples([path])
+def test_pitfall_23_a_row_without_hard_negatives_is_trained_on_beside_rows_that_have_them(tmp_path):
+    empty = {"query": "q0", "positive": "p0", "hard_negatives": []}
+    null = {"query": "q1", "positive": "p1", "hard_negatives": None}
+    data = load_triples(write_rows(tmp_path / "rows.jsonl", [ROWS[0], empty, null]), **ALL)
+    assert [row.hard_negatives for row in data.examples] == [("feathers", "wind"), (), ()]
+    batch = collate_sft(data.examples, hard_negatives=1)
+    assert (len(batch.examples), len(batch.documents)) == (3, 4)
+
+    one = {"query": "a", "positive": "b", "n1": "c", "n2": None}
+    none = {"query": "d", "positive": "e", "n1": None, "n2": None}
+    columns = {"hard_negatives": ["n1", "n2"]}
+    data = load_triples(write_rows(tmp_path / "wide.jsonl", [one, none]), columns=columns, **ALL)
+    assert [row.hard_negatives for row in data.examples] == [("c",), ()]
 
 
 @pytest.mark.parametrize(("bad", "rule"), BAD_ROWS)

@@ -68,9 +68,10 @@ def load_triples(
     """Training data from rows that hold texts.
 
     A row has a query (string), one positive or a list of them, and hard negatives (a list of strings, or one
-    string). `columns` says under which key each stands. `hard_negatives: null` is for data without them, and
-    a list of keys for data with one key per negative. `reasoning` and `id` are read where a key is given for
-    them. A row with several positives becomes several examples.
+    string; an empty list or null where a row has none). `columns` says under which key each stands. There,
+    `hard_negatives: null` is for data without that key, and a list of keys for data with one key per
+    negative. `reasoning` and `id` are read where a key is given for them. A row with several positives
+    becomes several examples.
 
     Args:
         files: JSONL files, plain or gzip; one path or several. Either these or `dataset`.
@@ -242,12 +243,15 @@ def _checked_row(file: str, line: int, row: dict, columns: Mapping, default_id: 
 
 
 def _negatives(row: dict, key: str | Sequence[str] | None, file: str, line: int) -> tuple[str, ...]:
+    """Without repeats; an empty list, and null under any of the keys, say that there is none."""
     if key is None:
         return ()
     if isinstance(key, str):
-        return _texts(_value(row, key, file, line), key, file, line)
-    values = [checked_text(_value(row, one, file, line), repr(one), file, line) for one in key]
-    return tuple(dict.fromkeys(values))
+        value = _value(row, key, file, line)
+        return () if value is None or value == [] else _texts(value, key, file, line)
+    values = {one: _value(row, one, file, line) for one in key}
+    texts = [checked_text(text, repr(one), file, line) for one, text in values.items() if text is not None]
+    return tuple(dict.fromkeys(texts))
 
 
 def _value(row: dict, key: str, file: str, line: int) -> object:
