@@ -2,12 +2,14 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from search_r3.cli.wandb_run import RECORD, _record
+from search_r3.cli.wandb_run import RECORD, _logger, _mode, _record, ended
 from search_r3.records import RecordError
 from tests.command import call, run
 from tests.wandb_files import of_kind, offline_runs
@@ -152,6 +154,31 @@ def test_trials_of_a_search_are_grouped(tmp_path):
     (its,) = of_kind(records, "run")
     assert models(records) == []
     assert its["run_group"] == json.loads((folder / RECORD).read_text())["group"] == "searches/mine"
+
+
+def test_the_environment_turns_it_off(tmp_path):
+    asked = ["logger=wandb", "stage.trainer.max_steps=1", "output_dir=run"]
+    code, output = call("train", *asked, cwd=tmp_path, HOME=str(tmp_path), WANDB_MODE="disabled")
+    assert code == 0, output
+    assert "WANDB_MODE=disabled: nothing goes to Weights & Biases" in output
+    assert (tmp_path / "run" / "csv" / "metrics.csv").is_file()
+    assert not [path for path in tmp_path.rglob("*") if "wandb" in path.name]
+
+
+def test_the_environments_mode_wins_over_the_key_and_is_left_as_it_is(tmp_path, monkeypatch):
+    offline, online = (OmegaConf.create({"offline": value}) for value in (True, False))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    assert (_mode(offline), _mode(online)) == ("offline", None)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert (_mode(offline), _mode(online)) == (None, None)
+    assert _mode(OmegaConf.create({"offline": True, "mode": "shared"})) == "shared"
+
+    monkeypatch.delenv("WANDB_MODE")
+    node = OmegaConf.create({"_target_": "pytorch_lightning.loggers.WandbLogger", "offline": True})
+    logger = _logger(node, tmp_path, {"id": "a", "name": "b", "group": None})
+    with ended():
+        assert logger.experiment.offline
+    assert "WANDB_MODE" not in os.environ
 
 
 def test_the_record_of_a_run_is_checked(tmp_path):

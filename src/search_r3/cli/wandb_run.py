@@ -35,9 +35,14 @@ FACTS = ("command", "commit", "seed", "stage", "data", "step", "base_model")
 PRICES = ("seconds_per_query", "tokens_per_query", "missing_embed_token")
 
 
-def uses_wandb(config: DictConfig) -> bool:
+def names_wandb(config: DictConfig) -> bool:
     """Whether `logger=wandb` was chosen."""
     return str(config.logger.get("_target_", "")).endswith("WandbLogger")
+
+
+def uses_wandb(config: DictConfig) -> bool:
+    """Whether `logger=wandb` was chosen, and the environment does not say `WANDB_MODE=disabled`."""
+    return names_wandb(config) and os.environ.get("WANDB_MODE") != "disabled"
 
 
 def run_logger(config: DictConfig, folder: Path) -> "WandbLogger":
@@ -76,6 +81,8 @@ def _logger(node: DictConfig, folder: Path, record: Mapping, **arguments: object
     os.environ.setdefault("WANDB_SILENT", "true")
     return instantiate(
         node,
+        offline=False,  # by which Lightning would set WANDB_MODE, for the next run of this process too
+        mode=_mode(node),
         save_dir=str(folder),
         id=record["id"],
         name=record["name"],
@@ -84,6 +91,13 @@ def _logger(node: DictConfig, folder: Path, record: Mapping, **arguments: object
         log_model=False,  # of checkpoints, which serve to resume; `log_results` sends the model folder
         **arguments,
     )
+
+
+def _mode(node: DictConfig) -> str | None:
+    """What wandb is told of the mode; None where its own variable says it."""
+    if "mode" in node:
+        return node.mode
+    return "offline" if node.offline and not os.environ.get("WANDB_MODE") else None
 
 
 @contextlib.contextmanager
