@@ -143,6 +143,8 @@ def test_an_experiment_only_sets_keys_that_exist_without_it(source, option):
         for group, value in entry.items():  # "override /group", or "/group@package", which adds
             added = "" if group.startswith("override ") else "+"
             overrides.append(f"{added}{group.split('/')[-1]}={value}")
+    if any(key.startswith("data.weights.") for key in keys):
+        overrides.append("data.weights=null")  # those of the experiment go with its sources
     overrides.sort(key=lambda override: override.startswith("+"))  # a package is added to what was chosen
     command = "evaluate" if is_of_evaluation("experiment", option) else "train"
     base = flat_keys(OmegaConf.to_container(completed(source, command, overrides)))

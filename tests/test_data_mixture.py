@@ -142,3 +142,33 @@ def test_the_configuration_mixes_sources_of_its_own_group(tmp_path):
     assert data.weights == {"beir": 0.25, "mine": 0.75}
     assert {row.source for row in data.examples} == {"beir", "mine"}
     assert data.test.queries == {"beir/q:q2": load_benchmark(folder).queries["q2"]}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["data.sources.pydocs=null"],
+            r"^data\.weights\.pydocs: data\.sources\.pydocs is taken away; give ~data\.weights\.pydocs too$",
+        ),
+        (["~data.weights.beir"], r"data\.weights\.beir is missing: give \+data\.weights\.beir=<number>"),
+        (
+            [
+                "+data@data.sources.more=mixture",
+                "+data.weights.more=1",
+                "data.sources.more.sources.pydocs=null",
+            ],
+            r"data\.sources\.more\.weights\.pydocs: data\.sources\.more\.sources\.pydocs is taken away",
+        ),
+    ],
+)
+def test_weights_that_do_not_go_with_the_sources_are_refused_as_the_command_is_read(overrides, message):
+    paths = [
+        "data.sources.beir.path=a",
+        *(["data.sources.more.sources.beir.path=a"] if len(overrides) > 1 else []),
+    ]
+    with ConfigSource() as source:
+        with pytest.raises(UsageError, match=message):
+            compose("train", ["stage=sft", "data=mixture", *overrides, *paths], source)
+        given = ["stage=sft", "data=mixture", "data.sources.pydocs=null", "data.weights=null"]
+        assert compose("train", [*given, "data.sources.beir.path=a"], source).config.data.weights is None

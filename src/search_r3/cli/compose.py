@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from search_r3.cli.config_source import ConfigSource, MissingChoice, plain_container
 from search_r3.cli.devices import cpu_dtype, cpu_precision, cpu_ranks
 from search_r3.cli.entry import Composed
+from search_r3.cli.mixtures import check_mixtures
 from search_r3.cli.model_choice import TRAINED, Given, read_facts, refuse_conflicts
 from search_r3.cli.names import check_names
 from search_r3.cli.number_ranges import check_numbers
@@ -262,6 +263,7 @@ def check_complete(config: DictConfig) -> None:
     _refuse_words(plain)
     check_names(plain)
     check_numbers(plain)
+    check_mixtures(plain)
 
 
 def resolved_yaml(config: DictConfig) -> str:
