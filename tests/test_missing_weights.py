@@ -64,7 +64,6 @@ def test_a_whole_folder_is_read_without_a_word(tmp_path, caplog):
     ("file", "key", "value", "message"),
     [
         ("config.json", "quantization_config", {"bits": 4}, "cannot read it: .*quant_method"),
-        ("config.json", "quantization_config", {"quant_method": "higgs", "bits": 4}, "cannot read it: HIGGS"),
         ("config.json", "model_type", "t5", "cannot read it: Unrecognized configuration class"),
         ("generation_config.json", "num_return_sequences", 3, "cannot read it: .*num_return_sequences"),
     ],
@@ -78,6 +77,28 @@ def test_what_transformers_refuses_is_an_error_in_a_line_that_names_the_folder(
     with pytest.raises(ModelFolderError, match=message) as caught:
         opened(folder)
     assert str(caught.value).startswith(f"{folder}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stated", "reason"),
+    [
+        ({"quant_method": "higgs", "bits": 4}, "HIGGS"),  # NotImplementedError
+        ({"quant_method": "spqr"}, "GPU is required|[Aa]ccelerate|SpQR"),  # RuntimeError without a GPU
+        ({"quant_method": "metal"}, "mps|MPS|[Mm]etal"),  # RuntimeError
+        ({"quant_method": "gptq"}, "bits"),  # TypeError
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": 4}, "quant_type"),
+    ],
+)
+def test_weights_that_cannot_be_unpacked_here_are_refused_in_a_line_with_their_packing(
+    tmp_path, stated, reason
+):
+    folder = write_plain(tmp_path, byte_tokenizer())
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"quantization_config": stated}))
+    says = rf"{folder}: config\.json says quantization_config\.quant_method={stated['quant_method']}, and "
+    with pytest.raises(ModelFolderError, match=rf"^{says}.*here: .*({reason}).*\. Take a copy") as caught:
+        opened(folder)
     assert "\n" not in str(caught.value)
 
 

@@ -86,26 +86,23 @@ def read_model(source: str | Path, dtype: str, attention: str | None, **options:
             attention, with the one that every one has.
     """
     chosen = {} if attention is None else {"attn_implementation": attention}
-    _refuse_by_config(source, bool(options.get("local_files_only")))
+    packing = _refuse_by_config(source, bool(options.get("local_files_only")))
     try:
         with named_damage(source):
             model, info = AutoModelForCausalLM.from_pretrained(
                 str(source), dtype=dtype_named(dtype), trust_remote_code=False, output_loading_info=True,
                 ignore_mismatched_sizes=True, **chosen, **options,
             )  # fmt: skip
-    except ModelFolderError:
+    except (ModelFolderError, torch.OutOfMemoryError):
         raise
-    except (ValueError, ImportError, OSError, NotImplementedError) as error:
+    except Exception as error:
+        refusals = (ValueError, ImportError, OSError, NotImplementedError)  # a quantiser's are of any class
+        if packing is None and not isinstance(error, refusals):
+            raise
         _refuse_own_code(source, error)
         if isinstance(error, OSError) and not Path(source).is_dir():
             raise  # of the hub, in its own words
-        reason = str(error).strip().splitlines()[0]
-        if attention is None or not re.search("attention|attn", reason):
-            raise ModelFolderError(f"{source}: transformers cannot read it: {reason}") from error
-        raise ModelFolderError(
-            f"model.attention={attention} cannot be had for {source}: {reason.split('. ')[0]}. "
-            "Set model.attention=eager"
-        ) from error
+        raise _named(source, error, attention, packing) from error
     if getattr(model, "_hf_peft_config_loaded", False):  # a hub name of an adapter: its base was read as well
         _refuse_adapter(source)
     _check_complete(source, model, info)
@@ -113,24 +110,48 @@ def read_model(source: str | Path, dtype: str, attention: str | None, **options:
     return model
 
 
-def _refuse_by_config(source: str | Path, is_local: bool) -> None:
+def _named(
+    source: str | Path, error: Exception, attention: str | None, packing: str | None
+) -> ModelFolderError:
+    """What transformers says of a model that it cannot read, in a line with the key that it is about."""
+    reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+    if attention is not None and re.search("attention|attn", reason):
+        return ModelFolderError(
+            f"model.attention={attention} cannot be had for {source}: {reason.split('. ')[0]}. "
+            "Set model.attention=eager"
+        )
+    if packing is not None:
+        return ModelFolderError(
+            f"{source}: config.json says quantization_config.quant_method={packing}, and transformers cannot "
+            f"unpack these weights here: {reason.rstrip('.')}. Take a copy that is not quantized"
+        )
+    return ModelFolderError(f"{source}: transformers cannot read it: {reason}")
+
+
+def _refuse_by_config(source: str | Path, is_local: bool) -> str | None:
     """Refuses, before any weight is read, what transformers would read wrongly or as another kind of model.
 
     What cannot be read is left to it: an adapter has no config.json, and of a damaged one it says more.
+
+    Returns:
+        How the weights are packed, by its name; None where they are plain.
     """
     try:
         config = AutoConfig.from_pretrained(str(source), trust_remote_code=False, local_files_only=is_local)
     except Exception:  # whatever a class of configurations raises of a file that it does not know
-        return
-    _refuse_packed(source, config)
+        return None
+    packing = _known_packing(source, config)
     _refuse_more_than_text(source, config)
+    return packing
 
 
-def _refuse_packed(source: str | Path, config: PreTrainedConfig) -> None:
-    """Refuses weights packed in a way that transformers does not know: it would read them as they stand."""
+def _known_packing(source: str | Path, config: PreTrainedConfig) -> str | None:
+    """The name of a packing that transformers knows; another one it would read as it stands."""
     stated = getattr(config, "quantization_config", None)
-    if not isinstance(stated, Mapping) or stated.get("load_in_4bit") or stated.get("load_in_8bit"):
-        return  # the last two are what transformers knows bitsandbytes by
+    if not isinstance(stated, Mapping):
+        return None
+    if stated.get("load_in_4bit") or stated.get("load_in_8bit"):  # which transformers knows bitsandbytes by
+        return "bitsandbytes"
     method = stated.get("quant_method")
     if method is not None and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         raise ModelFolderError(
@@ -138,6 +159,7 @@ def _refuse_packed(source: str | Path, config: PreTrainedConfig) -> None:
             "not know: it would read packed weights as plain numbers. Take a copy that is not quantized; if "
             "its weights are plain, take quantization_config out of config.json"
         )
+    return method
 
 
 def _refuse_more_than_text(source: str | Path, config: PreTrainedConfig) -> None:
