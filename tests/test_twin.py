@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
     BambaConfig,
     CTRLConfig,
+    DeepseekV32Config,
     Gemma4TextConfig,
     GPT2LMHeadModel,
     GPT2Model,
@@ -123,6 +124,20 @@ def test_an_architecture_with_a_state_that_runs_along_is_refused_with_the_reason
     model = AutoModelForCausalLM.from_config(RECURRENT[name]())
     with pytest.raises(ArchitectureError, match="cannot be used here: it remembers a text as a state"):
         check_architecture(model)
+
+
+def test_sparse_attention_with_an_index_of_its_own_is_refused_with_that_reason():
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    heads = {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
+    ranks = {"kv_lora_rank": 16, "q_lora_rank": 16, "moe_intermediate_size": 16}
+    config = DeepseekV32Config(**experts, **heads, **ranks, **SMALL, **RUNNING)
+    with pytest.raises(ArchitectureError) as caught:
+        check_architecture(AutoModelForCausalLM.from_config(config))
+    says = (
+        "DeepseekV32ForCausalLM cannot be used here: its layers are of sparse attention (indexed_attention)"
+    )
+    assert str(caught.value).startswith(says)
+    assert "runs along" not in str(caught.value)
 
 
 def test_what_has_passed_is_kept_by_the_hash_of_the_configuration_and_what_fails_is_not(passed, monkeypatch):

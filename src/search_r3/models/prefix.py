@@ -20,8 +20,12 @@ _KINDS_WITH_KEYS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 def remembers_keys(model: PreTrainedModel) -> bool:
     """Whether a model remembers a text as keys and values alone; no state runs along, as Mamba's does."""
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    return not (getattr(model, "_is_stateful", False) or kinds - _KINDS_WITH_KEYS)
+    return not (getattr(model, "_is_stateful", False) or other_kinds(model))
+
+
+def other_kinds(model: PreTrainedModel) -> set[str]:
+    """Layer types of a model whose cache is not one of keys and values alone."""
+    return set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - _KINDS_WITH_KEYS
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from search_r3.models.logits import decoder_of, decoder_path, own_logits
-from search_r3.models.prefix import pad_left, position_ids, remembers_keys
+from search_r3.models.prefix import other_kinds, pad_left, position_ids, remembers_keys
 from search_r3.models.steps import continued, prefill
 from search_r3.models.tuning import adapter_disabled, base_model, is_fresh
 
@@ -49,6 +49,13 @@ OTHER_LAYERS = (
 )
 
 RUNS_ALONG = "it remembers a text as a state that runs along (Mamba, linear attention, convolution)"
+SPARSE = {
+    "indexed_attention",
+    "compressed_sparse_attention",
+    "heavily_compressed_attention",
+    "minimax_m3_sparse",
+}
+"""Layer types of transformers that choose or compress what they attend to, by keys of their own for that."""
 
 Tune = Callable[[PreTrainedModel, int], nn.Module]
 """From a model and the embed token's id to what is trained, such as a model with an adapter."""
@@ -105,10 +112,21 @@ def _fault(model: PreTrainedModel, tune: Tune | None) -> str:
     attention = _attention(model.config)
     fault = _fault_under(attention, model, tune)
     if fault and not remembers_keys(model):
-        return f"{RUNS_ALONG}; choose a model whose layers all keep keys and values ({fault})"
+        return f"{_memory(model)}; choose a model whose layers all keep keys and values alone ({fault})"
     if fault and attention != "eager" and not _fault_under("eager", model, tune):
         fault += ". With model.attention=eager it is right"
     return fault
+
+
+def _memory(model: PreTrainedModel) -> str:
+    """How a model that does not remember keys and values alone remembers a text."""
+    kinds = other_kinds(model)
+    if not kinds or kinds - SPARSE:
+        return RUNS_ALONG
+    return (
+        f"its layers are of sparse attention ({', '.join(sorted(kinds))}), which keeps keys for choosing or "
+        "compressing what is attended to beside a text's keys and values"
+    )
 
 
 def _fault_under(attention: str, model: PreTrainedModel, tune: Tune | None) -> str:
