@@ -6,14 +6,22 @@ from weakref import WeakSet
 
 import pytest
 import torch
-from architectures import CONFIGS, WINDOW, build
+from architectures import CONFIGS, EAGER_ONLY, WINDOW, build
 from conftest import LENGTHS, PROMPTS, QUERIES, TEXTS, build_embedder
-from transformers import DynamicCache
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    GPTNeoConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+)
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from search_r3.models import graphed
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.generation import Sampling, SpecialIds, decode, row_uniforms
+from search_r3.models.graphed import narrowest_window
 from search_r3.models.nano import train_tokenizer
 from search_r3.models.tuning import LoraTuning
 
@@ -127,13 +135,49 @@ def test_fixed_steps_are_the_plain_ones_of_every_architecture(name, attention, t
     assert_alike(plain, fixed)
 
 
-def test_a_window_that_no_row_reaches_is_none(tokenizer):
-    model = build("mistral", len(tokenizer))
+@pytest.mark.parametrize("name", sorted(WINDOWED))
+def test_a_window_that_no_row_reaches_is_none_though_other_layers_attend_to_all(name, tokenizer, monkeypatch):
+    settings = CONFIGS[name][1]
+    wide = {"local_attention": 256} if name == "modernbert" else {"sliding_window": 128}
+    monkeypatch.setitem(CONFIGS, name, (CONFIGS[name][0], settings | wide))
+    model = build(name, len(tokenizer), "eager" if name in EAGER_ONLY else "sdpa")
     embedder = ReasoningEmbedder(model, tokenizer, PROMPTS, LENGTHS, is_trained=False)
-    model.config.sliding_window = 128
     plain, fixed, steps = both_ways(embedder, Sampling(12, 1.0))
+    assert steps.are_fixed
     assert all(steps.are_fixed)
     assert_alike(plain, fixed)
+
+
+def gpt_neo(window, vocab_size):
+    """Its local layer, beside a global one, counts a window under another name, and in slots."""
+    sizes = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 256}
+    kinds = {"attention_types": [[["global", "local"], 1]], "window_size": window}
+    config = GPTNeoConfig(**sizes, **kinds, vocab_size=vocab_size, bos_token_id=0, eos_token_id=0)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=parameter.shape[-1] ** -0.5)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("window", "is_fixed"), [(8, False), (50, False), (200, True)])
+def test_a_window_of_some_layers_under_another_name_is_heeded(window, is_fixed, tokenizer):
+    model = gpt_neo(window, len(tokenizer))
+    embedder = ReasoningEmbedder(model, tokenizer, PROMPTS, LENGTHS, is_trained=False)
+    plain, fixed, steps = both_ways(embedder, Sampling(30, 1.0), 2)
+    assert set(steps.are_fixed) == {is_fixed}
+    assert_alike(plain, fixed)
+
+
+def test_the_narrowest_window_of_all_layers_counts():
+    assert narrowest_window(LlamaConfig()) is None
+    assert narrowest_window(Qwen2Config(use_sliding_window=False, sliding_window=8)) is None
+    assert narrowest_window(MistralConfig(sliding_window=8)) == 8
+    assert narrowest_window(GPTNeoConfig(window_size=8)) == 8
+    own = {"use_sliding_window": True, "num_hidden_layers": 2, "per_layer_config": {1: {"sliding_window": 8}}}
+    assert narrowest_window(Qwen2Config(**own, sliding_window=64)) == 8
 
 
 def test_rows_are_copied_together_when_half_have_ended_and_slots_are_read_as_they_fill(embedder, monkeypatch):

@@ -22,10 +22,11 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from search_r3.models.capture import captured
+from search_r3.models.prefix import WINDOWS
 from search_r3.models.steps import Growing, Rows, Steps
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def has_fixed_steps(decoder: nn.Module, cache: DynamicCache, n_steps: int) -> bo
     Args:
         decoder: the transformer without its head.
         cache: keys and values of prompts.
-        n_steps: that follow them; a window that is no shorter than all of a row is none.
+        n_steps: that follow them; a window that is no shorter than all slots of a row is none.
     """
     config = getattr(decoder, "config", None)
     if config is None or decoder.training or decoder in _failed:
@@ -83,8 +84,8 @@ def has_fixed_steps(decoder: nn.Module, cache: DynamicCache, n_steps: int) -> bo
     config = config.get_text_config()
     if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager"):
         return False
-    window = getattr(config, "sliding_window", None)
-    if window is not None and window < cache.get_seq_length() + n_steps:
+    window = narrowest_window(config)
+    if window is not None and window < _n_slots(cache.get_seq_length() + n_steps):
         return False
     if set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
         return False
@@ -94,6 +95,16 @@ def has_fixed_steps(decoder: nn.Module, cache: DynamicCache, n_steps: int) -> bo
             return False
     is_split = any(hasattr(each, "full_tensor") for each in decoder.parameters())  # among ranks
     return not is_split
+
+
+def narrowest_window(config: PreTrainedConfig) -> int | None:
+    """The fewest tokens that a layer of a model attends to, by any name; None where each attends to all.
+
+    One that only some layers have counts for all, and so does one that stands there and no layer uses.
+    """
+    layers = getattr(config, "per_layer_config", None) or [config]
+    stated = [getattr(layer, name, None) for layer in layers for name in WINDOWS]
+    return min((window for window in stated if window), default=None)
 
 
 class _Slot:
@@ -173,7 +184,7 @@ class FixedSteps:
         rows, device = growing.rows, growing.state.device
         self.filled = rows.mask.shape[1]
         self.last = self.filled + n_steps
-        n_slots = _rounded_up(self.last, _ALIGNED)
+        n_slots = _n_slots(self.last)
         self.slot = _Slot(self.filled, self._reach(n_slots), device)
         self.cache = Cache(layers=[_FixedLayer(layer, n_slots, self.slot) for layer in growing.cache.layers])
         self.mask = _additive(rows.mask, n_slots, self.cache.layers[0].keys.dtype)
@@ -265,6 +276,11 @@ class FixedSteps:
 
 def _rounded_up(number: int, unit: int) -> int:
     return -(-number // unit) * unit
+
+
+def _n_slots(n_tokens: int) -> int:
+    """Slots of rows of so many tokens; some architectures count a window back from the last of them."""
+    return _rounded_up(n_tokens, _ALIGNED)
 
 
 def _product_dtype(values: Tensor) -> torch.dtype:

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+WINDOWS = ("sliding_window", "window_size", "attention_window", "local_window_size", "attention_chunk_size")
+"""What configurations call how far layers look back."""
+
 _KINDS_WITH_KEYS = {"full_attention", "sliding_attention", "chunked_attention"}
 """Layer types of transformers whose cache is keys and values; an older model names none."""
 

@@ -24,7 +24,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from search_r3.models.logits import decoder_of, decoder_path, own_logits
-from search_r3.models.prefix import other_kinds, pad_left, position_ids, remembers_keys
+from search_r3.models.prefix import WINDOWS, other_kinds, pad_left, position_ids, remembers_keys
 from search_r3.models.steps import continued, prefill
 from search_r3.models.tuning import adapter_disabled, base_model, is_fresh
 
@@ -34,7 +34,6 @@ CHECK_VERSION = 2
 PASSED = Path(".cache") / "architectures"
 WINDOW, VOCABULARY, MAX_WIDTH = 8, 256, 256
 MAX_SIZE = 500_000_000  # parameters of its two largest layers: 2 GB
-_WINDOWS = ("sliding_window", "window_size", "attention_window", "local_window_size", "attention_chunk_size")
 _WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "moe_intermediate_size")
 _SAME_WIDTH = ("word_embed_proj_dim", "embed_dim", "d_model", "lru_width")
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "decoder_start_token_id")
@@ -218,7 +217,7 @@ def _shrink(config: PreTrainedConfig, own: Mapping[int, dict]) -> list[int]:
     for name, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == n_layers and n_layers > len(kept):
             setattr(config, name, [value[layer] for layer in kept])
-        elif name in _WINDOWS and value:
+        elif name in WINDOWS and value:
             setattr(config, name, min(value, WINDOW))
         elif name in _WIDTHS and isinstance(value, int):
             setattr(config, name, min(value, MAX_WIDTH))
