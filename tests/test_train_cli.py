@@ -244,7 +244,8 @@ def test_a_run_goes_on_after_a_kill_and_after_ctrl_c_and_ends_as_if_undisturbed(
     configs, last_line = tmp_path / "configs", output.rstrip().splitlines()[-1]
     to_type = ["python", "-m", "src.train", "--config-dir", str(configs), f"resume={folder}"]
     assert last_line == f"interrupted; to go on: {shlex.join(to_type)}"
-    assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["error"]) == ("interrupted", None)  # and not a KeyboardInterrupt
 
     opened_to(gate, STEPS)
     code, output = call("train", *shlex.split(last_line)[-3:], cwd=tmp_path)

@@ -357,7 +357,7 @@ def recorded(folder: Path, log_name: str, go_on: str = "") -> Iterator[None]:
         except BaseException as error:
             if _is_interruption(error):
                 log.info("interrupted; %s", f"to go on: {go_on}" if go_on else folder)
-                end.write("interrupted", type(error).__name__)
+                end.write("interrupted")
                 raise Interrupted(str(folder)) from error
             log.error("%s", traceback.format_exc(), extra={"file_only": True})
             message = failure_text(error, folder)
