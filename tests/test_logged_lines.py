@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from search_r3.stages.base import StageModule
+from search_r3.stages.callbacks import LastLine
 from search_r3.stages.optimization import OptimizationSettings
 from search_r3.stages.step import optimization_step
 
@@ -40,15 +41,28 @@ class Sometimes(StageModule):
     ],
 )
 def test_a_value_is_on_one_line(tmp_path, every, often, seldom):
-    trainer = pl.Trainer(
-        accelerator="cpu", max_steps=9, logger=CSVLogger(tmp_path, name="", version="csv"),
-        log_every_n_steps=every, enable_progress_bar=False, enable_checkpointing=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    module = Sometimes(nn.Linear(3, 1), OptimizationSettings())
-    trainer.fit(module, DataLoader(torch.ones(9, 3), batch_size=1))
-    lines = list(csv.DictReader((tmp_path / "csv" / "metrics.csv").open(newline="")))
+    lines, trainer = logged(tmp_path, every)
     for name, expected in (("often", often), ("seldom", seldom)):
         assert {int(line["step"]): float(line[name]) for line in lines if line[name]} == expected
         assert sum(bool(line[name]) for line in lines) == len(expected)
     assert float(trainer.callback_metrics["seldom"]) == 6
+
+
+@pytest.mark.parametrize(("every", "expected"), [(5, [4, 8]), (20, [8]), (3, [2, 5, 8])])
+def test_the_last_step_has_a_line_and_it_repeats_nothing(tmp_path, every, expected):
+    lines, _ = logged(tmp_path, every, [LastLine()])
+    assert [int(line["step"]) for line in lines] == [float(line["often"]) for line in lines] == expected
+    assert [line["seldom"] for line in lines if line["seldom"]][-1] == "6.0"
+    assert sum(bool(line["seldom"]) for line in lines) == min(2, len(expected))
+
+
+def logged(tmp_path, every, callbacks=()):
+    """Lines of nine steps, and what trained them."""
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=9, logger=CSVLogger(tmp_path, name="", version="csv"),
+        log_every_n_steps=every, enable_progress_bar=False, enable_checkpointing=False,
+        enable_model_summary=False, callbacks=list(callbacks),
+    )  # fmt: skip
+    module = Sometimes(nn.Linear(3, 1), OptimizationSettings())
+    trainer.fit(module, DataLoader(torch.ones(9, 3), batch_size=1))
+    return list(csv.DictReader((tmp_path / "csv" / "metrics.csv").open(newline=""))), trainer

@@ -287,6 +287,13 @@ def test_a_run_killed_while_its_model_is_written_writes_the_same_one(finished, t
         assert origins[1][name], name
 
 
+def test_a_run_shorter_than_the_interval_of_the_log_has_a_line_of_its_last_step(tmp_path):
+    short = ["stage.trainer.max_steps=2", "stage.trainer.log_every_n_steps=5", "output_dir=run"]
+    code, output = call("train", *short, cwd=tmp_path)
+    assert code == 0, output
+    assert logged_steps(tmp_path / "run") == [1]
+
+
 def test_a_folder_named_as_the_home_folder_is_written_where_it_lies(tmp_path):
     home, place = tmp_path / "home", tmp_path / "place"
     home.mkdir()

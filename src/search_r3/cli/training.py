@@ -156,6 +156,7 @@ def reached_step(folder: Path) -> int | None:
 def _trainer(config: DictConfig, folder: Path, extra_callbacks: Sequence["pl.Callback"]) -> "pl.Trainer":
     import pytorch_lightning as pl
 
+    from search_r3.stages.callbacks import LastLine
     from search_r3.stages.interruption import HeedSignals
     from search_r3.stages.precision import cache_casts
     from search_r3.stages.progress import StepProgress
@@ -171,7 +172,7 @@ def _trainer(config: DictConfig, folder: Path, extra_callbacks: Sequence["pl.Cal
     trainer = pl.Trainer(
         default_root_dir=folder.absolute(),  # Lightning would expand a ~ at the start of a relative path
         logger=_loggers(config, folder),
-        callbacks=[*callbacks.values(), HeedSignals(), StepProgress(), *extra_callbacks],
+        callbacks=[*callbacks.values(), HeedSignals(), StepProgress(), LastLine(), *extra_callbacks],
         **arguments,
     )
     cache_casts(trainer)

@@ -1,4 +1,4 @@
-"""What runs beside training: totals of masked negatives."""
+"""What runs beside training: totals of masked negatives, and a line of the log for the last step."""
 
 import logging
 from typing import Any, ClassVar
@@ -67,3 +67,11 @@ class FalseNegatives(Callback):
 
     def _by_name(self) -> dict[str, int]:
         return dict(zip(self.NAMES, self._totals.tolist(), strict=True))
+
+
+class LastLine(Callback):
+    """Has the last step logged, whatever `log_every_n_steps` says: a short run may have no other line."""
+
+    def on_train_batch_end(self, trainer: Trainer, *rest: object) -> None:
+        if trainer.global_step >= trainer.max_steps > 0:
+            trainer.log_every_n_steps = 1
