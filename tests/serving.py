@@ -1,10 +1,12 @@
-"""The server as the tests run it, in a thread, and how it is asked."""
+"""The server as the tests run it, in a thread, and how it is asked; a module takes the fixtures by name."""
 
 import contextlib
 import http.client
 import json
 import threading
 import time
+
+import pytest
 
 from search_r3 import SearchR3
 from search_r3.serve import listening, server_of
@@ -40,6 +42,18 @@ def running(searcher, **limits):
             desk.close()
             server.should_exit = True
             thread.join()
+
+
+@pytest.fixture(scope="module")
+def searcher(loaded_embedder, tmp_path_factory):
+    return searcher_of(loaded_embedder, tmp_path_factory.mktemp("collection"))
+
+
+@pytest.fixture(scope="module")
+def port(searcher):
+    """That a server with generous limits listens on."""
+    with running(searcher, about={"model": "m", "corpus": "c"}) as (number, _):
+        yield number
 
 
 def ask(port, path, body=None, method=None, **headers):

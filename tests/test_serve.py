@@ -8,7 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from serving import DOCUMENTS, ask, asked, events, refusal, running, searcher_of
+import serving
+from serving import DOCUMENTS, ask, asked, events, refusal, running
 
 from search_r3.cli.compose import compose
 from search_r3.cli.config_source import ConfigSource
@@ -18,18 +19,8 @@ from search_r3.web.app import FILES
 from search_r3.web.guard import host_name
 from tests.command import ENVIRONMENT, run
 
+searcher, port = serving.searcher, serving.port  # fixtures
 QUERY = 'what\'s <b>a</b> (set), "日本"?\u2028'
-
-
-@pytest.fixture(scope="module")
-def searcher(loaded_embedder, tmp_path_factory):
-    return searcher_of(loaded_embedder, tmp_path_factory.mktemp("collection"))
-
-
-@pytest.fixture(scope="module")
-def port(searcher):
-    with running(searcher, about={"model": "m", "corpus": "c"}) as (number, _):
-        yield number
 
 
 # Answers

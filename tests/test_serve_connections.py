@@ -7,18 +7,10 @@ import threading
 import time
 
 import pytest
-from serving import DOCUMENTS, ask, asked, events, refusal, running, searcher_of, until
+import serving
+from serving import DOCUMENTS, ask, asked, events, refusal, running, until
 
-
-@pytest.fixture(scope="module")
-def searcher(loaded_embedder, tmp_path_factory):
-    return searcher_of(loaded_embedder, tmp_path_factory.mktemp("collection"))
-
-
-@pytest.fixture(scope="module")
-def port(searcher):
-    with running(searcher, about={"model": "m", "corpus": "c"}) as (number, _):
-        yield number
+searcher, port = serving.searcher, serving.port  # fixtures
 
 
 def raw(port, data):
