@@ -9,7 +9,7 @@ import pytest
 import torch
 from drifting import DriftingCorpus
 from live_indexes import created, nearest
-from test_rl import data_of, fit, likely_folder, module_of, opened
+from rl_runs import data_of, fit, likely_folder, module_of, opened
 from test_seams_rl import EXCLUDED, KeepScored, world_with_several_positives
 from two_processes import on_two_ranks
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from rl_runs import likely_folder
 from safetensors.torch import load_file
-from test_rl import likely_folder
 from test_rl_resume import write_triples
 
 from tests.closeness import assert_close_in_ulps

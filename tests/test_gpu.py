@@ -7,8 +7,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import QUERIES, TEXTS, build_embedder
+from rl_runs import ALIVE, data_of, fit, likely_folder, module_of, opened
 from test_environment import world
-from test_rl import ALIVE, data_of, fit, likely_folder, module_of, opened
 from test_sft import module_of as sft_module_of
 from test_sft import training_data
 

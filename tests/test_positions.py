@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import QUERIES, TEXTS
 from plain_folders import LENGTHS, byte_tokenizer, opened, write_plain
-from test_rl import module_of
+from rl_runs import module_of
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,

@@ -4,8 +4,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import build_embedder
-from test_rl import data_of, likely_folder, opened
-from test_rl import module_of as rl_module_of
+from rl_runs import data_of, likely_folder, opened
+from rl_runs import module_of as rl_module_of
 from test_sft import module_of, training_data
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -8,19 +8,18 @@ from functools import partial
 import numpy as np
 import pytest
 import pytorch_lightning as pl
+import rl_runs
 import torch
-from conftest import TEXTS, build_embedder
 from pytorch_lightning.loggers import CSVLogger
+from rl_runs import data_of, fit, module_of, opened, world
 
-from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
-from search_r3.index.backends.flat import InPlaceIndex
-from search_r3.index.exact_rank import Positives
+from search_r3.data.types import Example
 from search_r3.index.rules.base import Refresh
 from search_r3.index.rules.candidates import Candidates
 from search_r3.index.rules.certified import Certified
 from search_r3.index.rules.frozen import Frozen
 from search_r3.index.rules.full import Full
-from search_r3.models.folder import open_embedder, save_embedder
+from search_r3.models.folder import save_embedder
 from search_r3.models.tuning import FullTuning, LoraTuning
 from search_r3.objectives.collapse import CollapseLimits
 from search_r3.objectives.grpo import TOKEN_STATISTICS
@@ -28,89 +27,10 @@ from search_r3.objectives.rewards import Reward, dcg, margin_dcg
 from search_r3.stages.checkpoint import TrainableCheckpoint
 from search_r3.stages.optimization import OptimizationSettings
 from search_r3.stages.rl.completions import COLUMNS, Completions
-from search_r3.stages.rl.contrast import Pool, contrasted
-from search_r3.stages.rl.data import RLDataModule
 from search_r3.stages.rl.environment import EnvironmentDataError
-from search_r3.stages.rl.forward import training_forward
-from search_r3.stages.rl.module import RLModule
 from search_r3.stages.rl.settings import PolicySettings, RolloutSettings
 
-ALIVE = CollapseLimits(window=100)
-FULL = partial(Refresh, Full())
-
-
-def world(n_documents: int = 12) -> TrainingData:
-    """Queries about documents that share their words with them."""
-    words = [
-        "add",
-        "parse",
-        "open",
-        "sort",
-        "write",
-        "read",
-        "close",
-        "find",
-        "split",
-        "join",
-        "merge",
-        "count",
-    ]
-    documents = [
-        f"def {word}_{words[i - 1]}(value):\n    return {words[i - 2]}(value)" for i, word in enumerate(words)
-    ]
-    corpus = Corpus([f"d{i}" for i in range(n_documents)], documents[:n_documents])
-    examples = [
-        Example(f"e{i}", f"{words[i]} and {words[i - 1]}", corpus.texts[i], f"d{i}", source="t")
-        for i in range(n_documents)
-    ]
-    validation = Benchmark(
-        "v", corpus, {e.id: e.query for e in examples}, {e.id: {e.positive_id: 1} for e in examples}
-    )
-    return TrainingData("t", corpus, examples, validation=validation, texts=TEXTS)
-
-
-def likely_folder(place):
-    """A model whose embed token is likely enough that rollouts write it."""
-    embedder = build_embedder(seed=4)
-    with torch.no_grad():
-        embedder.causal_lm.get_output_embeddings().weight[embedder.embed_token_id] *= 20.0
-    return save_embedder(embedder, place / "model", {}, is_trained=True)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return likely_folder(tmp_path_factory.mktemp("rl"))
-
-
-def opened(folder, tuning=None):
-    return open_embedder(
-        path=str(folder), name=None, create=None, prompts={}, lengths={}, tuning=tuning or FullTuning()
-    )
-
-
-def module_of(embedder, run, policy=None, limits=ALIVE, rate=2e-3, every=1, **arguments):
-    settings = {
-        "optimization": OptimizationSettings(rate, warmup=0, schedule="constant"),
-        "reward": Reward(partial(margin_dcg, tau=0.05)),
-        "rollouts": RolloutSettings(group_size=6),
-        "policy": policy or PolicySettings(kl_weight=0.05),
-        "collapse_limits": limits,
-        "rank": "exact",
-        "n_retrieved": 5,
-        "rank_agreement_every_n_steps": 0,
-        "token_budget": 200,
-        "completions": Completions(run / "completions.jsonl", every, 2),
-        "seed": 0,
-    }
-    return RLModule(embedder, **settings | arguments)
-
-
-def data_of(embedder, run, refresh=None, data=None, batch_size=4, **arguments):
-    settings = {"max_documents": None, "validation_queries": 5, "validation_documents": 12, "encode_batch": 5}
-    return RLDataModule(
-        data or world(), embedder, batch_size, 0, index=InPlaceIndex, refresh=refresh or FULL(),
-        store=run / "index", cache_dir=run.parent / "cache", **settings | arguments,
-    )  # fmt: skip
+folder = rl_runs.folder  # fixture
 
 
 @pytest.mark.parametrize(("function", "best_wrong"), [(dcg, False), (margin_dcg, True)])
@@ -183,32 +103,6 @@ def test_rows_of_other_weights_are_not_used_and_the_run_says_why(folder, tmp_pat
     (new,) = set((tmp_path / "cache").iterdir()) - {old}
     assert f"12 documents are encoded into {new}." in line
     assert line.endswith(f"rm -r '{old}'")
-
-
-class Log(pl.Callback):
-    """What every step logged."""
-
-    def __init__(self):
-        self.steps = []
-
-    def on_train_batch_end(self, trainer, *rest):
-        self.steps.append({name: float(value) for name, value in trainer.callback_metrics.items()})
-
-    def of(self, name):
-        return [step[f"train/{name}"] for step in self.steps if f"train/{name}" in step]
-
-
-def fit(module, datamodule, steps, callbacks=(), ckpt_path=None, **arguments):
-    log = Log()
-    has_checkpoints = any(isinstance(each, TrainableCheckpoint) for each in callbacks)
-    settings = {
-        "accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": has_checkpoints,
-        "enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False,
-        "check_val_every_n_epoch": None, "limit_val_batches": 0, "callbacks": [log, *callbacks],
-    }  # fmt: skip
-    trainer = pl.Trainer(max_steps=steps, **settings | arguments)
-    trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
-    return trainer, log
 
 
 def test_the_reward_rises_and_the_rollouts_are_told_apart_by_it(folder, tmp_path):
@@ -435,140 +329,6 @@ def test_a_step_logs_the_rate_that_it_was_taken_with(folder, tmp_path):
     _, log = fit(module, data_of(embedder, tmp_path), 5, [Taken()])
     assert log.of("learning_rate") == pytest.approx(taken)
     assert taken[0] == 5e-4
-
-
-class KeepLearnt(pl.Callback):
-    """What every step learnt from, in order, and the rewards `[B, G]` that it had."""
-
-    def __init__(self):
-        self.seen, self.rewards = [], []
-
-    def on_train_start(self, trainer, pl_module):
-        made = pl_module._learnt
-
-        def keep(rollouts, outcome, *rest):
-            self.seen.append(made(rollouts, outcome, *rest))
-            self.rewards.append(outcome.rewards.total)
-            return self.seen[-1]
-
-        pl_module._learnt = keep
-
-
-def contrastive_losses(learnt, vectors, temperature):
-    """InfoNCE `[B, G]` of rollouts `[B, G, D]` against the pool, one positive per query."""
-    logits = vectors @ learnt.pool.vectors.T / temperature  # [B, G, M]
-    place = (learnt.pool.rows == learnt.positives.rows[:, :1]).long().argmax(1)
-    return logits.logsumexp(-1) - logits[torch.arange(len(place)), :, place]
-
-
-def test_the_contrastive_term_moves_the_vectors_where_the_policy_gradient_is_left_out(folder, tmp_path):
-    embedder, kept, n_updates = opened(folder), KeepLearnt(), 8
-    policy = PolicySettings(contrastive_weight=1.0, n_updates=n_updates)
-    flat = Reward(lambda ranking: torch.zeros(ranking.best_wrong.shape), format_weight=0.0, floor=None)
-    module = module_of(embedder, tmp_path, policy, rate=5e-3, every=0, reward=flat)
-    # all updates are on one batch of rollouts, whose loss must fall: no other is sampled
-    fit(module, data_of(embedder, tmp_path, batch_size=6, updates_per_batch=n_updates), n_updates, [kept])
-
-    (learnt,) = kept.seen
-    assert not learnt.has_spread.any()
-    rollouts = learnt.rollouts
-    with torch.no_grad():
-        after = training_forward(embedder, rollouts, range(rollouts.n_tokens.numel())).embeddings
-    losses = [
-        contrastive_losses(learnt, vectors, policy.contrastive_temperature)
-        for vectors in (rollouts.embeddings, after.unflatten(0, rollouts.n_tokens.shape))
-    ]
-    assert losses[1].mean() < losses[0].mean() - 0.03  # 0.09 here; a vector is told to 1e-5, a loss to 1e-3
-
-
-def test_a_group_whose_pool_holds_nothing_but_its_positives_takes_no_part_in_the_contrastive_term():
-    advantages = torch.tensor([[0.5, -0.5], [1.0, -1.0]])
-    positives = Positives(torch.tensor([[3, 5], [3, -1]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
-    pool = Pool(torch.tensor([3, 5]), torch.eye(2))
-    assert contrasted(advantages, positives, pool, "all").tolist() == [[0, 0], [1, 1]]
-    assert contrasted(advantages, positives, pool, "good").tolist() == [[0, 0], [1, 0]]
-
-
-@pytest.mark.parametrize("rollouts", ["all", "good"])
-def test_the_contrastive_term_is_the_mean_over_the_rollouts_that_it_names(folder, tmp_path, rollouts):
-    embedder, kept = opened(folder), KeepLearnt()
-    policy = PolicySettings(contrastive_weight=0.5, contrastive_rollouts=rollouts)
-    module = module_of(embedder, tmp_path, policy, rate=1e-12, every=0)
-
-    _, log = fit(module, data_of(embedder, tmp_path, batch_size=6), 2, [kept])
-    for learnt, logged in zip(kept.seen, log.of("contrastive"), strict=True):
-        losses = contrastive_losses(learnt, learnt.rollouts.embeddings, policy.contrastive_temperature)
-        named = learnt.advantages >= 0 if rollouts == "good" else torch.ones_like(losses).bool()
-        assert 0 < named.sum() <= losses.numel()
-        assert logged == pytest.approx(float(losses[named].mean()), abs=2e-3)
-        assert sorted(row for rows in learnt.batches for row in rows) == list(range(losses.numel()))
-    sizes = {float(learnt.contrasted.mean()) for learnt in kept.seen}
-    assert min(sizes) < 1 if rollouts == "good" else sizes == {1.0}
-
-
-def test_best_of_n_trains_the_tokens_of_each_groups_best_rollout_alone(folder, tmp_path):
-    embedder, kept = opened(folder), KeepLearnt()
-    policy = PolicySettings(advantages="best", contrastive_weight=0.5, contrastive_rollouts="good")
-    _, log = fit(module_of(embedder, tmp_path, policy, every=0), data_of(embedder, tmp_path), 3, [kept])
-    n_told = 0
-    for learnt, rewards in zip(kept.seen, kept.rewards, strict=True):
-        mask = learnt.rollouts.completion_mask
-        for group in range(len(rewards)):
-            best = int(rewards[group].argmax())
-            others = [row for row in range(rewards.shape[1]) if row != best]
-            assert not learnt.weights[group, others].any()
-            assert learnt.advantages[group, best] == float(learnt.has_spread[group])
-            if learnt.has_spread[group]:
-                assert (learnt.weights[group, best] > 0).equal(mask[group, best])
-                n_told += 1
-        assert learnt.weights.sum() == pytest.approx(float(learnt.has_spread.any()), abs=1e-5)
-        assert learnt.contrasted.sum(1).min() >= 1  # the good ones of the group, and not the best alone
-        assert learnt.contrasted.sum() > len(rewards)
-    assert n_told > 3
-    assert all(value > 0 for value in log.of("grad_norm"))
-
-
-def test_token_embeddings_that_are_not_trained_stay_what_they_were(folder, tmp_path):
-    embedder = opened(folder, FullTuning(embeddings=False))
-    before = {name: parameter.detach().clone() for name, parameter in embedder.named_parameters()}
-    fit(module_of(embedder, tmp_path), data_of(embedder, tmp_path), 3)
-    moved = {name for name, value in embedder.named_parameters() if not torch.equal(value, before[name])}
-    frozen = before.keys() - moved
-    assert [name.rsplit(".", 2)[-2] for name in frozen] == ["embed_tokens"]
-    assert embedder.causal_lm.get_output_embeddings().weight is embedder.model.get_input_embeddings().weight
-
-
-def test_the_contrastive_term_leaves_stale_rows_out(folder, tmp_path):
-    embedder, kept = opened(folder), KeepLearnt()
-    module = module_of(embedder, tmp_path, PolicySettings(contrastive_weight=0.5), every=0)
-    fit(module, data_of(embedder, tmp_path, Refresh(Frozen()), batch_size=6), 3, [kept])
-    sizes = [len(learnt.pool.rows) for learnt in kept.seen]
-    assert sizes[0] > 6  # nothing has been trained yet, and so nothing is stale
-    for learnt in kept.seen[1:]:  # positives are encoded at every step
-        assert learnt.pool.rows.tolist() == sorted(set(learnt.positives.rows.flatten().tolist()))
-
-
-def test_the_decision_to_stop_is_trained_where_the_policy_took_it_and_nowhere_else(folder, tmp_path):
-    embedder, kept = opened(folder), KeepLearnt()
-    module = module_of(embedder, tmp_path, PolicySettings(), rate=1e-9, every=0)
-
-    fit(module, data_of(embedder, tmp_path, batch_size=6), 2, [kept])
-    n_stops = n_forced = 0
-    for learnt in kept.seen:
-        rollouts = learnt.rollouts
-        at_end = rollouts.n_tokens[..., None]
-        assert (rollouts.token_ids.gather(2, at_end) == embedder.embed_token_id).all()
-        wrote, has_spread = rollouts.has_embed_token, learnt.has_spread[:, None]
-        weights, old = (values.gather(2, at_end)[..., 0] for values in (learnt.weights, learnt.old))
-        assert torch.equal(weights > 0, wrote & has_spread)
-        recorded = rollouts.log_probs.gather(2, at_end)[..., 0]
-        trained = wrote & has_spread
-        assert (recorded[trained] < 0).all()
-        torch.testing.assert_close(old[trained], recorded[trained], atol=1e-4, rtol=0)
-        n_stops += int(trained.sum())
-        n_forced += int((~wrote & has_spread).sum())
-    assert n_stops >= 5
-    assert n_forced >= 5
 
 
 def test_a_part_of_the_corpus_keeps_only_queries_that_can_be_judged(folder, tmp_path):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_rl import likely_folder
+from rl_runs import likely_folder
 
 from search_r3.cli.compose import compose
 from search_r3.cli.config_source import ConfigSource

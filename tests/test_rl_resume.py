@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TEXTS
-from test_rl import likely_folder
+from rl_runs import likely_folder
 
 from tests.command import ENVIRONMENT, become, forked
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from test_rl import data_of, fit, likely_folder, module_of
+from rl_runs import data_of, fit, likely_folder, module_of
 from two_processes import on_two_ranks
 
 from search_r3.index.rules.base import Refresh

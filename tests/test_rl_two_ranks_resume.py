@@ -7,7 +7,7 @@ import time
 
 import psutil
 import pytest
-from test_rl import likely_folder
+from rl_runs import likely_folder
 from test_rl_resume import N_STEPS, checkpoint, same, small_run, write_triples
 
 from tests.command import ENVIRONMENT, LIMIT_S, ROOT, become, begun

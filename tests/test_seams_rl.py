@@ -7,7 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import test_sft
 import torch
-from test_rl import data_of, fit, likely_folder, module_of, opened, world
+from rl_runs import data_of, fit, likely_folder, module_of, opened, world
 
 from search_r3.models.tuning import LoraTuning
 from search_r3.models.twin import ArchitectureError

@@ -7,7 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import TEXTS, build_embedder
-from test_rl import fit
+from rl_runs import fit
 from test_sft import NEVER, SETTINGS, WEIGHTS, opened, trainer, training_data
 
 from search_r3.data.types import Corpus, Example, TrainingData

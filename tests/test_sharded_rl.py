@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_rl import likely_folder
+from rl_runs import likely_folder
 from test_rl_two_ranks import CASES, RATE, run, run_all
 from two_processes import on_two_ranks
 

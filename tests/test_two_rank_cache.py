@@ -4,7 +4,7 @@ import resource
 
 import pytest
 import torch
-from test_rl import data_of, likely_folder, opened, world
+from rl_runs import data_of, likely_folder, opened, world
 from two_processes import on_two_ranks
 
 from search_r3.distributed import Ranks
