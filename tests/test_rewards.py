@@ -1,58 +1,23 @@
+"""Rewards of rankings: their values, and that a better ranking never earns less."""
+
 import math
-from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from pytrec_eval import RelevanceEvaluator
+from rankings import CONF, REWARDS, ULP, random_ranking, random_scores, random_sets, ranking_of, total_of
 from torch.testing import assert_close
 
 from search_r3.objectives.rewards import (
     Ranking,
-    Reads,
     Reward,
     dcg,
     margin_dcg,
-    reads,
     scaled_dcg,
     similarity,
 )
-
-ULP = 2.0**-23
-"""Of fp32, relative: the distance of two neighbours, at most."""
-
-CONF = Path(__file__).resolve().parents[1] / "conf" / "reward"
-REWARDS = {
-    "dcg": dcg,
-    "dcg@10": lambda ranking: dcg(ranking, k=10),
-    "scaled_dcg": scaled_dcg,
-    "scaled_dcg@10": lambda ranking: scaled_dcg(ranking, k=10),
-    "margin_dcg": margin_dcg,
-    "margin_dcg@10": lambda ranking: margin_dcg(ranking, k=10, tau=0.2),
-}
-
-
-def ranking_of(ranks, scores=None, best_wrong=0.5, grades=None, last_rank=1000) -> Ranking:
-    """One query; `ranks` `[G, P]`, or `[G]` for one positive."""
-    rank = torch.tensor(ranks)
-    rank = rank[:, None] if rank.ndim == 1 else rank
-    scores = torch.full(rank.shape, 0.5) if scores is None else torch.tensor(scores).reshape(rank.shape)
-    best = torch.as_tensor(best_wrong).expand(len(rank))
-    grades = torch.ones(rank.shape[1]) if grades is None else torch.tensor(grades)
-    return Ranking(rank[None], scores[None], best[None], grades[None], torch.tensor([last_rank]))
-
-
-def random_ranking(seed: int, n_documents: int = 30, n_positives: int = 3) -> Ranking:
-    """A ranking that real scores give: ranks, scores and best wrong document agree."""
-    generator = torch.Generator().manual_seed(seed)
-    positive = torch.rand(2, 4, n_positives, generator=generator) * 2 - 1
-    wrong = torch.rand(2, 4, n_documents, generator=generator) * 2 - 1
-    rank = 1 + (wrong[:, :, None] >= positive[..., None]).sum(-1)
-    grades = torch.randint(0, 4, (2, n_positives), generator=generator).float()
-    grades[:, 0] = 1.0
-    return Ranking(rank, positive, wrong.amax(-1), grades, torch.tensor([n_documents + 1] * 2))
 
 
 def test_dcg_is_the_value_by_hand():
@@ -127,25 +92,6 @@ def test_a_margin_still_tells_deep_ranks_apart():
     assert near - far > 100 * ULP * near
 
 
-def random_sets(seed, n=2000, n_positives=6):
-    """`n` queries with 1 to 6 positives of random grades, a rollout each; ranks to 1,000, or to 12."""
-    generator = torch.Generator().manual_seed(seed)
-    highest = torch.where(torch.rand(n, 1, 1, generator=generator) < 0.5, 12, 1001)
-    rank = (torch.rand(n, 1, n_positives, generator=generator) * (highest - 1)).long() + 1
-    grades = torch.randint(1, 5, (n, n_positives), generator=generator).float()
-    grades *= torch.arange(n_positives) < torch.randint(1, n_positives + 1, (n, 1), generator=generator)
-    scores, best_wrong = random_scores(rank.shape, generator)
-    last_rank = rank.amax((1, 2)) + torch.randint(0, 2, (n,), generator=generator) * 500
-    return Ranking(rank, scores, best_wrong, grades, last_rank.clamp(min=2)), generator
-
-
-def random_scores(shape, generator):
-    """Cosines of positives and of the best wrong document, near to each other as a rule."""
-    best_wrong = torch.rand(shape[:2], generator=generator) * 2 - 1
-    margins = torch.randn(shape, generator=generator) * 10 ** (-3 * torch.rand(shape, generator=generator))
-    return (best_wrong[..., None] + margins).clamp(-1, 1), best_wrong
-
-
 @pytest.mark.parametrize("name", REWARDS)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_positive_in_a_better_rank_never_lowers_the_reward_of_a_set(name, seed):
@@ -182,11 +128,6 @@ def test_a_better_margin_at_the_same_ranks_never_lowers_the_reward_of_a_set(name
     change = total_of(name, after) - total_of(name, before)
     assert (change >= 0).all()
     assert (change > 0).any() == name.startswith("margin")
-
-
-def total_of(name, ranking):
-    """`[n, 1]`, what rollouts with an embed token earn in all."""
-    return Reward(REWARDS[name])(ranking, torch.ones(ranking.rank.shape[:2], dtype=torch.bool)).total
 
 
 @pytest.mark.parametrize("name", REWARDS)
@@ -353,97 +294,6 @@ def test_shapes_that_do_not_fit_are_refused():
 def test_settings_out_of_range_are_refused(build):
     with pytest.raises(ValueError, match="must"):
         build()
-
-
-def own(ranking, k=10):
-    """A user's function, which declares nothing."""
-    return (ranking.scores[..., 0] > ranking.best_wrong).float()
-
-
-@reads(best_wrong=False, cut_off="depth")
-def by_depth(ranking, depth=None):
-    return dcg(ranking, depth)
-
-
-class Twice(Reward):
-    """A user's subclass, which may read anything."""
-
-    def __call__(self, ranking, has_embed_token):
-        return super().__call__(ranking, has_embed_token)
-
-
-@pytest.mark.parametrize(
-    ("reward", "expected"),
-    [
-        (Reward(dcg), Reads(best_wrong=False, cut_off=None)),
-        (Reward(partial(dcg, k=10)), Reads(best_wrong=False, cut_off=10)),
-        (Reward(partial(partial(scaled_dcg, k=20), scale=2.0)), Reads(best_wrong=False, cut_off=20)),
-        (Reward(partial(margin_dcg, k=5)), Reads(best_wrong=True, cut_off=5)),
-        (Reward(partial(by_depth, depth=7)), Reads(best_wrong=False, cut_off=7)),
-        (Reward(lambda ranking: dcg(ranking, k=10)), Reads()),
-        (Reward(partial(own, k=10)), Reads()),
-        (Twice(partial(dcg, k=10)), Reads()),
-    ],
-)
-def test_a_reward_says_what_it_reads_and_everything_where_nothing_is_declared(reward, expected):
-    assert reward.reads == expected
-    token = torch.ones(1, 2, dtype=torch.bool)
-    assert reward(ranking_of([1, 3]), token).total.isfinite().all()
-
-
-@pytest.mark.parametrize("name", ["dcg", "scaled_dcg", "margin_dcg"])
-def test_the_rewards_in_conf_say_what_they_read(name):
-    node = OmegaConf.load(CONF / f"{name}.yaml")
-    assert instantiate(node).reads == Reads(name == "margin_dcg", node.ranking.k)
-    node.ranking.k = 3
-    assert instantiate(node).reads.cut_off == 3
-
-
-@pytest.mark.parametrize("name", REWARDS)
-@pytest.mark.parametrize("seed", range(3))
-def test_what_a_reward_declares_not_to_read_does_not_move_it(name, seed):
-    k = 10 if name.endswith("@10") else None
-    functions = {"dcg": dcg, "scaled_dcg": scaled_dcg, "margin_dcg": margin_dcg}
-    reward = Reward(partial(functions[name.removesuffix("@10")], k=k))
-    before, generator = random_sets(seed)
-    assert reward.reads.cut_off == k
-    scores, best_wrong = random_scores(before.rank.shape, generator)
-    is_beyond = before.rank > (k or 10**6)
-    rank = torch.where(is_beyond, before.rank + 3, before.rank)
-    if reward.reads.best_wrong:  # nor the margins of positives beyond the cut-off
-        has_none = (is_beyond | ~before.has_positive).all(-1)
-        scores = torch.where(is_beyond, scores, before.scores)
-        best_wrong = torch.where(has_none, best_wrong, before.best_wrong)
-    after = Ranking(rank, scores, best_wrong, before.grades, before.last_rank)
-    token = torch.ones(rank.shape[:2], dtype=torch.bool)
-    assert torch.equal(reward(after, token).total, reward(before, token).total)
-    assert torch.equal(reward.ranking(after), reward.ranking(before))  # where it is shown all, too
-    assert k is None or is_beyond.any()
-
-
-@pytest.mark.parametrize("function", [dcg, scaled_dcg, margin_dcg])
-def test_the_rank_at_the_cut_off_is_shown_and_earns_as_the_function_says(function):
-    ranking = ranking_of([9, 10, 11])
-    reward = Reward(partial(function, k=10), format_weight=0.0)
-    total = reward(ranking, torch.ones(1, 3, dtype=torch.bool)).total
-    assert torch.equal(total, function(ranking, k=10))
-    assert total[0, 0] > total[0, 1] > total[0, 2] == 0
-
-
-def test_a_wrong_declaration_stops_the_run():
-    @reads(best_wrong=False)
-    def by_margin(ranking):
-        return own(ranking)
-
-    @reads(best_wrong=True, cut_off="k")
-    def beyond(ranking, k=2):
-        return dcg(ranking) + 0.1
-
-    token = torch.ones(1, 2, dtype=torch.bool)
-    with pytest.raises(ValueError, match="declares not to read the best wrong score and reads it"):
-        Reward(by_margin)(ranking_of([1, 3]), token)
-    with pytest.raises(ValueError, match="beyond declares the cut-off 2 and rewards"):
-        Reward(beyond)(ranking_of([1, 3]), token)
 
 
 def test_scores_that_are_not_finite_stop_the_run():
