@@ -9,7 +9,7 @@ import pytest
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from rl_runs import likely_folder
-from test_callbacks import Pairs, assert_same, fit
+from small_fits import Pairs, assert_same, fit
 from test_rl_bad_input import composed, write_beir
 
 from search_r3.stages.checkpoint_files import latest

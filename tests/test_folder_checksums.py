@@ -1,4 +1,4 @@
-"""Model folders: every file that is read is as it was written, whatever the reader; nothing in one is run."""
+"""Model folders: every file that is read is as it was written, whatever the reader."""
 
 import hashlib
 import json
@@ -8,103 +8,33 @@ import shutil
 import sys
 from pathlib import Path
 
+import checked_folders
 import pytest
 import torch
-from conftest import TEXTS, build_embedder
-from plain_folders import TEMPLATE, byte_tokenizer, opened, write_plain
-from safetensors.torch import load_file
-from test_folder import UNUSED, move_trained_weights
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from checked_folders import (
+    CARRIERS,
+    MODULES,
+    READERS,
+    described,
+    evaluated,
+    flipped,
+    of_before,
+    opened_for_training,
+    refusal,
+)
+from conftest import TEXTS
+from transformers import AutoModelForCausalLM
 
 import search_r3.upgrade
-from search_r3.cli.compose import compose
-from search_r3.cli.config_source import ConfigSource
-from search_r3.evaluate import _evaluated
 from search_r3.models import checksums
-from search_r3.models.folder import load_embedder, open_embedder, save_embedder, upgrade_folder
-from search_r3.models.tuning import FullTuning, LoraTuning
+from search_r3.models.folder import load_embedder, upgrade_folder
 
-MARK = "ran"
+folder, saved = checked_folders.folder, checked_folders.saved  # fixtures
 FILES = (
     "model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json",
     "chat_template.jinja", "adapter/adapter_model.safetensors", "adapter/adapter_config.json",
 )  # fmt: skip
 """What a LoRA run leaves and a reader takes up, besides search_r3.json and `MODULES`."""
-_ROUTE = (
-    "config.json", "model.safetensors", "sentence_bert_config.json",
-    "tokenizer.json", "tokenizer_config.json",
-)  # fmt: skip
-MODULES = (
-    "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json",
-    "sentence_transformers/router_config.json", "sentence_transformers/pooling/config.json",
-    "sentence_transformers/normalize/config.json",
-    *(f"sentence_transformers/{route}/{name}" for route in ("document", "query") for name in _ROUTE),
-)  # fmt: skip
-"""What sentence-transformers takes up."""
-CARRIERS = [name for name in MODULES if name.endswith("safetensors")]
-
-
-def opened_for_training(path):
-    return open_embedder(path=str(path), tuning=FullTuning(), **UNUSED)
-
-
-def evaluated(path):
-    with ConfigSource() as source:
-        return _evaluated(compose("evaluate", [f"model.path={path}"], source).config)
-
-
-READERS = [load_embedder, opened_for_training, evaluated, upgrade_folder]
-
-
-class Evil:
-    """Unpickled, it leaves the mark in the working directory."""
-
-    def __reduce__(self):
-        return (Path.touch, (Path(MARK),))
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A folder of a LoRA run; read only."""
-    place = tmp_path_factory.mktemp("saved")
-    base = save_embedder(build_embedder(), place / "base", {}, is_trained=True)
-    embedder = open_embedder(path=str(base), tuning=LoraTuning(r=2, alpha=4), **UNUSED)
-    move_trained_weights(embedder)
-    return save_embedder(embedder, place / "model", {"command": "test", "loss": float("nan")})
-
-
-@pytest.fixture
-def folder(saved, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return shutil.copytree(saved, tmp_path / "model")
-
-
-def described(folder, change):
-    """Rewrites search_r3.json."""
-    file = folder / "search_r3.json"
-    description = json.loads(file.read_text())
-    change(description)
-    file.write_text(json.dumps(description))
-    return folder
-
-
-def of_before(folder):
-    """As a folder that was written before there were checksums."""
-    return described(folder, lambda description: description.pop("checksums"))
-
-
-def refusal(read, folder):
-    with pytest.raises(ValueError, match=re.escape(str(folder))) as refused:
-        read(folder)
-    assert not Path(MARK).exists()
-    return str(refused.value)
-
-
-def flipped(file, position):
-    content = bytearray(file.read_bytes())
-    content[position] ^= 1 << (position % 8)
-    file.write_bytes(bytes(content))
-
 
 DAMAGES = {
     "first byte": lambda file: flipped(file, 0),
@@ -321,127 +251,6 @@ def test_upgrading_leaves_out_what_no_reader_looks_at(folder):
     (folder / "LICENSE").write_text("mine, newer")
 
     load_embedder(folder)
-
-
-# ---- nothing is run
-
-
-@pytest.mark.parametrize("has_checksums", [True, False])
-@pytest.mark.parametrize(
-    "name", ["pytorch_model.bin", "adapter/adapter_model.bin", "model.pt", "x.pkl", "model.ckpt"]
-)
-def test_a_pickle_has_no_place_in_a_model_folder(folder, name, has_checksums):
-    if not has_checksums:
-        of_before(folder)
-    torch.save(Evil(), folder / name)
-    for read in READERS:
-        assert f"{folder / name}: has no place in a model folder" in refusal(read, folder)
-    shutil.rmtree(folder / "adapter")
-    (folder / "model.safetensors").unlink()
-    refusal(load_embedder, folder)
-
-
-def test_an_adapter_at_the_top_would_make_another_model(folder):
-    config = {"base_model_name_or_path": "elsewhere", "peft_type": "LORA", "task_type": "CAUSAL_LM"}
-    (of_before(folder) / "adapter_config.json").write_text(json.dumps(config))
-
-    assert "adapter_config.json: has no place" in refusal(load_embedder, folder)
-
-
-def with_own_code(folder, **changes):
-    """A folder whose files name a module of its own, which would leave the mark."""
-    code = f"from pathlib import Path\nPath({str(Path(MARK).absolute())!r}).touch()\n"
-    (folder / "evil.py").write_text(code + "class Model: pass\nclass Config: pass\nclass Tokenizer: pass\n")
-    auto = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
-    for name, content in {
-        "config.json": {"auto_map": auto} | changes,
-        "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]}},
-        "generation_config.json": {"auto_map": auto, "custom_generate": "."},
-    }.items():
-        written = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps(written | content))
-    return folder
-
-
-def test_code_of_a_model_folder_is_not_heeded(folder, tmp_path):
-    before = load_embedder(folder).embed_documents(TEXTS[:2])
-    with_own_code(of_before(folder))
-
-    for read in (load_embedder, opened_for_training, upgrade_folder):
-        read(folder)
-    embedder = load_embedder(folder)
-
-    assert torch.equal(embedder.embed_documents(TEXTS[:2]), before)
-    assert not Path(MARK).exists()
-    again = save_embedder(embedder, tmp_path / "again", {})
-    for name in ("config.json", "tokenizer_config.json"):
-        assert "auto_map" not in json.loads((again / name).read_text())
-
-
-def test_a_model_that_is_nothing_without_its_own_code_is_refused_without_a_question(folder, monkeypatch):
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
-    with_own_code(of_before(folder), model_type="evil")
-    for read in (load_embedder, opened_for_training, lambda path: opened(path)):
-        message = refusal(read, folder)
-        assert "code of its own" in message
-        assert "trust_remote_code" not in message
-
-
-@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
-def test_a_folder_does_not_choose_a_kernel_from_a_hub(folder, key):
-    file = of_before(folder) / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"text": [{key: "evil/kernel"}]}))
-
-    assert f"{file}: {key} may name code" in refusal(load_embedder, folder)
-
-
-@pytest.fixture
-def plain(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return write_plain(tmp_path / "plain", byte_tokenizer())
-
-
-def test_a_pickle_of_a_plain_folder_is_read_without_running_it(plain):
-    """transformers reads `pytorch_model.bin` by `torch.load(weights_only=True)`."""
-    weights = load_file(plain / "model.safetensors")
-    expected = opened(plain).embed_documents(TEXTS[:2])
-    (plain / "model.safetensors").unlink()
-    torch.save(weights, plain / "pytorch_model.bin")
-    torch.testing.assert_close(opened(plain).embed_documents(TEXTS[:2]), expected)
-
-    torch.save(weights | {"model.norm.weight": Evil()}, plain / "pytorch_model.bin")
-    with pytest.raises(Exception, match=r"(?i)weights"):
-        opened(plain)
-
-    assert not Path(MARK).exists()
-    torch.load(plain / "pytorch_model.bin", weights_only=False)
-    assert Path(MARK).exists()  # so the file was one that runs something
-
-
-ESCAPES = (
-    "{{ cycler.__init__.__globals__.os.system('touch ran') }}",
-    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "{{ messages.__init__.__globals__ }}",
-    "{{ self.__init__.__globals__.__builtins__.open('ran', 'w') }}",
-    "{{ strftime_now.__globals__['datetime'] }}",
-    "{% set x = messages.append(messages[0]) %}",
-    "{{ messages|attr('__class__') }}{{ (messages|attr('__class__')).__base__ }}",
-    "{% include '/etc/passwd' %}",
-    "{% import 'os' as os %}{{ os.system('touch ran') }}",
-)
-
-
-@pytest.mark.parametrize("escape", ESCAPES)
-def test_a_chat_template_stays_in_its_sandbox(plain, escape):
-    """transformers renders it in an ImmutableSandboxedEnvironment, which has no loader of other templates."""
-    tokenizer = AutoTokenizer.from_pretrained(plain)
-    tokenizer.chat_template = escape + TEMPLATE
-    tokenizer.save_pretrained(plain)
-
-    with pytest.raises(Exception, match=r"(?i)unsafe|undefined|loader|attribute|sandbox|template"):
-        opened(plain)
-
-    assert not Path(MARK).exists()
 
 
 def test_the_names_that_are_compared_are_those_that_transformers_looks_for():

@@ -6,7 +6,7 @@ import signal
 import pytest
 import pytorch_lightning as pl
 import torch
-from test_callbacks import N_STEPS, Pairs, Rows, assert_same, fit
+from small_fits import N_STEPS, Pairs, Rows, assert_same, fit
 
 from search_r3.stages.interruption import SIGNALS, HeedSignals
 from search_r3.stages.record import ValidationRecord

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import trusting
 import yaml
+from evil_pickles import MARK
 from omegaconf import OmegaConf
-from trusting import MARK, SFT, edited, ended, refusal, resumed_config, run_folder
+from trusting import SFT, edited, ended, refusal, resumed_config, run_folder
 
 from search_r3.cli.trust import BUILDERS, WRITES, calls, refuse_foreign, stored_config
 from search_r3.errors import UsageError

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import trusting
+from evil_pickles import MARK, Evil
 from omegaconf import OmegaConf
-from trusting import MARK, RL, SFT, edited, ended, refusal, resumed_config, run_folder, source_of
+from trusting import RL, SFT, edited, ended, refusal, resumed_config, run_folder, source_of
 
 from search_r3.cli.compose import compose
 from search_r3.errors import UsageError
@@ -87,13 +88,6 @@ def test_a_sharded_checkpoint_needs_a_word_under_any_strategy(place, monkeypatch
     assert code == 2
     assert "trust=[checkpoints]" in output
     assert not Path(MARK).exists()
-
-
-class Evil:
-    """Unpickled, it leaves the mark."""
-
-    def __reduce__(self):
-        return (Path.touch, (Path(MARK),))
 
 
 def test_a_checkpoint_that_is_a_pickle_runs_nothing(place):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from evil_pickles import MARK
 
 from search_r3.cli.command import entry_point
 from search_r3.cli.compose import compose, resolved_yaml
@@ -20,7 +21,6 @@ from search_r3.cli.resume import resumed
 from search_r3.errors import UsageError
 from search_r3.train import check, reached_step
 
-MARK = "ran"
 SFT = ["stage=sft", "data=triples", "data.files=[rows.jsonl]", "logger=csv"]
 RL = ["stage=rl", "data=triples", "data.files=[rows.jsonl]", "model.path=model"]
 RULES = """
