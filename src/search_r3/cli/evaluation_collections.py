@@ -16,7 +16,6 @@ from search_r3.cli.evaluation_checks import (
     split_of,
 )
 from search_r3.cli.instantiate import instantiate
-from search_r3.data.jsonl import LazyTexts
 from search_r3.data.reasonings import check_some
 from search_r3.data.types import Benchmark
 from search_r3.errors import UsageError
@@ -81,28 +80,31 @@ def collections(
         DataError: If a file is missing or a row is bad; if a collection has no query with a given text, among
             those that are asked.
     """
+
+    def checked(name: str) -> Benchmark:
+        benchmark = _benchmark(config, name, places[name])
+        if reasonings is not None:
+            check_some(config.reasonings, reasonings, limited(benchmark, config.limit).queries, name)
+        return benchmark
+
     first, *later = places
     held: dict[str, Benchmark] = {}
     room = config.in_memory_mib << 20
-    for name in (*later, first):
-        benchmark = _benchmark(config, name, places[name])
-        if reasonings is not None:
-            asked = limited(benchmark, config.limit).queries
-            check_some(config.reasonings, reasonings, asked, name)
-        if name == first:
-            held[name] = benchmark
-        elif (size := _held_characters(benchmark)) is not None and size <= room:
+    for name in later:
+        benchmark = checked(name)
+        if (size := _size(benchmark)) is not None and size <= room:
             held[name] = benchmark
             room -= size
-    del benchmark
+        del benchmark  # a large one is not held beside the next
+    held[first] = checked(first)
     for name, place in places.items():
         yield held.pop(name) if name in held else _read_quietly(config, name, place)
 
 
-def _held_characters(benchmark: Benchmark) -> int | None:
-    """Of the documents' texts in memory; None where they are on disk."""
+def _size(benchmark: Benchmark) -> int | None:
+    """Characters of the documents' texts; None where they may be on disk, and would be read for it."""
     texts = benchmark.corpus.texts
-    return None if isinstance(texts, LazyTexts) else sum(map(len, texts))
+    return sum(map(len, texts)) if isinstance(texts, list | tuple) else None
 
 
 def _read_quietly(config: DictConfig, name: str, place: Path | None) -> Benchmark:
