@@ -296,6 +296,44 @@ def test_settings_out_of_range_are_refused(build):
         build()
 
 
+def per_positive(ranking):
+    return 1.0 / ranking.rank
+
+
+def per_query(ranking):
+    return (1.0 / ranking.rank).mean((1, 2))
+
+
+def as_a_number(ranking):
+    return 0.5
+
+
+def without_end(ranking):
+    return ranking.mean_over_positives(torch.log(ranking.rank - 1.0))
+
+
+@pytest.mark.parametrize(
+    ("function", "found"),
+    [(per_positive, r"\[2, 4, 3\]"), (per_query, r"\[2\]"), (as_a_number, "float")],
+)
+def test_a_function_that_gives_no_reward_per_rollout_is_refused_and_not_broadcast(function, found):
+    with pytest.raises(ValueError, match=rf"reward function {function.__name__} .*\[2, 4\], got {found};"):
+        Reward(function)(random_ranking(0), torch.ones(2, 4, dtype=torch.bool))
+
+
+def test_a_function_that_gives_double_numbers_pays_in_single_ones():
+    ranking = ranking_of([1, 4])
+    paid = Reward(lambda each: each.mean_over_positives(1.0 / each.rank.double()), format_weight=0.0)
+    total = paid(ranking, torch.ones(1, 2, dtype=torch.bool)).total
+    assert total.dtype == torch.float32
+    assert total.tolist() == [[1.0, 0.25]]
+
+
+def test_a_function_that_makes_a_reward_infinite_is_named():
+    with pytest.raises(ValueError, match="not finite: without_end makes it so"):
+        Reward(without_end)(ranking_of([1]), torch.ones(1, 1, dtype=torch.bool))
+
+
 def test_scores_that_are_not_finite_stop_the_run():
     with pytest.raises(ValueError, match="not finite"):
         Reward(margin_dcg)(ranking_of([2], scores=[math.nan]), torch.tensor([[True]]))

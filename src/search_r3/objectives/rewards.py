@@ -330,8 +330,8 @@ class Reward:
             has_embed_token: `[B, G]` bool, True where the model wrote the token itself.
 
         Raises:
-            ValueError: If `has_embed_token` has another shape, a reward is not finite, or the function reads
-                what it declares not to.
+            ValueError: If `has_embed_token` has another shape, a reward is not finite, or the function gives
+                another shape or reads what it declares not to.
         """
         if has_embed_token.shape != ranking.best_wrong.shape:
             raise ValueError(
@@ -342,7 +342,9 @@ class Reward:
         without = content if self.floor is None else torch.full_like(content, self.floor)
         total = torch.where(has_embed_token, content + self.format_weight, without)
         if not torch.isfinite(total).all():
-            raise ValueError("a reward is not finite: the scores of the ranking are not")
+            is_given = torch.isfinite(similar).all() and torch.isfinite(ranking.best_wrong).all()
+            why = f"{_name(self.ranking)} makes it so" if is_given else "the scores of the ranking are not"
+            raise ValueError(f"a reward is not finite: {why}")
         return Rewards(total, ranked, similar, has_embed_token)
 
     def _ranked(self, ranking: Ranking) -> Tensor:
@@ -354,7 +356,7 @@ class Reward:
             shown = replace(shown, rank=torch.where(is_beyond, unknown, ranking.rank))
         if not declared.best_wrong:
             shown = _WithoutBestWrong(shown.rank, shown.scores, None, shown.grades, shown.last_rank)
-        ranked = self.ranking(shown)
+        ranked = _per_rollout(self.ranking, self.ranking(shown), ranking.best_wrong.shape)
         if declared.cut_off is not None:
             has_none = (is_beyond | ~ranking.has_positive).all(-1)
             if (ranked[has_none] != 0).any():
@@ -378,6 +380,17 @@ class _WithoutBestWrong(Ranking):
                 "declare it with @reads(best_wrong=True), or remove the declaration"
             )
         return super().__getattribute__(name)
+
+
+def _per_rollout(function: RankReward, value: object, shape: torch.Size) -> Tensor:
+    """What a function gave, in fp32; any other shape than `[B, G]` would be spread over other rollouts."""
+    if not isinstance(value, Tensor) or value.shape != shape:
+        found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"the reward function {_name(function)} must give a reward per rollout, {list(shape)}, "
+            f"got {found}; ranking.mean_over_positives(values) takes the mean over a query's positives"
+        )
+    return value.float()
 
 
 def _name(function: RankReward) -> str:
