@@ -300,6 +300,29 @@ def test_a_further_term_without_weight_or_function_is_refused(term):
         SFTLosses(**WEIGHTS, **SETTINGS, extra={"mine": term})
 
 
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [(lambda documents: documents.sum(1), r"a tensor \[\d+\]"), (lambda _: 0.5, "float")],
+)
+def test_a_further_term_that_gives_no_scalar_is_refused_by_its_name(trained_folder, value, found):
+    def own(queries, documents, positive_index, mask, denominator):
+        return value(documents)
+
+    losses = {"extra": {"mine": {"weight": 0.1, "loss": own}}}
+    module = module_of(opened(trained_folder, FullTuning()), losses=losses)
+    with pytest.raises(ValueError, match=rf"^losses\.extra\.mine must give a scalar tensor, got {found};"):
+        gradients(module, None)
+
+
+def test_a_further_term_may_keep_an_axis_of_one(trained_folder):
+    def own(queries, documents, positive_index, mask, denominator):
+        return (queries**4).sum().reshape(1)
+
+    losses = {"extra": {"mine": {"weight": 0.1, "loss": own}}}
+    module = module_of(opened(trained_folder, FullTuning()), losses=losses)
+    assert fit(module, 1).callback_metrics["train/mine_direct"].shape == ()
+
+
 def test_a_further_term_has_a_name_of_its_own():
     with pytest.raises(ValueError, match=r"losses\.extra\.kl"):
         SFTLosses(**WEIGHTS, **SETTINGS, extra={"kl": {"weight": 1.0, "loss": info_nce}})

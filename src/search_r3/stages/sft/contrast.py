@@ -104,9 +104,21 @@ def _view_loss(view: View, documents: Tensor, settings: SFTLosses) -> tuple[Tens
     }
     loss = settings.info_nce * nce + settings.triplet * hinge
     for name, weight, function in settings.further:
-        value = function(queries, documents, positive, **shared)
+        value = _scalar(name, function(queries, documents, positive, **shared))
         loss, metrics[name] = loss + weight * value, value.detach()
     return loss, {f"{name}_{view.name}": value for name, value in metrics.items()}
+
+
+def _scalar(name: str, value: object) -> Tensor:
+    """What a further term gave, without axes.
+
+    Raises:
+        ValueError: If it is no tensor of one number.
+    """
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        found = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"losses.extra.{name} must give a scalar tensor, got {found}; sum it / denominator")
+    return value.reshape(())
 
 
 def _each_once(documents: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
