@@ -328,6 +328,28 @@ def test_instantiate_raises_what_the_target_raised():
         instantiate(node)
 
 
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("no_such_package.rows", "ModuleNotFoundError: No module named 'no_such_package'"),
+        ("own_targets.lacking", "ModuleNotFoundError: No module named 'own_targets.lacking'"),
+        ("own_targets.Kind.missing", "AttributeError: type object 'Kind' has no attribute 'missing'"),
+        ("own_targets_broken.rows", "ValueError: not today"),
+    ],
+)
+def test_a_target_that_cannot_be_imported_is_named_with_what_its_import_raised(
+    tmp_path, monkeypatch, target, reason
+):
+    (tmp_path / "own_targets.py").write_text("class Kind:\n    pass\n")
+    (tmp_path / "own_targets_broken.py").write_text("raise ValueError('not today')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    node = OmegaConf.create({"weight": 1.0, "loss": {"_target_": target, "_partial_": True}})
+    with pytest.raises(UsageError) as caught:
+        instantiate(node)
+    assert str(caught.value).startswith(f"loss._target_: {target} cannot be imported ({reason}")
+    assert "\n" not in str(caught.value)
+
+
 def test_nearest_names_prefer_the_same_last_part():
     names = ["stage.module.temperature", "stage.trainer.max_steps", "seed"]
 
