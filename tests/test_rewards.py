@@ -1,6 +1,7 @@
 """Rewards of rankings: their values, and that a better ranking never earns less."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -319,6 +320,19 @@ def without_end(ranking):
 def test_a_function_that_gives_no_reward_per_rollout_is_refused_and_not_broadcast(function, found):
     with pytest.raises(ValueError, match=rf"reward function {function.__name__} .*\[2, 4\], got {found};"):
         Reward(function)(random_ranking(0), torch.ones(2, 4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (partial(per_positive, k=10), "got an unexpected keyword argument 'k'"),
+        (lambda: 0.0, "too many positional arguments"),
+        (lambda ranking, power: 0.0, "missing a required argument: 'power'"),
+    ],
+)
+def test_a_function_that_takes_other_arguments_is_refused_before_anything_is_read(function, why):
+    with pytest.raises(ValueError, match=rf"^reward\.ranking is .*, which cannot be called with .*: {why}"):
+        Reward(function)
 
 
 def test_a_function_that_gives_double_numbers_pays_in_single_ones():

@@ -14,7 +14,7 @@ from search_r3.data.queries import one_row_per_query
 from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
 from search_r3.models.folder import open_embedder, save_embedder
 from search_r3.models.tuning import FullTuning, LoraTuning
-from search_r3.objectives.losses import info_nce
+from search_r3.objectives.losses import hardest_negative_margin, info_nce
 from search_r3.stages.optimization import OptimizationSettings
 from search_r3.stages.pretrain.data import PretrainDataModule
 from search_r3.stages.pretrain.module import PretrainModule
@@ -298,6 +298,25 @@ def test_a_further_term_is_added_with_its_weight_to_both_views(trained_folder):
 def test_a_further_term_without_weight_or_function_is_refused(term):
     with pytest.raises(ValueError, match=r"losses\.extra\.mine"):
         SFTLosses(**WEIGHTS, **SETTINGS, extra={"mine": term})
+
+
+@pytest.mark.parametrize(
+    ("loss", "why"),
+    [
+        (lambda queries, documents: 0.0, "too many positional arguments"),
+        (lambda queries, documents, positive_index, mask: 0.0, "unexpected keyword argument 'denominator'"),
+        (lambda *_, mask, denominator, power: 0.0, "missing a required( keyword-only)? argument: 'power'"),
+        (partial(hardest_negative_margin, margin=0.1, tau=1.0), "unexpected keyword argument 'tau'"),
+    ],
+)
+def test_a_further_term_that_takes_other_arguments_is_refused_before_anything_is_read(loss, why):
+    with pytest.raises(ValueError, match=rf"^losses\.extra\.mine\.loss is .*mask=, denominator=\): .*{why}"):
+        SFTLosses(**WEIGHTS, **SETTINGS, extra={"mine": {"weight": 0.1, "loss": loss}})
+
+
+def test_a_further_term_that_takes_any_arguments_passes():
+    for loss in (lambda *_, **__: 0.0, partial(info_nce, temperature=0.1), max):
+        SFTLosses(**WEIGHTS, **SETTINGS, extra={"mine": {"weight": 0.1, "loss": loss}})
 
 
 @pytest.mark.parametrize(

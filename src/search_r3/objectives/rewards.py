@@ -24,6 +24,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from search_r3.objectives.signatures import refuse_other_arguments
+
 LINEAR_RANKS = 1000
 """Ranks over which the linear part of `margin_dcg` falls to 0, if there are that many."""
 
@@ -298,7 +300,8 @@ class Reward:
             it all but `format_weight`, so that where many are cut off the rank still tells them apart.
 
     Raises:
-        ValueError: If a weight is negative or the floor is above 0, so that a missing token could pay.
+        ValueError: If a weight is negative or the floor is above 0, so that a missing token could pay, or the
+            function does not take a ranking and what it was given with it.
     """
 
     ranking: RankReward
@@ -314,6 +317,7 @@ class Reward:
             )
         if self.floor is not None and self.floor > 0.0:
             raise ValueError(f"floor must be at most 0, the least a ranking earns, got {self.floor}")
+        refuse_other_arguments(self.ranking, "reward.ranking", ["ranking"])
 
     @property
     def reads(self) -> Reads:

@@ -5,6 +5,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from search_r3.objectives.signatures import refuse_other_arguments
+
+TERM_ARGUMENTS = (("queries", "documents", "positive_index"), ("mask", "denominator"))
+"""What a further term is called with, by place and by name."""
+
 
 @dataclass(frozen=True)
 class SFTLosses:
@@ -29,7 +34,7 @@ class SFTLosses:
 
     Raises:
         ValueError: If a weight is negative, another number is out of its range, or a further term is no pair
-            of a weight and a function.
+            of a weight and a function that takes these arguments.
     """
 
     sft: float
@@ -55,6 +60,7 @@ class SFTLosses:
                 raise ValueError(f"losses.extra.{name} is the name of a loss of ours; choose another")
             if term["weight"] < 0:
                 raise ValueError(f"losses.extra.{name}.weight must not be negative, got {term['weight']}")
+            refuse_other_arguments(term["loss"], f"losses.extra.{name}.loss", *TERM_ARGUMENTS)
         for name in ("sft", "kl", "info_nce", "triplet", "reasoned"):
             if getattr(self, name) < 0:
                 raise ValueError(
