@@ -97,10 +97,11 @@ def test_what_is_no_text_is_refused(factory):
 @pytest.mark.parametrize(
     ("n_rows", "train_rows", "factory", "words"),
     [
-        (300, 1000, "IVF400,SQ8", "training needs 400 rows, and a process has 300"),
-        (300, 1000, "PQ4x10", "training needs 1024 rows"),
-        (200, 1000, "OPQ4,PQ4x4", "training needs 256 rows"),
-        (10**6, 100, "IVF400,SQ8", "index.train_rows is 100"),
+        (300, 1000, "IVF400,SQ8", "needs 400 rows, and a process has 300; take fewer lists$"),
+        (300, 1000, "PQ4x10", "needs 1024 rows, and a process has 300; take fewer bits of PQ"),
+        (200, 1000, "OPQ4,PQ4x4", "needs 256 rows, and a process has 200; leave OPQ out"),
+        (200, 1000, "OPQ4,IVF400,PQ4x4", "needs 400 rows, and a process has 200; take fewer lists$"),
+        (10**6, 100, "IVF400,SQ8", "index.train_rows is 100; take a higher one, or fewer lists$"),
     ],
 )
 def test_fewer_rows_than_training_needs_are_refused(n_rows, train_rows, factory, words):

@@ -60,14 +60,14 @@ class Parts:
     has_lists: bool
 
     @property
-    def fewest_rows(self) -> int:
-        """Rows without which it cannot be trained."""
-        needed = [1, self.core.nlist if self.has_lists else 1]
+    def needs(self) -> tuple[int, str]:
+        """Rows without which it cannot be trained, and what would need fewer."""
+        needed = [(self.core.nlist if self.has_lists else 1, "take fewer lists")]
         if hasattr(self.core, "pq"):
-            needed.append(1 << self.core.pq.nbits)
+            needed.append((1 << self.core.pq.nbits, "take fewer bits of PQ, as in PQ8x4"))
         if any(isinstance(transform, faiss.OPQMatrix) for transform in self.chain):
-            needed.append(1 << OPQ_BITS)
-        return max(needed)
+            needed.append((1 << OPQ_BITS, "leave OPQ out, which learns codes of its own"))
+        return max(needed, key=lambda each: each[0])
 
     @property
     def bytes_per_row(self) -> int:

@@ -88,11 +88,14 @@ class FaissIndex:
         Raises:
             ValueError: If the string does not serve, or asks for more training rows than there are.
         """
-        needed = made(factory, width).fewest_rows
-        for name, number in (("a process has", n_rows), ("index.train_rows is", train_rows)):
+        needed, instead = made(factory, width).needs
+        higher = f"take a higher one, or {instead.removeprefix('take ')}"
+        for name, number, remedy in (
+            ("a process has", n_rows, instead),
+            ("index.train_rows is", train_rows, higher),
+        ):
             if number < needed:
-                why = f"training needs {needed} rows, and {name} {number}"
-                raise refusal(factory, why, "take fewer lists, or fewer bits of PQ")
+                raise refusal(factory, f"training needs {needed} rows, and {name} {number}", remedy)
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -150,7 +153,7 @@ class FaissIndex:
 
     def retrain(self) -> None:
         """Trains on a sample of the rows as they are, and encodes every row."""
-        fewest = made(self.factory, self.embeddings.shape[1]).fewest_rows
+        fewest, _ = made(self.factory, self.embeddings.shape[1]).needs
         n = min(len(self), self.train_rows, TRAINING_ROWS * max(fewest, TRAINING_ROWS))
         rng = np.random.default_rng((self.seed, self.n_trainings))
         sampled = np.sort(rng.choice(len(self), n, replace=False, shuffle=False))
