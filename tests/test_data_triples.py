@@ -180,6 +180,17 @@ def test_a_given_corpus_supplies_the_ids_and_must_hold_every_document(tmp_path):
         load_triples(bad, corpus=corpus, **ALL)
 
 
+def test_a_given_corpus_may_hold_empty_documents_where_that_is_said(tmp_path):
+    documents = [{"_id": f"d{n}", "text": text} for n, text in enumerate(["", "heat", " ", "pressure"])]
+    corpus = write_rows(tmp_path / "corpus.jsonl", documents)
+    rows = write_rows(tmp_path / "rows.jsonl", ROWS[1:2])
+    with pytest.raises(DataError, match=r"corpus.jsonl, line 1: .*allow_empty_documents=true keeps such"):
+        load_triples(rows, corpus=corpus, **ALL)
+    data = load_triples(rows, corpus=corpus, allow_empty_documents=True, **ALL)
+    assert list(data.corpus.ids) == ["d0", "d1", "d2", "d3"]
+    assert (data.examples[0].positive_id, data.examples[0].hard_negative_ids) == ("d1", ("d3",))
+
+
 def test_a_saved_hugging_face_data_set_gives_the_rows_of_the_file(tmp_path):
     table = datasets.Dataset.from_list([{"anchor": row["query"]} | row for row in ROWS])
     table.save_to_disk(tmp_path / "plain")

@@ -59,6 +59,7 @@ def load_triples(
     columns: Mapping[str, str | Sequence[str] | None] | None = None,
     corpus: str | Path | None = None,
     test: str | Path | None = None,
+    allow_empty_documents: bool = False,
     allow_unmatched_judgements: bool = False,
     name: str = "triples",
     validation_share: float = 0.05,
@@ -83,6 +84,8 @@ def load_triples(
         corpus: JSONL with `_id`, `text` and perhaps `title`; all documents of the rows must be in it. None
             for the documents of the rows.
         test: folder in BEIR layout whose test split is held out.
+        allow_empty_documents: whether a document of `corpus` without title and text is kept, as published
+            corpora have some.
         allow_unmatched_judgements: of that folder, as in `load_benchmark`.
         name: of the data set.
         validation_share: share of the queries held out for in-training evaluation, by a hash of their text.
@@ -102,7 +105,8 @@ def load_triples(
     raw = _raw_rows(files, dataset, dataset_config, dataset_split)
     check_share(validation_share)
     rows = _checked_rows(raw, fields, name)
-    documents = _Documents(load_corpus(corpus, in_memory_mib=in_memory_mib) if corpus else None, corpus)
+    known = load_corpus(corpus, allow_empty_documents, in_memory_mib) if corpus else None
+    documents = _Documents(known, corpus)
     examples, n_dropped = _examples(rows, documents, name, with_reasoning)
     whole = documents.corpus()
     training, held_out = _parted(examples, validation_share)
