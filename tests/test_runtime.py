@@ -1,13 +1,10 @@
-"""Command line to configuration: quoting, refusals, and what a run leaves on record."""
+"""Command line to configuration: quoting and refusals."""
 
-import contextlib
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import hydra
 import pytest
 from omegaconf import OmegaConf
 
@@ -16,13 +13,10 @@ from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.devices import _listed
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.overrides import argument_names, nearest, quote_free_text
-from search_r3.cli.run_folder import commit, log_written, new_folder, provenance, write_metrics
-from search_r3.cli.sweep_table import aligned
 from search_r3.errors import UsageError
-from search_r3.files import keep_earlier
 from search_r3.train import check
 from tests.command import PYTHONPATH
-from tests.tiny_stage import TEXTS, TinyDataModule, load_tiny, write_configs
+from tests.tiny_stage import load_tiny, write_configs
 
 ROOT = Path(__file__).resolve().parents[1]
 NASTY = [
@@ -293,63 +287,6 @@ def test_arguments_of_a_target_are_read_from_source_as_inspect_reads_them():
     assert argument_names("no_such_package.thing") is None
 
 
-def test_instantiate_hands_objects_over_as_they_are():
-    data = load_tiny()
-    node = OmegaConf.create({"_target_": "tests.tiny_stage.TinyDataModule", "batch_size": 2})
-
-    module = instantiate(node, data=data, embedder=None)
-
-    assert isinstance(module, TinyDataModule)
-    assert len(module.rows) == len(TEXTS)
-
-
-def test_pitfall_19_the_version_base_is_set_and_a_whitelist_where_hydra_knows_one(source, monkeypatch):
-    allowed = []
-
-    @contextlib.contextmanager
-    def target_whitelist(pattern):
-        allowed.append(pattern)
-        yield
-
-    with pytest.raises(Exception, match=r"os\.system"):
-        instantiate(OmegaConf.create({"_target_": "os.system", "command": "true"}))
-    monkeypatch.setattr(hydra.utils, "target_whitelist", target_whitelist, raising=False)  # Hydra 1.4's
-    assert instantiate(OmegaConf.create({"_target_": "torch.Size", "_args_": [[2]]})) == (2,)
-    assert set(allowed) == {"search_r3.*", "pytorch_lightning.*", "torch.*"}
-    instantiate(OmegaConf.create({"_target_": "tests.tiny_stage.load_tiny"}))
-    assert "tests.tiny_stage.load_tiny" in allowed  # what one's own command names is built there too
-    assert str(hydra.version.getbase()) == "1.3"
-
-
-def test_instantiate_raises_what_the_target_raised():
-    node = OmegaConf.create({"_target_": "tests.tiny_stage.load_tiny", "is_broken": True})
-
-    with pytest.raises(ValueError, match=r"^rows.jsonl:3: query is empty$"):
-        instantiate(node)
-
-
-@pytest.mark.parametrize(
-    ("target", "reason"),
-    [
-        ("no_such_package.rows", "ModuleNotFoundError: No module named 'no_such_package'"),
-        ("own_targets.lacking", "ModuleNotFoundError: No module named 'own_targets.lacking'"),
-        ("own_targets.Kind.missing", "AttributeError: type object 'Kind' has no attribute 'missing'"),
-        ("own_targets_broken.rows", "ValueError: not today"),
-    ],
-)
-def test_a_target_that_cannot_be_imported_is_named_with_what_its_import_raised(
-    tmp_path, monkeypatch, target, reason
-):
-    (tmp_path / "own_targets.py").write_text("class Kind:\n    pass\n")
-    (tmp_path / "own_targets_broken.py").write_text("raise ValueError('not today')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    node = OmegaConf.create({"weight": 1.0, "loss": {"_target_": target, "_partial_": True}})
-    with pytest.raises(UsageError) as caught:
-        instantiate(node)
-    assert str(caught.value).startswith(f"loss._target_: {target} cannot be imported ({reason}")
-    assert "\n" not in str(caught.value)
-
-
 def test_nearest_names_prefer_the_same_last_part():
     names = ["stage.module.temperature", "stage.trainer.max_steps", "seed"]
 
@@ -380,81 +317,3 @@ def test_a_refused_command_never_imports_torch_so_that_it_answers_at_once(config
     assert result.stderr.startswith("error: there is no key stage.moduel.x")
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-def test_runs_of_one_second_get_folders_of_their_own(tmp_path):
-    from datetime import datetime
-
-    moment = datetime(2026, 1, 2, 3, 4, 5)
-    folders = [new_folder("sft", tmp_path, moment) for _ in range(3)]
-
-    assert [folder.relative_to(tmp_path).as_posix() for folder in folders] == [
-        "2026-01-02/03-04-05_sft",
-        "2026-01-02/03-04-05_sft_2",
-        "2026-01-02/03-04-05_sft_3",
-    ]
-
-
-def test_metrics_json_has_the_documented_keys_and_no_nan(tmp_path):
-    row = {
-        "benchmark": "b",
-        "mode": "direct",
-        "model": "m",
-        "n_queries": 1,
-        "n_docs": 2,
-        "metrics": {"ndcg@10": 0.5},
-    }
-    path = tmp_path / "metrics.json"
-
-    write_metrics(path, [row], provenance("python -m src.train", seed=3))
-
-    written = json.loads(path.read_text())
-    assert list(written) == ["command", "commit", "seed", "python", "packages", "rows"]
-    assert written["seed"] == 3
-    assert written["packages"]["torch"].startswith("2.")
-    with pytest.raises(ValueError, match="misses metrics"):
-        write_metrics(path, [{key: row[key] for key in row if key != "metrics"}], provenance())
-    with pytest.raises(ValueError):
-        write_metrics(path, [row | {"metrics": {"ndcg@10": float("nan")}}], provenance())
-    assert json.loads(path.read_text()) == written  # a refused write leaves the earlier file
-
-
-def test_a_record_is_kept_before_it_is_replaced_and_once_only(tmp_path):
-    record = tmp_path / "config.yaml"
-    assert keep_earlier(record, "new") is None
-    for number, (earlier, later) in enumerate([("a", "b"), ("b", "c"), ("c", "a")], start=1):
-        record.write_text(earlier)
-        assert keep_earlier(record, earlier) is None  # it stays as it is
-        kept = keep_earlier(record, later)
-        assert kept == tmp_path / f"config_before_{number}.yaml"
-        assert kept.read_text() == earlier
-        assert keep_earlier(record, later) is None  # kept already, as after a kill
-
-
-def test_only_what_is_there_is_said_to_be_written(tmp_path, caplog):
-    (tmp_path / "a").touch()
-
-    with caplog.at_level("INFO", "search_r3"):
-        log_written(tmp_path / "a", tmp_path / "b", tmp_path)
-
-    assert [record.getMessage() for record in caplog.records] == [
-        f"wrote {tmp_path / 'a'}",
-        f"wrote {tmp_path}",
-    ]
-
-
-def test_the_commit_is_that_of_the_checkout():
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    if head.returncode != 0:
-        pytest.skip("not a git checkout")
-
-    assert commit().removesuffix("-dirty") == head.stdout.strip()
-
-
-def test_tables_leave_empty_columns_out():
-    assert aligned([["job", "state", "error"], ["0", "finished", ""], ["10", "failed", ""]]).splitlines() == [
-        "job  state",
-        "---  --------",
-        "0    finished",
-        "10   failed",
-    ]
