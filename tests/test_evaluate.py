@@ -220,6 +220,7 @@ def test_a_name_that_leads_out_of_the_folder_of_collections_is_refused(name):
         (["metrics_file=out.png"], "a file that ends in .json"),
         (["modes=[given-bm25]"], "reasonings= is needed by these modes: a JSONL file"),
         (["modes=[given-bm25]", "reasonings=no.jsonl"], "reasonings=no.jsonl: no such file"),
+        (["modes=[bm25]", "reasonings=a.jsonl"], "reasonings=a.jsonl: none of these modes reads it"),
         (["modes=[direct]", "model.prompts_file=a"], r"model\.prompts_file is for model\.name"),
         (["modes=[direct]", "model.embed_token=a"], r"model\.embed_token is for model\.name"),
     ],

@@ -53,6 +53,11 @@ def check(config: DictConfig, is_sweep: bool) -> None:
             )
         if not Path(config.reasonings).is_file():
             raise UsageError(f"reasonings={config.reasonings}: no such file")
+    elif config.reasonings is not None:
+        raise UsageError(
+            f"reasonings={config.reasonings}: none of these modes reads it; add given-reasoning or "
+            "given-bm25 to modes=, or leave it out"
+        )
     if config.part not in ("test", "validation"):
         raise UsageError(f"part={config.part} does not exist. Choices: test, validation")
     if config.model.get("read_state", "at") not in ("at", "before"):
