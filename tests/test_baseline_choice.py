@@ -50,7 +50,7 @@ def test_modes_in_which_it_would_reason_are_refused(source, folder, nano_folder,
     reasonings = folder / "reasonings.jsonl"
     reasonings.write_text("")
     given = [BASELINE, f"model.path={folder}", f"modes=[{mode}]", f"base.path={nano_folder}"]
-    given.append(f"reasonings={reasonings}")
+    given += [f"reasonings={reasonings}"] * mode.startswith("given-")
     if mode in ("bm25", "direct", "hybrid-direct", "base-direct", "given-bm25"):
         checked(source, "evaluate", *given)
         return
