@@ -38,6 +38,8 @@ from experiments.science_figures import (
     more_sft,
     popularity,
     rival,
+    second_rl_pairs,
+    second_rl_run,
     seed_pairs,
     seeds,
 )
@@ -349,7 +351,11 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
     "experiments/science_direct/README.md": {"rival": rival},
     "experiments/science_elsewhere/README.md": {"elsewhere": elsewhere},
     "experiments/science_facts/README.md": {"facts": after_facts},
-    "experiments/science_rl/README.md": {"models": before_and_after_rl},
+    "experiments/science_rl/README.md": {
+        "models": before_and_after_rl,
+        "second": second_rl_run,
+        "second_pairs": second_rl_pairs,
+    },
     "experiments/science_blended/README.md": {"blended": blended, "pairs": blended_pairs},
     "experiments/science_seeds/README.md": {"seeds": seeds, "pairs": seed_pairs, "more": more_sft},
     "experiments/sft_pydocs_full/README.md": {

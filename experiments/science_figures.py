@@ -1,5 +1,7 @@
 """Tables of the experiments on school science."""
 
+from collections.abc import Collection, Mapping
+
 from experiments.markdown import METRIC, content, number, row, rows, score, span, thousands
 from search_r3.markdown import table
 
@@ -216,15 +218,51 @@ def blended() -> str:
 
 def blended_pairs() -> str:
     """Differences of the last weights over the questions of set aside and dev."""
+    return _pairs("science_blended/pairs.json", AVERAGED)
+
+
+def _pairs(file: str, names: Mapping[str, str]) -> str:
     lines = [
-        (
-            AVERAGED[found["from"]],
-            AVERAGED[found["to"]],
-            f"{found['mean']:+.3f} ({span(found['ci95'], '+.3f')})",
-        )
-        for found in content("science_blended/pairs.json")["rows"]
+        (names[found["from"]], names[found["to"]], f"{found['mean']:+.3f} ({span(found['ci95'], '+.3f')})")
+        for found in content(file)["rows"]
     ]
     return table(("from", "to", ">difference"), lines)
+
+
+SECOND_RUN = {
+    "SFT": ("science_blended/metrics.json", "last/model"),
+    "RL": ("science_rl/seed2.json", "rl/model"),
+}
+"""Files and models of another seed, before RL and after it."""
+RL_ROWS = {
+    "sft direct": "SFT, nothing (direct)",
+    "rl direct": "RL, nothing (direct)",
+    "sft reasoning": "SFT, its own text",
+    "rl reasoning": "RL, its own text",
+    "rl base-reasoning": "RL, SFT's text",
+}
+
+
+def second_rl_run() -> str:
+    """As `before_and_after_rl`, of another seed, where only RL's model reads SFT's texts too."""
+    columns = [(part, name) for part in ("set-aside", "dev") for name in SECOND_RUN]
+
+    def line(label: str, mode: str, shown: Collection[str] = SECOND_RUN) -> tuple[str, ...]:
+        return (label, *(_of_second_run(part, name, mode) if name in shown else "" for part, name in columns))
+
+    lines = [line(label, mode) for mode, label in AVERAGED.items() if mode != "blended"]
+    header = ("read beside the question", *(f">{PARTS[part]}, {name}" for part, name in columns))
+    return table(header, [*lines[:2], line("SFT's text", "base-reasoning", ["RL"]), *lines[2:]])
+
+
+def _of_second_run(part: str, name: str, mode: str) -> str:
+    file, model = SECOND_RUN[name]
+    return _of_part(file, part, mode, model=model)
+
+
+def second_rl_pairs() -> str:
+    """Differences of the second run over the questions of set aside and dev."""
+    return _pairs("science_rl/seed2_pairs.json", RL_ROWS)
 
 
 # ---- a mixture
