@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -136,6 +137,24 @@ def test_a_bad_line_of_a_later_collection_is_refused_before_the_first_is_evaluat
     (later / "corpus.jsonl").write_text((later / "corpus.jsonl").read_text() + '{"_id": "d9", "text": ""}\n')
     evaluate(tmp_path, "benchmarks=[a,b]")
     assert len([line for line in caplog.messages if "b/corpus.jsonl" in line]) == 1, "its warning, once"
+
+
+def test_a_bad_line_is_refused_before_the_model_is_opened(nano_folder, tmp_path):
+    damaged = tmp_path / "model"
+    shutil.copytree(nano_folder, damaged)
+    header = (1 << 40).to_bytes(8, "little")
+    (damaged / "model.safetensors").write_bytes(header + b"no weights at all")
+    corpus = write_collection(tmp_path / "beir" / "a") / "corpus.jsonl"
+    text = corpus.read_text()
+    asked = ("benchmarks=[a]", "modes=[direct]", f"model.path={damaged}")
+
+    corpus.write_text(text + "no JSON\n")
+    with pytest.raises(DataError, match=r"a/corpus\.jsonl, line 6: "):
+        evaluate(tmp_path, *asked)
+
+    corpus.write_text(text)
+    with pytest.raises(Exception, match=r"model\.safetensors"):
+        evaluate(tmp_path, *asked)
 
 
 def test_texts_of_no_query_of_a_later_collection_are_refused_before_the_first_is_evaluated(tmp_path):

@@ -127,14 +127,14 @@ def fail_as_rank(rank: int, model_folder: str, which: str) -> str:
     if rank == 1 and which == "encoding":
         embedder.model = None
 
-    def evaluate(models):
+    def evaluate(load):
         if which == "evaluating":
             raise UsageError("a key that means nothing")
-        return models["model"].encode(["a", "b", "c"])
+        return load()["model"].encode(["a", "b", "c"])
 
     with process_group() as ranks:
         try:
-            shared(ranks, {"model": Model("m", embedder)}, evaluate)
+            shared(ranks, lambda: {"model": Model("m", embedder)}, evaluate)
         except (RuntimeError, UsageError) as error:
             return f"{type(error).__name__}: {error}"
     return "nothing was raised"

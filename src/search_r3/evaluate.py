@@ -5,7 +5,7 @@ the same `output_dir` adds its rows to those of the first. `modes=[bm25]` needs 
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,16 +42,21 @@ def run(config: DictConfig) -> None:
 
     with process_group() as ranks:
         config.model.device = own_device(config.model.device, ranks)
-        needs = needed(modes_of(config))
-        models = {"model": _evaluated(config)} if "model" in needs else {}
-        models |= {"base": _base(config)} if "base" in needs else {}
-        if config.embeddings is not None:
-            models["model"] = replace(models["model"], embeddings=config.embeddings)
-        shared(ranks, models, lambda of_all: _evaluate(config, of_all))
+        shared(ranks, lambda: _models(config), lambda load: _evaluate(config, load))
 
 
-def _evaluate(config: DictConfig, models: Mapping[str, "Model"]) -> None:
-    """As `run`, with the models that the modes need."""
+def _models(config: DictConfig) -> dict[str, "Model"]:
+    """The models that the modes need."""
+    needs = needed(modes_of(config))
+    models = {"model": _evaluated(config)} if "model" in needs else {}
+    models |= {"base": _base(config)} if "base" in needs else {}
+    if config.embeddings is not None:
+        models["model"] = replace(models["model"], embeddings=config.embeddings)
+    return models
+
+
+def _evaluate(config: DictConfig, load: Callable[[], Mapping[str, "Model"]]) -> None:
+    """As `run`; `load` opens the models, once the collections are read and checked."""
     from search_r3.cli.evaluation_collections import collections, places_of
     from search_r3.data.reasonings import load_reasonings
     from search_r3.evaluation.benchmark import evaluate_benchmark
@@ -65,9 +70,11 @@ def _evaluate(config: DictConfig, models: Mapping[str, "Model"]) -> None:
     places = places_of(config)
     modes = modes_of(config)
     reasonings = load_reasonings(config.reasonings) if "reasonings" in needed(modes) else None
+    benchmarks = collections(config, places, reasonings)
+    models = load()
     new: list[dict] = []
     rows: list[dict] = []
-    for benchmark in collections(config, places, reasonings):
+    for benchmark in benchmarks:
         analyzer = analyzer_for(config.bm25.analyzer, benchmark)
         settings = Settings(config.top_k, analyzer, config.bm25.k1, config.bm25.b, config.seed, config.limit)
         for mode in modes:

@@ -65,7 +65,7 @@ def places_of(config: DictConfig) -> dict[str, Path | None]:
 def collections(
     config: DictConfig, places: Mapping[str, Path | None], reasonings: Mapping[str, str] | None = None
 ) -> Iterator[Benchmark]:
-    """The collections in their order, once all of them are checked: a bad line ends no evaluation of hours.
+    """The collections in their order; on return all of them are checked, so a bad line ends nothing of hours.
 
     Each is read once, and what there is to warn of is said then. Texts of `in_memory_mib` are held until
     their turn; collections beyond that are let go, and read again without a word. The first is checked last,
@@ -97,8 +97,10 @@ def collections(
             room -= size
         del benchmark  # a large one is not held beside the next
     held[first] = checked(first)
-    for name, place in places.items():
-        yield held.pop(name) if name in held else _read_quietly(config, name, place)
+    return (
+        held.pop(name) if name in held else _read_quietly(config, name, place)
+        for name, place in places.items()
+    )
 
 
 def _size(benchmark: Benchmark) -> int | None:

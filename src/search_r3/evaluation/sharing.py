@@ -23,15 +23,20 @@ def own_device(device: str, ranks: Ranks) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if ranks.size > 1 and device == "cuda" else device
 
 
+Models = Mapping[str, Model]
+"""Models by a name that is the same in every process."""
+
+
 def shared(
-    ranks: Ranks, models: Mapping[str, Model], evaluate: Callable[[Mapping[str, Model]], T]
+    ranks: Ranks, load: Callable[[], Models], evaluate: Callable[[Callable[[], Models]], T]
 ) -> T | None:
     """What the first process evaluates, while all of them embed documents; collective.
 
     Args:
         ranks: all processes.
-        models: by a name that is the same in every process.
-        evaluate: is handed the models, whose documents all processes encode.
+        load: opens the models; each of the other processes calls it at once.
+        evaluate: is handed what opens the models, to be called once what is to be evaluated is read. All
+            processes encode the documents of those.
 
     Returns:
         What `evaluate` gave, in the first process; None in the others.
@@ -41,8 +46,9 @@ def shared(
         RuntimeError: In the others, of any process's failure.
     """
     if ranks.size == 1:
-        return evaluate(models)
+        return evaluate(load)
     failed: list[Exception] = []
+    models = load() if ranks.rank else {}  # the first process has its own of `evaluate`
 
     def embed(asked: tuple[str, Sequence[str]]) -> tuple[np.ndarray, int]:
         name, texts = asked
@@ -60,13 +66,15 @@ def shared(
         def encoder(name: str) -> Encode:
             return lambda texts: by_all((name, list(texts)))
 
+        def loaded() -> Models:
+            models.update(load())
+            return {
+                name: replace(model, encode=encoder(name), n_processes=ranks.size)
+                for name, model in models.items()
+            }
+
         try:
-            return evaluate(
-                {
-                    name: replace(model, encode=encoder(name), n_processes=ranks.size)
-                    for name, model in models.items()
-                }
-            )
+            return evaluate(loaded)
         except Exception as problem:
             failed.append(problem)
             raise RuntimeError(f"the first process failed ({type(problem).__name__}: {problem})") from problem
