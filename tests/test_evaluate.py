@@ -252,6 +252,19 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_read(tmp_path, o
     assert not (tmp_path / "out").exists()
 
 
+def test_the_environments_mode_of_wandb_is_checked_and_may_turn_it_off(tmp_path, monkeypatch, caplog):
+    write_collection(tmp_path / "beir" / "a")
+    monkeypatch.setenv("WANDB_MODE", "off")
+    with pytest.raises(UsageError, match="WANDB_MODE=off in the environment: choices are online, offline"):
+        evaluate(tmp_path, "benchmarks=[a]", "logger=wandb")
+    assert not (tmp_path / "out").exists()
+
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with caplog.at_level("INFO"):
+        evaluate(tmp_path, "benchmarks=[a]", "logger=wandb")
+    assert "WANDB_MODE=disabled: nothing goes to Weights & Biases" in caplog.messages
+
+
 def test_settings_have_the_same_ranges():
     for wrong in ({"top_k": 99}, {"limit": 0}, {"limit": -1}, {"seed": -1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):

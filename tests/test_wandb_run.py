@@ -165,6 +165,14 @@ def test_the_environment_turns_it_off(tmp_path):
     assert not [path for path in tmp_path.rglob("*") if "wandb" in path.name]
 
 
+def test_a_mode_in_the_environment_that_is_none_is_refused_at_once(tmp_path):
+    asked = ["logger=wandb", "stage.trainer.max_steps=1", "output_dir=run"]
+    code, output = call("train", *asked, cwd=tmp_path, HOME=str(tmp_path), WANDB_MODE="off")
+    assert code == 2
+    assert "WANDB_MODE=off in the environment: choices are online, offline, shared, disabled" in output
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_environments_mode_wins_over_the_key_and_is_left_as_it_is(tmp_path, monkeypatch):
     offline, online = (OmegaConf.create({"offline": value}) for value in (True, False))
     monkeypatch.delenv("WANDB_MODE", raising=False)

@@ -16,7 +16,7 @@ from search_r3.cli.command import entry_point
 from search_r3.cli.evaluation_checks import check, modes_of, needed
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.run_folder import log_written, provenance, write_metrics
-from search_r3.cli.wandb_run import log_evaluation, uses_wandb
+from search_r3.cli.wandb_run import DISABLED, log_evaluation, names_wandb, uses_wandb
 from search_r3.evaluation.places import added, earlier_rows, rows_on_disk, seen_from, with_rows_on_disk
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ def _evaluate(config: DictConfig, load: Callable[[], Mapping[str, "Model"]]) -> 
     print_table(rows)
     if uses_wandb(config):
         log_evaluation(config, folder, [row | {"folder": str(target.parent / row["folder"])} for row in new])
+    elif names_wandb(config):
+        log.info(DISABLED)
     log_written(target, write_chart(rows, target.with_suffix(".png")))
 
 

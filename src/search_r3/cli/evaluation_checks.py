@@ -11,6 +11,7 @@ from search_r3.cli.instantiate import instantiate
 from search_r3.cli.model_choice import TRAINED, check_model_folder, check_reader
 from search_r3.cli.overrides import did_you_mean
 from search_r3.cli.searching import check_embeddings
+from search_r3.cli.wandb_run import check_wandb
 from search_r3.data.beir import hub_sources
 from search_r3.errors import UsageError
 from search_r3.evaluation import beir_collections
@@ -70,6 +71,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         if name != config.held_out:
             _check_collection(config, name)
     _check_output(config)
+    check_wandb(config)
 
 
 def listed(config: DictConfig, key: str) -> list[str]:

@@ -17,7 +17,7 @@ from search_r3.cli.instantiate import instantiate
 from search_r3.cli.model_choice import MADE_HERE, read_facts
 from search_r3.cli.ranks import is_first
 from search_r3.cli.run_folder import log_written, read_json, write_metrics
-from search_r3.cli.wandb_run import ended, log_results, names_wandb, run_logger, uses_wandb
+from search_r3.cli.wandb_run import DISABLED, ended, log_results, names_wandb, run_logger, uses_wandb
 from search_r3.files import json_text, keep_earlier, write_text
 from search_r3.folders import refuse_to_replace
 
@@ -186,7 +186,7 @@ def _loggers(config: DictConfig, folder: Path) -> list["pl.loggers.Logger"]:
     if uses_wandb(config):
         loggers.append(run_logger(config, folder))
     elif names_wandb(config):
-        log.info("WANDB_MODE=disabled: nothing goes to Weights & Biases")
+        log.info(DISABLED)
     elif config.logger.get("_target_"):
         loggers.append(instantiate(config.logger))
     return loggers

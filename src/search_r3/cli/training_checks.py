@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from search_r3.cli.devices import torch_is_cpu_build, visible_gpus
 from search_r3.cli.model_choice import MADE_BY_BASE, read_facts, refuse_reader
 from search_r3.cli.ranks import SHARDED, launched, strategy_name
+from search_r3.cli.wandb_run import check_wandb
 from search_r3.errors import UsageError
 from search_r3.folders import refuse_to_replace
 
@@ -54,6 +55,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         refuse_to_replace(Path(config.output_dir) / "model")
     _check_strategy(config.strategy, is_sweep)
     _check_measured(config)
+    check_wandb(config)
 
 
 def _check_measured(config: DictConfig) -> None:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.run_folder import read_json
 from search_r3.data.jsonl import numbered_lines, parse_object
+from search_r3.errors import UsageError
 from search_r3.evaluation.results import PER_QUERY, REASONING
 from search_r3.files import write_json
 from search_r3.records import checked
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 RECORD = "wandb.json"
+MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
+"""Of wandb, which knows the last two as older names of offline and online."""
+DISABLED = "WANDB_MODE=disabled: nothing goes to Weights & Biases"
 N_QUERIES = 200
 """Of an evaluation, that a table shows with what was written about them."""
 COLUMNS = ("benchmark", "mode", "model", "n_queries", "n_docs")
@@ -43,6 +47,17 @@ def names_wandb(config: DictConfig) -> bool:
 def uses_wandb(config: DictConfig) -> bool:
     """Whether `logger=wandb` was chosen, and the environment does not say `WANDB_MODE=disabled`."""
     return names_wandb(config) and os.environ.get("WANDB_MODE") != "disabled"
+
+
+def check_wandb(config: DictConfig) -> None:
+    """Refuses a mode in the environment that wandb would refuse once the run has begun.
+
+    Raises:
+        UsageError: With the choices.
+    """
+    mode = os.environ.get("WANDB_MODE")
+    if names_wandb(config) and mode and mode not in MODES:
+        raise UsageError(f"WANDB_MODE={mode} in the environment: choices are {', '.join(MODES)}")
 
 
 def run_logger(config: DictConfig, folder: Path) -> "WandbLogger":
