@@ -20,7 +20,7 @@ def launch(name: str) -> None:
     elif Path(spec.origin).resolve() != here / "search_r3" / "__init__.py":
         found = f"{sys.executable} has the search_r3 of {Path(spec.origin).parent}"
     else:
-        importlib.import_module(f"search_r3.{name}").command()
-        return
+        main = importlib.import_module(f"search_r3.{name}").main
+        importlib.import_module("search_r3.cli.last_resort").run_command(main)
     python = os.path.relpath(here.parent / ".venv" / "bin" / "python")
     sys.exit(f"error: {found}. Install this checkout, `make setup`, and run {python} -m src.{name} ...")

@@ -90,7 +90,7 @@ def test_every_module_that_can_be_run_ends_in_the_last_resort():
     assert found.keys() - launchers == {"src.search_r3.__main__", *behind.values()}
     for name in COMMANDS:
         assert f'launch("{name.removeprefix("src.")}")' in found[name]
-        assert "entry_point(" in found[behind[name]] or "run_command(" in found[behind[name]], name
+        assert found[behind[name]].endswith('if __name__ == "__main__":\n    run_command(main)\n'), name
 
 
 def arguments(command, place, tmp_path, nano_folder):

@@ -15,10 +15,10 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from search_r3.cli.command import entry_point
+from search_r3.cli.last_resort import run_command
 from search_r3.cli.run_folder import state_of
 from search_r3.models.folder import load_embedder
-from search_r3.train import check, reached_step, run
+from search_r3.train import main
 from tests.command import LIMIT_S, call, start, tiny
 from tests.tiny_stage import write_configs
 
@@ -157,7 +157,7 @@ def refusal(arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["src.train", *arguments])
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as end:
-        entry_point("train", run, check, reached=reached_step)
+        run_command(main)
     signal.signal(signal.SIGTERM, handler)
     return end.value.code, capsys.readouterr().err
 

@@ -17,6 +17,7 @@ from evil_pickles import MARK
 from search_r3.cli.command import entry_point
 from search_r3.cli.compose import compose, resolved_yaml
 from search_r3.cli.config_source import ConfigSource
+from search_r3.cli.last_resort import run_command
 from search_r3.cli.resume import resumed
 from search_r3.errors import UsageError
 from search_r3.train import check, reached_step
@@ -114,8 +115,9 @@ def ended(arguments, monkeypatch, capsys, run=None):
     """Exit code and messages of `python -m src.train`, in this process."""
     monkeypatch.setattr(sys, "argv", ["src.train", *arguments])
     handler = signal.getsignal(signal.SIGTERM)
+    run = run or (lambda config: Path(MARK).touch())
     with pytest.raises(SystemExit) as end:
-        entry_point("train", run or (lambda config: Path(MARK).touch()), check, reached=reached_step)
+        run_command(lambda: entry_point("train", run, check, reached=reached_step))
     signal.signal(signal.SIGTERM, handler)
     captured = capsys.readouterr()
     return end.value.code, captured.out + captured.err

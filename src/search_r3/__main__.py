@@ -4,6 +4,7 @@ import importlib
 import sys
 from importlib.metadata import version
 
+from search_r3.cli.last_resort import run_command
 from search_r3.cli.overrides import did_you_mean
 
 COMMANDS = {
@@ -40,7 +41,8 @@ def main() -> None:
     if name not in COMMANDS:
         print(f"error: there is no command {name}.{did_you_mean(name, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
-    importlib.import_module(f"search_r3.{name}").command(rest)
+    module = importlib.import_module(f"search_r3.{name}")
+    run_command(lambda: module.main(rest))
 
 
 if __name__ == "__main__":

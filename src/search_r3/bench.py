@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.command import entry_point
+from search_r3.cli.last_resort import run_command
 from search_r3.cli.overrides import did_you_mean
 from search_r3.cli.run_folder import log_written, provenance
 from search_r3.errors import UsageError
@@ -152,10 +153,10 @@ def _possible(config: dict) -> tuple[list[str], list[str], list[str]]:
     return rows, models, left_out
 
 
-def command(argv: Sequence[str] | None = None) -> None:
-    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
-    entry_point("bench", run, check, argv=argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; `argv` is what follows its name, else the process's own."""
+    return entry_point("bench", run, check, argv=argv)
 
 
 if __name__ == "__main__":
-    command()
+    run_command(main)

@@ -53,14 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_corpus(file, stdlib_corpora(folder / "pydocs"))
     query = " ".join(arguments.query) or QUERY
     given = [f"model.path={shipped(MODEL)}", f"corpus={file}", f"cache_dir={folder / 'embeddings'}"]
-    search.command([*given, "k=5", "format=table", f"query={query}"])
-    return 0
-
-
-def command(argv: Sequence[str] | None = None) -> None:
-    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
-    run_command(lambda: main(argv))
+    return search.main([*given, "k=5", "format=table", f"query={query}"])
 
 
 if __name__ == "__main__":
-    command()
+    run_command(main)

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from search_r3.cli.command import entry_point
 from search_r3.cli.instantiate import instantiate
+from search_r3.cli.last_resort import run_command
 from search_r3.cli.overrides import did_you_mean
 from search_r3.cli.run_lock import held
 from search_r3.cli.searching import check_searched
@@ -143,10 +144,10 @@ def _by_this_process(
         write_shard(embedder, shard, folder, facts, heard)
 
 
-def command(argv: Sequence[str] | None = None) -> None:
-    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
-    entry_point("encode", run, check, argv=argv, is_recorded=False)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; `argv` is what follows its name, else the process's own."""
+    return entry_point("encode", run, check, argv=argv, is_recorded=False)
 
 
 if __name__ == "__main__":
-    command()
+    run_command(main)

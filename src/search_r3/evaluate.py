@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from search_r3.cli.command import entry_point
 from search_r3.cli.evaluation_checks import check, modes_of, needed
 from search_r3.cli.instantiate import instantiate
+from search_r3.cli.last_resort import run_command
 from search_r3.cli.run_folder import log_written, provenance, write_metrics
 from search_r3.cli.wandb_run import DISABLED, log_evaluation, names_wandb, uses_wandb
 from search_r3.evaluation.places import added, earlier_rows, rows_on_disk, seen_from, with_rows_on_disk
@@ -137,10 +138,10 @@ def _base(config: DictConfig) -> "Model":
     return Model(str(path), load_embedder(path, *reading, model.get("lengths")))
 
 
-def command(argv: Sequence[str] | None = None) -> None:
-    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
-    entry_point("evaluate", run, check, argv=argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; `argv` is what follows its name, else the process's own."""
+    return entry_point("evaluate", run, check, argv=argv)
 
 
 if __name__ == "__main__":
-    command()
+    run_command(main)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from search_r3.cli.command import entry_point
 from search_r3.cli.instantiate import instantiate
+from search_r3.cli.last_resort import run_command
 from search_r3.cli.model_choice import TRAINED, check_reader
 from search_r3.cli.overrides import did_you_mean
 from search_r3.cli.searching import check_embeddings
@@ -113,10 +114,10 @@ def _write_corpus(config: DictConfig) -> None:
         print(line)
 
 
-def command(argv: Sequence[str] | None = None) -> None:
-    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
-    entry_point("export", run, check, argv=argv, is_recorded=False)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; `argv` is what follows its name, else the process's own."""
+    return entry_point("export", run, check, argv=argv, is_recorded=False)
 
 
 if __name__ == "__main__":
-    command()
+    run_command(main)

@@ -37,10 +37,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def command(argv: Sequence[str] | None = None) -> None:
-    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
-    run_command(lambda: main(argv))
-
-
 if __name__ == "__main__":
-    command()
+    run_command(main)

@@ -157,10 +157,5 @@ def _evaluations(paths: Sequence[Path], output: Path | None) -> Evaluations:
     return Evaluations(measured, known, differences, contents)
 
 
-def command(argv: Sequence[str] | None = None) -> None:
-    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
-    run_command(lambda: main(argv))
-
-
 if __name__ == "__main__":
-    command()
+    run_command(main)

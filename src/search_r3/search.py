@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, ListConfig
 
 from search_r3.cli.command import entry_point
+from search_r3.cli.last_resort import run_command
 from search_r3.cli.overrides import did_you_mean
 from search_r3.cli.searching import check_searched, opened
 from search_r3.errors import UsageError
@@ -119,10 +120,10 @@ def _show(searcher: "SearchR3", query: str, config: DictConfig) -> None:
     screen.show(list(found.values()), dict(zip(names, ranks[0].tolist(), strict=True)))
 
 
-def command(argv: Sequence[str] | None = None) -> None:
-    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
-    entry_point("search", run, check, argv=argv, is_recorded=False)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; `argv` is what follows its name, else the process's own."""
+    return entry_point("search", run, check, argv=argv, is_recorded=False)
 
 
 if __name__ == "__main__":
-    command()
+    run_command(main)

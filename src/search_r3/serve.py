@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, ListConfig
 
 from search_r3.cli.command import entry_point
+from search_r3.cli.last_resort import run_command
 from search_r3.cli.searching import check_searched, opened
 from search_r3.errors import UsageError
 
@@ -175,10 +176,10 @@ def _tell(searcher: "SearchR3", config: DictConfig, host: str, port: int) -> Non
         print("warning   whoever reaches this machine can search: there is no login", flush=True)
 
 
-def command(argv: Sequence[str] | None = None) -> None:
-    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
-    entry_point("serve", run, check, argv=argv, is_recorded=False)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; `argv` is what follows its name, else the process's own."""
+    return entry_point("serve", run, check, argv=argv, is_recorded=False)
 
 
 if __name__ == "__main__":
-    command()
+    run_command(main)

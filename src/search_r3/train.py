@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 
 from search_r3.cli.command import entry_point
+from search_r3.cli.last_resort import run_command
 from search_r3.cli.training import reached_step, run
 from search_r3.cli.training_checks import check
 
 
-def command(argv: Sequence[str] | None = None) -> None:
-    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
-    entry_point("train", run, check, argv=argv, reached=reached_step)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; `argv` is what follows its name, else the process's own."""
+    return entry_point("train", run, check, argv=argv, reached=reached_step)
 
 
 if __name__ == "__main__":
-    command()
+    run_command(main)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.command import entry_point
+from search_r3.cli.last_resort import run_command
 from search_r3.cli.resume import UNCOMPARED, differences
 from search_r3.cli.run import execute
 from search_r3.cli.run_folder import Failed, make_folder, read_json, state_of, write_status
@@ -157,12 +158,12 @@ def _run_trial(
     return f"{config.monitor} {value:.4f}"
 
 
-def command(argv: Sequence[str] | None = None) -> None:
-    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
-    entry_point(
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; `argv` is what follows its name, else the process's own."""
+    return entry_point(
         "tune", run, check, argv=argv, folder=lambda config: make_folder(study_folder(config), "study")
     )
 
 
 if __name__ == "__main__":
-    command()
+    run_command(main)

@@ -182,10 +182,5 @@ def _gb(peak: float | None, by_arithmetic: float | None = None) -> str:
     return f", {peak:.1f} GB" + ("" if by_arithmetic is None else f" ({by_arithmetic:.1f} by arithmetic)")
 
 
-def command(argv: Sequence[str] | None = None) -> None:
-    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
-    run_command(lambda: main(argv))
-
-
 if __name__ == "__main__":
-    command()
+    run_command(main)

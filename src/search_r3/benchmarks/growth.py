@@ -247,10 +247,5 @@ def write_picture(
     return path
 
 
-def command(argv: Sequence[str] | None = None) -> None:
-    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
-    run_command(lambda: main(argv))
-
-
 if __name__ == "__main__":
-    command()
+    run_command(main)

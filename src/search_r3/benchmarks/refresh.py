@@ -17,7 +17,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from search_r3.cli.command import entry_point
-from search_r3.cli.last_resort import EXIT_INTERRUPTED
+from search_r3.cli.last_resort import EXIT_INTERRUPTED, run_command
 from search_r3.cli.run import HANDED_DOWN
 from search_r3.cli.run_folder import log_written, provenance
 from search_r3.errors import UsageError
@@ -129,10 +129,10 @@ def _train(rule: str, settings: Sequence[str], folder: Path) -> None:
         raise RuntimeError(f"rule {rule}: its run ended with exit code {code}; see {folder / 'train.log'}")
 
 
-def command(argv: Sequence[str] | None = None) -> None:
-    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
-    entry_point("bench_refresh", run, check, argv=argv, module="src.benchmarks.refresh")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; `argv` is what follows its name, else the process's own."""
+    return entry_point("bench_refresh", run, check, argv=argv, module="src.benchmarks.refresh")
 
 
 if __name__ == "__main__":
-    command()
+    run_command(main)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.command import entry_point
 from search_r3.cli.instantiate import instantiate
+from search_r3.cli.last_resort import run_command
 from search_r3.cli.overrides import did_you_mean
 from search_r3.cli.run_folder import log_written, provenance, read_json
 from search_r3.errors import UsageError
@@ -158,10 +159,10 @@ def _memory(sizes: dict[str, float]) -> dict[str, str]:
     return {f"{name.replace('_', ' ')} MiB": f"{size / 2**20:,.0f}" for name, size in sizes.items()}
 
 
-def command(argv: Sequence[str] | None = None) -> None:
-    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
-    entry_point("bench_scale", run, check, argv=argv, module="src.benchmarks.scale")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; `argv` is what follows its name, else the process's own."""
+    return entry_point("bench_scale", run, check, argv=argv, module="src.benchmarks.scale")
 
 
 if __name__ == "__main__":
-    command()
+    run_command(main)

@@ -151,10 +151,5 @@ def processor() -> str:
     return f"{os.cpu_count()} x {names[0] if names else 'unknown'}"
 
 
-def command(argv: Sequence[str] | None = None) -> None:
-    """Runs the command and ends the process; `argv` is what follows its name, else the process's own."""
-    run_command(lambda: main(argv))
-
-
 if __name__ == "__main__":
-    command()
+    run_command(main)

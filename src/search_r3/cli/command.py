@@ -1,8 +1,7 @@
 """From a command line to a running job: compose the configuration, refuse nonsense, make the run folder.
 
-Only this file and the entry points import Hydra. A refused command costs no more than composing a YAML
-file: the checks read the configuration and the source of its targets, never torch. Entry points therefore
-import everything heavy inside their `run`.
+A refused command costs no more than composing a YAML file: the checks read the configuration and the source
+of its targets, never torch. Entry points therefore import everything heavy inside their `run`.
 
 A single run is composed here and called directly; `--multirun` goes through Hydra, with its sweepers and
 launchers, and each of its jobs ends in the same `execute`.
@@ -23,7 +22,6 @@ from search_r3.cli.compose import compose, last_value
 from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.entry import Check, Composed, Entry, Reached, Run
 from search_r3.cli.help import help_text
-from search_r3.cli.last_resort import run_command
 from search_r3.cli.overrides import quote_free_text
 from search_r3.cli.resume import resumed
 from search_r3.cli.run import run_one
@@ -34,14 +32,14 @@ from search_r3.errors import UsageError
 def entry_point(
     config_name: str,
     run: Run,
-    check: Check | None = None,
+    check: Check,
     reached: Reached | None = None,
     folder: Callable[[DictConfig], Path] | None = None,
     module: str | None = None,
     argv: Sequence[str] | None = None,
     is_recorded: bool = True,
-) -> None:
-    """Runs a command and ends the process: 0 done, 1 failed, 2 refused, 130 interrupted; see `last_resort`.
+) -> int:
+    """Runs a command that is composed of conf/; its exit code.
 
     Args:
         config_name: file in conf/ without its ending.
@@ -53,26 +51,9 @@ def entry_point(
         argv: what follows the name of the command; None for what this process was given.
         is_recorded: whether the job has a run folder.
     """
-    check = check or (lambda config, is_sweep: None)
     entry = Entry(config_name, run, check, reached, folder, module or f"src.{config_name}", is_recorded)
     signal.signal(signal.SIGTERM, interrupter())
-    run_command(lambda: _main(entry, sys.argv[1:] if argv is None else argv))
-
-
-def interrupter() -> Callable[[int, object], None]:
-    """A handler of SIGTERM that interrupts this process as Ctrl-C does; what is forked of it just ends."""
-    process = os.getpid()
-
-    def interrupt(number: int, frame: object) -> None:
-        if os.getpid() == process:
-            raise KeyboardInterrupt
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-    return interrupt
-
-
-def _main(entry: Entry, argv: Sequence[str]) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     is_sweep = any(argument in ("--multirun", "-m") for argument in argv)
     parser = get_args_parser()
     parser.error = _refuse_arguments
@@ -91,6 +72,19 @@ def _main(entry: Entry, argv: Sequence[str]) -> int:
         if arguments.multirun:
             return run_many(entry, source, arguments)
         return run_one(entry, source, arguments.overrides)
+
+
+def interrupter() -> Callable[[int, object], None]:
+    """A handler of SIGTERM that interrupts this process as Ctrl-C does; what is forked of it just ends."""
+    process = os.getpid()
+
+    def interrupt(number: int, frame: object) -> None:
+        if os.getpid() == process:
+            raise KeyboardInterrupt
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    return interrupt
 
 
 def _refuse_pairs(arguments: argparse.Namespace) -> None:
