@@ -182,8 +182,8 @@ def test_names_are_one_token_each_and_all_texts_fit_the_configured_model(default
     back = embedder.tokenizer.decode(encoder.plain_ids(reasoning)).strip()
     assert back == reasoning.lower().replace(".", "")
     assert 1.15e6 < sum(weight.numel() for weight in embedder.parameters()) < 1.25e6
-    assert encoder.truncated_share(list(default.test.queries.values()), "query") == 0
-    assert encoder.truncated_share(default.corpus.texts, "document") == 0
+    assert encoder.truncated_count(list(default.test.queries.values()), "query") == 0
+    assert encoder.truncated_count(default.corpus.texts, "document") == 0
     for hops in (1, 2, 3, 4):
         data = instantiate(composed(f"data.hops={hops}", "data.text.lines=1").data)
         written = [example.reasoning for example in data.examples]

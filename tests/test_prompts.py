@@ -28,7 +28,7 @@ def test_only_the_users_text_is_cut_and_at_its_end():
     prefix, suffix = short.document.prefix, short.document.suffix
     assert cut == [*prefix, *full[len(prefix) : len(prefix) + 3], *suffix]
     assert cut[-1] == short.embed_token_id
-    assert short.truncated_share(["sum of two integers and more", "a"], "document") == 0.5
+    assert short.truncated_count(["sum of two integers and more", "a"], "document") == 1
 
 
 def test_special_tokens_in_a_users_text_are_plain_text():

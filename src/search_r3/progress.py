@@ -118,9 +118,9 @@ class Progress:
         print(self.line(self._shown_at - self._started_at), file=self._stream, flush=True)
 
 
-def progress_over(items: Iterable[T], total: int, what: str, unit: str, is_shown: bool = True) -> Iterator[T]:
+def progress_over(items: Iterable[T], total: int, what: str, unit: str) -> Iterator[T]:
     """The items, counted as they are taken; see `Progress`."""
-    with Progress(total, what, unit, is_shown) as progress:
+    with Progress(total, what, unit) as progress:
         for item in items:
             yield item
             progress.update()

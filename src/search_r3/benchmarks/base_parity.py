@@ -22,6 +22,8 @@ from search_r3.errors import UsageError
 from search_r3.files import write_json
 
 N_TEXTS, MAX_CHARACTERS = 250, 600  # of each kind
+MAX_TOKENS = 60  # of an answer
+SEED = 1
 QUESTIONS = (
     "What is the capital of France?",
     "Why does the moon appear to change its shape during a month?",
@@ -31,9 +33,9 @@ QUESTIONS = (
 )
 
 
-def texts_by_kind(seed: int = 1) -> dict[str, list[str]]:
+def texts_by_kind() -> dict[str, list[str]]:
     """`N_TEXTS` texts of prose, code, lists and numbers, out of the standard library and a seeded draw."""
-    draw = random.Random(seed)
+    draw = random.Random(SEED)
     sources = _library_sources()
     prose = [text for text, _ in sources if text]
     code = [code for _, code in sources]
@@ -122,10 +124,6 @@ def reference_tokenizer(file: Path) -> Tokenizer:
     return tokenizer
 
 
-def _n_unequal(found: list[list[int]], expected: list[list[int]]) -> int:
-    return sum(one != other for one, other in zip(found, expected, strict=True))
-
-
 def compared(texts: Mapping[str, list[str]], folder: Path, file: Path) -> dict[str, dict[str, int]]:
     """Texts whose token ids differ from the reference, by kind: of the folder, and of transformers."""
     reference = reference_tokenizer(file)
@@ -147,18 +145,18 @@ def compared(texts: Mapping[str, list[str]], folder: Path, file: Path) -> dict[s
 
 
 @torch.no_grad()
-def answers(folder: Path, questions: tuple[str, ...] = QUESTIONS, max_tokens: int = 60) -> dict[str, str]:
+def answers(folder: Path) -> dict[str, str]:
     """Greedy answers under the chat template of the folder."""
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True).eval()
     said = {}
-    for question in questions:
+    for question in QUESTIONS:
         chat = tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
         )
         ids = tokenizer(chat, add_special_tokens=False, return_tensors="pt")["input_ids"]
         written = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_tokens,
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=MAX_TOKENS,
             pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
         said[question] = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
@@ -186,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for question, answer in said.items():
         print(f"{question}\n    {answer}", flush=True)
     facts = json.loads((arguments.folder / "base.json").read_text(encoding="utf-8"))
-    write_json(arguments.output, {**provenance(seed=1), "base": facts, "tokens": tokens, "answers": said})
+    write_json(arguments.output, {**provenance(seed=SEED), "base": facts, "tokens": tokens, "answers": said})
     return 0
 
 

@@ -15,7 +15,7 @@ of `N0` documents and no more; and queries are those of the smaller corpus, whic
 out among `N0` documents and not among `N`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,9 @@ OFFSETS = 4096
 
 CHUNK = 1 << 14
 """Rows made at once."""
+
+SAMPLED = 512
+"""Documents whose nearest other one is looked for."""
 
 
 class RecordingError(UsageError, ValueError):
@@ -119,10 +122,10 @@ class Recording:
         found = np.unique(np.concatenate([self.queries(step).positives.ravel() for step in self.steps]))
         return found[found >= 0]
 
-    def neighbour_distance(self, n_sampled: int = 512, seed: int = 0) -> float:
-        """Median distance of a document to the nearest other one, over a sample, at the first step."""
+    def neighbour_distance(self) -> float:
+        """Median distance of a document to the nearest other one, over `SAMPLED`, at the first step."""
         rows = self.rows(self.steps[0])
-        chosen = np.random.default_rng(seed).permutation(self.n_rows)[:n_sampled]
+        chosen = np.random.default_rng(0).permutation(self.n_rows)[:SAMPLED]
         best = np.full(len(chosen), -np.inf)
         for start in range(0, self.n_rows, CHUNK):
             scores = rows[chosen] @ np.asarray(rows[start : start + CHUNK]).T
@@ -191,14 +194,6 @@ class Replay:
         result[is_copy] += self._pool[first] + self._pool[second]
         result[is_copy] /= np.linalg.norm(result[is_copy], axis=1, keepdims=True)
         return result
-
-    def encoder(self, step: int) -> Callable[[np.ndarray], np.ndarray]:
-        """What stands for the model of a step: a look-up."""
-
-        def encode(rows: np.ndarray) -> np.ndarray:
-            return self.vectors(step, rows)
-
-        return encode
 
     def write(self, file: Path, step: int) -> np.ndarray:
         """All rows at a step, written to a file; `[N, D]` fp32, a read-only memory map."""

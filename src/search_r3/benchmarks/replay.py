@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def replayed(task: Task) -> Iterator[dict[str, float]]:
 def _step(task: Task, index: LiveIndex, step: int) -> dict[str, float]:
     recording = task.replay.recording
     queries, seconds = recording.queries(step), Seconds(torch.device("cpu"))
-    encode = task.replay.encoder(step)
+    encode = partial(task.replay.vectors, step)  # a look-up stands for the model of the step
     with seconds.part("search"):
         n_candidates = index.settings.rule.n_candidates
         if n_candidates:  # what `refresh` would do, but under a clock of its own

@@ -40,16 +40,15 @@ def write_rows(output: Path | None, measure: Callable[[], Sequence[Mapping]]) ->
         print(json.dumps({"wrote": str(output)}))
 
 
-def seconds_of(run: Callable[[], object], n_times: int = 1) -> float:
-    """Wall time of so many calls."""
+def seconds_of(run: Callable[[], object]) -> float:
+    """Wall time of a call."""
     started = time.perf_counter()
-    for _ in range(n_times):
-        run()
+    run()
     return time.perf_counter() - started
 
 
 def device_seconds(device: torch.device, run: Callable[[], object], n_times: int = 1) -> float:
-    """As `seconds_of`, from when a device has done all work of before to when it has done this."""
+    """Wall time of so many calls, from when a device has done all work of before to when it has done this."""
 
     def wait() -> None:
         if device.type == "cuda":

@@ -64,7 +64,7 @@ def compose(
     texts = [override.input_line for override in in_groups]
     hydra_texts = [override.input_line for override in parsed if override.key_or_group.startswith("hydra")]
     try:
-        base = _load_choices(config_name, texts, in_groups, source, groups)
+        base = _load_choices(config_name, texts, in_groups, source)
     except MissingChoice as error:
         raise _unknown_key(config_name, parsed, source, groups) or error from None
     container = plain_container(base)
@@ -142,11 +142,7 @@ def _no_such_key(key: str, known: Collection[str]) -> UsageError:
 
 
 def _load_choices(
-    config_name: str,
-    texts: Sequence[str],
-    overrides: Sequence[Override],
-    source: ConfigSource,
-    groups: dict[str, list[str]],
+    config_name: str, texts: Sequence[str], overrides: Sequence[Override], source: ConfigSource
 ) -> DictConfig:
     try:
         return source.load(config_name, texts)

@@ -42,20 +42,17 @@ class DescribedKey:
     meaning: str
 
 
-def describe_keys(folder: Path = CONF) -> list[DescribedKey]:
-    """Every key of every file in a folder of configs, in the order of the files.
+def describe_keys() -> list[DescribedKey]:
+    """Every key of every file in conf/, in the order of the files.
 
     Files of `experiment/` hold only differences and are left out.
-
-    Args:
-        folder: laid out as conf/: a command per file, and a folder per config group.
     """
-    files = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("*/*.yaml"))]
+    files = [*sorted(CONF.glob("*.yaml")), *sorted(CONF.glob("*/*.yaml"))]
     return [
         each
         for file in files
-        if file.parent.name != "experiment" or file.parent == folder
-        for each in describe_file(file, "" if file.parent == folder else file.parent.name)
+        if file.parent.name != "experiment"
+        for each in describe_file(file, "" if file.parent == CONF else file.parent.name)
     ]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from search_r3.cli.run_folder import make_folder
+from search_r3.evaluation.metrics import HEADLINE
 from search_r3.evaluation.places import seen_from
 from search_r3.evaluation.report import model_names, print_runs
 from search_r3.evaluation.results import REMEDY, checked_row, verified_scores
@@ -40,8 +41,7 @@ def joined(contents: dict[str, dict]) -> tuple[list[dict], dict]:
     rows = []
     for path, content in contents.items():
         for row in content["rows"]:
-            folder = Path(path).parent / row.get("folder", f"{row['benchmark']}/{row['mode']}")
-            rows.append(row | {"folder": folder.as_posix()})
+            rows.append(row | {"folder": folder_of(Path(path), row).as_posix()})
         for key in ("commit", "seed"):
             if len(found := {row.get(key, content[key]) for row in content["rows"]}) > 1:
                 log.warning("%s: its rows differ in their %s: %s", path, key, ", ".join(map(str, found)))
@@ -84,8 +84,8 @@ def folder_of(file: Path, row: Mapping) -> Path:
     return file.parent / row.get("folder", f"{row['benchmark']}/{row['mode']}")
 
 
-def scores_by_query(file: Path, row: Mapping, metric: str = "ndcg@10") -> dict[str, float] | None:
-    """What a row is the mean of, by query id, from the folder that an evaluation wrote.
+def scores_by_query(file: Path, row: Mapping) -> dict[str, float] | None:
+    """What the nDCG@10 of a row is the mean of, by query id, from the folder that an evaluation wrote.
 
     Returns:
         None where there is no such folder, as beside a table that was copied without its folders.
@@ -94,7 +94,7 @@ def scores_by_query(file: Path, row: Mapping, metric: str = "ndcg@10") -> dict[s
         RecordError: If the folder's `per_query.jsonl` is missing, damaged, or not that of the row.
     """
     folder = folder_of(file, row)
-    return verified_scores(folder, row, metric) if os.path.lexists(folder) else None
+    return verified_scores(folder, row, HEADLINE) if os.path.lexists(folder) else None
 
 
 def known_scores(rows: Sequence[tuple[Path, Mapping]]) -> list[dict[str, float] | None]:
@@ -164,7 +164,7 @@ def report_runs(contents: Mapping[str, Mapping], output: Path | None) -> None:
         print(f"{source['command']}  (commit {source['commit']}, seed {source['seed']}, {source['file']})")
     if output is not None:
         make_folder(output.parent, "--output")
-        write_json(output, {"metric": "ndcg@10", "rows": rows, "runs": sources})
+        write_json(output, {"metric": HEADLINE, "rows": rows, "runs": sources})
 
 
 def check_columns(rows: Sequence[Mapping]) -> None:

@@ -196,10 +196,11 @@ ABBREVIATIONS: Mapping[str, tuple[str, ...]] = {
     "ckpt": ("resume",),
 }
 """Last components that are meant by what other programs call them."""
+_MOST = 3
 
 
-def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """The known names that `name` may stand for, best first.
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """The known names that `name` may stand for, best first, and not more than `_MOST`.
 
     What it abbreviates; or else, in this order, what looks like it as a whole, what has the same last
     component, one that looks like it, or one of which it is a word.
@@ -211,11 +212,11 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     words = [leaf for leaf in leaves if f"_{last}_" in f"_{leaf}_"]
     meant = [other for leaf in ABBREVIATIONS.get(last, ()) for other in leaves.get(leaf, ())]
     if meant:
-        return meant[:count]
-    similar = [last, *difflib.get_close_matches(last, list(leaves), n=count, cutoff=0.75), *words]
-    found = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
+        return meant[:_MOST]
+    similar = [last, *difflib.get_close_matches(last, list(leaves), n=_MOST, cutoff=0.75), *words]
+    found = difflib.get_close_matches(name, names, n=_MOST, cutoff=0.6)
     found += [other for leaf in similar for other in leaves.get(leaf, ())]
-    return list(dict.fromkeys(found))[:count]
+    return list(dict.fromkeys(found))[:_MOST]
 
 
 def _last(name: str) -> str:

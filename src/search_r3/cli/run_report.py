@@ -8,10 +8,9 @@ from pathlib import Path
 from search_r3.cli.curves import FILE, drawn_curves, read_panels
 from search_r3.cli.run_folder import read_json, read_status, resume_command, state_of
 from search_r3.cli.sweep_table import aligned
+from search_r3.evaluation.metrics import METRICS
 from search_r3.evaluation.results import checked_row
 from search_r3.records import RecordError
-
-METRICS = ("ndcg@10", "recall@100", "mrr@10", "map@100")
 
 
 def is_run(folder: Path) -> bool:

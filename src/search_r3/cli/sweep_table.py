@@ -6,9 +6,8 @@ from pathlib import Path
 
 from search_r3.cli.curves import read_panels
 from search_r3.cli.run_folder import JOBS, read_json, read_status, state_of
+from search_r3.evaluation.metrics import HEADLINE
 from search_r3.records import RecordError, checked
-
-MAIN_METRIC = "ndcg@10"
 
 
 def sweep_table(
@@ -24,7 +23,7 @@ def sweep_table(
     Returns:
         The table as text, and whether every job finished.
     """
-    rows = [["job", "settings", "state", "seconds", MAIN_METRIC, "last loss", "last reward", "error"]]
+    rows = [["job", "settings", "state", "seconds", HEADLINE, "last loss", "last reward", "error"]]
     states = []
     for number, settings in zip(range(len(jobs)) if numbers is None else numbers, jobs, strict=True):
         folder = sweep / str(number)
@@ -103,7 +102,7 @@ def _results(folder: Path) -> str:
     file = folder / "metrics.json"
     rows = read_json(file).get("rows", [])
     try:
-        measured = [row for row in rows if MAIN_METRIC in row["metrics"]]
-        return " ".join(f"{row['mode']} {row['metrics'][MAIN_METRIC]:.4f}" for row in measured)
+        measured = [row for row in rows if HEADLINE in row["metrics"]]
+        return " ".join(f"{row['mode']} {row['metrics'][HEADLINE]:.4f}" for row in measured)
     except (TypeError, KeyError, ValueError) as error:
         raise RecordError(file, f"has a row that is none ({error!r})") from None

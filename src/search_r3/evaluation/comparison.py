@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from search_r3.evaluation.metrics import HEADLINE
 from search_r3.evaluation.significance import holm, paired_p_value, stratified_interval
 
-HEADLINE = "ndcg@10"
 SHOWN = 10
 """Queries that are listed of those that gained, and of those that lost."""
 EQUAL = 1e-9

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from search_r3.evaluation.comparison import HEADLINE
+from search_r3.evaluation.metrics import HEADLINE
 from search_r3.evaluation.report import WIDTH
 from search_r3.markdown import table
 
@@ -61,9 +61,9 @@ def _plain(text: str, longest: int | None = None) -> str:
     return line if longest is None or len(line) <= longest else f"{line[: longest - 1]}…"
 
 
-def print_comparison(found: Mapping, console: Console | None = None) -> None:
+def print_comparison(found: Mapping) -> None:
     """The headline's table, then the queries that gained and lost most."""
-    console = console or Console(width=WIDTH, highlight=False)
+    console = Console(width=WIDTH, highlight=False)
     metric = headline(found)
     for side in ("a", "b"):
         console.print(Text(f"{side.upper()}  {_plain(found[side])}"))

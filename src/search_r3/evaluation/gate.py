@@ -6,11 +6,11 @@ from pathlib import Path
 
 from search_r3.errors import UsageError
 from search_r3.evaluation.fusion import margins
+from search_r3.evaluation.metrics import HEADLINE
 from search_r3.evaluation.results import RUN, check_files, read_row, verified_scores
 from search_r3.evaluation.trec import encoded_id, read_run
 from search_r3.files import write_text
 
-HEADLINE = "ndcg@10"
 ALWAYS = 2.0
 """No two cosines are further apart."""
 

@@ -10,6 +10,8 @@ from array import array
 from collections.abc import Mapping
 
 METRICS = ("ndcg@10", "recall@100", "mrr@10", "map@100")
+HEADLINE = "ndcg@10"
+"""By which runs are compared, and their queries listed."""
 LARGEST_CUTOFF = max(int(name.partition("@")[2]) for name in METRICS)
 """A ranking that is cut earlier has no such metrics."""
 

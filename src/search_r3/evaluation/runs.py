@@ -16,6 +16,13 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
+N_RESAMPLES = 5000
+"""Samples of runs and of queries, with replacement."""
+BASELINE = "bm25"
+"""The label by whose scores collections of the same ids are told apart."""
+BEST = "reasoning"
+"""The mode that the others are compared with."""
+
 Scores = Mapping[Hashable, float]
 """A metric by query; two runs that have a key in common asked the same query."""
 
@@ -39,13 +46,11 @@ class OverRuns:
     n_runs: int
 
 
-def over_runs(runs: Sequence[Scores], n_resamples: int = 5000, seed: int = 0) -> OverRuns:
+def over_runs(runs: Sequence[Scores]) -> OverRuns:
     """Mean, range and interval over runs and queries.
 
     Args:
         runs: of each run a value by query; runs may have asked the same queries, others, or some of both.
-        n_resamples: samples of runs and of queries with replacement.
-        seed: of the resampling.
 
     Raises:
         ValueError: If there is no run, or a run has no query.
@@ -57,10 +62,10 @@ def over_runs(runs: Sequence[Scores], n_resamples: int = 5000, seed: int = 0) ->
     asked = ~np.isnan(values)
     values = np.where(asked, values, 0.0)
     means = values.sum(1) / asked.sum(1)
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     blocks = _blocks(asked)
-    samples = np.empty(n_resamples)
-    for number in range(n_resamples):
+    samples = np.empty(N_RESAMPLES)
+    for number in range(N_RESAMPLES):
         weights = np.zeros(len(keys))
         for block in blocks:
             weights[block] = random.multinomial(len(block), np.full(len(block), 1 / len(block)))
@@ -95,17 +100,13 @@ def query_keys(scores: Scores, baseline: Scores | None) -> dict[Hashable, tuple]
     return {key: (collection, key) for key in scores}
 
 
-def rows_over_runs(
-    runs: Sequence[Mapping[tuple[str, str], Scores]], baseline: str = "bm25", best: str = "reasoning"
-) -> list[dict]:
+def rows_over_runs(runs: Sequence[Mapping[tuple[str, str], Scores]]) -> list[dict]:
     """A row for each benchmark and label that all runs have, and its difference to the best one.
 
     Args:
         runs: of each run, scores by query id, by (benchmark, label); a label is a mode, with the model's name
-            in front where a run has several. The last label whose mode is `best` is what others are compared
+            in front where a run has several. The last label whose mode is `BEST` is what others are compared
             with.
-        baseline: the label that tells collections apart.
-        best: a mode.
 
     Returns:
         Dictionaries with `benchmark, label, mean, lowest, highest, ci95, n_runs`, and where it is not the
@@ -120,11 +121,11 @@ def rows_over_runs(
         raise ValueError("the runs have no benchmark and mode in common")
     rows = []
     for benchmark, label in common:
-        keyed = [_keyed(run, benchmark, label, baseline) for run in runs]
+        keyed = [_keyed(run, benchmark, label) for run in runs]
         row = {"benchmark": benchmark, "label": label, **vars(over_runs(keyed))}
-        others = [other for place, other in common if place == benchmark and other.split(" ")[-1] == best]
+        others = [other for place, other in common if place == benchmark and other.split(" ")[-1] == BEST]
         if others and others[-1] != label:
-            ours = [_keyed(run, benchmark, others[-1], baseline) for run in runs]
+            ours = [_keyed(run, benchmark, others[-1]) for run in runs]
             apart = [
                 {key: mine[key] - theirs[key] for key in mine if key in theirs}
                 for mine, theirs in zip(ours, keyed, strict=True)
@@ -140,9 +141,7 @@ def rows_over_runs(
     return rows
 
 
-def _keyed(
-    run: Mapping[tuple[str, str], Scores], benchmark: str, label: str, baseline: str
-) -> dict[Hashable, float]:
+def _keyed(run: Mapping[tuple[str, str], Scores], benchmark: str, label: str) -> dict[Hashable, float]:
     scores = run[benchmark, label]
-    keys = query_keys(scores, run.get((benchmark, baseline)))
+    keys = query_keys(scores, run.get((benchmark, BASELINE)))
     return {keys[query]: value for query, value in scores.items()}

@@ -5,34 +5,34 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from search_r3.evaluation.metrics import HEADLINE
+
 log = logging.getLogger(__name__)
 
 
 def bootstrap_interval(
-    values: Sequence[float], level: float = 0.95, n_resamples: int = 5000, seed: int = 0
+    values: Sequence[float], n_resamples: int = 5000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean.
+    """Percentile bootstrap interval of 95 % of the mean.
 
     Args:
         values: one per query.
-        level: of confidence.
         n_resamples: samples of queries with replacement.
         seed: of the resampling.
 
     Raises:
         ValueError: If there is no value.
     """
-    return stratified_interval([values], level, n_resamples, seed)
+    return stratified_interval([values], n_resamples, seed)
 
 
 def stratified_interval(
-    groups: Sequence[Sequence[float]], level: float = 0.95, n_resamples: int = 5000, seed: int = 0
+    groups: Sequence[Sequence[float]], n_resamples: int = 5000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of the groups' means, each resampled within itself.
+    """Percentile bootstrap interval of 95 % of the mean of the groups' means, each resampled within itself.
 
     Args:
         groups: of each benchmark a value per query; every benchmark weighs the same.
-        level: of confidence.
         n_resamples: samples of queries with replacement.
         seed: of the resampling.
 
@@ -44,8 +44,7 @@ def stratified_interval(
         raise ValueError("an interval needs at least one query")
     random = np.random.default_rng(seed)
     means = sum(_resampled_means(sample, n_resamples, random) for sample in samples) / len(samples)
-    tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -98,15 +97,12 @@ def paired_p_value(
     return (at_least + 1) / (n_resamples + 1)
 
 
-def paired_differences(
-    rows: Sequence[Mapping], scores: Sequence[Mapping[str, float] | None], metric: str = "ndcg@10"
-) -> list[dict]:
+def paired_differences(rows: Sequence[Mapping], scores: Sequence[Mapping[str, float] | None]) -> list[dict]:
     """The last row of mode `reasoning` of every benchmark, less each other row of that benchmark.
 
     Args:
         rows: of metrics.json.
-        scores: for each row the metric by query id; None where it is not known, and the row is left out.
-        metric: that the scores are of.
+        scores: for each row nDCG@10 by query id; None where it is not known, and the row is left out.
 
     Returns:
         A dictionary per difference: `benchmark, metric, model, mode, less: {model, mode}, difference, ci95`
@@ -131,7 +127,7 @@ def paired_differences(
             differences.append(
                 {
                     "benchmark": benchmark,
-                    "metric": metric,
+                    "metric": HEADLINE,
                     "model": best["model"],
                     "mode": best["mode"],
                     "folder": best.get("folder"),

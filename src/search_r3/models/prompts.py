@@ -19,6 +19,9 @@ from search_r3.models.text_ids import Side, cut_ids, plain_ids
 
 __all__ = ["EMBED_TOKEN", "Lengths", "PromptEncoder", "Prompts", "Rendered", "Template"]
 
+_COUNTED_AT_ONCE = 4096
+"""Texts whose cut ids are in memory while they are counted."""
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -154,18 +157,11 @@ class PromptEncoder:
         """Token ids of reasoning texts, without the embed token."""
         return self.text_ids(texts, self.lengths.reasoning)
 
-    def truncated_share(self, texts: Sequence[str], kind: str) -> float:
-        """Share of `texts` that are cut; `kind` is "query" or "document"."""
-        return self.truncated_count(texts, kind) / max(len(texts), 1)
-
-    def truncated_count(self, texts: Sequence[str], kind: str, n_at_once: int = 4096) -> int:
+    def truncated_count(self, texts: Sequence[str], kind: str) -> int:
         """How many of `texts` are cut; `kind` is "query" or "document"."""
         limit = getattr(self.lengths, kind)
-        places = (
-            range(start, min(start + n_at_once, len(texts))) for start in range(0, len(texts), n_at_once)
-        )
-        parts = ([texts[place] for place in part] for part in places)
-        return sum(self._cut_ids(part, limit)[1] for part in parts)
+        starts = range(0, len(texts), _COUNTED_AT_ONCE)
+        return sum(self._cut_ids(texts[at : at + _COUNTED_AT_ONCE], limit)[1] for at in starts)
 
     @property
     def fingerprint(self) -> str:

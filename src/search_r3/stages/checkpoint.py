@@ -231,13 +231,13 @@ def frozen_names(module: torch.nn.Module) -> set[str]:
     }
 
 
-def frozen_sha256(module: torch.nn.Module, n_values: int = 256) -> str:
+def frozen_sha256(module: torch.nn.Module) -> str:
     """Hash over shape and first values of every frozen parameter; cheap, and different for another base."""
     frozen = frozen_names(module)
     digest = hashlib.sha256()
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if name in frozen:
-            values = parameter.detach().flatten()[:n_values].float().cpu()
+            values = parameter.detach().flatten()[:256].float().cpu()
             digest.update(f"{name} {tuple(parameter.shape)}".encode())
             digest.update(values.numpy().tobytes())
     return digest.hexdigest()

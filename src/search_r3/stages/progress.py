@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from search_r3.progress import LINE_EVERY_S, Progress
+from search_r3.progress import Progress
 
 SHOWN_UNASKED = ("train/loss", "train/reward", "ndcg@10")
 
@@ -20,12 +20,10 @@ class StepProgress(Callback):
 
     Args:
         metrics: names to show; one that was not logged is left out. Empty: loss, reward and every nDCG@10.
-        line_every_s: seconds between two lines where the output is a file or a pipe.
     """
 
-    def __init__(self, metrics: tuple[str, ...] = (), line_every_s: float = LINE_EVERY_S) -> None:
+    def __init__(self, metrics: tuple[str, ...] = ()) -> None:
         self.metrics = tuple(metrics)
-        self.line_every_s = line_every_s
         self._progress: Progress | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -35,7 +33,6 @@ class StepProgress(Callback):
             "steps",
             is_shown=trainer.is_global_zero,
             initial=trainer.global_step,
-            line_every_s=self.line_every_s,
         )
 
     def on_train_batch_end(self, trainer: pl.Trainer, *rest: object) -> None:

@@ -95,7 +95,6 @@ def alternated(
     theirs: Callable[[], object],
     rounds: int,
     max_seconds: float,
-    heard: Callable[[], None] = lambda: None,
 ) -> tuple[list[float], list[float]]:
     """Seconds of both sides, ours first in a round and last in the next.
 
@@ -104,7 +103,6 @@ def alternated(
         theirs: likewise.
         rounds: at most.
         max_seconds: no round begins behind them, but two are always run.
-        heard: called after each round.
     """
     found: dict[Callable, list[float]] = {ours: [], theirs: []}
     started = time.perf_counter()
@@ -113,7 +111,6 @@ def alternated(
             break
         for side in (ours, theirs) if number % 2 == 0 else (theirs, ours):
             found[side].append(seconds_of(side))
-        heard()
     return found[ours], found[theirs]
 
 
@@ -122,7 +119,6 @@ def measured(
     rounds: int,
     max_seconds: float,
     limits: Mapping[str, float],
-    heard: Callable[[], None] = lambda: None,
 ) -> dict:
     """The row of a comparison.
 
@@ -135,7 +131,7 @@ def measured(
         raise ValueError(f"{comparison.peer}: not timed, since the two differ: {told or 'nothing compared'}")
     comparison.ours()
     setting, theirs = fastest(comparison.theirs)
-    ours_s, theirs_s = alternated(comparison.ours, theirs, rounds, max_seconds, heard)
+    ours_s, theirs_s = alternated(comparison.ours, theirs, rounds, max_seconds)
     shares = {
         side: spread([comparison.cost.share_of_limit(each, limits) for each in seconds])
         for side, seconds in (("ours", ours_s), ("peer", theirs_s))

@@ -33,7 +33,7 @@ class Texts:
     documents: Sequence[str]
 
 
-def load_texts(n: int, cache_dir: Path = Path(".cache/pydocs"), min_test: int = 100) -> Texts:
+def load_texts(n: int, cache_dir: Path) -> Texts:
     """The first `n` pairs of `data=pydocs` without its packages whose query no other of them has.
 
     The order is that of the modules' names, so lengths are those of real code and nothing is chosen.
@@ -41,7 +41,7 @@ def load_texts(n: int, cache_dir: Path = Path(".cache/pydocs"), min_test: int = 
     Raises:
         ValueError: If there are fewer pairs.
     """
-    examples = load_pydocs([], cache_dir, min_test=min_test).examples
+    examples = load_pydocs([], cache_dir, min_test=100).examples
     once = {example.query: example for example in examples}
     chosen = list(islice({each.positive: each for each in once.values()}.values(), n))
     if len(chosen) < n:

@@ -33,8 +33,8 @@ def colour_class(place: int) -> str:
     return f"s{place % N_COLOURS}" + (" dashed" if place >= N_COLOURS else "")
 
 
-def _across(share: float, left: float = LEFT, right: float = RIGHT) -> str:
-    return f"{left + (right - left) * share:.2f}%"
+def _across(share: float) -> str:
+    return f"{LEFT + (RIGHT - LEFT) * share:.2f}%"
 
 
 def _line(points: Sequence[tuple[float, float]], class_: str) -> Markup:
@@ -69,13 +69,12 @@ def _grid(vertical: Scale, horizontal: Scale, height: float, x_label: str) -> Ma
     return joined(parts)
 
 
-def line_chart(title: str, series: Sequence[Series], x_label: str = "step", note: str = "") -> Markup | None:
+def line_chart(title: str, series: Sequence[Series], note: str = "") -> Markup | None:
     """A chart of one or several curves, with what each began and ended at; None where there is no point.
 
     Args:
         title: of the chart.
         series: those of one unit.
-        x_label: what is counted along the width.
         note: below the title.
     """
     series = [each for each in series if each.points]
@@ -92,15 +91,15 @@ def line_chart(title: str, series: Sequence[Series], x_label: str = "step", note
         if len(places) <= FEW:
             dots += [
                 element(
-                    "circle", element("title", f"{each.name}, {x_label} {number(step)}: {value:.6g}"),
+                    "circle", element("title", f"{each.name}, step {number(step)}: {value:.6g}"),
                     class_=f"dot {class_}", cx=_across(x), cy=f"{TOP + HEIGHT * y:.1f}", r="2.5",
                 )
                 for (x, y), (step, value) in zip(places, each.points, strict=True)
             ]  # fmt: skip
         legend.append(_legend(each, class_))
     image = element(
-        "svg", _grid(vertical, horizontal, HEIGHT, x_label), _nested(curves, LEFT, RIGHT, HEIGHT), *dots,
-        class_="chart", height=TOP + HEIGHT + BELOW, role="img", aria_label=f"{title} by {x_label}",
+        "svg", _grid(vertical, horizontal, HEIGHT, "step"), _nested(curves, LEFT, RIGHT, HEIGHT), *dots,
+        class_="chart", height=TOP + HEIGHT + BELOW, role="img", aria_label=f"{title} by step",
     )  # fmt: skip
     told = element("p", note, class_="note") if note else None
     return element(

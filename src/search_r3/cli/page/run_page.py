@@ -12,10 +12,10 @@ from search_r3.cli.page.curves import WHOLE, all_columns, charts
 from search_r3.cli.page.markup import Markup, element, joined, section, text_of
 from search_r3.cli.page.tables import facts, folded, table
 from search_r3.cli.run_folder import read_json, read_status, resume_command, state_of
+from search_r3.evaluation.metrics import METRICS
 from search_r3.evaluation.results import checked_row
 from search_r3.records import RecordError, read_config
 
-METRICS = ("ndcg@10", "recall@100", "mrr@10", "map@100")
 N_PAIRS, N_ROLLOUTS = 6, 4
 """Queries, and rollouts of each, that are shown before and after."""
 

@@ -16,10 +16,10 @@ from search_r3.cli.page.run_page import duration, state_mark
 from search_r3.cli.page.scales import number, scale_of
 from search_r3.cli.page.tables import Cell, table
 from search_r3.cli.run_folder import read_json, read_status
+from search_r3.evaluation.metrics import HEADLINE
 from search_r3.evaluation.results import checked_row
 from search_r3.records import RecordError, read_config
 
-MAIN = "ndcg@10"
 MOST_AXES, MOST_JOBS = 8, 400
 """Settings and jobs of the parallel view."""
 NOT_SETTINGS = ("output_dir", "metrics_file", "resume", "if_exists", "trust", "hydra")
@@ -120,13 +120,13 @@ def _results(folder: Path) -> dict[str, float]:
     rows = [checked_row(row, file, f"rows[{place}]") for place, row in enumerate(rows)]
     several = len({row["benchmark"] for row in rows}) > 1
     found = {
-        " ".join([*([row["benchmark"]] if several else []), row["mode"], MAIN]): row["metrics"][MAIN]
+        " ".join([*([row["benchmark"]] if several else []), row["mode"], HEADLINE]): row["metrics"][HEADLINE]
         for row in rows
-        if MAIN in row["metrics"]
+        if HEADLINE in row["metrics"]
     }
     columns = _main_columns(folder)
     for name in [name for name in columns if name.startswith("val/")]:
-        found.setdefault(f"{name.split('/')[1]} {MAIN}", columns[name].points[-1][1])
+        found.setdefault(f"{name.split('/')[1]} {HEADLINE}", columns[name].points[-1][1])
     for name in ("train/reward", "train/loss"):
         if not found and name in columns:
             found[name] = columns[name].points[-1][1]
@@ -135,7 +135,7 @@ def _results(folder: Path) -> dict[str, float]:
 
 def _main_columns(folder: Path) -> dict[str, Column]:
     def is_main(name: str) -> bool:
-        return name in ("train/reward", "train/loss") or (name.startswith("val/") and name.endswith(MAIN))
+        return name in ("train/reward", "train/loss") or (name.startswith("val/") and name.endswith(HEADLINE))
 
     columns = read_columns(folder / "csv" / "metrics.csv", is_main)
     return {name: column for name, column in columns.items() if column.points}

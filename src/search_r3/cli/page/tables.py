@@ -72,6 +72,6 @@ def facts(pairs: Iterable[tuple[str, Content]]) -> Markup | None:
     )
 
 
-def folded(summary: Content, *content: Content, is_open: bool = False) -> Markup:
+def folded(summary: Content, *content: Content) -> Markup:
     """Something that is shown when its line is opened."""
-    return element("details", element("summary", summary), *content, open=is_open)
+    return element("details", element("summary", summary), *content)

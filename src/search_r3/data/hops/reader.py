@@ -23,16 +23,16 @@ from search_r3.data.hops.world import World, create_world
 from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
 
 
-def chance_ndcg(n_documents: int, k: int = 10) -> float:
-    """nDCG@k that a random ranking of `n_documents`, one of them relevant with grade 1, has on average.
+def chance_ndcg(n_documents: int) -> float:
+    """nDCG@10 that a random ranking of `n_documents`, one of them relevant with grade 1, has on average.
 
-    The relevant document is at each rank with probability 1/N: `sum over rank <= min(k, N) of
+    The relevant document is at each rank with probability 1/N: `sum over rank <= min(10, N) of
     1 / log2(rank + 1)`, divided by N.
 
     >>> round(chance_ndcg(80), 4)
     0.0568
     """
-    return sum(1 / math.log2(rank + 1) for rank in range(1, min(k, n_documents) + 1)) / n_documents
+    return sum(1 / math.log2(rank + 1) for rank in range(1, min(10, n_documents) + 1)) / n_documents
 
 
 def load_hops(
@@ -73,7 +73,7 @@ def load_hops(
         validation=_benchmark(world, corpus, "validation", name),
         test=_benchmark(world, corpus, "test", name),
         texts=texts,
-        card=_card(world, texts, hops, sizes, split, name),
+        card=_card(world, texts, hops, split, name),
         weights={name: 1.0},
     )
 
@@ -108,7 +108,7 @@ def _benchmark(world: World, corpus: Corpus, split: str, name: str) -> Benchmark
     )
 
 
-def _card(world: World, texts: WorldTexts, hops: int, sizes: Sizes, split: str, name: str) -> dict:
+def _card(world: World, texts: WorldTexts, hops: int, split: str, name: str) -> dict:
     person = world.people["sft"][0]
     facts = world.chain(person)
     return {

@@ -282,8 +282,9 @@ def quantile_needs(miscoverage: float) -> int:
     return math.ceil(1 / miscoverage - 1e-9) - 1
 
 
-def wilson_interval(n_hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(n_hits: int, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share, as of independent rollouts, which those of a group are not."""
+    z = 1.96
     share, spread = n_hits / n, z**2 / n
     centre = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)

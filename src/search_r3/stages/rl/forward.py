@@ -122,7 +122,6 @@ def frozen_log_probs(
     embedder: ReasoningEmbedder,
     rollouts: Rollouts,
     batches: Sequence[Sequence[int]],
-    chunk: int = 1024,
     shares_prompts: bool = False,
 ) -> Tensor:
     """`[B, G, L]` fp32 log-probabilities without gradient, such as the reference model's.
@@ -131,11 +130,10 @@ def frozen_log_probs(
         embedder: the reference model, or the policy under `adapter_disabled`.
         rollouts: what was sampled.
         batches: numbers `b * G + g`, a forward each; a rollout in none of them keeps 0.
-        chunk: as in `training_forward`.
         shares_prompts: as in `training_forward`.
     """
     result = torch.zeros_like(rollouts.log_probs)
     for rows in batches:
-        now = training_forward(embedder, rollouts, rows, chunk, shares_prompts)
+        now = training_forward(embedder, rollouts, rows, shares_prompts=shares_prompts)
         result.flatten(0, 1)[list(rows)] = now.log_probs
     return result
