@@ -93,6 +93,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def json_sha256(content: object) -> str:
+    """SHA-256 of a value as JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def take_lock(file: TextIO | int) -> bool:
     """Locks an open file for this process, until it closes it or ends; False where another process has it."""
     try:

@@ -1,7 +1,6 @@
 """One benchmark in one mode: rank, score, write down, and take up again where it is already written."""
 
 import contextlib
-import hashlib
 import json
 import logging
 import math
@@ -23,6 +22,7 @@ from search_r3.evaluation.ranking import document_embeddings, without_removed
 from search_r3.evaluation.results import PER_QUERY, QRELS, REASONING, RUN, sealed
 from search_r3.evaluation.significance import bootstrap_interval
 from search_r3.evaluation.trec import needs_encoding, with_encoded_ids, write_qrels, write_run
+from search_r3.files import json_sha256
 from search_r3.records import shown
 
 _ROW_VERSION = 3  # higher where the same key gives another row, so that no older one is read back
@@ -39,7 +39,7 @@ def fingerprint(benchmark: Benchmark) -> str:
     ]
     if benchmark.excluded:
         facts.append({query: sorted(names) for query, names in benchmark.excluded.items()})
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return json_sha256(facts)
 
 
 def _write(
@@ -221,7 +221,7 @@ class Asked:
             else None,
         }
         if self.given is not None:
-            key["reasonings"] = hashlib.sha256(json.dumps(self.given).encode()).hexdigest()
+            key["reasonings"] = json_sha256(self.given)
         return key | ({"mode": dict(mode.settings)} if mode.settings else {})
 
 

@@ -5,7 +5,6 @@ settings, judgements or documents) has that folder already, it is `<mode>-<hash>
 the evaluation depends on. Nothing that another evaluation wrote is ever replaced.
 """
 
-import hashlib
 import itertools
 import json
 import logging
@@ -21,6 +20,7 @@ from urllib.parse import quote
 from search_r3.errors import UsageError
 from search_r3.evaluation.modes import MODES
 from search_r3.evaluation.results import FILES, ROW_FILE, check_files, checked_row, read_row
+from search_r3.files import json_sha256
 from search_r3.records import RecordError, checked, read_json
 
 PARTIAL = ".partial"
@@ -80,7 +80,7 @@ def _part(text: str) -> str:
 
 
 def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+    return json_sha256(content)[:8]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ that. An evaluation from before hashes were written has none; its files must the
 the row says, finite numbers, and scores that are those of the rankings, whose mean is the row's.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +13,7 @@ from search_r3.data.jsonl import DataError, numbered_lines, parse_object
 from search_r3.evaluation.metrics import METRICS, per_query_metrics
 from search_r3.evaluation.modes import MODES
 from search_r3.evaluation.trec import read_qrels, read_run
-from search_r3.files import file_sha256, json_text, write_text
+from search_r3.files import file_sha256, json_sha256, json_text, write_text
 from search_r3.records import RecordError, read_json, shown, shown_names
 
 ROW_FILE = "row.json"
@@ -28,11 +26,7 @@ def sealed(folder: Path, key: Mapping, row: Mapping) -> None:
     """Writes `row.json`, last of all files of an evaluation: with it the folder is one."""
     files = {name: _facts(folder / name) for name in FILES if (folder / name).is_file()}
     content = {"key": dict(key), "row": dict(row), "files": files}
-    write_text(folder / ROW_FILE, json_text(content | {"sha256": _digest(content)}))
-
-
-def _digest(content: Mapping) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    write_text(folder / ROW_FILE, json_text(content | {"sha256": json_sha256(content)}))
 
 
 def _facts(file: Path) -> dict:
@@ -51,7 +45,7 @@ def read_row(folder: Path) -> dict:
         raise RecordError(file, "must hold key and row, each an object", REMEDY)
     if "files" in content or "sha256" in content:
         stated = content.pop("sha256", None)
-        if stated != _digest(content):
+        if stated != json_sha256(content):
             raise RecordError(file, "is damaged or edited: it does not match its own SHA-256", REMEDY)
     checked_row(content["row"], file, "row")
     return content

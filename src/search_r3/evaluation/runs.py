@@ -6,13 +6,13 @@ have been, and the interval is that of such means over new runs and new queries 
 run has queries of its own it is a little too wide, never too narrow.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from search_r3.files import json_sha256
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def query_keys(scores: Scores, baseline: Scores | None) -> dict[Hashable, tuple]
     """
     ids = sorted(map(str, scores))
     found = None if baseline is None else [round(baseline[key], 9) for key in sorted(baseline, key=str)]
-    collection = hashlib.sha256(json.dumps([ids, found]).encode()).hexdigest()
+    collection = json_sha256([ids, found])
     return {key: (collection, key) for key in scores}
 
 

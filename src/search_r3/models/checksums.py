@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from search_r3.errors import UsageError
+from search_r3.files import json_sha256
 from search_r3.shipped import as_called
 
 DESCRIPTION_FILE = "search_r3.json"
@@ -94,7 +95,7 @@ def checksums(folder: Path, description: Mapping, only_read: bool = True) -> dic
 def description_hash(description: Mapping) -> str:
     """SHA-256 of what `search_r3.json` says, its own checksum left out, whatever the layout of the file."""
     others = {name: sha256 for name, sha256 in description[KEY].items() if name != DESCRIPTION_FILE}
-    return hashlib.sha256(json.dumps({**description, KEY: others}, sort_keys=True).encode()).hexdigest()
+    return json_sha256({**description, KEY: others})
 
 
 def hashed(folder: Path, names: Iterable[str], expected: Mapping[str, str] | None = None) -> Hashes:

@@ -6,14 +6,13 @@ the same ids. Only the user's text is ever cut, at its end or, by choice, its be
 before it is tokenized, see `text_ids`); a text never yields a special token, whatever it contains.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import get_args
 
 from transformers import PreTrainedTokenizerBase
 
+from search_r3.files import json_sha256
 from search_r3.models.templates import EMBED_TOKEN, Prompts, Rendered, Template, render
 from search_r3.models.text_ids import Side, cut_ids, plain_ids
 
@@ -168,7 +167,7 @@ class PromptEncoder:
         """SHA-256 over wording, limits, the ids of all three prompts and the tokenizer itself."""
         ids = [[each.prefix, each.suffix] for each in self.templates]
         tokenizer = self.tokenizer.backend_tokenizer.to_str()
-        return _sha256([asdict(self.prompts), self.lengths.stated, ids, tokenizer])
+        return json_sha256([asdict(self.prompts), self.lengths.stated, ids, tokenizer])
 
     @property
     def fingerprint_of_format_1(self) -> str:
@@ -179,8 +178,4 @@ class PromptEncoder:
         lengths = self.lengths.stated
         if self.lengths.repeat_ngram == 0:
             del lengths["repeat_ngram"]  # which folders that do not have it mean
-        return _sha256([asdict(self.prompts), lengths, ids, tokenizer])
-
-
-def _sha256(facts: object) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return json_sha256([asdict(self.prompts), lengths, ids, tokenizer])

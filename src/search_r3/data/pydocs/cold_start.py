@@ -9,6 +9,7 @@ from pathlib import Path
 
 import search_r3.data.reasoning
 from search_r3.data.reasoning import cold_start_reasoning
+from search_r3.files import json_sha256
 from search_r3.progress import progress_over
 
 
@@ -24,7 +25,7 @@ def reasonings_of(folder: Path, rows: Sequence[dict[str, str]], recipe: dict[str
     n = len(rows)
     reasonings = [cold_start_reasoning(row["query"], row["document"], counts, n, **recipe) for row in bar]
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps({"sha256": _sha256_of_texts(reasonings), "reasonings": reasonings}))
+    partial.write_text(json.dumps({"sha256": json_sha256(reasonings), "reasonings": reasonings}))
     partial.replace(path)
     return reasonings
 
@@ -38,13 +39,9 @@ def _read_reasonings(path: Path) -> list[str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         reasonings = content["reasonings"]
-        is_whole = content["sha256"] == _sha256_of_texts(reasonings)
+        is_whole = content["sha256"] == json_sha256(reasonings)
     except (OSError, ValueError, KeyError, TypeError):
         is_whole = False
     if not is_whole:
         raise ValueError(f"{path}: is damaged; remove it, and the next call writes it anew: rm -r '{path}'")
     return reasonings
-
-
-def _sha256_of_texts(texts: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()

@@ -1,8 +1,6 @@
 """What decides which rows `data=pydocs` has: its settings, the installed versions, and the key of both."""
 
-import hashlib
 import importlib.metadata
-import json
 import logging
 import sys
 from collections import Counter
@@ -10,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from search_r3.data.splits import position
+from search_r3.files import json_sha256
 
 CODE_VERSION = 4  # raise it when the same input gives other rows, or the cache other files
 STDLIB = "stdlib"
@@ -98,7 +97,7 @@ def cache_key(installed: Mapping[str, str], settings: Settings) -> str:
         "versions": dict(sorted(installed.items())),
         "settings": asdict(settings),
     }
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    digest = json_sha256(parts)[:16]
     return f"py{sys.version_info[0]}{sys.version_info[1]}-{digest}"
 
 
