@@ -14,6 +14,11 @@ _SENTENCES = 3
 _LONGEST = 400
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception of others says; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def memory_text(error: BaseException) -> str | None:
     """What of torch's did not fit into memory, and what needs less; None where that is not what happened."""
     words = " ".join(str(error).split())

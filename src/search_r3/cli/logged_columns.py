@@ -146,9 +146,7 @@ def _rows(file: Path) -> Iterator[tuple[list[str], bool]]:
                 cells = next(csv.reader([text]), [])
                 yield (cells, True) if is_whole or number == 1 else (cells[:-1], False)
     except DataError as error:
-        raise RecordError(
-            file, f"line {error.line}: {error.rule}" if error.line else error.rule, REMEDY
-        ) from None
+        raise RecordError(file, error.problem, REMEDY) from None
     except csv.Error as error:
         raise RecordError(file, f"line {number}: is no CSV ({error})", REMEDY) from None
 

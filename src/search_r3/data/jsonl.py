@@ -36,11 +36,13 @@ class DataError(UsageError, ValueError):
         file: the file that holds the row.
         line: its line, counted from 1; 0 where the whole file is meant.
         rule: what was expected and what was found.
+        problem: the line, where there is one, and the rule: the message without the file.
     """
 
     def __init__(self, file: Path | str, line: int, rule: str) -> None:
         self.file, self.line, self.rule = str(file), line, rule
-        super().__init__(f"{file}, line {line}: {rule}" if line else f"{file}: {rule}")
+        self.problem = f"line {line}: {rule}" if line else rule
+        super().__init__(f"{file}{', ' if line else ': '}{self.problem}")
 
     def __reduce__(self) -> tuple:
         return type(self), (self.file, self.line, self.rule)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from search_r3.cores import usable_cores
-from search_r3.errors import UsageError
+from search_r3.errors import UsageError, first_line
 from search_r3.evaluation.shards import Shard, write_shard
 from search_r3.models.interface import Embedder
 from search_r3.records import clipped
@@ -185,7 +185,7 @@ def _connected(cluster: Cluster) -> Iterator[None]:
     try:
         ray.init(address=cluster.address or "local", **options)
     except Exception as error:  # a bare one where a Ray of this machine takes more than 30 s to start
-        said = clipped(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+        said = clipped(first_line(error))
         if cluster.address is None:
             raise RuntimeError(
                 f"Ray does not start on this machine ({said}); the same command tries again"

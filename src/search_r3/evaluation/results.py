@@ -182,8 +182,7 @@ def _objects(file: Path) -> list[dict]:
     try:
         return [parse_object(text, file, line) for line, text in numbered_lines(file)]
     except DataError as error:
-        place = f"line {error.line}: " if error.line else ""
-        raise RecordError(file, f"{place}{error.rule}", REMEDY) from None
+        raise RecordError(file, error.problem, REMEDY) from None
     except OSError as error:
         raise RecordError(file, f"cannot be read ({error.strerror})", REMEDY) from None
 

@@ -140,6 +140,6 @@ def _fields(path: Path, n_fields: int) -> Iterator[tuple[int, list[str]]]:
                 )
             yield number, fields
     except DataError as error:
-        raise RecordError(path, f"line {error.line}: {error.rule}" if error.line else error.rule) from None
+        raise RecordError(path, error.problem) from None
     except OSError as error:
         raise RecordError(path, f"cannot be read ({clipped(error.strerror)})") from None

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from search_r3.errors import UsageError
+from search_r3.errors import UsageError, first_line
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 """Kinds of token (`tokenizer.ggml.token_type`)."""
@@ -125,8 +125,9 @@ def _opened(file: Path) -> GGUFReader:
     try:
         return GGUFReader(str(file))
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise GgufError(file, f"no whole GGUF file ({reason[:120]}); take it from a copy") from None
+        raise GgufError(
+            file, f"no whole GGUF file ({first_line(error)[:120]}); take it from a copy"
+        ) from None
 
 
 class _Metadata:

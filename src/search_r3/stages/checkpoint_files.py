@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from search_r3.errors import UsageError
+from search_r3.errors import UsageError, first_line
 from search_r3.files import file_sha256, remove_parts, sync, write_text
 
 LAST, PREVIOUS, BEST, SUMS = "last.ckpt", "previous.ckpt", "best.ckpt", "SHA256SUMS"
@@ -122,7 +122,7 @@ def read(path: Path, **options: Any) -> dict[str, Any]:
     try:
         return torch.load(path, weights_only=True, **options)
     except Exception as error:  # what a damaged archive raises is of many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)[:200]
         raise CheckpointError(f"{path}: is not a checkpoint ({reason}). {_way_out(path)}") from error
 
 

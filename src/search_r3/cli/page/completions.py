@@ -99,8 +99,7 @@ def _rollouts(file: Path) -> Iterator[Rollout]:
                     return
                 yield _rollout(parse_object(decode_line(raw, file, number), file, number), file, number)
     except DataError as error:
-        place = f"line {error.line}: " if error.line else ""
-        raise RecordError(file, f"{place}{error.rule}", REMEDY) from None
+        raise RecordError(file, error.problem, REMEDY) from None
 
 
 def _rollout(row: Mapping, file: Path, line: int) -> Rollout:

@@ -16,7 +16,7 @@ from pathlib import Path
 from search_r3.data.beir.hub_sources import BRIGHT, SOURCES
 from search_r3.data.beir.qrels import EXCLUDED
 from search_r3.data.jsonl import DAMAGED_GZIP, DataError, checked_text, numbered_lines, parse_object
-from search_r3.errors import UsageError
+from search_r3.errors import UsageError, first_line
 from search_r3.folders import MARK, empty_part
 from search_r3.records import clipped, shown
 
@@ -91,9 +91,7 @@ def _fetched(repository: str, revision: str, patterns: list[str], is_offline: bo
     except (
         HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError,
     ) as error:  # fmt: skip
-        reason = clipped(
-            str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 160
-        )
+        reason = clipped(first_line(error), 160)
         told = HubError(f"{repository} at {revision[:12]} cannot be fetched ({reason})")
         told.is_unreachable = getattr(error, "response", None) is None
         raise told from error

@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
+from search_r3.errors import first_line
 from search_r3.models.checksums import ModelFolderError
 from search_r3.models.reading import named_damage
 from search_r3.models.tuning import FullTuning, LoraTuning
@@ -57,7 +58,7 @@ def read_tokenizer(source: str | Path, **options: object) -> PreTrainedTokenizer
         _refuse_own_code(source, error)
         if isinstance(error, OSError) and not Path(source).is_dir():
             raise  # of the hub, in its own words
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        reason = first_line(error)
         raise ModelFolderError(f"{source}: transformers cannot read its tokenizer: {reason}") from error
 
 
@@ -114,7 +115,7 @@ def _named(
     source: str | Path, error: Exception, attention: str | None, packing: str | None
 ) -> ModelFolderError:
     """What transformers says of a model that it cannot read, in a line with the key that it is about."""
-    reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+    reason = first_line(error)
     if attention is not None and re.search("attention|attn", reason):
         return ModelFolderError(
             f"model.attention={attention} cannot be had for {source}: {reason.split('. ')[0]}. "
