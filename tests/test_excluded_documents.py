@@ -87,6 +87,29 @@ def test_excluding_a_positive_of_a_training_query_is_refused_by_file_and_line(tm
         read(folder)
 
 
+def test_excluded_rows_that_take_nothing_out_are_counted_aloud(tmp_path, caplog):
+    """A header by other names, a query and a document of another version."""
+    rows = "query\tdocument\nd0\td5\nd0\td99\nd9\td1\nd88\td99\n"
+    folder = written(tmp_path / "other", rows)
+    assert load_benchmark(folder, split="train").excluded == {"d0": {"d5"}}
+    # d9 is a query that is not judged, so not asked; it is none of another collection
+    assert [record.getMessage().partition("excluded.tsv: ")[2] for record in caplog.records] == [
+        "2 of 5 rows are of a query without a text (the first: 'query'); they are left out",
+        "1 of 5 rows name a document that the corpus lacks (the first: 'd99'); they are left out",
+    ]
+
+
+@pytest.mark.parametrize("read_folder", [read, lambda folder: load_benchmark(folder, split="train")])
+def test_excluded_documents_of_no_known_query_are_refused(tmp_path, read_folder):
+    """As where the two columns are in the wrong order."""
+    folder = written(tmp_path / "other", "query-id\tcorpus-id\nd5\tq0\nd6\tq0\n")
+    asked = [{"_id": f"q{number}", "text": text} for number, text in enumerate(TEXTS)]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    (folder / "qrels" / "train.tsv").write_text("q0\td1\t1\nq1\td2\t1\n")
+    with pytest.raises(DataError, match=r"excluded\.tsv: no row is of a query .*the first names 'd5'"):
+        read_folder(folder)
+
+
 def test_mining_takes_no_excluded_document_and_counts_ranks_without_them(tmp_path):
     data = read(written(tmp_path / "arguana"))
     search = LexicalIndex(data.corpus.texts, "english").search

@@ -58,7 +58,7 @@ def load_benchmark(
             file, n_without, len(judged.grades),
         )  # fmt: skip
     is_removed = removes_self_match(name) if remove_self_match is None else remove_self_match
-    excluded = load_excluded(file_in(folder, EXCLUDED), [judged.grades], corpus)
+    excluded = load_excluded(file_in(folder, EXCLUDED), queries, [judged.grades], corpus)
     return benchmark_of(name, corpus, queries, judged, excluded, is_removed, holds_code)
 
 

@@ -1,6 +1,6 @@
 """Judgements: tab-separated files whose every row is checked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,18 +109,20 @@ def _judgement(path: Path, line: int, text: str, is_first: bool) -> tuple[str, s
 
 
 def load_excluded(
-    path: Path, judged: Sequence[Mapping[str, Mapping[str, int]]], corpus: Corpus
+    path: Path, queries: Mapping[str, str], judged: Sequence[Mapping[str, Mapping[str, int]]], corpus: Corpus
 ) -> dict[str, frozenset[str]]:
     """Documents that are taken out of a query's ranking, by query id; none where there is no such file.
 
     Args:
         path: of the file.
-        judged: grades by query id and document id, of every split that is used; rows of other queries are
-            left out, since those are not asked.
-        corpus: the known documents; of others none is ever found, and they are left out.
+        queries: all known queries; rows of others are left out, and a warning counts them.
+        judged: grades by query id and document id, of every split that is used; rows of other known queries
+            are left out, since those are not asked.
+        corpus: the known documents; of others none is ever found, and they are left out with a warning.
 
     Raises:
-        DataError: If a row has not two columns, or takes out a document that is relevant to the query.
+        DataError: If a row has not two columns, or takes out a document that is relevant to the query; and if
+            no row is of a known query, so that the file belongs to another collection.
     """
     if not path.is_file():
         return {}
@@ -128,13 +130,12 @@ def load_excluded(
     for query, graded in (pair for grades in judged for pair in grades.items()):
         relevant[query].update(document for document, grade in graded.items() if grade > 0)
     found: dict[str, set[str]] = {}
-    for line, text in numbered_lines(path, LONGEST_JUDGEMENT):
-        columns = text.split("\t")
-        if line == 1 and [column.strip() for column in columns] == _HEADER[:2]:
-            continue
-        if len(columns) != 2:
-            raise DataError(path, line, f"a row must have 2 tab-separated columns, got {len(columns)}")
-        query, document = columns
+    n_rows, without_query, without_document = 0, Count(), Count()
+    for line, query, document in _excluded_rows(path):
+        n_rows += 1
+        is_known = query in queries
+        without_query.add(query, not is_known)
+        without_document.add(document, is_known and document not in corpus.row_of)
         if query not in relevant:
             continue
         if document in relevant[query]:
@@ -143,4 +144,25 @@ def load_excluded(
             )
         if document in corpus.row_of:
             found.setdefault(query, set()).add(document)
+    if n_rows and without_query.n == n_rows:
+        first = f"{n_rows} rows; the first names {shown(without_query.first)}"
+        raise DataError(
+            path, 0, f"no row is of a query in the queries file ({first}); a row is query id, document id"
+        )
+    without_query.tell(path, n_rows, "rows are of a query without a text", "they are left out")
+    without_document.tell(path, n_rows, "rows name a document that the corpus lacks", "they are left out")
     return {query: frozenset(names) for query, names in found.items()}
+
+
+def _excluded_rows(path: Path) -> Iterator[tuple[int, str, str]]:
+    """(line, query id, document id) of each row."""
+    is_first = True
+    for line, text in numbered_lines(path, LONGEST_JUDGEMENT):
+        columns = text.split("\t")
+        is_header = is_first and [column.strip() for column in columns] == _HEADER[:2]
+        is_first = False
+        if is_header:
+            continue
+        if len(columns) != 2:
+            raise DataError(path, line, f"a row must have 2 tab-separated columns, got {len(columns)}")
+        yield line, columns[0], columns[1]

@@ -92,7 +92,7 @@ def load_beir_training(
     rows = _with_known_documents(train_file, splits.rows, corpus, min(min_grade, 1))
     given, facts = _given_reasonings(reasonings, queries, rows, with_reasoning)
     is_removed = removes_self_match(name) if remove_self_match is None else remove_self_match
-    excluded = load_excluded(file_in(folder, EXCLUDED), splits.judged, corpus)
+    excluded = load_excluded(file_in(folder, EXCLUDED), queries, splits.judged, corpus)
     collection = _Collection(name, corpus, queries, excluded, is_removed, holds_code)
     examples = _examples(collection, rows, given, min_grade, with_reasoning)
     if not examples:
