@@ -176,8 +176,11 @@ def test_a_given_corpus_supplies_the_ids_and_must_hold_every_document(tmp_path):
     assert list(data.corpus.ids) == ["d0", "d1", "d2"]
     rows.append({"query": "q", "positive": "elsewhere", "hard_negatives": ["wind"]})
     bad = write_rows(tmp_path / "bad.jsonl", rows)
-    with pytest.raises(DataError, match=r"bad.jsonl, line 2: document not in .*corpus.jsonl: 'elsewhere'"):
+    with pytest.raises(DataError, match=r"bad.jsonl, line 2: document not in .*corpus.jsonl: 'elsewhere'$"):
         load_triples(bad, corpus=corpus, **ALL)
+    titled = write_rows(tmp_path / "titled.jsonl", [*documents, {"_id": "t", "title": "On", "text": "snow"}])
+    with pytest.raises(DataError, match=r"'elsewhere'; its title and text, joined by one blank"):
+        load_triples(bad, corpus=titled, **ALL)
 
 
 def test_a_given_corpus_may_hold_empty_documents_where_that_is_said(tmp_path):
@@ -205,6 +208,39 @@ def test_a_saved_hugging_face_data_set_gives_the_rows_of_the_file(tmp_path):
         load_triples(dataset=str(tmp_path / "splits"), dataset_split="dev")
     with pytest.raises(DataError, match=r"plain, line 1: key 'question' is missing"):
         load_triples(dataset=str(tmp_path / "plain"), columns={"query": "question"})
+
+
+@pytest.mark.parametrize(
+    ("content", "below", "options", "message"),
+    [
+        (json.dumps(ROWS[0]), "rows.jsonl", {}, r"rows\.jsonl: is a file where dataset= is"),
+        (json.dumps(ROWS[0]), "other", {}, "other: no such folder$"),
+        (json.dumps(ROWS[0]), "", {"dataset_split": "dev"}, r"data set \(.*dev.*'train'"),
+        (json.dumps(ROWS[0]), "", {"dataset_config": "de"}, r"data set \(.*'de'.*default"),
+        ("{", "", {}, r"cannot be read as a data set \("),
+    ],
+)
+def test_what_is_no_data_set_is_told_with_its_name_and_asks_no_hub(
+    tmp_path, content, below, options, message
+):
+    (tmp_path / "rows.jsonl").write_text(content)
+    with pytest.raises(DataError, match=message) as caught:
+        load_triples(dataset=str(tmp_path / below), **options)
+    assert str(caught.value).startswith(str(tmp_path / below))
+
+
+def test_a_name_of_reasonings_that_no_row_has_is_refused_and_rows_without_are_counted(tmp_path, caplog):
+    rows = [ROWS[0] | {"thought": "air"}, ROWS[1] | {"thought": None}, ROWS[2]]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError, match=r"rows\.jsonl: columns\.reasoning=thoughts: no row has this key"):
+        load_triples(path, columns={"reasoning": "thoughts"}, **ALL)
+    for with_reasoning, outcome in ((False, "is not trained"), (True, "get the cold-start reasoning")):
+        caplog.clear()
+        load_triples(path, columns={"reasoning": "thought"}, with_reasoning=with_reasoning, **ALL)
+        (line,) = [text for text in caplog.messages if "no reasoning" in text]
+        assert "2 of 3 rows have no reasoning under 'thought' (the first: " in line
+        assert "rows.jsonl, line 2)" in line
+        assert outcome in line
 
 
 def test_held_out_queries_are_no_training_rows_and_search_the_whole_corpus(tmp_path):

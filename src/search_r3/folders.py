@@ -15,6 +15,15 @@ MARK = ".search_r3_part"
 """A file in a folder that is being written: by it a later run knows that it may remove what a kill left."""
 
 
+def can_be_on_hub(name: str) -> bool:
+    """Whether a name may be one of the hub, which has one slash at most and begins with no dot.
+
+    >>> [can_be_on_hub(name) for name in ("org/name", "./name", "/data/name", "a/b/c")]
+    [True, False, False, False]
+    """
+    return not Path(name).is_absolute() and name.count("/") <= 1 and not name.startswith(".")
+
+
 def why_kept(folder: Path) -> str | None:
     """Why the model folder at this place may not be replaced; None where it may, or there is none."""
     if folder.is_symlink():

@@ -10,7 +10,7 @@ from search_r3.cli.model_choice import MADE_BY_BASE, read_facts, refuse_reader
 from search_r3.cli.ranks import SHARDED, launched, strategy_name
 from search_r3.cli.wandb_run import check_wandb
 from search_r3.errors import UsageError
-from search_r3.folders import refuse_to_replace
+from search_r3.folders import can_be_on_hub, refuse_to_replace
 
 FACTORIES = "search_r3.index.backends.faiss_index.FaissIndex"
 SAVE_DTYPES = ("float32", "bfloat16", "float16")
@@ -147,7 +147,7 @@ def _check_model_name(name: str | None) -> None:
     """Refuses a name that can only be a path and leads nowhere; a name on the hub has one slash at most."""
     if name is None or Path(name).exists():
         return
-    if Path(name).is_absolute() or name.endswith(".gguf") or name.count("/") > 1 or name.startswith("."):
+    if name.endswith(".gguf") or not can_be_on_hub(name):
         made = "; `make base` writes this folder" if Path(name) == MADE_BY_BASE else ""
         raise UsageError(f"model.name={name}: no such folder or file{made}")
 

@@ -18,10 +18,9 @@ from search_r3.data.jsonl import (
     checked_id,
     checked_text,
     has_letter,
-    numbered_lines,
-    parse_object,
 )
 from search_r3.data.reasoning import cold_start_reasoning
+from search_r3.data.row_sources import raw_rows
 from search_r3.data.splits import check_share, position, tell_no_validation
 from search_r3.data.texts import encoded_parts
 from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
@@ -102,7 +101,7 @@ def load_triples(
             nothing is left to train on.
     """
     fields = _checked_columns(columns)
-    raw = _raw_rows(files, dataset, dataset_config, dataset_split)
+    raw = raw_rows(files, dataset, dataset_config, dataset_split)
     check_share(validation_share)
     rows = _checked_rows(raw, fields, name)
     known = load_corpus(corpus, allow_empty_documents, in_memory_mib) if corpus else None
@@ -128,6 +127,7 @@ def load_triples(
     if not held_out:
         tell_no_validation(_LOG, name, validation_share, f"{len(rows)} rows")
     _tell_letterless(name, rows)
+    _tell_without_reasoning(name, rows, fields["reasoning"], with_reasoning)
     training_queries = list(dict.fromkeys(example.query for example in training))
     return TrainingData(
         name=name,
@@ -160,6 +160,17 @@ def _tell_letterless(name: str, rows: Sequence[_Row]) -> None:
             )  # fmt: skip
 
 
+def _tell_without_reasoning(name: str, rows: Sequence[_Row], key: str | None, with_reasoning: bool) -> None:
+    """One line where rows have no reasoning under the key that was named for it."""
+    places = [(row.file, row.line) for row in rows if row.reasoning is None] if key else []
+    if places:
+        outcome = "they get the cold-start reasoning" if with_reasoning else "their reasoning is not trained"
+        _LOG.warning(
+            "%s: %d of %d rows have no reasoning under %r (the first: %s, line %d); %s",
+            name, len(places), len(rows), key, *places[0], outcome,
+        )  # fmt: skip
+
+
 def _documents_of(row: _Row) -> tuple[str, ...]:
     return (*row.positives, *row.hard_negatives)
 
@@ -174,55 +185,21 @@ def _checked_columns(columns: Mapping | None) -> dict[str, str | Sequence[str] |
     return {**COLUMNS, **given}
 
 
-def _raw_rows(
-    files: str | Sequence[str] | None, dataset: str | None, config: str | None, split: str
-) -> Iterator[tuple[str, int, dict]]:
-    """(file or data set, number from 1, row) of each row, nothing of it checked."""
-    if (files is None) == (dataset is None):
-        raise ValueError("give exactly one of files=[<jsonl>, ...] and dataset=<name or folder>")
-    if files is None:
-        return _dataset_rows(str(dataset), config, split)
-    return _file_rows([files] if isinstance(files, str | Path) else files)
-
-
-def _file_rows(files: Sequence[str | Path]) -> Iterator[tuple[str, int, dict]]:
-    if not files:
-        raise ValueError("files: the list is empty")
-    has_rows = False
-    for path in map(Path, files):
-        for line, text in numbered_lines(path):
-            has_rows = True
-            yield str(path), line, parse_object(text, path, line)
-    if not has_rows:  # one of several may be empty, as a shard
-        raise DataError(", ".join(map(str, files)), 0, "no row stands there")
-
-
-def _dataset_rows(dataset: str, config: str | None, split: str) -> Iterator[tuple[str, int, dict]]:
-    """Rows of a Hugging Face data set; its rows are counted from 1, as lines are."""
-    import datasets  # it is slow to import and needed for this source only
-
-    folder = Path(dataset)
-    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-        loaded = datasets.load_from_disk(dataset)
-        if isinstance(loaded, datasets.DatasetDict):
-            if split not in loaded:
-                raise DataError(dataset, 0, f"no split {split!r}; splits: {', '.join(loaded)}")
-            loaded = loaded[split]
-    else:
-        loaded = datasets.load_dataset(dataset, config, split=split)
-    for number, row in enumerate(loaded, start=1):
-        yield dataset, number, dict(row)
-
-
 def _checked_rows(raw: Iterator[tuple[str, int, dict]], columns: Mapping, name: str) -> list[_Row]:
     rows: list[_Row] = []
     seen: set[str] = set()
+    reasoning, is_named = columns["reasoning"], False
     for file, line, row in raw:
+        is_named = is_named or reasoning in row
         checked = _checked_row(file, line, row, columns, f"{name}:{len(rows)}")
         if checked.id in seen:
             raise DataError(file, line, f"id {shown(checked.id)} occurs for the second time")
         seen.add(checked.id)
         rows.append(checked)
+    if reasoning and rows and not is_named:
+        raise DataError(
+            file, 0, f"columns.reasoning={reasoning}: no row has this key; the last has {shown_names(row)}"
+        )
     return rows
 
 
@@ -301,7 +278,8 @@ class _Documents:
         digest = _digest(text.strip() if self.given is not None else text)
         if digest not in self.ids:
             if self.given is not None:
-                raise DataError(row.file, row.line, f"document not in {self.file}: {shown(text)}")
+                how = "; its title and text, joined by one blank" if self.given.title_lengths else ""
+                raise DataError(row.file, row.line, f"document not in {self.file}: {shown(text)}{how}")
             self.ids[digest] = digest.hex()
             self.texts.append(text)
         return self.ids[digest]
