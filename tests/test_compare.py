@@ -289,6 +289,13 @@ def test_what_cannot_be_compared_is_refused(written, tmp_path, arguments, told):
         found_by(tmp_path / "c", *(each.format(one=written) for each in arguments))
 
 
+def test_the_same_rows_by_another_path_are_the_same_rows(written, tmp_path):
+    (tmp_path / "link").symlink_to(written, target_is_directory=True)
+    for other in (tmp_path / "link", written / ".." / written.name):
+        with pytest.raises(UsageError, match="A and B are the same rows"):
+            found_by(tmp_path / "c", written, other)
+
+
 def test_queries_and_reasonings_are_text_on_the_page_and_in_the_terminal(tmp_path, capsys):
     from search_r3.evaluation.comparison_report import markdown, print_comparison
 
@@ -337,9 +344,38 @@ def test_an_id_of_another_tool_may_hold_blanks_that_trec_eval_does_not_part_at(t
     content = found_by(tmp_path / "c", tmp_path / "a", tmp_path / "b", "--qrels", tmp_path / "qrels")
     assert content["rows"][0]["metrics"][METRIC]["a"] == 1.0
     assert content["rows"][0]["metrics"][METRIC]["b"] == 0.0
-    (tmp_path / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
-    with pytest.raises(UsageError, match=r"test\.tsv: line 1: must have 4 fields, got 3; a BEIR file has 3"):
-        found_by(tmp_path / "c", tmp_path / "a", tmp_path / "b", "--qrels", tmp_path / "test.tsv")
+
+
+def test_judgements_of_runs_may_be_those_of_a_folder_in_beir_layout(tmp_path):
+    (tmp_path / "a").write_text("q1 Q0 d1 1 3 x\nq1 Q0 d2 2 2 x\nq2 Q0 d1 1 9 x\n")
+    (tmp_path / "b").write_text("q1 Q0 d2 1 3 x\nq2 Q0 d2 1 5 x\nq3 Q0 d2 1 1 x\n")
+    (tmp_path / "trec").write_text("q1 0 d2 2\nq1 0 d1 1\nq2 0 d2 1\nq3 0 d3 -1\nq3 0 d2 1\n")
+    rows = "q1\td2\t2\nq1\td1\t1\nq2\td2\t1.0\nq3\td3\t-1\nq3\td2\t1\n"
+    (tmp_path / "test.tsv").write_text("\ufeffquery-id\tcorpus-id\tscore\n" + rows, encoding="utf-8")
+    (tmp_path / "bare.tsv").write_text(rows.replace("\n", "\r\n"))
+    found = [
+        found_by(tmp_path / f"c-{name}", tmp_path / "a", tmp_path / "b", "--qrels", tmp_path / name)["rows"]
+        for name in ("trec", "test.tsv", "bare.tsv")
+    ]
+    metrics = [row["metrics"] for (row,) in found]
+    assert metrics[0] == metrics[1] == metrics[2]
+    assert metrics[0][METRIC]["a"] < metrics[0][METRIC]["b"] < 1.0
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("q1\td 1\t1\n", r"line 1: id 'd 1' is no field of a run; give the qrels\.trec beside run\.trec"),
+        ("q1\td1\t1\nq1\td1\t1\n", "line 2: document 'd1' is judged twice"),
+        ("q1\td1\t1\nq1\td2\tyes\n", "line 2: the score must be an integer, got 'yes'"),
+        ("q1 d1 1\n", "line 1: must have 4 fields, got 3; a BEIR file has tabs, TREC's format a 0 behind"),
+    ],
+)
+def test_bad_judgements_of_runs_are_named_by_file_and_line(tmp_path, rows, told):
+    (tmp_path / "a").write_text("q1 Q0 d1 1 3 x\n")
+    (tmp_path / "test.tsv").write_text(rows)
+    with pytest.raises(UsageError, match=rf"test\.tsv[:,] {told}"):
+        found_by(tmp_path / "c", tmp_path / "a", tmp_path / "a", "--qrels", tmp_path / "test.tsv")
 
 
 def test_a_run_of_another_collection_is_refused(tmp_path):

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("b", type=Path, metavar="B", help="the one that is compared with A")
     parser.add_argument("--mode-a", help="mode of A's rows; without --mode-b of B's rows too")
     parser.add_argument("--mode-b", help="mode of B's rows")
-    parser.add_argument("--qrels", type=Path, help="judgements in TREC's format; A and B are then runs")
+    parser.add_argument("--qrels", type=Path, help="judgements of TREC's or BEIR's form; A, B are runs then")
     parser.add_argument("--output", type=Path, help="folder; default outputs/<date>/<time>_compare")
     arguments = parser.parse_args(argv)
     pairs = _pairs(arguments)

@@ -10,7 +10,7 @@ from search_r3.evaluation.comparison import Pair, Side
 from search_r3.evaluation.metrics import METRICS, per_query_metrics
 from search_r3.evaluation.report import mode_label
 from search_r3.evaluation.results import REMEDY, ROW_FILE, read_row, verified_scores, verified_texts
-from search_r3.evaluation.trec import read_qrels, read_run
+from search_r3.evaluation.trec import read_judgements, read_run
 from search_r3.records import read_json
 from search_r3.shipped import as_called
 
@@ -86,7 +86,7 @@ def evaluation_pairs(
             "--mode-a and --mode-b compare two modes"
         )
     chosen = [(_only(ours[place], "A"), _only(theirs[place], "B")) for place in common]
-    if all(one["folder"] == other["folder"] for one, other in chosen):
+    if all(Path(one["folder"]).resolve() == Path(other["folder"]).resolve() for one, other in chosen):
         raise UsageError("A and B are the same rows; compare two of their modes with --mode-a and --mode-b")
     return [_pair(one, other) for one, other in chosen]
 
@@ -164,7 +164,7 @@ def run_pair(first: Path, second: Path, qrels: Path) -> Pair:
     Raises:
         UsageError: If a file is missing or damaged, or a run has none of the judged queries.
     """
-    grades = read_qrels(qrels)
+    grades = read_judgements(qrels)
     if not grades:
         raise UsageError(f"{qrels}: holds no judgements")
     sides = []

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
+from search_r3.data.beir.qrels import judgement_rows
 from search_r3.data.jsonl import DataError, numbered_lines, whole_number
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.evaluation.metrics import ranked
@@ -129,12 +130,44 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     return qrels
 
 
+def read_judgements(path: Path) -> dict[str, dict[str, int]]:
+    """Grades by document by query, of a file in TREC's format or of a `qrels/<split>.tsv` of BEIR.
+
+    Raises:
+        RecordError: As `read_qrels`, or if an id of a BEIR file holds a blank, which no run can hold.
+        DataError: If a row of a BEIR file is bad.
+    """
+    if not _is_of_beir(path):
+        return read_qrels(path)
+    qrels: dict[str, dict[str, int]] = {}
+    for line, query, document, grade in judgement_rows(path):
+        for name in (query, document):
+            if _FIELD.fullmatch(name) is None:
+                rule = (
+                    f"line {line}: id {shown(name)} is no field of a run; give the qrels.trec beside run.trec"
+                )
+                raise RecordError(path, rule)
+        grades = qrels.setdefault(query, {})
+        if document in grades:
+            raise RecordError(path, f"line {line}: document {shown(document)} is judged twice")
+        grades[document] = grade
+    return qrels
+
+
+def _is_of_beir(path: Path) -> bool:
+    """Whether the first line of a file of judgements has three columns with tabs between."""
+    try:
+        return next((text.count("\t") == 2 for _, text in numbered_lines(path)), False)
+    except (DataError, OSError):
+        return False  # `read_qrels` says what is wrong
+
+
 def _fields(path: Path, n_fields: int) -> Iterator[tuple[int, list[str]]]:
     try:
         for number, text in numbered_lines(path):
             fields = _FIELD.findall(text)
             if len(fields) != n_fields:
-                beir = "; a BEIR file has 3, TREC's format a 0 behind the query" if n_fields == 4 else ""
+                beir = "; a BEIR file has tabs, TREC's format a 0 behind the query" if n_fields == 4 else ""
                 raise RecordError(
                     path, f"line {number}: must have {n_fields} fields, got {len(fields)}{beir}"
                 )

@@ -56,13 +56,9 @@ def load_qrels(
     path = Path(path)
     qrels: dict[str, dict[str, int]] = {}
     unasked: dict[str, dict[str, int]] = {}
-    n_rows, n_lines = 0, 0
+    n_rows = 0
     without_query, without_document = Count(), Count()
-    for line, text in numbered_lines(path, LONGEST_JUDGEMENT):
-        n_lines += 1
-        if n_lines == 1 and [column.strip() for column in text.split("\t")] == _HEADER:
-            continue
-        query_id, document_id, grade = _judgement(path, line, text, n_lines == 1)
+    for line, query_id, document_id, grade in judgement_rows(path):
         is_asked, is_known = query_id in queries, document_id in corpus.row_of
         if not allow_unmatched and not (is_asked and is_known):
             unknown = f"query {shown(query_id)} is not in the queries file"
@@ -90,6 +86,20 @@ def load_qrels(
         path, n_rows, "judgements are of a document that the corpus lacks", "it counts as not found"
     )
     return Qrels(qrels, without_query.n)
+
+
+def judgement_rows(path: Path) -> Iterator[tuple[int, str, str, int]]:
+    """(line, query id, document id, grade) of each row; a header line may be missing.
+
+    Raises:
+        DataError: If the file is missing, or a row has not three columns or no integer grade.
+    """
+    is_first = True
+    for line, text in numbered_lines(path, LONGEST_JUDGEMENT):
+        is_header = is_first and [column.strip() for column in text.split("\t")] == _HEADER
+        if not is_header:
+            yield (line, *_judgement(path, line, text, is_first))
+        is_first = False
 
 
 def _judgement(path: Path, line: int, text: str, is_first: bool) -> tuple[str, str, int]:
