@@ -205,7 +205,7 @@ def test_what_a_user_types_is_looked_up_where_they_stand(tmp_path, monkeypatch):
         config = compose("train", quote_free_text(typed), source).config
 
     assert config.model.path == "experiments/nano_base/model"
-    with pytest.raises(UsageError, match="not a model folder"):
+    with pytest.raises(UsageError, match=r"not a model folder .* there is no such folder"):
         check(config, False)
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -310,7 +311,10 @@ def test_colours_are_for_terminals(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (["model.path=nowhere"], "not a model folder"),
+        (["model.path=nowhere"], "not a model folder .*; there is no such folder$"),
+        (["model.path=run"], r"model\.path=run: not a model folder .*; give run/model, which lies in it$"),
+        (["cache_dir=taken"], "cache_dir=taken: taken is no folder; name another"),
+        (["cache_dir=taken/below/it"], "cache_dir=taken/below/it: taken is no folder"),
         (["corpus=nowhere"], "no such folder or file"),
         (["corpus=."], "no corpus.jsonl"),
         (["modes=[thinking]"], "thinking does not exist"),
@@ -321,5 +325,8 @@ def test_colours_are_for_terminals(monkeypatch, capsys):
     ],
 )
 def test_a_search_that_makes_no_sense_is_refused(call, change, words):
+    Path("taken").write_text("a file")
+    Path("run", "model").mkdir(parents=True)
+    Path("run", "model", "search_r3.json").write_text("{}")
     with pytest.raises(UsageError, match=words):
         call("query=x", *change)

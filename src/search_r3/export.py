@@ -14,7 +14,7 @@ from search_r3.cli.instantiate import instantiate
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.model_choice import TRAINED, check_reader
 from search_r3.cli.overrides import did_you_mean
-from search_r3.cli.searching import check_embeddings
+from search_r3.cli.searching import check_cache, check_embeddings
 from search_r3.cli.training_checks import SAVE_DTYPES
 from search_r3.errors import UsageError
 from search_r3.folders import make_folder, refuse_to_replace
@@ -51,6 +51,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         )
     if config.embeddings is not None:
         check_embeddings(config.embeddings)
+    check_cache(config.cache_dir)
     if output.is_dir():
         raise UsageError(f"output={output} is a folder; name the file that is to be written")
     _refuse_the_corpus(Path(config.corpus), output)

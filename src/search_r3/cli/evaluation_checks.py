@@ -10,7 +10,7 @@ from search_r3.cli.devices import check_device
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.model_choice import TRAINED, check_model_folder, check_reader
 from search_r3.cli.overrides import did_you_mean
-from search_r3.cli.searching import check_embeddings
+from search_r3.cli.searching import check_cache, check_embeddings
 from search_r3.cli.wandb_run import check_wandb
 from search_r3.data.beir import hub_sources
 from search_r3.errors import UsageError
@@ -40,6 +40,8 @@ def check(config: DictConfig, is_sweep: bool) -> None:
                 f"embeddings={config.embeddings} is of one model and one collection: name one in "
                 "benchmarks=, and a mode in which that model embeds documents, as modes=[direct]"
             )
+    if any(mode.embeds for mode in modes):
+        check_cache(config.cache_dir)
     if "base" in needs:
         if config.base.path is None:
             raise UsageError(

@@ -72,12 +72,20 @@ def check_model_folder(key: str, path: str) -> None:
         UsageError: With the key that named it.
     """
     if not (Path(path) / "search_r3.json").is_file():
-        plain = ""
+        plain = left_by_a_run(path)
         if key == "model.path" and (Path(path) / _MODULES).is_file():
             plain = f"; it has a {_MODULES}, and model=sentence_transformer reads it"
         elif key == "model.path" and (Path(path) / "config.json").is_file():
             plain = f"; evaluate a plain Hugging Face folder with experiment=authors_eval model.name={path}"
         raise UsageError(f"{key}={path}: not a model folder (it has no search_r3.json){plain}")
+
+
+def left_by_a_run(path: str) -> str:
+    """What to give in place of a run's folder, or of one that is not there, as the end of a message."""
+    model = Path(path) / "model"
+    if (model / "search_r3.json").is_file():
+        return f"; give {model}, which lies in it"
+    return "" if Path(path).is_dir() else "; there is no such folder"
 
 
 def check_reader(model: Mapping[str, object], reasoning: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """What `src.search` and `src.serve` have in common: which model and corpus are searched."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,23 @@ def check_searched(config: DictConfig, reasoning: Sequence[str]) -> None:
         raise UsageError(f"corpus={corpus}: there is no corpus.jsonl in this folder")
     if config.get("embeddings") is not None:
         check_embeddings(config.embeddings)
+    if "cache_dir" in config:
+        check_cache(config.cache_dir)
+
+
+def check_cache(cache_dir: str) -> None:
+    """Refuses a folder of vectors that cannot be made; one that is there may be full, and only be read.
+
+    Raises:
+        UsageError: With what is in the way.
+    """
+    place = folder = Path(cache_dir)
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise UsageError(f"cache_dir={folder}: {place} is no folder; name another")
+    if place != folder and not os.access(place, os.W_OK):
+        raise UsageError(f"cache_dir={folder}: {place} cannot be written to; name another")
 
 
 def check_embeddings(embeddings: str) -> None:

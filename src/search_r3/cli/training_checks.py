@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.devices import torch_is_cpu_build, visible_gpus
-from search_r3.cli.model_choice import MADE_BY_BASE, read_facts, refuse_reader
+from search_r3.cli.model_choice import MADE_BY_BASE, left_by_a_run, read_facts, refuse_reader
 from search_r3.cli.ranks import SHARDED, launched, strategy_name
 from search_r3.cli.wandb_run import check_wandb
 from search_r3.errors import UsageError
@@ -137,10 +137,11 @@ def _check_factory(index: DictConfig, path: str) -> None:
 
 def _check_model_folder(path: str | None) -> None:
     if path is not None and not (Path(path) / "search_r3.json").is_file():
-        raise UsageError(
-            f"model.path={path}: not a model folder (it has no search_r3.json); give the folder that a "
-            "training run wrote (…/model), or a plain Hugging Face folder as model.name="
+        instead = left_by_a_run(path) or (
+            "; give the folder that a training run wrote (…/model), or a plain Hugging Face folder as "
+            "model.name="
         )
+        raise UsageError(f"model.path={path}: not a model folder (it has no search_r3.json){instead}")
 
 
 def _check_model_name(name: str | None) -> None:
