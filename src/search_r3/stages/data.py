@@ -31,7 +31,14 @@ class StreamingDataModule(pl.LightningDataModule):
     sampler: GroupedBatchSampler | None = None
     state: dict | None = None
 
+    @property
+    def n_trained(self) -> int:
+        """Batches that training has finished."""
+        return self.trainer.global_step
+
     def _start(self, sampler: GroupedBatchSampler) -> GroupedBatchSampler:
+        sampler.only_first = self.trainer.overfit_batches or None
+        sampler.n_trained = lambda: self.n_trained
         if self.state is not None:
             sampler.load_state_dict(self.state)
         self.sampler = sampler
@@ -39,7 +46,7 @@ class StreamingDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict:
         """The batches that were trained on; those that the loader fetched ahead are fetched again."""
-        return {} if self.sampler is None else self.sampler.state_dict(self.trainer.global_step)
+        return {} if self.sampler is None else self.sampler.state_dict(self.n_trained)
 
     def load_state_dict(self, state: dict) -> None:
         self.state = state or None

@@ -7,7 +7,7 @@ position, and any number of ranks sees the same global batches.
 
 import hashlib
 import logging
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -19,6 +19,9 @@ _BLOCK = 4096  # sources are drawn this many batches at a time
 
 class GroupedBatchSampler(Sampler[list[int]]):
     """Batches of row numbers, without end, for `DataLoader(batch_sampler=...)`.
+
+    Every `iter` but the first goes on behind the batches that training has finished, where `n_trained` says
+    how many: the workers of a loader may have taken more, which nobody was given.
 
     Within an epoch of a source every row occurs at most once; the few rows that fill no batch are others in
     the next epoch. The trainer needs `use_distributed_sampler=False`: each rank already gets its own rows.
@@ -38,6 +41,10 @@ class GroupedBatchSampler(Sampler[list[int]]):
             without a row, it does not.
         rank: of this process.
         world_size: number of processes; each gets every `world_size`-th row of a global batch.
+
+    Attributes:
+        only_first: the stream is its first so many batches again and again; None for all.
+        n_trained: how many batches training has finished; None where nobody knows.
 
     Raises:
         ValueError: If a column does not have `n_rows` entries, a source has no weight or fewer different rows
@@ -86,6 +93,9 @@ class GroupedBatchSampler(Sampler[list[int]]):
                 raise ValueError(f"source {name!r} has {told}, fewer than the {world_size} ranks")
         self.batch_size, self.seed, self.same_cluster_share = batch_size, seed, same_cluster_share
         self.rank, self.world_size = rank, world_size
+        self.only_first: int | None = None
+        self.n_trained: Callable[[], int] | None = None
+        self._is_begun = False
         self._told_short: set[int] = set()
         for code in np.flatnonzero(self._shares):
             self._tell_small_source(int(code))
@@ -97,6 +107,9 @@ class GroupedBatchSampler(Sampler[list[int]]):
         return self._position
 
     def __iter__(self) -> Iterator[list[int]]:
+        if self._is_begun and self.n_trained is not None:
+            self.load_state_dict({"position": self.n_trained()})
+        self._is_begun = True
         while True:
             yield self._next_batch()[self.rank :: self.world_size].tolist()
 
@@ -124,13 +137,21 @@ class GroupedBatchSampler(Sampler[list[int]]):
                 "data and settings of the run"
             )
         self._position = int(state["position"])
+        self._go_to(self._place)
+
+    @property
+    def _place(self) -> int:
+        """The position within what is drawn."""
+        return self._position if self.only_first is None else self._position % self.only_first
+
+    def _go_to(self, place: int) -> None:
         self._taken = [0] * len(self._names)  # batches by source
-        for block in range(self._position // _BLOCK + 1):
-            drawn = self._draw(block)[: self._position - block * _BLOCK]
+        for block in range(place // _BLOCK + 1):
+            drawn = self._draw(block)[: place - block * _BLOCK]
             for code, count in enumerate(np.bincount(drawn, minlength=len(self._names))):
                 self._taken[code] += int(count)
         self._epochs: dict[int, Iterator[np.ndarray]] = {}
-        self._drawn = self._draw(self._position // _BLOCK)
+        self._drawn = self._draw(place // _BLOCK)
 
     @property
     def fingerprint(self) -> str:
@@ -151,7 +172,10 @@ class GroupedBatchSampler(Sampler[list[int]]):
         return np.random.default_rng([self.seed, *purpose])
 
     def _next_batch(self) -> np.ndarray:
-        block, offset = divmod(self._position, _BLOCK)
+        place = self._place
+        if place == 0 < self._position:  # once more from the beginning
+            self._go_to(0)
+        block, offset = divmod(place, _BLOCK)
         if offset == 0:
             self._drawn = self._draw(block)
         code = int(self._drawn[offset])

@@ -94,6 +94,10 @@ class RLDataModule(ExamplesDataModule):
             key["products"] = self.trainer.precision_plugin.precision
         return key
 
+    @property
+    def n_trained(self) -> int:
+        return self.trainer.global_step // self.updates_per_batch
+
     def _precision(self) -> AbstractContextManager:
         return forward_precision(self.trainer, self.embedder.device, self.index_precision)
 
@@ -180,8 +184,7 @@ class RLDataModule(ExamplesDataModule):
 
     def state_dict(self) -> dict:
         self._index_state = self.index.state_dict()
-        n_batches = self.trainer.global_step // self.updates_per_batch
-        return {"sampler": self.sampler.state_dict(n_batches), "index": self._index_state}
+        return {"sampler": self.sampler.state_dict(self.n_trained), "index": self._index_state}
 
     def load_state_dict(self, state: dict) -> None:
         self.state, self._index_state = state["sampler"], state["index"]
