@@ -32,7 +32,7 @@ MEANT = {
     ("stage=sft", "bs=8"): "Did you mean stage.datamodule.batch_size?",
     ("stage=sft", "batchsize=8"): "Did you mean stage.datamodule.batch_size",
     ("stage=sft", "steps=3"): "Did you mean stage.trainer.max_steps?",
-    ("stage=sft", "epochs=3"): "Did you mean stage.trainer.max_epochs?",
+    ("stage=sft", "epochs=3"): "Did you mean stage.trainer.max_steps?",
     ("stage=rl", "group=4"): "Did you mean stage.module.rollouts.group_size?",
     ("stage=rl", "temperatur=1"): "stage.module.rollouts.temperature",
     ("sft",): "The form is key=value; quote text. Did you mean stage=sft?",

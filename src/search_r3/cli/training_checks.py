@@ -8,16 +8,13 @@ from omegaconf import DictConfig, OmegaConf
 from search_r3.cli.devices import torch_is_cpu_build, visible_gpus
 from search_r3.cli.model_choice import MADE_BY_BASE, left_by_a_run, read_facts, refuse_reader
 from search_r3.cli.ranks import SHARDED, launched, strategy_name
+from search_r3.cli.trainer_checks import check_trainer
 from search_r3.cli.wandb_run import check_wandb
 from search_r3.errors import UsageError
 from search_r3.folders import can_be_on_hub, refuse_to_replace
 
 FACTORIES = "search_r3.index.backends.faiss_index.FaissIndex"
 SAVE_DTYPES = ("float32", "bfloat16", "float16")
-REFUSED_BY_MANUAL_OPTIMIZATION = {
-    "gradient_clip_val": "stage.module.optimization.max_grad_norm",
-    "accumulate_grad_batches": "stage.module.chunk_rows or micro_batch, which cut a batch and keep its loss",
-}
 
 
 def check(config: DictConfig, is_sweep: bool) -> None:
@@ -36,11 +33,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
             f"output_dir={config.output_dir or Path.cwd()}: a path with '::' in it cannot hold checkpoints, "
             "whose writer reads it as a chain of file systems; name another"
         )
-    for name, instead in REFUSED_BY_MANUAL_OPTIMIZATION.items():
-        if config.stage.get("trainer", {}).get(name) is not None:
-            raise UsageError(
-                f"stage.trainer.{name}: the stages step their optimizer themselves; set {instead}"
-            )
+    check_trainer(config)
     if config.save_dtype is not None and config.save_dtype not in SAVE_DTYPES:
         raise UsageError(
             f"save_dtype={config.save_dtype} does not exist. Choices: null, {', '.join(SAVE_DTYPES)}"
