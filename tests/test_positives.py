@@ -2,9 +2,14 @@
 
 from dataclasses import replace
 
-from search_r3.data.queries import one_row_per_query
-from search_r3.data.types import Example
+import torch
+
+from search_r3.data.queries import one_row_per_query, sharing_relevance
+from search_r3.data.types import Corpus, Example, TrainingData
+from search_r3.objectives.losses import id_numbers, negatives_mask
+from search_r3.stages.rl.data import _by_query
 from search_r3.stages.sft.collate import collate_sft
+from search_r3.stages.sft.data import SFTDataModule
 
 FACTS = {"a": "ice melts", "b": "heat flows", "c": "water is wet", "d": "the sun shines"}
 
@@ -54,3 +59,35 @@ def test_a_batch_has_a_pair_for_every_positive_and_each_document_once():
              for q, c in zip(batch.query_index, batch.positive_index, strict=True)]  # fmt: skip
     assert pairs == [("why", "a"), ("why", "b"), ("why", "c"), ("how", "c")]
     assert set(batch.relevant_ids[0]) == {"a", "b", "c"}
+
+
+TWICE = [
+    row("why", "a", "a", hard_negatives=("heat flows", "the sun shines"), hard_negative_ids=("b", "d")),
+    row("how", "c", "c"),
+    row("why", "b", "b", excluded_ids=frozenset({"a", "d"})),
+]
+"""One text under two ids, each with its own judgements."""
+
+
+def test_a_text_that_is_asked_under_two_ids_pushes_none_of_its_positives_away():
+    corpus = Corpus(list(FACTS), list(FACTS.values()))
+    module = SFTDataModule(TrainingData("s", corpus, TWICE), None, 3, 1, 0.0, 0, 1, 1)
+    batch = collate_sft(module.examples, hard_negatives=1)
+
+    relevant = torch.stack([id_numbers([*ids, "-", "-"][:3]) for ids in batch.relevant_ids])
+    mask, _ = negatives_mask(id_numbers(batch.document_ids), torch.tensor(batch.positive_index), relevant)
+    may_be_negative = [
+        {batch.document_ids[column] for column in line.nonzero()[:, 0]} - {example.positive_id}
+        for line, example in zip(mask, module.examples, strict=True)
+    ]
+    assert batch.document_ids == ("a", "d", "c", "b")  # "b" is no hard negative any more
+    assert may_be_negative == [{"c", "d"}, {"a", "b", "d"}, {"c"}]  # "d" is excluded from the last
+
+
+def test_rows_that_share_no_text_stay_as_they_are():
+    assert sharing_relevance(ROWS[:2]) == ROWS[:2]
+
+
+def test_a_grade_that_a_later_row_knows_is_kept_where_its_documents_are_known_already():
+    (only,) = _by_query([row("why", "a", "a", "b"), row("why", "b", "a", "b", grades=(("b", 3.0),))])
+    assert only.grades == (("b", 3.0),)

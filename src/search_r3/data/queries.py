@@ -1,4 +1,4 @@
-"""Rows of one query made one row, so that a step embeds the query once for all of its positives."""
+"""Rows of equal text ask one query: they are made one row, or know of each other what is relevant."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +24,36 @@ def one_row_per_query(examples: Sequence[Example], n_positives: int) -> list[Exa
     return [_merged(group, n_positives) for group in rows.values()]
 
 
+def sharing_relevance(examples: Sequence[Example]) -> list[Example]:
+    """The same rows; those of one query know the positives of all of them to be relevant.
+
+    A collection may ask one text under several ids, each with its own judgements. Without this one row would
+    push away what another pulls to the same text.
+
+    Args:
+        examples: rows; those of one source with equal text ask the same query.
+    """
+    relevant: dict[tuple[str, str], set[str]] = {}
+    for row in examples:
+        ids = relevant.setdefault((row.source, row.query), set())
+        ids.update(row.relevant_ids, (document_id for document_id, _ in _positives(row)))
+    frozen = {query: frozenset(ids) for query, ids in relevant.items()}
+    return [_knowing(row, frozen[row.source, row.query]) for row in examples]
+
+
+def _knowing(row: Example, relevant: frozenset[str]) -> Example:
+    if len(relevant) == len(row.relevant_ids.union(document_id for document_id, _ in _positives(row))):
+        return row
+    negatives = _irrelevant([row], relevant)
+    return replace(
+        row,
+        relevant_ids=relevant,
+        excluded_ids=row.excluded_ids - relevant,
+        hard_negatives=tuple(negatives.values()),
+        hard_negative_ids=tuple(negatives),
+    )
+
+
 def _merged(rows: Sequence[Example], n_positives: int) -> Example:
     first = rows[0]
     if len(rows) == 1 and not first.more_positives:
@@ -33,12 +63,7 @@ def _merged(rows: Sequence[Example], n_positives: int) -> Example:
         for document_id, text in _positives(row):
             positives.setdefault(document_id, text)
     relevant = frozenset(positives).union(*(row.relevant_ids for row in rows))
-    negatives = {
-        document_id: text
-        for row in rows
-        for document_id, text in zip(row.hard_negative_ids, row.hard_negatives, strict=True)
-        if document_id not in relevant
-    }
+    negatives = _irrelevant(rows, relevant)
     excluded = frozenset().union(*(row.excluded_ids for row in rows)) - relevant
     kept = list(positives.items())[1:n_positives]
     return replace(
@@ -57,3 +82,13 @@ def _merged(rows: Sequence[Example], n_positives: int) -> Example:
 def _positives(row: Example) -> list[tuple[str, str]]:
     more = zip(row.more_positive_ids, row.more_positives, strict=True)
     return [(row.positive_id, row.positive), *more]
+
+
+def _irrelevant(rows: Sequence[Example], relevant: frozenset[str]) -> dict[str, str]:
+    """The hard negatives of some rows that are none of the relevant documents, by id."""
+    return {
+        document_id: text
+        for row in rows
+        for document_id, text in zip(row.hard_negative_ids, row.hard_negatives, strict=True)
+        if document_id not in relevant
+    }

@@ -219,8 +219,8 @@ def _by_query(examples: Sequence[Example]) -> list[Example]:
         known = first.relevant_ids | {first.positive_id}
         relevant = known | example.relevant_ids | {example.positive_id}
         excluded = (first.excluded_ids | example.excluded_ids) - relevant
-        if relevant > known or excluded != first.excluded_ids:
-            grades = dict(first.grades) | dict(example.grades)
+        grades = dict(first.grades) | dict(example.grades)
+        if (relevant, excluded, grades) != (known, first.excluded_ids, dict(first.grades)):
             merged[example.source, example.query] = replace(
                 first, relevant_ids=relevant, grades=tuple(sorted(grades.items())), excluded_ids=excluded
             )

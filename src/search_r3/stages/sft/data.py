@@ -6,7 +6,7 @@ from functools import partial
 
 from torch.utils.data import DataLoader
 
-from search_r3.data.queries import one_row_per_query
+from search_r3.data.queries import one_row_per_query, sharing_relevance
 from search_r3.data.types import Corpus, Example, TrainingData
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.stages.data import ExamplesDataModule, Rows
@@ -54,8 +54,9 @@ class SFTDataModule(ExamplesDataModule):
     ) -> None:
         super().__init__(data, validation_queries, validation_documents)
         self.data, self.miner = data, miner
-        if positives_per_query > 1:
-            self.examples = one_row_per_query(data.examples, positives_per_query)
+        is_one = positives_per_query > 1
+        rows = data.examples
+        self.examples = one_row_per_query(rows, positives_per_query) if is_one else sharing_relevance(rows)
         self.batch_size, self.hard_negatives = batch_size, hard_negatives
         self.cluster_share, self.seed, self.num_workers = cluster_share, seed, num_workers
         self.is_mined = False
