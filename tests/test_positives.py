@@ -84,6 +84,17 @@ def test_a_text_that_is_asked_under_two_ids_pushes_none_of_its_positives_away():
     assert may_be_negative == [{"c", "d"}, {"a", "b", "d"}, {"c"}]  # "d" is excluded from the last
 
 
+def test_a_copy_of_a_positive_under_another_id_is_never_a_negative():
+    copy = replace(row("how", "a", "e"), positive_id="e")
+    apart = replace(
+        row("when", "c", "c"), hard_negatives=("ice melts", "heat flows"), hard_negative_ids=("f", "b")
+    )
+    why, how, when = sharing_relevance([row("why", "a", "a"), copy, apart])
+
+    assert why.relevant_ids == how.relevant_ids == {"a", "e", "f"}
+    assert (when.relevant_ids, when.hard_negative_ids) == ({"c"}, ("f", "b"))  # to it they are none
+
+
 def test_rows_that_share_no_text_stay_as_they_are():
     assert sharing_relevance(ROWS[:2]) == ROWS[:2]
 

@@ -25,18 +25,26 @@ def one_row_per_query(examples: Sequence[Example], n_positives: int) -> list[Exa
 
 
 def sharing_relevance(examples: Sequence[Example]) -> list[Example]:
-    """The same rows; those of one query know the positives of all of them to be relevant.
+    """The same rows, which know more of what is relevant: the positives of all rows of their query, and
+    copies, documents of any row whose text is that of a positive.
 
-    A collection may ask one text under several ids, each with its own judgements. Without this one row would
-    push away what another pulls to the same text.
+    A collection may ask one text under several ids, each with its own judgements, and hold one text under
+    several ids. Without this a row would push away what another pulls to the same text, or a copy of what it
+    pulls itself.
 
     Args:
         examples: rows; those of one source with equal text ask the same query.
     """
     relevant: dict[tuple[str, str], set[str]] = {}
+    copies: dict[tuple[str, str], set[str]] = {}  # ids by source and text
     for row in examples:
         ids = relevant.setdefault((row.source, row.query), set())
         ids.update(row.relevant_ids, (document_id for document_id, _ in _positives(row)))
+        for document_id, text in (*_positives(row), *_negatives(row)):
+            copies.setdefault((row.source, text), set()).add(document_id)
+    for row in examples:
+        for _, text in _positives(row):
+            relevant[row.source, row.query] |= copies[row.source, text]
     frozen = {query: frozenset(ids) for query, ids in relevant.items()}
     return [_knowing(row, frozen[row.source, row.query]) for row in examples]
 
@@ -84,11 +92,15 @@ def _positives(row: Example) -> list[tuple[str, str]]:
     return [(row.positive_id, row.positive), *more]
 
 
+def _negatives(row: Example) -> list[tuple[str, str]]:
+    return list(zip(row.hard_negative_ids, row.hard_negatives, strict=True))
+
+
 def _irrelevant(rows: Sequence[Example], relevant: frozenset[str]) -> dict[str, str]:
     """The hard negatives of some rows that are none of the relevant documents, by id."""
     return {
         document_id: text
         for row in rows
-        for document_id, text in zip(row.hard_negative_ids, row.hard_negatives, strict=True)
+        for document_id, text in _negatives(row)
         if document_id not in relevant
     }

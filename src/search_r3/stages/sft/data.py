@@ -54,9 +54,9 @@ class SFTDataModule(ExamplesDataModule):
     ) -> None:
         super().__init__(data, validation_queries, validation_documents)
         self.data, self.miner = data, miner
-        is_one = positives_per_query > 1
-        rows = data.examples
-        self.examples = one_row_per_query(rows, positives_per_query) if is_one else sharing_relevance(rows)
+        if positives_per_query > 1:
+            self.examples = one_row_per_query(data.examples, positives_per_query)
+        self.examples = sharing_relevance(self.examples)
         self.batch_size, self.hard_negatives = batch_size, hard_negatives
         self.cluster_share, self.seed, self.num_workers = cluster_share, seed, num_workers
         self.is_mined = False
