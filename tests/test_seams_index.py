@@ -203,6 +203,15 @@ def test_ivf_has_four_lists_per_root_of_the_rows_and_at_most_one_per_39(n, wante
     assert (index.n_lists, index.n_probe) == (wanted, min(wanted, 32))
 
 
+def test_more_lists_than_documents_are_refused_before_one_is_encoded(tmp_path):
+    corpus, backend = DriftingCorpus(n=200), partial(IVFIndex, n_lists=300)
+    for source in ((corpus.n, corpus.width), corpus.vectors(0)):
+        with pytest.raises(ValueError, match=r"index\.n_lists must be from 1 to the 200 doc.*, got 300"):
+            created(tmp_path / "index", corpus, Candidates(), backend=backend, source=source)
+    assert corpus.encoded == []
+    assert not (tmp_path / "index").exists()
+
+
 def test_ivf_warns_once_until_it_is_trained_again(caplog):
     rows, random = DriftingCorpus(n=400).vectors(0), np.random.default_rng(0)
     index = IVFIndex(rows, n_lists=20, retrain_above=0.2, when_drifted="warn")

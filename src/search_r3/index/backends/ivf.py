@@ -62,10 +62,9 @@ class IVFIndex:
             raise ValueError(f'when_drifted must be "retrain" or "warn", got {when_drifted!r}')
         if not 0 < retrain_above <= 1:
             raise ValueError(f"retrain_above must be within 0 and 1, got {retrain_above}")
-        if n_probe < 1 or (n_lists is not None and not 1 <= n_lists <= len(embeddings)):
-            raise ValueError(
-                f"n_probe must be at least 1 and n_lists 1 to {len(embeddings)}, got {n_probe}, {n_lists}"
-            )
+        if n_probe < 1:
+            raise ValueError(f"n_probe must be at least 1, got {n_probe}")
+        self.check(*embeddings.shape, n_lists)
         self.embeddings = embeddings
         automatic = max(1, min(int(4 * len(embeddings) ** 0.5), len(embeddings) // ROWS_PER_CENTROID))
         self.n_lists = n_lists or automatic
@@ -80,6 +79,19 @@ class IVFIndex:
             self.n_trainings = int(arrays["n_trainings"])
             self._fill(arrays["centroids"])
             self._trained_lists = arrays["trained_lists"]
+
+    @classmethod
+    def check(cls, n_rows: int, width: int, n_lists: int | None = None, **_: object) -> None:
+        """Refuses more lists than there are rows, see `check_settings`.
+
+        Raises:
+            ValueError: If there are.
+        """
+        if n_lists is not None and not 1 <= n_lists <= n_rows:
+            raise ValueError(
+                f"index.n_lists must be from 1 to the {n_rows} documents that a process has, got {n_lists}; "
+                "null chooses it"
+            )
 
     def __len__(self) -> int:
         return len(self.embeddings)
