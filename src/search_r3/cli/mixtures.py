@@ -2,27 +2,26 @@
 
 from collections.abc import Mapping
 
+from search_r3.cli.trust import calls
 from search_r3.errors import UsageError
 
 MIXTURE = "search_r3.data.mixture.load_mixture"
 
 
-def check_mixtures(node: object, key: str = "") -> None:
+def check_mixtures(config: Mapping) -> None:
     """Refuses a mixture, in which another may be a source, whose weights do not name exactly its sources.
 
+    `load_mixture` refuses it too, but has no keys to tell and gets sources that have been read.
+
     Args:
-        node: of a configuration: plain, with references resolved.
-        key: of the node.
+        config: plain, with references resolved.
 
     Raises:
         UsageError: With the key to leave out or to give.
     """
-    if not isinstance(node, Mapping):
-        return
-    if node.get("_target_") == MIXTURE:
-        _check_weights(node, f"{key}." if key else "")
-    for child, value in node.items():
-        check_mixtures(value, f"{key}.{child}" if key else str(child))
+    for key, target, mixture in calls(config):
+        if target == MIXTURE:
+            _check_weights(mixture, key.removesuffix("_target_"))
 
 
 def _check_weights(mixture: Mapping, prefix: str) -> None:
