@@ -197,11 +197,11 @@ class ConfigSource:
         keys: dict[str, str] = {}
         if not self.loader.repository.was_asked("experiment"):
             return keys
-        for part in self.loader.compute_defaults_list(config_name, list(overrides), RunMode.RUN).defaults:
-            group, _, option = (part.config_path or "").partition("/")
-            if group == "experiment" and part.config_path is not None:
-                own = self.loader.repository.load_config(part.config_path).config
-                prefix = f"{part.package}." if part.package else ""
+        for path, package in self.parts(config_name, overrides):
+            group, _, option = path.partition("/")
+            if group == "experiment":
+                own = self.loader.repository.load_config(path).config
+                prefix = f"{package}." if package else ""
                 keys |= {f"{prefix}{key}": f"experiment={option}" for key in flat_keys(plain_container(own))}
         return keys
 

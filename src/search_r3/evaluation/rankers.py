@@ -399,20 +399,18 @@ def cut_texts(benchmark: Benchmark, embedder: Embedder, cache_dir: str | Path) -
 
     Documents were counted when they were encoded; they must be in `cache_dir`.
     """
-    counts = {}
-    texts_of = {"queries": list(benchmark.queries.values()), "documents": benchmark.corpus.texts}
-    for what, kind in (("queries", "query"), ("documents", "document")):
-        texts = texts_of[what]
-        is_stored = kind == "document"
-        n_cut = (
-            documents_cut(benchmark.corpus, embedder, cache_dir)
-            if is_stored
-            else embedder.truncated_count(texts, kind)
-        )
-        counts[f"{what}_cut"] = n_cut
-        if n_cut > SHARE_TOLD * len(texts):
+    queries_cut = embedder.truncated_count(list(benchmark.queries.values()), "query")
+    counts = {
+        "queries_cut": queries_cut,
+        "documents_cut": documents_cut(benchmark.corpus, embedder, cache_dir),
+    }
+    for what, kind, n in (
+        ("queries", "query", len(benchmark.queries)), ("documents", "document", len(benchmark.corpus))
+    ):  # fmt: skip
+        n_cut = counts[f"{what}_cut"]
+        if n_cut > SHARE_TOLD * n:
             log.warning(
                 "%s: %d of %d %s (%.1f %%) are longer than %s and are cut",
-                benchmark.name, n_cut, len(texts), what, 100 * n_cut / len(texts), embedder.limit(kind),
+                benchmark.name, n_cut, n, what, 100 * n_cut / n, embedder.limit(kind),
             )  # fmt: skip
     return counts

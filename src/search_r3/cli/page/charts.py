@@ -37,15 +37,15 @@ def _across(share: float) -> str:
     return f"{LEFT + (RIGHT - LEFT) * share:.2f}%"
 
 
-def _line(points: Sequence[tuple[float, float]], class_: str) -> Markup:
+def _line(points: Sequence[tuple[float, float]], class_: str, title: Markup | None = None) -> Markup:
     """A curve in the unit square, 0 at the top, in a nested image of 1,000 by 1,000."""
     text = " ".join(f"{1000 * x:.1f},{1000 * y:.1f}" for x, y in points)
-    return element("polyline", class_=class_, points=text, vector_effect="non-scaling-stroke")
+    return element("polyline", title, class_=class_, points=text, vector_effect="non-scaling-stroke")
 
 
-def _nested(content: Sequence[Markup], left: float, right: float, height: float) -> Markup:
+def _nested(content: Sequence[Markup], left: float, right: float, top: float, height: float) -> Markup:
     return element(
-        "svg", *content, x=f"{left}%", y=TOP, width=f"{right - left}%", height=height,
+        "svg", *content, x=f"{left}%", y=top, width=f"{right - left}%", height=height,
         viewBox="0 0 1000 1000", preserveAspectRatio="none", class_="lines",
     )  # fmt: skip
 
@@ -98,7 +98,7 @@ def line_chart(title: str, series: Sequence[Series], note: str = "") -> Markup |
             ]  # fmt: skip
         legend.append(_legend(each, class_))
     image = element(
-        "svg", _grid(vertical, horizontal, HEIGHT, "step"), _nested(curves, LEFT, RIGHT, HEIGHT), *dots,
+        "svg", _grid(vertical, horizontal, HEIGHT, "step"), _nested(curves, LEFT, RIGHT, TOP, HEIGHT), *dots,
         class_="chart", height=TOP + HEIGHT + BELOW, role="img", aria_label=f"{title} by step",
     )  # fmt: skip
     told = element("p", note, class_="note") if note else None
@@ -288,17 +288,8 @@ def parallel(axes: Sequence[Axis], names: Sequence[str], levels: Sequence[int]) 
             for axis, x in zip(axes, at, strict=True)
             if axis.places[job] is not None
         ]
-        text = " ".join(f"{1000 * x:.1f},{1000 * y:.1f}" for x, y in points)
-        lines.append(
-            element(
-                "polyline", element("title", names[job]), class_=f"curve level{levels[job]}", points=text,
-                vector_effect="non-scaling-stroke",
-            )
-        )  # fmt: skip
-    nested = element(
-        "svg", *lines, x=f"{left}%", y=top, width=f"{right - left}%", height=height,
-        viewBox="0 0 1000 1000", preserveAspectRatio="none", class_="lines",
-    )  # fmt: skip
+        lines.append(_line(points, f"curve level{levels[job]}", element("title", names[job])))
+    nested = _nested(lines, left, right, top, height)
     image = element(
         "svg", nested, *parts, class_="chart", height=top + height + 16, role="img",
         aria_label="settings of each job and what it came to",
