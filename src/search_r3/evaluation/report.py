@@ -27,38 +27,30 @@ def print_table(rows: Sequence[Mapping]) -> None:
     """
     rows = [*rows, *cqadupstack_rows(rows)]
     names = short_names(rows)
-    missing = [_missing(row) for row in rows]
+    columns = {
+        "benchmark": [row["benchmark"] for row in rows],
+        "model": [names.get(row["model"], "") for row in rows],
+        "mode": mode_labels(rows),
+        "queries": [str(row["n_queries"]) for row in rows],
+        "documents": [str(row["n_docs"]) for row in rows],
+        "missing": [_missing(row) for row in rows],
+        "cut q/d": [_cut(row) for row in rows],
+        "nDCG@10": [f"{row['metrics']['ndcg@10']:.3f}" for row in rows],
+        "interval": [
+            "{:.3f}-{:.3f}".format(*row["ci95"]["ndcg@10"]) if "ci95" in row else "" for row in rows
+        ],
+        "recall@100": [f"{row['metrics']['recall@100']:.3f}" for row in rows],
+        "reasoned": [_reasoned(row) for row in rows],
+        "no token": [str(row["missing_embed_token"]) for row in rows],
+        "ms/query": [f"{1000 * row['seconds_per_query']:.2f}" for row in rows],
+        "tokens": [f"{row['tokens_per_query']:.1f}" for row in rows],
+    }
+    shown = {name: cells for name, cells in columns.items() if any(cells)}
     table = Table(title="nDCG@10 with 95 % bootstrap interval over queries")
-    for name in ("benchmark", *(["model"] if names else []), "mode"):
-        table.add_column(name)
-    for name in ("queries", "documents"):
-        table.add_column(name, justify="right")
-    cut = [_cut(row) for row in rows]
-    reasoned = [_reasoned(row) for row in rows]
-    counted = [*(["missing"] if any(missing) else []), *(["cut q/d"] if any(cut) else [])]
-    for name in (*counted, "nDCG@10", "interval", "recall@100"):
-        table.add_column(name, justify="right")
-    for name in (*(["reasoned"] if any(reasoned) else []), "no token", "ms/query", "tokens"):
-        table.add_column(name, justify="right")
-    modes = mode_labels(rows)
-    for row, mode, its_missing, its_cut, its_share in zip(rows, modes, missing, cut, reasoned, strict=True):
-        interval = "{:.3f}-{:.3f}".format(*row["ci95"]["ndcg@10"]) if "ci95" in row else ""
-        table.add_row(
-            escape(row["benchmark"]),
-            *([escape(names.get(row["model"], ""))] if names else []),
-            escape(mode),
-            str(row["n_queries"]),
-            str(row["n_docs"]),
-            *([its_missing] if any(missing) else []),
-            *([its_cut] if any(cut) else []),
-            f"{row['metrics']['ndcg@10']:.3f}",
-            interval,
-            f"{row['metrics']['recall@100']:.3f}",
-            *([its_share] if any(reasoned) else []),
-            str(row["missing_embed_token"]),
-            f"{1000 * row['seconds_per_query']:.2f}",
-            f"{row['tokens_per_query']:.1f}",
-        )
+    for name in shown:
+        table.add_column(name, justify="left" if name in ("benchmark", "model", "mode") else "right")
+    for cells in zip(*shown.values(), strict=True):
+        table.add_row(*map(escape, cells))
     Console(width=WIDTH).print(table)
 
 
