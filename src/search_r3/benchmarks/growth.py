@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import math
 import multiprocessing
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -56,13 +57,11 @@ def fitted(sizes: Sequence[float], seconds: Sequence[float]) -> dict[str, float 
     1.0
     """
     x, y = [math.log(size) for size in sizes], [math.log(value) for value in seconds]
-    n, mean_x, mean_y = len(x), sum(x) / len(x), sum(y) / len(y)
-    spread = sum((value - mean_x) ** 2 for value in x)
-    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
+    n, (slope, at_0) = len(x), statistics.linear_regression(x, y)
     found: dict[str, float | None] = {"exponent": round(slope, 3), "low": None, "high": None}
     if n > 2:
-        squares = sum((b - mean_y - slope * (a - mean_x)) ** 2 for a, b in zip(x, y, strict=True))
-        half = STUDENT.get(n - 2, 2.0) * math.sqrt(squares / (n - 2) / spread)
+        squares = sum((b - at_0 - slope * a) ** 2 for a, b in zip(x, y, strict=True))
+        half = STUDENT.get(n - 2, 2.0) * math.sqrt(squares / (n - 2) / (n - 1) / statistics.variance(x))
         found |= {"low": round(slope - half, 3), "high": round(slope + half, 3)}
     return found | {"last": round((y[-1] - y[-2]) / (x[-1] - x[-2]), 3)}
 

@@ -23,7 +23,7 @@ from search_r3.data.entailmentbank import (
     load_entailmentbank,
     reasonings_of,
 )
-from search_r3.data.types import Benchmark, Corpus
+from search_r3.data.types import Benchmark, Example, TrainingData
 from search_r3.errors import UsageError
 from search_r3.evaluation.metrics import per_query_metrics, ranked
 from search_r3.evaluation.significance import bootstrap_interval
@@ -37,7 +37,12 @@ TOP = 100
 Run = dict[str, dict[str, float]]
 
 
-def times_judged(examples: Sequence) -> Counter[str]:
+def collections(folder: Path) -> dict[str, TrainingData]:
+    """All training questions with each of the test collections, by its name in `TESTS`."""
+    return {part: load_entailmentbank(folder, "all", test_part=part) for part in held_out_parts(folder)}
+
+
+def times_judged(examples: Sequence[Example]) -> Counter[str]:
     """How many training questions each fact is judged for."""
     return Counter(example.positive_id for example in examples)
 
@@ -118,12 +123,9 @@ def scored(
     return result
 
 
-def baselines(folder: Path) -> tuple[list[dict], dict]:
+def baselines(whole: Mapping[str, TrainingData], counts: Mapping[str, int]) -> tuple[list[dict], dict]:
     """Rows of BM25, popularity and both, on every test collection; and the facts of the measurement."""
-    whole = {part: load_entailmentbank(folder, "all", test_part=part) for part in held_out_parts(folder)}
-    counts = times_judged(whole["dev"].examples)
-    corpus: Corpus = whole["dev"].corpus
-    index = LexicalIndex(corpus.texts, "english")
+    index = LexicalIndex(whole["dev"].corpus.texts, "english")
     tuning = whole["tuning"].test
     on_tuning = {
         weight: scored(fused(tuning, index, counts, weight), tuning, counts)["all"]["ndcg@10"]
@@ -142,14 +144,14 @@ def baselines(folder: Path) -> tuple[list[dict], dict]:
     return rows, {"weight": best, "on_tuning": {str(weight): value for weight, value in on_tuning.items()}}
 
 
-def runs_apart(folder: Path, places: Sequence[Path]) -> list[dict]:
+def runs_apart(
+    whole: Mapping[str, TrainingData], counts: Mapping[str, int], places: Sequence[Path]
+) -> list[dict]:
     """Rows of the rankings in evaluation folders; their collections are told by their queries.
 
     Raises:
         UsageError: If a folder holds no ranking of one of the collections.
     """
-    whole = {part: load_entailmentbank(folder, "all", test_part=part) for part in held_out_parts(folder)}
-    counts = times_judged(whole["dev"].examples)
     rows = []
     for place in places:
         files = sorted(place.rglob("run.trec"))
@@ -193,8 +195,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="write the rows to this JSON file")
     arguments = parser.parse_args(argv)
     try:
-        rows, facts = baselines(arguments.folder)
-        rows += runs_apart(arguments.folder, arguments.runs)
+        whole = collections(arguments.folder)
+        counts = times_judged(whole["dev"].examples)
+        rows, facts = baselines(whole, counts)
+        rows += runs_apart(whole, counts, arguments.runs)
     except ValueError as error:
         raise UsageError(str(error)) from None
     for row in rows:

@@ -10,13 +10,13 @@ import contextlib
 import json
 import multiprocessing
 import os
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from search_r3.benchmarks.timing import check_counts, spread
 from search_r3.cli.last_resort import Parser, run_command
 from search_r3.cli.run_folder import make_folder, provenance
 from search_r3.errors import UsageError
@@ -96,16 +96,11 @@ def compare(n_busy: Sequence[int], n_threads: int, rounds: int, seconds: float) 
                 {
                     "busy_processes": n,
                     "threads": n_threads,
-                    **{f"{policy.lower()}_tokens_per_s": _spread(found[policy]) for policy in POLICIES},
-                    "passive_over_active": _spread(ratios),
+                    **{f"{policy.lower()}_tokens_per_s": spread(found[policy]) for policy in POLICIES},
+                    "passive_over_active": spread(ratios),
                 }
             )
     return rows
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    rounded = [round(value, 3) for value in values]
-    return {"median": statistics.median(rounded), "lowest": min(rounded), "highest": max(rounded)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -133,9 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for name, low in (("threads", 1), ("rounds", 1)):
-        if getattr(arguments, name) < low:
-            raise UsageError(f"--{name} must be at least {low}, got {getattr(arguments, name)}")
+    check_counts(arguments, "threads", "rounds")
     if not arguments.seconds > 0:
         raise UsageError(f"--seconds must be above 0, got {arguments.seconds}")
     if any(n < 0 for n in arguments.busy):
