@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.command import entry_point
 from search_r3.cli.last_resort import run_command
-from search_r3.cli.overrides import did_you_mean
+from search_r3.cli.overrides import refuse_unknown
 from search_r3.cli.run_folder import log_written, provenance
 from search_r3.errors import UsageError
 from search_r3.files import write_json
@@ -48,9 +48,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         raise UsageError("src.bench runs every case already; --multirun does not apply")
     for key, known in (("rows", _known_rows()), ("models", list(config.sizes))):
         for name in config[key]:
-            if name not in known:
-                hint = did_you_mean(str(name), known)
-                raise UsageError(f"{key}: {name} does not exist.{hint} Choices: {', '.join(known)}")
+            refuse_unknown(f"{key}: {name}", name, known)
     for key in ("rows", "models", "threads", "busy"):
         given = list(config[key])
         if not given or len(set(given)) != len(given):

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from search_r3.cli.command import entry_point
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.last_resort import run_command
-from search_r3.cli.overrides import did_you_mean
+from search_r3.cli.overrides import refuse_unknown
 from search_r3.cli.run_lock import held
 from search_r3.cli.searching import check_searched
 from search_r3.errors import UsageError
@@ -42,9 +42,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     """
     if is_sweep:
         raise UsageError("src.encode fills one folder; --multirun does not apply")
-    if config.engine not in ENGINES:
-        hint = did_you_mean(str(config.engine), ENGINES)
-        raise UsageError(f"engine={config.engine} does not exist.{hint} Choices: {', '.join(ENGINES)}")
+    refuse_unknown(f"engine={config.engine}", config.engine, ENGINES)
     if config.engine == "ray" and importlib.util.find_spec("ray") is None:
         raise UsageError(
             f"engine=ray needs a package that is not installed: {sys.executable} -m pip install 'ray[data]' "

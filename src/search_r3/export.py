@@ -13,7 +13,7 @@ from search_r3.cli.command import entry_point
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.model_choice import TRAINED, check_reader
-from search_r3.cli.overrides import did_you_mean
+from search_r3.cli.overrides import refuse_unknown
 from search_r3.cli.searching import check_cache, check_embeddings
 from search_r3.cli.training_checks import SAVE_DTYPES
 from search_r3.errors import UsageError
@@ -33,9 +33,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     """
     if is_sweep:
         raise UsageError("src.export writes one file; --multirun does not apply")
-    if config.to not in FORMATS:
-        hint = did_you_mean(str(config.to), FORMATS)
-        raise UsageError(f"to={config.to} does not exist.{hint} Choices: {', '.join(FORMATS)}")
+    refuse_unknown(f"to={config.to}", config.to, FORMATS)
     check_reader(config.model, [])
     output = Path(config.output)
     if config.to == "folder":
@@ -72,8 +70,8 @@ def _refuse_the_corpus(corpus: Path, output: Path) -> None:
 def _check_folder(config: DictConfig, output: Path) -> None:
     if config.model._target_ != TRAINED:
         raise UsageError("to=folder writes model folders of this project; leave model= out")
-    if config.save_dtype not in (None, *SAVE_DTYPES):
-        raise UsageError(f"save_dtype={config.save_dtype} does not exist. Choices: {', '.join(SAVE_DTYPES)}")
+    if config.save_dtype is not None:
+        refuse_unknown(f"save_dtype={config.save_dtype}", config.save_dtype, SAVE_DTYPES)
     for key in ("corpus", "embeddings"):
         if config[key] is not None:
             raise UsageError(f"{key}={config[key]}: to=folder writes the model alone; leave {key}= out")

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig
 
 from search_r3.cli.command import entry_point
 from search_r3.cli.last_resort import run_command
-from search_r3.cli.overrides import did_you_mean
+from search_r3.cli.overrides import refuse_unknown
 from search_r3.cli.searching import check_searched, opened
 from search_r3.errors import UsageError
 
@@ -36,12 +36,10 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     if not isinstance(config.modes, ListConfig) or not config.modes:
         raise UsageError(f"modes={config.modes}: a list is needed, as modes=[direct,reasoning]")
     for mode in config.modes:
-        if mode not in MODES:
-            hint = did_you_mean(str(mode), MODES)
-            raise UsageError(f"modes: {mode} does not exist.{hint} Choices: {', '.join(MODES)}")
+        refuse_unknown(f"modes: {mode}", mode, MODES)
     check_searched(config, [mode for mode in config.modes if mode == "reasoning"])
-    if config.format not in (None, *FORMATS):
-        raise UsageError(f"format={config.format} does not exist. Choices: {', '.join(FORMATS)}")
+    if config.format is not None:
+        refuse_unknown(f"format={config.format}", config.format, FORMATS)
     if config.query is not None and not str(config.query).strip():
         raise UsageError("query= is empty; leave it out to be asked")
 

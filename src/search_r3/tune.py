@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.command import entry_point
 from search_r3.cli.last_resort import run_command
+from search_r3.cli.overrides import refuse_unknown
 from search_r3.cli.resume import UNCOMPARED, differences
 from search_r3.cli.run import execute
 from search_r3.cli.run_folder import Failed, make_folder, read_json, state_of, write_status
@@ -55,8 +56,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     """
     if is_sweep:
         raise UsageError("src.tune runs many trials already; --multirun does not apply")
-    if config.direction not in ("maximize", "minimize"):
-        raise UsageError(f"direction={config.direction} does not exist. Choices: maximize, minimize")
+    refuse_unknown(f"direction={config.direction}", config.direction, ("maximize", "minimize"))
     if config.output_dir:
         raise UsageError(
             "a search lies beside its study: give study=<folder>/<name>.db instead of output_dir="

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from search_r3.cli.command import entry_point
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.last_resort import run_command
-from search_r3.cli.overrides import did_you_mean
+from search_r3.cli.overrides import refuse_unknown
 from search_r3.cli.run_folder import log_written, provenance, read_json
 from search_r3.errors import UsageError
 from search_r3.files import write_json
@@ -34,11 +34,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     if is_sweep:
         raise UsageError("src.benchmarks.scale runs every rule already; --multirun does not apply")
     for rule in config.rules:
-        if rule not in config.rule:
-            raise UsageError(
-                f"rules: {rule} does not exist.{did_you_mean(rule, config.rule)} Choices: "
-                f"{', '.join(config.rule)}"
-            )
+        refuse_unknown(f"rules: {rule}", rule, config.rule)
     if not config.rules or config.n_steps < 1:
         raise UsageError("rules= needs an entry and n_steps= at least 1")
     if not (Path(config.drift_dir) / "facts.json").is_file():

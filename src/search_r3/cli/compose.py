@@ -14,7 +14,7 @@ from search_r3.cli.mixtures import check_mixtures
 from search_r3.cli.model_choice import TRAINED, Given, read_facts, refuse_conflicts
 from search_r3.cli.names import check_names
 from search_r3.cli.number_ranges import check_numbers
-from search_r3.cli.overrides import addable_keys, did_you_mean, flat_keys, literal
+from search_r3.cli.overrides import addable_keys, did_you_mean, flat_keys, literal, refuse_unknown
 from search_r3.cli.renamed import CHOICES, POLICY, RENAMED, WORDS
 from search_r3.cli.trust import calls, checked_trust
 from search_r3.errors import UsageError
@@ -110,11 +110,9 @@ def _check_options(overrides: Sequence[Override], groups: dict[str, list[str]]) 
         group, value = override.key_or_group, override.value()
         if override.is_delete() or value is None:
             continue
-        if value not in groups[group]:
-            if name := CHOICES.get((group, str(value))):
-                raise UsageError(f"{group}={value} is called {group}={name} now")
-            hint = did_you_mean(str(value), groups[group])
-            raise UsageError(f"{group}={value} does not exist.{hint} Choices: {', '.join(groups[group])}")
+        if value not in groups[group] and (name := CHOICES.get((group, str(value)))):
+            raise UsageError(f"{group}={value} is called {group}={name} now")
+        refuse_unknown(f"{group}={value}", value, groups[group])
 
 
 def _unknown_key(

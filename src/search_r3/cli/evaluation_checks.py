@@ -9,7 +9,7 @@ from omegaconf import DictConfig, ListConfig
 from search_r3.cli.devices import check_device
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.model_choice import TRAINED, check_model_folder, check_reader
-from search_r3.cli.overrides import did_you_mean
+from search_r3.cli.overrides import did_you_mean, refuse_unknown
 from search_r3.cli.searching import check_cache, check_embeddings
 from search_r3.cli.wandb_run import check_wandb
 from search_r3.data.beir import hub_sources
@@ -43,30 +43,13 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     if any(mode.embeds for mode in modes):
         check_cache(config.cache_dir)
     if "base" in needs:
-        if config.base.path is None:
-            raise UsageError(
-                "base.path= is needed by these modes: the model folder that a training run wrote"
-            )
-        check_model_folder("base.path", config.base.path)
-        check_device(config.model)
-    if "reasonings" in needs:
-        if config.reasonings is None:
-            raise UsageError(
-                "reasonings= is needed by these modes: a JSONL file of _id (of a query) and text"
-            )
-        if not Path(config.reasonings).is_file():
-            raise UsageError(f"reasonings={config.reasonings}: no such file")
-    elif config.reasonings is not None:
-        raise UsageError(
-            f"reasonings={config.reasonings}: none of these modes reads it; add given-reasoning or "
-            "given-bm25 to modes=, or leave it out"
-        )
-    if config.part not in ("test", "validation"):
-        raise UsageError(f"part={config.part} does not exist. Choices: test, validation")
-    if config.model.get("read_state", "at") not in ("at", "before"):
-        raise UsageError(f"model.read_state={config.model.read_state} does not exist. Choices: at, before")
-    if config.bm25.analyzer not in ("auto", "english", "code"):
-        raise UsageError(f"bm25.analyzer={config.bm25.analyzer} does not exist. Choices: auto, english, code")
+        _check_base(config)
+    _check_reasonings(config.reasonings, "reasonings" in needs)
+    refuse_unknown(f"part={config.part}", config.part, ("test", "validation"))
+    state = config.model.get("read_state", "at")
+    refuse_unknown(f"model.read_state={state}", state, ("at", "before"))
+    analyzer = config.bm25.analyzer
+    refuse_unknown(f"bm25.analyzer={analyzer}", analyzer, ("auto", "english", "code"))
     if not isinstance(config.bm25.code, ListConfig):
         raise UsageError(f"bm25.code={config.bm25.code}: a list is needed, as bm25.code=[{config.bm25.code}]")
     for name in benchmarks:
@@ -74,6 +57,25 @@ def check(config: DictConfig, is_sweep: bool) -> None:
             _check_collection(config, name)
     _check_output(config)
     check_wandb(config)
+
+
+def _check_base(config: DictConfig) -> None:
+    if config.base.path is None:
+        raise UsageError("base.path= is needed by these modes: the model folder that a training run wrote")
+    check_model_folder("base.path", config.base.path)
+    check_device(config.model)
+
+
+def _check_reasonings(file: str | None, are_needed: bool) -> None:
+    if are_needed and file is None:
+        raise UsageError("reasonings= is needed by these modes: a JSONL file of _id (of a query) and text")
+    if are_needed and not Path(file).is_file():
+        raise UsageError(f"reasonings={file}: no such file")
+    if file is not None and not are_needed:
+        raise UsageError(
+            f"reasonings={file}: none of these modes reads it; add given-reasoning or given-bm25 to modes=, "
+            "or leave it out"
+        )
 
 
 def listed(config: DictConfig, key: str) -> list[str]:
@@ -192,12 +194,10 @@ def modes_of(config: DictConfig) -> list[Mode]:
     Raises:
         UsageError: If there is no such mode, or a file's class is none, or is called otherwise.
     """
+    known = [*MODES, *(each for each in config.mode if each not in MODES)]
     modes = []
     for name in listed(config, "modes"):
-        if name not in config.mode:
-            known = [*MODES, *(each for each in config.mode if each not in MODES)]
-            hint = did_you_mean(name, known)
-            raise UsageError(f"modes: {name} does not exist.{hint} Choices: {', '.join(known)}")
+        refuse_unknown(f"modes: {name}", name, known)
         mode = instantiate(config.mode[name])
         if not isinstance(mode, Mode):
             raise UsageError(f"mode/{name}.yaml: {config.mode[name]._target_} is no {Mode.__qualname__}")

@@ -9,7 +9,7 @@ import ast
 import difflib
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -227,6 +227,22 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """A sentence that offers the nearest names, or nothing where none is near."""
     close = nearest(name, names)
     return f" Did you mean {', '.join(close)}?" if close else ""
+
+
+def refuse_unknown(given: str, value: object, choices: Collection[str]) -> None:
+    """Refuses a value that is none of the choices; the nearest are named.
+
+    Args:
+        given: what the message begins with: the key and the value.
+        value: that was given.
+        choices: that there are.
+
+    Raises:
+        UsageError: With all choices.
+    """
+    if value not in choices:
+        hint = did_you_mean(str(value), choices)
+        raise UsageError(f"{given} does not exist.{hint} Choices: {', '.join(choices)}")
 
 
 def flat_keys(node: object, prefix: str = "") -> dict[str, object]:

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.devices import torch_is_cpu_build, visible_gpus
 from search_r3.cli.model_choice import MADE_BY_BASE, left_by_a_run, read_facts, refuse_reader
+from search_r3.cli.overrides import refuse_unknown
 from search_r3.cli.ranks import SHARDED, launched, strategy_name
 from search_r3.cli.trainer_checks import check_trainer
 from search_r3.cli.wandb_run import check_wandb
@@ -24,8 +25,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         UsageError: With the reason and what to write instead.
     """
     refuse_reader(config.model)
-    if config.if_exists not in ("refuse", "resume"):
-        raise UsageError(f"if_exists={config.if_exists} does not exist. Choices: refuse, resume")
+    refuse_unknown(f"if_exists={config.if_exists}", config.if_exists, ("refuse", "resume"))
     if config.if_exists == "resume" and not config.output_dir:
         raise UsageError("if_exists=resume needs output_dir=, the folder to go on in")
     if "::" in str(Path(config.output_dir or ".").absolute()):
@@ -34,10 +34,8 @@ def check(config: DictConfig, is_sweep: bool) -> None:
             "whose writer reads it as a chain of file systems; name another"
         )
     check_trainer(config)
-    if config.save_dtype is not None and config.save_dtype not in SAVE_DTYPES:
-        raise UsageError(
-            f"save_dtype={config.save_dtype} does not exist. Choices: null, {', '.join(SAVE_DTYPES)}"
-        )
+    if config.save_dtype is not None:
+        refuse_unknown(f"save_dtype={config.save_dtype}", config.save_dtype, ("null", *SAVE_DTYPES))
     _check_shared_prompts(config)
     if config.stage.get("name") == "rl":
         _check_start_of_rl(config)
@@ -95,8 +93,7 @@ def _check_sharding(strategy: DictConfig) -> None:
 def _check_start_of_rl(config: DictConfig) -> None:
     """RL improves a model that embeds, so it starts from a folder, and from none that nobody named."""
     precision = config.stage.get("datamodule", {}).get("index_precision", "full")
-    if precision not in ("full", "run"):
-        raise UsageError(f"stage.datamodule.index_precision={precision} does not exist. Choices: full, run")
+    refuse_unknown(f"stage.datamodule.index_precision={precision}", precision, ("full", "run"))
     path = config.model.get("path")
     if path is None:
         raise UsageError(
