@@ -15,14 +15,7 @@ from transformers import AutoTokenizer
 
 from search_r3.models.checksums import DESCRIPTION_FILE, ModelFolderError
 from search_r3.models.embedder import ReasoningEmbedder
-from search_r3.models.folder.foreign import (
-    DOCUMENT,
-    MOST_BY_BATCH,
-    N_LAST,
-    QUERY,
-    Line,
-    checked_foreign,
-)
+from search_r3.models.folder.foreign import DOCUMENT, N_LAST, QUERY, Line, by_batch, checked_foreign
 from search_r3.models.folder.loading import load_embedder
 from search_r3.models.folder.modules import MODULES_FILE, PLACE, ROUTES, SETTINGS, write_modules
 from search_r3.models.prompts import EMBED_TOKEN
@@ -86,7 +79,7 @@ def checked(path: str | Path) -> list[Line]:
         *lines,
         ("padding", _padding(folder, embedder)),
         ("pooling", f"last hidden state after the final norm, at {EMBED_TOKEN}, length 1"),
-        ("alone and in a batch", _batch(embedder)),
+        ("alone and in a batch", by_batch(embedder.embed_documents)),
         *_other_tools(folder, embedder),
     ]
 
@@ -109,21 +102,6 @@ def _padding(folder: Path, embedder: ReasoningEmbedder) -> str:
         f"{told}; WRONG: its tokenizer_config.json says padding_side {side!r}, so that a tool that takes the "
         f"last place of a batch reads padding; write {ours.padding_side!r} there"
     )
-
-
-def _batch(embedder: ReasoningEmbedder) -> str:
-    difference = _batch_difference(embedder)
-    # Said so that what is no number is wrong too.
-    wrong = "" if difference <= MOST_BY_BATCH else "; WRONG: a vector depends on what it is embedded with"
-    return f"differ by at most {difference:.1e}{wrong}"
-
-
-def _batch_difference(embedder: ReasoningEmbedder) -> float:
-    """The largest difference of a number of a vector between a text alone and beside longer ones."""
-    texts = ["a", QUERY, DOCUMENT, " ".join([DOCUMENT] * 4)]
-    together = embedder.embed_documents(texts)
-    alone = torch.cat([embedder.embed_documents([text]) for text in texts])
-    return (together - alone).abs().max().item()
 
 
 def _other_tools(folder: Path, embedder: ReasoningEmbedder) -> list[Line]:

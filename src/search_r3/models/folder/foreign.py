@@ -5,7 +5,7 @@ side and forgotten prompts are what is found.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -168,14 +168,20 @@ def _pooled(other: ForeignFolder) -> str:
     return other.pooling
 
 
+def by_batch(vectors: Callable[[list[str]], torch.Tensor]) -> str:
+    """By how much a number of a vector differs between a text alone and beside longer ones."""
+    texts = ["a", QUERY, DOCUMENT, " ".join([DOCUMENT] * 4)]
+    alone = torch.cat([vectors([text]) for text in texts])
+    difference = (vectors(texts) - alone).abs().max().item()
+    # Said so that what is no number is wrong too.
+    wrong = "" if difference <= MOST_BY_BATCH else "; WRONG: a vector depends on what it is embedded with"
+    return f"differ by at most {difference:.1e}{wrong}"
+
+
 def _by_batch(other: ForeignFolder) -> list[Line]:
     if other.tokenizer.pad_token is None or other.pooling not in _KNOWN:
         return []
-    texts = ["a", QUERY, DOCUMENT, " ".join([DOCUMENT] * 4)]
-    alone = torch.cat([other.vectors([text]) for text in texts])
-    difference = (other.vectors(texts) - alone).abs().max().item()
-    wrong = "" if difference <= MOST_BY_BATCH else "; WRONG: a vector depends on what it is embedded with"
-    lines = [("alone and in a batch", f"differ by at most {difference:.1e}{wrong}")]
+    lines = [("alone and in a batch", by_batch(other.vectors))]
     for kind, text in (("query", QUERY), ("document", DOCUMENT)):
         if prompt := other.prompts[kind]:
             cosine = float(other.vectors([text])[0] @ other.vectors([prompt + text])[0])
