@@ -19,9 +19,8 @@ from pathlib import Path
 
 from search_r3.cli.evaluation_report import check_columns, joined, known_scores, relocated, report_runs
 from search_r3.cli.last_resort import Parser, run_command
-from search_r3.cli.page.sweep_page import is_sweep
 from search_r3.cli.page.whole_page import Evaluations, write_page
-from search_r3.cli.run_folder import make_folder, provenance, write_metrics
+from search_r3.cli.run_folder import is_sweep, make_folder, provenance, write_metrics
 from search_r3.cli.run_report import is_run, print_run
 from search_r3.cli.sweep_table import print_sweep
 from search_r3.errors import UsageError

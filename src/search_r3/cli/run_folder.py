@@ -54,6 +54,11 @@ JOBS = "jobs.json"
 STATES = ("running", "finished", "failed", "interrupted", "pruned", "skipped")
 
 
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder is that of a sweep (`--multirun`) or of a search (`src.tune`)."""
+    return any((folder / name).is_file() for name in ("multirun.yaml", "search.json"))
+
+
 class Interrupted(BaseException):
     """The user or the scheduler stopped the run; it can be resumed. Told and recorded."""
 

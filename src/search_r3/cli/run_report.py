@@ -21,6 +21,19 @@ def is_run(folder: Path) -> bool:
     return re.search(r"^stage:", file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE) is not None
 
 
+def measured_rows(folder: Path) -> list[dict]:
+    """The rows of a run's metrics.json; none where it has not written one.
+
+    Raises:
+        RecordError: If the file or a row is damaged.
+    """
+    file = folder / "metrics.json"
+    rows = read_json(file).get("rows", [])
+    if not isinstance(rows, list):
+        raise RecordError(file, "rows must be a list")
+    return [checked_row(row, file, f"rows[{number}]") for number, row in enumerate(rows)]
+
+
 def print_run(folder: Path) -> None:
     """Prints what a run has come to and draws its curves.
 
@@ -32,10 +45,7 @@ def print_run(folder: Path) -> None:
     print(f"{folder}: {state}{_time(status)}{_error(status)}")
     if results.get("command"):
         print(f"  {results['command']}  (commit {results.get('commit')}, seed {results.get('seed')})")
-    rows = results.get("rows", [])
-    if not isinstance(rows, list):
-        raise RecordError(folder / "metrics.json", "rows must be a list")
-    rows = [checked_row(row, folder / "metrics.json", f"rows[{n}]") for n, row in enumerate(rows)]
+    rows = measured_rows(folder)
     measured = [row for row in rows if any(name in row["metrics"] for name in METRICS)]
     panels = read_panels(folder / "csv" / "metrics.csv")
     if measured:
@@ -61,17 +71,11 @@ def print_run(folder: Path) -> None:
 
 
 def _table(rows: list[Mapping]) -> str:
-    heading = ["validation on", "mode", "queries", "documents", *METRICS]
-    return aligned(
-        [
-            heading,
-            *(
-                [row["benchmark"], row["mode"], str(row["n_queries"]), str(row["n_docs"])]
-                + [f"{row['metrics'][name]:.3f}" if name in row["metrics"] else "" for name in METRICS]
-                for row in rows
-            ),
-        ]
-    )
+    lines = [["validation on", "mode", "queries", "documents", *METRICS]]
+    for row in rows:
+        values = [f"{row['metrics'][name]:.3f}" if name in row["metrics"] else "" for name in METRICS]
+        lines.append([row["benchmark"], row["mode"], str(row["n_queries"]), str(row["n_docs"]), *values])
+    return aligned(lines)
 
 
 def _time(status: Mapping) -> str:

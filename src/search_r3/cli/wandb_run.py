@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.instantiate import instantiate
-from search_r3.cli.run_folder import read_json
+from search_r3.cli.run_folder import is_sweep, read_json
 from search_r3.data.jsonl import numbered_lines, parse_object
 from search_r3.errors import UsageError
 from search_r3.evaluation.results import PER_QUERY, REASONING
@@ -88,8 +88,7 @@ def _record(folder: Path, name: str, group: str | None = None) -> dict:
 
 def _group(folder: Path) -> str | None:
     """The sweep or search that a run belongs to, by the last two parts of its folder; else None."""
-    is_job = any((folder.parent / name).is_file() for name in ("multirun.yaml", "search.json"))
-    return "/".join(folder.parent.parts[-2:]) if is_job else None
+    return "/".join(folder.parent.parts[-2:]) if is_sweep(folder.parent) else None
 
 
 def _logger(node: DictConfig, folder: Path, record: Mapping, **arguments: object) -> "WandbLogger":

@@ -12,9 +12,9 @@ from search_r3.cli.page.curves import WHOLE, all_columns, charts
 from search_r3.cli.page.markup import Markup, element, joined, section, text_of
 from search_r3.cli.page.tables import facts, folded, table
 from search_r3.cli.run_folder import read_json, read_status, resume_command, state_of
+from search_r3.cli.run_report import measured_rows
 from search_r3.evaluation.metrics import METRICS
-from search_r3.evaluation.results import checked_row
-from search_r3.records import RecordError, read_config
+from search_r3.records import read_config
 
 N_PAIRS, N_ROLLOUTS = 6, 4
 """Queries, and rollouts of each, that are shown before and after."""
@@ -145,15 +145,10 @@ def duration(status: Mapping) -> str | None:
 
 def _validation(folder: Path) -> Markup | None:
     """The rows of a run's metrics.json."""
-    file = folder / "metrics.json"
-    rows = read_json(file).get("rows", [])
-    if not isinstance(rows, list):
-        raise RecordError(file, "rows must be a list")
-    rows = [checked_row(row, file, f"rows[{number}]") for number, row in enumerate(rows)]
     shown = [
         [row["benchmark"], row["mode"], str(row["n_queries"]), str(row["n_docs"])]
         + [f"{row['metrics'][name]:.4f}" if name in row["metrics"] else "" for name in METRICS]
-        for row in rows
+        for row in measured_rows(folder)
         if any(name in row["metrics"] for name in METRICS)
     ]
     names = ("collection", "mode", "queries", "documents", *METRICS)

@@ -16,9 +16,9 @@ from search_r3.cli.page.run_page import duration, state_mark
 from search_r3.cli.page.scales import number, scale_of
 from search_r3.cli.page.tables import Cell, table
 from search_r3.cli.run_folder import read_json, read_status
+from search_r3.cli.run_report import measured_rows
 from search_r3.evaluation.metrics import HEADLINE
-from search_r3.evaluation.results import checked_row
-from search_r3.records import RecordError, read_config
+from search_r3.records import read_config
 
 MOST_AXES, MOST_JOBS = 8, 400
 """Settings and jobs of the parallel view."""
@@ -49,11 +49,6 @@ def job_folders(sweep: Path) -> list[Path]:
     """The jobs of a sweep or search, in their order: the numbered folders with a status."""
     found = [path for path in sweep.iterdir() if path.name.isdigit() and (path / "status.json").is_file()]
     return sorted(found, key=lambda path: int(path.name))
-
-
-def is_sweep(folder: Path) -> bool:
-    """Whether a folder is that of a sweep (`--multirun`) or of a search (`src.tune`)."""
-    return any((folder / name).is_file() for name in ("multirun.yaml", "search.json"))
 
 
 def sweep_parts(folders: Sequence[Path], level: int = 2) -> Markup:
@@ -113,11 +108,7 @@ def _keys(folders: Sequence[Path]) -> list[str]:
 
 def _results(folder: Path) -> dict[str, float]:
     """What a job came to: nDCG@10 by mode, else the last validation, else the last reward or loss."""
-    file = folder / "metrics.json"
-    rows = read_json(file).get("rows", [])
-    if not isinstance(rows, list):
-        raise RecordError(file, "rows must be a list")
-    rows = [checked_row(row, file, f"rows[{place}]") for place, row in enumerate(rows)]
+    rows = measured_rows(folder)
     several = len({row["benchmark"] for row in rows}) > 1
     found = {
         " ".join([*([row["benchmark"]] if several else []), row["mode"], HEADLINE]): row["metrics"][HEADLINE]
