@@ -168,19 +168,6 @@ def test_dropout_stops_the_run():
         backward_with_cache(token_rows().split(6), forward, contrastive, torch.Tensor.backward)
 
 
-def test_embeddings_that_are_cached_by_another_function_are_used():
-    model = qwen2()
-    forward = make_forward(model, qwen2(seed=1), [])
-    embedded = []
-
-    def embed(rows):
-        embedded.append(len(rows))
-        return normalize(model.model(rows).last_hidden_state[:, -1], dim=-1)
-
-    backward_with_cache(token_rows().split(4), forward, contrastive, torch.Tensor.backward, embed=embed)
-    assert embedded == [4, 4]
-
-
 def test_a_step_without_chunks_is_refused():
     with pytest.raises(ValueError, match="at least one chunk"):
         backward_with_cache([], lambda chunk: ChunkOutput(), contrastive, torch.Tensor.backward)

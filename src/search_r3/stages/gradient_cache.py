@@ -40,7 +40,6 @@ def backward_with_cache(
     loss_fn: Callable[[list[Tensor]], tuple[Tensor, dict[str, Tensor]]] | None,
     backward: Callable[[Tensor], None],
     no_sync: Callable[[], AbstractContextManager] = nullcontext,
-    embed: Callable[[Chunk], Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Gradient of a loss over all chunks' embeddings while at most one chunk's graph is in memory.
 
@@ -52,12 +51,11 @@ def backward_with_cache(
 
     Args:
         chunks: at least one. Under strategies that shard weights, as many on every rank.
-        forward: called with a graph. It must not be random: dropout is off.
+        forward: called with a graph and without. It must not be random: dropout is off.
         loss_fn: from the chunks' embeddings, in their order, to a scalar and numbers to log. It has no
             trained parameter of its own; it may gather over ranks. None leaves the extra losses alone.
         backward: such as `LightningModule.manual_backward`.
         no_sync: entered around every backward but the last.
-        embed: the embeddings alone, called without a graph; `forward` where None.
 
     Returns:
         The total loss, detached, and all metrics.
@@ -69,7 +67,7 @@ def backward_with_cache(
     if not chunks:
         raise ValueError("a step needs at least one chunk; a rank without rows passes an empty one")
     output = forward(chunks[0])
-    cache = _cached(output, chunks[1:], embed or (lambda chunk: forward(chunk).embeddings), loss_fn)
+    cache = _cached(output, chunks[1:], forward, loss_fn)
     total, sums = cache.loss, {}
     change = torch.zeros_like(total)
     for number, (chunk, gradient) in enumerate(zip(chunks, cache.gradients, strict=True)):
@@ -113,7 +111,7 @@ class _Cache:
 def _cached(
     first: ChunkOutput,
     others: Sequence[Chunk],
-    embed: Callable[[Chunk], Tensor | None],
+    forward: Callable[[Chunk], ChunkOutput],
     loss_fn: Callable[[list[Tensor]], tuple[Tensor, dict[str, Tensor]]] | None,
 ) -> _Cache:
     """The first pass: the loss from all chunks' embeddings, none of which but the first's has a graph."""
@@ -123,7 +121,7 @@ def _cached(
     leaves = [_leaf(first.embeddings)]
     with torch.no_grad():
         for chunk in others:
-            leaves.append(_leaf(embed(chunk)))
+            leaves.append(_leaf(forward(chunk).embeddings))
     loss, metrics = loss_fn([leaf.requires_grad_() for leaf in leaves])
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
     return _Cache(loss.detach().float(), metrics, leaves, gradients)
