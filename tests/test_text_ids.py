@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from search_r3.models.nano import train_tokenizer
-from search_r3.models.text_ids import PIECE, TIMES, WHOLE, cut_ids, first_ids, last_ids, plain_ids
+from search_r3.models.text_ids import PIECE, TIMES, WHOLE, cut_ids, plain_ids, settled_ids
 from tests.fuzzing import fuzzed
 
 
@@ -98,7 +98,7 @@ def test_the_first_tokens_of_a_cut_text_are_those_of_the_whole_text(kind, text, 
     """The last token is that at the first cut, or one before it."""
     tokenizer = made(kind)
     n_tokens = max(1, len(ids_of(tokenizer, text[:64])) - place)
-    ids, is_settled = first_ids(tokenizer, text, n_tokens, start=64)
+    ids, is_settled = settled_ids(tokenizer, text, n_tokens, 64, "right")
     if is_settled:
         assert ids == ids_of(tokenizer, text)[:n_tokens]
     else:
@@ -112,7 +112,7 @@ def test_the_last_tokens_of_a_text_cut_on_the_left_are_those_of_the_whole_text(k
     """The first token is that at the first cut, or one behind it."""
     tokenizer = made(kind)
     n_tokens = max(1, len(ids_of(tokenizer, text[-64:])) - place)
-    ids, is_settled = last_ids(tokenizer, text, n_tokens, start=64)
+    ids, is_settled = settled_ids(tokenizer, text, n_tokens, 64, "left")
     if is_settled:
         assert ids == ids_of(tokenizer, text)[-n_tokens:]
     else:
@@ -135,8 +135,10 @@ def test_a_text_is_read_on_until_its_first_tokens_stand_clear_of_the_cut(kind):
     """The cut at 64 and at 128 characters falls before or into the word that the tokens are of."""
     tokenizer = made(kind)
     text = " " * 90 + "parse the header of a file " * 100
-    assert first_ids(tokenizer, text, 5, start=64) == (ids_of(tokenizer, text)[:5], True)
-    assert first_ids(tokenizer, text, 5, start=64)[0] != ids_of(tokenizer, text[:64])[:5] or kind != "nano"
+    assert settled_ids(tokenizer, text, 5, 64, "right") == (ids_of(tokenizer, text)[:5], True)
+    assert (
+        settled_ids(tokenizer, text, 5, 64, "right")[0] != ids_of(tokenizer, text[:64])[:5] or kind != "nano"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -144,7 +146,7 @@ def test_a_text_is_read_on_until_its_first_tokens_stand_clear_of_the_cut(kind):
 def test_a_text_without_a_word_end_is_its_beginning(kind, unit):
     tokenizer, start = made(kind), 1024
     text = "a" + unit * (20 * start // len(unit))
-    ids, is_settled = first_ids(tokenizer, text, 30, start)
+    ids, is_settled = settled_ids(tokenizer, text, 30, start, "right")
     sizes = [start * 2**n for n in range(4)]
     assert sizes[-1] == TIMES * start
     assert ids in [ids_of(tokenizer, text[:size])[:30] for size in sizes]

@@ -23,7 +23,7 @@ The name of a special token in a text is read as letters, whatever the kind of t
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
@@ -39,6 +39,7 @@ PIECE = 1 << 20
 log = logging.getLogger(__name__)
 
 
+T = TypeVar("T")
 Side = Literal["left", "right"]
 """Of a text, the one that is cut."""
 
@@ -69,7 +70,6 @@ def cut_ids(
     side: Side = "right",
 ) -> tuple[list[list[int]], int]:
     """As `plain_ids`, and how many of the texts have more tokens than are taken."""
-    settled = first_ids if side == "right" else last_ids
     whole = PIECE if max_length is None else whole_length(max_length)
     result: list[list[int]] = [[] for _ in texts]
     n_cut = n_unread = 0
@@ -83,7 +83,7 @@ def cut_ids(
         if max_length is None:
             result[row] = [id for piece in pieces(text) for id in _tokenized(tokenizer, [piece])[0]]
         else:
-            ids, is_read = settled(tokenizer, text, max_length + 1, whole)
+            ids, is_read = settled_ids(tokenizer, text, max_length + 1, whole, side)
             result[row] = cut(ids, max_length, side)
             n_cut += len(result[row]) < len(ids)
             n_unread += not is_read
@@ -96,7 +96,7 @@ def cut_ids(
     return result, n_cut
 
 
-def cut(ids: list[int], max_length: int, side: Side) -> list[int]:
+def cut(ids: list[T], max_length: int, side: Side) -> list[T]:
     """The first `max_length` ids, or the last ones where the left side is cut.
 
     >>> cut([1, 2, 3], 2, "left")
@@ -110,45 +110,32 @@ def whole_length(max_length: int) -> int:
     return max(WHOLE, PER_TOKEN * max_length)
 
 
-def first_ids(
-    tokenizer: PreTrainedTokenizerBase, text: str, max_length: int, start: int
+def settled_ids(
+    tokenizer: PreTrainedTokenizerBase, text: str, max_length: int, start: int, side: Side
 ) -> tuple[list[int], bool]:
-    """The first `max_length` ids of a text, of which `start` characters are read, or up to `TIMES` as many.
+    """The ids that `cut` leaves of a text, of which `start` characters are read, or up to `TIMES` as many.
 
     Returns:
         The ids, and whether they are settled: False where the rest of the text might have changed them.
     """
     size = start
     while True:
-        encoded = _encoded(tokenizer, text[:size], return_offsets_mapping=True)
-        ids, ends = encoded["input_ids"], [end for _, end in encoded["offset_mapping"][:max_length]]
-        is_settled = size >= len(text) or (len(ends) == max_length and max(ends, default=0) <= size // 2)
-        if is_settled or size >= TIMES * start:
-            return ids[:max_length], is_settled
-        size *= 2
-
-
-def last_ids(
-    tokenizer: PreTrainedTokenizerBase, text: str, max_length: int, start: int
-) -> tuple[list[int], bool]:
-    """As `first_ids`, of the last `max_length` ids and the last characters."""
-    size = start
-    while True:
-        part = text[-size:]
+        part = text[:size] if side == "right" else text[-size:]
         encoded = _encoded(tokenizer, part, return_offsets_mapping=True)
-        ids, begins = encoded["input_ids"], [begin for begin, _ in encoded["offset_mapping"][-max_length:]]
-        is_clear = len(begins) == max_length and min(begins, default=0) >= len(part) - size // 2
-        if (is_settled := size >= len(text) or is_clear) or size >= TIMES * start:
-            return ids[-max_length:], is_settled
+        places = cut(encoded["offset_mapping"], max_length, side)
+        if side == "right":  # characters from the end that is kept up to the last of these ids
+            furthest = max((end for _, end in places), default=0)
+        else:
+            furthest = len(part) - min((begin for begin, _ in places), default=len(part))
+        is_settled = size >= len(text) or (len(places) == max_length and furthest <= size // 2)
+        if is_settled or size >= TIMES * start:
+            return cut(encoded["input_ids"], max_length, side), is_settled
         size *= 2
 
 
 def pieces(text: str) -> Iterator[str]:
     """A text in pieces of `PIECE` characters; as it is where it is no longer."""
-    if len(text) <= PIECE:
-        yield text
-        return
-    for start in range(0, len(text), PIECE):
+    for start in range(0, max(len(text), 1), PIECE):
         yield text[start : start + PIECE]
 
 
