@@ -12,6 +12,7 @@ fresh one.
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,10 +114,8 @@ def read_gguf(
 
 def quantisation(file: str | Path) -> dict[str, int]:
     """Number of tensors by their type in the file, as "Q4_1"; the most frequent first."""
-    counts: dict[str, int] = {}
-    for tensor in _opened(Path(file)).tensors:
-        counts[tensor.tensor_type.name] = counts.get(tensor.tensor_type.name, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+    counts = Counter(tensor.tensor_type.name for tensor in _opened(Path(file)).tensors)
+    return dict(counts.most_common())
 
 
 def _opened(file: Path) -> GGUFReader:

@@ -8,10 +8,8 @@ or cache.
 """
 
 import copy
-import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from search_r3.files import json_sha256, write_text
 from search_r3.models.logits import decoder_of, decoder_path, own_logits
 from search_r3.models.prefix import WINDOWS, other_kinds, pad_left, position_ids, remembers_keys
 from search_r3.models.steps import continued, prefill
@@ -90,8 +89,7 @@ def check_architecture(model: PreTrainedModel, tune: Tune | None = None, setting
     }
     for name in ("_name_or_path", "transformers_version"):
         facts["config"].pop(name, None)
-    text = json.dumps(facts, sort_keys=True, default=str)
-    key = hashlib.sha256(text.encode()).hexdigest()[:24]
+    key = json_sha256(facts)[:24]
     if _has_passed(key):
         return
     with torch.random.fork_rng(devices=[]):  # a run must not depend on whether the check was made before
@@ -367,11 +365,7 @@ def _has_passed(key: str) -> bool:
 def _remember(key: str, facts: dict) -> None:
     """Keeps that an architecture has passed; a folder that cannot be written only costs the check again."""
     _passed.add(key)
-    file = PASSED / f"{key}.json"
-    partial = file.with_name(f"{file.name}.{os.getpid()}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(facts, indent=2, default=str), encoding="utf-8")
-        partial.replace(file)
+        write_text(PASSED / f"{key}.json", json.dumps(facts, indent=2))
     except OSError as error:
         log.debug("that %s has passed is not kept: %s", facts["architecture"], error)
