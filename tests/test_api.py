@@ -6,6 +6,7 @@ import torch
 
 from search_r3 import SearchR3
 from search_r3.data.types import Corpus
+from search_r3.models.checksums import ModelFolderError
 
 DOCUMENTS = {"add": "def add(a, b): return a + b", "neg": "def neg(a): return -a"}
 
@@ -59,7 +60,9 @@ def test_texts_by_id_are_a_corpus(model):
         (["one", None], r"corpus\[1\] must be a text, got NoneType"),
         ([("d1", "one")], r"corpus\[0\] must be a text, got tuple"),
         ({"d1": {"text": "one"}}, r"corpus\[0\] must be a text, got dict"),
-        ({1: "one"}, r"corpus\[0\] must be a text, got int"),
+        ({"d1": "one", 2: "two"}, r"ids\[1\] must be a text, got int"),
+        (Corpus(["a", 2], ["one", "two"]), r"ids\[1\] must be a text, got int"),
+        (Corpus(["a", "b"], ["one", None]), r"corpus\[1\] must be a text, got NoneType"),
         (["one", "\ud83d"], r"corpus\[1\] holds half of a surrogate pair"),
         (Corpus(["a", "b", "a"], ["one", "two", "three"]), "the id 'a' occurs for the second time"),
     ],
@@ -115,3 +118,15 @@ def test_a_budget_or_a_device_that_is_none_is_refused_before_the_folder_is_read(
 def test_a_length_that_does_not_exist_is_named(nano_folder):
     with pytest.raises(ValueError, match="there is no 'querry', only query, document, reasoning"):
         SearchR3.load(nano_folder, lengths={"querry": 5})
+
+
+@pytest.mark.parametrize(("name", "value"), [("query", 5.5), ("document", True), ("reasoning", "40")])
+def test_a_length_that_is_no_whole_number_is_refused(nano_folder, name, value):
+    with pytest.raises(ValueError, match=rf"lengths\.{name} must be a whole number, got {value!r}"):
+        SearchR3.load(nano_folder, lengths={name: value})
+
+
+def test_the_folder_of_a_run_is_answered_with_the_model_folder_in_it(nano_folder, tmp_path):
+    (tmp_path / "model").symlink_to(nano_folder, target_is_directory=True)
+    with pytest.raises(ModelFolderError, match=rf"no search_r3\.json, .*; give {tmp_path}/model, which lies"):
+        SearchR3.load(tmp_path)

@@ -361,8 +361,12 @@ def as_corpus(corpus: str | Path | Corpus | Mapping[str, str] | Sequence[str]) -
         file = file_in(path, "corpus.jsonl") if path.is_dir() else path
         return load_corpus(file, allow_empty_documents=True)
     if isinstance(corpus, Mapping):
-        corpus = Corpus(_listed("corpus", list(corpus)), _listed("corpus", corpus.values()))
-    elif not isinstance(corpus, Corpus):
+        corpus = Corpus(_listed("ids", list(corpus)), _listed("corpus", corpus.values()))
+    elif isinstance(corpus, Corpus):
+        _listed("ids", corpus.ids)
+        if isinstance(corpus.texts, (list, tuple)):  # others are of files that were checked
+            _listed("corpus", corpus.texts)
+    else:
         texts = _listed("corpus", corpus)
         corpus = Corpus([str(number) for number in range(len(texts))], texts)
     if not len(corpus):

@@ -8,6 +8,7 @@ before it is tokenized, see `text_ids`); a text never yields a special token, wh
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import get_args
 
 from transformers import PreTrainedTokenizerBase
@@ -43,6 +44,10 @@ class Lengths:
     truncation_side: Side = "right"
 
     def __post_init__(self) -> None:
+        for name in ("query", "document", "reasoning", "repeat_ngram"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise ValueError(f"lengths.{name} must be a whole number, got {value!r}")
         for name in ("query", "document", "reasoning"):
             if getattr(self, name) < 1:
                 raise ValueError(f"lengths.{name} must be at least 1 token, got {getattr(self, name)}")

@@ -33,9 +33,11 @@ def read_description(path: str | Path) -> dict:
         )
     file = folder / DESCRIPTION_FILE
     if not file.is_file():
+        instead = "for a plain Hugging Face folder use model.name=<folder> with a model= choice"
+        if (folder / "model" / DESCRIPTION_FILE).is_file():
+            instead = f"give {folder / 'model'}, which lies in it"
         raise ModelFolderError(
-            f"{folder}: has no {DESCRIPTION_FILE}, so its prompts and lengths are unknown; "
-            "for a plain Hugging Face folder use model.name=<folder> with a model= choice"
+            f"{folder}: has no {DESCRIPTION_FILE}, so its prompts and lengths are unknown; {instead}"
         )
     try:
         description = read_json(file, has_nan=True)  # a loss of a folder of before may be one
