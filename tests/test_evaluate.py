@@ -224,6 +224,11 @@ def test_a_name_that_leads_out_of_the_folder_of_collections_is_refused(name):
         (["modes=bm25"], r"modes=bm25: a list is needed"),
         (["benchmarks=[../a]"], "no folder inside beir_dir"),
         (["benchmarks=[b]"], r"b is not in .*Choices: pydocs, a, nested/c"),
+        (
+            ["benchmarks=[a]", "beir_dir={beir}/a"],
+            r"itself: beir_dir={beir} benchmarks=\[a\]\. ",
+        ),
+        (["benchmarks=[mine]", "beir_dir=null"], r"holds out is benchmarks=\[pydocs\]$"),
         (["benchmarks=[a]", "split=dev"], "split=dev: a has no such split. Choices: test"),
         (["top_k=5"], r"top_k=5: must be a whole number at least 100"),
         (["top_k=99"], "top_k=99"),
@@ -247,8 +252,9 @@ def test_a_name_that_leads_out_of_the_folder_of_collections_is_refused(name):
 def test_what_cannot_be_evaluated_is_refused_before_anything_is_read(tmp_path, overrides, message):
     write_collection(tmp_path / "beir" / "a")
     write_collection(tmp_path / "beir" / "nested" / "c")
-    with pytest.raises(UsageError, match=message):
-        evaluate(tmp_path, *overrides)
+    beir = tmp_path / "beir"
+    with pytest.raises(UsageError, match=message.replace("{beir}", str(beir))):
+        evaluate(tmp_path, *(each.replace("{beir}", str(beir)) for each in overrides))
     assert not (tmp_path / "out").exists()
 
 
@@ -441,3 +447,14 @@ def test_the_validation_collection_of_a_data_set_is_evaluated_by_its_name(tmp_pa
     assert [row["benchmark"] for row in rows] == ["hops-validation"]
     with pytest.raises(UsageError, match=r"part=dev does not exist\. Choices: test, validation"):
         call("data=hops", "benchmarks=[hops]", "part=dev")
+
+
+def test_a_data_set_without_the_part_that_is_asked_says_which_it_has(tmp_path):
+    rows = [{"query": f"q {n}", "positive": f"d {n}"} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["data=triples", f"data.files={tmp_path / 'rows.jsonl'}", "data.columns.hard_negatives=null"]
+    given += ["benchmarks=[triples]", f"output_dir={tmp_path / 'out'}"]
+    with pytest.raises(UsageError, match=r"no test collection; it has part=validation\. A folder"):
+        call(*given, "data.validation_share=0.5")
+    with pytest.raises(UsageError, match=r"no validation collection\. A folder"):
+        call(*given, "part=validation", "data.validation_share=0")

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from small_evaluations import call, configs, evaluate, write_collection  # noqa: F401
+from small_evaluations import OPENED, call, configs, evaluate, write_collection  # noqa: F401
 
+from search_r3.cli.compose import compose, resolved_yaml
+from search_r3.cli.resume import changes_since
 from search_r3.errors import UsageError
 from search_r3.evaluation.places import PlaceError
 
@@ -25,6 +27,21 @@ def test_a_second_call_adds_its_rows_and_takes_none_away(tmp_path):
     other = evaluate(tmp_path, "benchmarks=[a]", "bm25.k1=0.9", "seed=2")
     assert len(other) == 4
     assert other[3]["seed"] == 2
+
+
+def test_another_data_set_is_told_in_a_line_and_its_keys_are_counted(tmp_path):
+    def config(*overrides: str):
+        return compose("evaluate", ["benchmarks=[a]", f"output_dir={tmp_path}", *overrides], OPENED[0]).config
+
+    first = config("data=hops", "limit=3")
+    (tmp_path / "config.yaml").write_text(resolved_yaml(first))
+    n_keys = sum(key != "_target_" for key in first.data)
+    told = changes_since(tmp_path, config("data=beir", "data.path=x", "bm25.k1=0.9"))
+    assert told[0] == "bm25.k1: 1.2 -> 0.9"
+    before, after = first.data._target_, "search_r3.data.beir.training.load_beir_training"
+    assert told[1].startswith(f"data._target_: {before} -> {after}, and ")
+    assert int(told[1].split(", and ")[1].split(" other keys below data")[0]) > n_keys
+    assert told[2:] == ["held_out: hops -> beir", "limit: 3 -> None"]
 
 
 def test_collections_of_one_name_in_two_places_do_not_share_a_folder(tmp_path):

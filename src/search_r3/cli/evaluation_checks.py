@@ -248,8 +248,8 @@ def _check_collection(config: DictConfig, name: str) -> None:
         return
     if config.beir_dir is None:
         raise UsageError(
-            f"benchmarks: {name} needs beir_dir=, the folder that holds it; or data={name}, if there is such "
-            f"a choice: with this data= the embedded collection is {config.held_out}"
+            f"benchmarks: {name} needs beir_dir=, the folder that holds it; the collection that this data= "
+            f"holds out is benchmarks=[{config.held_out}]"
         )
     root = Path(config.beir_dir)
     if not root.is_dir():
@@ -263,6 +263,11 @@ def _check_collection(config: DictConfig, name: str) -> None:
             if published
             else ""
         )
+        if (root / "qrels").is_dir():
+            place = root.absolute()
+            source = (
+                f" That folder is a collection itself: beir_dir={place.parent} benchmarks=[{place.name}]."
+            )
         raise UsageError(
             f"benchmarks: {name} is not in {root}.{did_you_mean(name, known)}{source} "
             f"Choices: {', '.join(known)}"

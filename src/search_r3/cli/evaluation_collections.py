@@ -131,7 +131,13 @@ def _read(config: DictConfig, name: str, place: Path | None) -> Benchmark:
         data = instantiate(config.data)
         collection = data.test if config.part == "test" else data.validation
         if collection is None:
-            raise ValueError(f"data set {data.name!r} has no {config.part} collection")
+            held_out = {"test": data.test, "validation": data.validation}
+            parts = [f"part={part}" for part, found in held_out.items() if found is not None]
+            instead = f"; it has {parts[0]}" if parts else ""
+            raise UsageError(
+                f"benchmarks: {name}: data set {data.name!r} has no {config.part} collection{instead}. A "
+                "folder in BEIR layout is benchmarks=[<its name>] beir_dir=<the folder above it>"
+            )
         return collection
     from search_r3.data.beir.benchmark import load_benchmark
 

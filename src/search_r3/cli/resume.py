@@ -204,6 +204,25 @@ def refuse_damaged(folder: Path) -> None:
 
 
 def changes_since(folder: Path, config: DictConfig) -> list[str]:
-    """Keys whose values differ from those of an earlier call into the folder, with both."""
+    """Keys whose values differ from those of an earlier call into the folder, with both.
+
+    Below a node that is another function now, as of another `data=`, the keys are counted.
+    """
     file = folder / "config.yaml"
-    return differences(stored_config(file), config, ignored=UNCOMPARED) if os.path.lexists(file) else []
+    if not os.path.lexists(file):
+        return []
+    changes = differences(stored_config(file), config, ignored=UNCOMPARED)
+    keys = [line.partition(": ")[0] for line in changes]
+    others = [key.removesuffix("_target_") for key in keys if key.endswith("._target_")]
+    others = [
+        node for node in others if not any(node != outer and node.startswith(outer) for outer in others)
+    ]
+    told = []
+    for key, line in zip(keys, changes, strict=True):
+        node = next((node for node in others if key.startswith(node)), None)
+        if node is None:
+            told.append(line)
+        elif key == f"{node}_target_":
+            n_others = sum(key.startswith(node) for key in keys) - 1
+            told.append(f"{line}, and {n_others} other keys below {node[:-1]}" if n_others else line)
+    return told
