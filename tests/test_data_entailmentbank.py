@@ -207,6 +207,11 @@ def test_texts_that_an_evaluation_has_left_are_read(folder):
         ([{"_id": "q0", "text": "a"}, {"_id": "q0", "text": "b"}], ", line 2", "occurs for the second time"),
         ([{"_id": "nobody", "text": "a"}], ", line 1", "'nobody' is no query of this collection"),
         ([{"_id": "q0", "text": "  "}], ", line 1", "'text' must not be empty"),
+        (
+            [{"_id": "q0", "text": "a <|embed_token|>\n"}],
+            ", line 1",
+            "'text' must not end with <.embed_token.>",
+        ),
         ([{"_id": "q0"}], ", line 1", "key 'text' is missing"),
         ([{"query_id": "q0"}], ", line 1", "key '_id' is missing"),
         ([{"query_id": "q0", "reasoning": None}], ", line 1", "'reasoning' must be a string"),

@@ -101,10 +101,10 @@ def test_columns_map_other_layouts(tmp_path):
 
 
 def test_given_reasoning_is_kept_and_missing_reasoning_is_built_on_request(tmp_path):
-    rows = [ROWS[0] | {"why": "by pressure"}, ROWS[1] | {"why": None}, ROWS[2]]
+    rows = [ROWS[0] | {"why": "<|embed_token|> by pressure"}, ROWS[1] | {"why": None}, ROWS[2]]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     data = load_triples(path, columns={"reasoning": "why"}, with_reasoning=True, **ALL)
-    assert [row.reasoning for row in data.examples] == ["by pressure", "heat", "speed"]
+    assert [row.reasoning for row in data.examples] == ["<|embed_token|> by pressure", "heat", "speed"]
 
 
 BAD_ROWS = [
@@ -132,6 +132,10 @@ BAD_ROWS = [
     ({"query": "a", "positive": "b", "hard_negatives": ["b"]}, "must not be a positive of its row"),
     ({"query": "a", "positive": "b", "hard_negatives": ["c"], "why": ""}, "'why' must not be empty"),
     ({"query": "a", "positive": "b", "hard_negatives": ["c"], "why": 2}, "'why' must be a string"),
+    (
+        {"query": "a", "positive": "b", "hard_negatives": ["c"], "why": "so<|embed_token|>"},
+        "'why' must not end with <|embed_token|>, which is added",
+    ),
     ('{"query": "\udcff", "positive": "b", "hard_negatives": ["c"]}\n', "UTF-8"),
     ('{"query": "\\ud800", "positive": "b", "hard_negatives": ["c"]}\n', "surrogate"),
     ({"query": "a", "positive": "b", "hard_negatives": ["c"], "key": "x"}, "'x' occurs for the second time"),

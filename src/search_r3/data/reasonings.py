@@ -9,7 +9,10 @@ import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from search_r3.data.jsonl import DataError, numbered_lines, parse_object, text_field
+from search_r3.data.jsonl import DataError, checked_text, numbered_lines, parse_object, text_field
+
+EMBED_TOKEN = "<|embed_token|>"
+"""Ends every reasoning, and its state is the embedding. No text is ever read as it: a stage puts it there."""
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +41,23 @@ def load_reasonings(path: str | Path, known: Collection[str] | None = None) -> d
             raise DataError(path, line, f"{id_key} {query!r} occurs for the second time")
         if known is not None and query not in known:
             raise DataError(path, line, f"{id_key} {query!r} is no query of this collection")
-        texts[query] = text_field(row, text_key, path, line, may_be_empty=was_written)
+        text = text_field(row, text_key, path, line, may_be_empty=was_written)
+        texts[query] = text if was_written else checked_reasoning(text, repr(text_key), path, line)
     if not texts:
         raise DataError(path, 0, "the file holds no reasonings")
     return texts
+
+
+def checked_reasoning(value: object, name: str, path: Path | str, line: int) -> str:
+    """`value` if it is a usable text without the embed token at its end, which would be taught as letters.
+
+    Raises:
+        DataError: If it is not; the message calls it `name`.
+    """
+    text = checked_text(value, name, path, line)
+    if text.rstrip().endswith(EMBED_TOKEN):
+        raise DataError(path, line, f"{name} must not end with {EMBED_TOKEN}, which is added; take it out")
+    return text
 
 
 def check_some(path: str | Path, texts: Mapping[str, str], asked: Collection[str], name: str) -> None:

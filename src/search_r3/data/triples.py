@@ -20,6 +20,7 @@ from search_r3.data.jsonl import (
     has_letter,
 )
 from search_r3.data.reasoning import cold_start_reasoning
+from search_r3.data.reasonings import checked_reasoning
 from search_r3.data.row_sources import raw_rows
 from search_r3.data.splits import check_share, position, tell_no_validation
 from search_r3.data.texts import encoded_parts
@@ -212,7 +213,7 @@ def _checked_row(file: str, line: int, row: dict, columns: Mapping, default_id: 
     reasoning, row_id = None, default_id
     if key := columns["reasoning"]:
         reasoning = row.get(key)
-        reasoning = None if reasoning is None else checked_text(reasoning, repr(key), file, line)
+        reasoning = None if reasoning is None else checked_reasoning(reasoning, repr(key), file, line)
     if key := columns["id"]:
         value = _value(row, key, file, line)
         if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= 64:

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
+from search_r3.data.reasonings import EMBED_TOKEN
 from search_r3.models.text_ids import plain_ids
 
-EMBED_TOKEN = "<|embed_token|>"
 SYSTEM_SEPARATOR = "\n\n"
 """Stands between the system text and the user's where a template takes no system message."""
 # They stand for the texts while a template is rendered, and must survive it unchanged.
