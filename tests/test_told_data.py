@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from search_r3.cli.training import _unvalidated
 from search_r3.data.negatives import RankRule
 from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
+from search_r3.stages.checkpoint import TrainableCheckpoint
 from search_r3.stages.pretrain.data import PretrainDataModule
 from search_r3.stages.rl.data import RLDataModule
 from search_r3.stages.sft.data import SFTDataModule
@@ -53,6 +54,30 @@ def test_a_setting_that_the_rows_do_not_serve_is_told(caplog, fields, settings, 
     (line,) = told(caplog, data_of(**fields), **settings)
 
     assert words in line
+
+
+@pytest.mark.parametrize(
+    ("fields", "monitor", "is_told"),
+    [
+        ({"cluster": "c"}, "val/reasoning/ndcg@10", True),
+        ({"cluster": "c"}, "val/direct/ndcg@10", False),
+        ({"cluster": "c"}, None, False),
+        (FULL, "val/reasoning/ndcg@10", False),
+    ],
+)
+def test_weights_that_are_chosen_by_what_is_not_trained_are_told(caplog, tmp_path, fields, monitor, is_told):
+    settings = {"batch_size": 5, "hard_negatives": 0, "cluster_share": 0.0, "seed": 0}
+    module = SFTDataModule(data_of(**fields), None, validation_queries=5, validation_documents=5, **settings)
+    checkpoint = TrainableCheckpoint(tmp_path, monitor)
+    module.trainer = pl.Trainer(logger=False, accelerator="cpu", callbacks=[checkpoint])
+
+    with caplog.at_level(logging.INFO, "search_r3.stages.sft.data"):
+        module.setup("fit")
+
+    lines = [line for line in caplog.messages if line.startswith("the best weights would be those of")]
+    assert len(lines) == is_told
+    if is_told:
+        assert lines[0].endswith("Set stage.callbacks.checkpoint.monitor=val/direct/ndcg@10")
 
 
 def test_rows_that_serve_all_settings_are_not_told_of(caplog):

@@ -87,6 +87,12 @@ class SFTDataModule(ExamplesDataModule):
                 "no row has a reasoning, so the embedding after a reasoning is not trained. "
                 "data.with_reasoning=true gives each row one, where the data set has that key"
             )
+            monitor = getattr(getattr(self.trainer, "checkpoint_callback", None), "monitor", None)
+            if monitor is not None and "/reasoning/" in monitor:
+                yield (
+                    f"the best weights would be those of the best {monitor}, which is not trained here. Set "
+                    "stage.callbacks.checkpoint.monitor=val/direct/ndcg@10"
+                )
         if self.cluster_share > 0 and not any(example.cluster for example in self.examples):
             yield (
                 f"no row names a cluster, so stage.datamodule.cluster_share={self.cluster_share} does "
