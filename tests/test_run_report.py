@@ -1,6 +1,7 @@
 """A run folder is reported: its state, its validation, its curves; a run draws them at its end."""
 
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from search_r3.cli import curves
 from search_r3.cli.curves import FILE, drawn_curves, read_panels
+from search_r3.errors import UsageError
 from search_r3.report import main
 
 CSV = (
@@ -62,6 +64,27 @@ def test_the_validation_rows_of_a_finished_run_are_shown(run: Path, capsys) -> N
     said = capsys.readouterr().out
     assert "python -m src.train x  (commit c, seed 1)" in said
     assert "b-validation   direct  7        90         0.500    0.250" in said
+
+
+def test_the_folder_above_runs_is_answered_with_what_lies_in_it(run: Path, tmp_path: Path) -> None:
+    for name in ("eval", "next", "other", "nothing"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "eval" / "metrics.json").write_text("{}")
+    with pytest.raises(UsageError, match=rf"no sweep either; in it lie {tmp_path}/eval, {tmp_path}/run$"):
+        main([str(tmp_path)])
+    for name in ("next", "other"):
+        (tmp_path / name / "search.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"/eval, .*/next, .*/other and others$"):
+        main([str(tmp_path)])
+    with pytest.raises(UsageError, match=r"and no sweep either$"):
+        main([str(tmp_path / "nothing")])
+
+
+def test_the_database_of_a_search_is_answered_with_the_folder_of_its_trials(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "sft.db") as database:
+        database.execute("create table trials (id)")
+    with pytest.raises(UsageError, match=rf"the study of a search; its trials lie in {tmp_path}/sft$"):
+        main([str(tmp_path / "sft.db")])
 
 
 def test_what_cannot_be_drawn_is_a_warning(run: Path, caplog, monkeypatch) -> None:

@@ -15,6 +15,7 @@ processor): printed are mean, range and intervals over runs and queries.
 """
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from search_r3.cli.evaluation_report import check_columns, joined, known_scores, relocated, report_runs
@@ -101,18 +102,35 @@ def _contents(paths: Sequence[Path]) -> dict[str, dict]:
         UsageError: If one is missing.
     """
     files = [path / "metrics.json" if path.is_dir() else path for path in paths]
-    missing = [file for file in files if not file.is_file()]
-    if missing:
-        raise UsageError(_what_is_missing(missing[0]))
+    for file in files:
+        if not file.is_file():
+            raise UsageError(_what_is_missing(file))
+        if _is_study(file):
+            raise UsageError(f"{file} is the study of a search; its trials lie in {file.with_suffix('')}")
     return {str(file): read_json(file, REMEDY) for file in files}
+
+
+def _has_table(folder: Path) -> bool:
+    return (folder / "metrics.json").is_file()
+
+
+def _is_study(file: Path) -> bool:
+    """Whether a file is the database of a search, whose trials lie in a folder beside it."""
+    with file.open("rb") as opened:
+        return opened.read(15) == b"SQLite format 3"
 
 
 def _what_is_missing(file: Path) -> str:
     """Why a path that was given is nothing to report."""
     if file.parent.is_dir() and file.name == "metrics.json":
-        return (
+        told = (
             f"{file} does not exist; `python -m src.evaluate` writes it. The folder is no training run "
             "and no sweep either"
+        )
+        below = (each for each in file.parent.iterdir() if is_run(each) or is_sweep(each) or _has_table(each))
+        names = [str(each) for each in islice(sorted(below), 4)]
+        return (
+            f"{told}; in it lie {', '.join(names[:3])}{' and others' if names[3:] else ''}" if names else told
         )
     return f"{file}: no such file or folder"
 
