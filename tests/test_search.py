@@ -232,6 +232,21 @@ def test_a_query_that_is_not_read_whole_is_told(call, model, monkeypatch):
     assert line not in call("format=table", f"query={fits}", "modes=[direct]").splitlines()
 
 
+def test_documents_that_are_not_read_whole_are_told_each_time(call, model, tmp_path, caplog):
+    texts = ["word " * 3, "word " * 200, "other " * 300]
+    assert [model.embedder.truncated_count([text], "document") for text in texts] == [0, 1, 1]
+    rows = [json.dumps({"_id": str(row), "text": text}) for row, text in enumerate(texts)]
+    (tmp_path / "long.jsonl").write_text("\n".join(rows))
+    line = f"2 of 3 documents are longer than {model.embedder.limit('document')} and are cut"
+    for _ in range(2):  # the second call reads the vectors of the first
+        caplog.clear()
+        call("modes=[direct]", "query=word", "corpus=long.jsonl")
+        assert caplog.messages == [line]
+    caplog.clear()
+    call("modes=[direct]", "query=word")
+    assert caplog.messages == []
+
+
 def test_a_terminal_gets_the_reasoning_and_both_rankings(call, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
 

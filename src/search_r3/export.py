@@ -14,7 +14,7 @@ from search_r3.cli.instantiate import instantiate
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.model_choice import TRAINED, check_reader
 from search_r3.cli.overrides import refuse_unknown
-from search_r3.cli.searching import check_cache, check_embeddings
+from search_r3.cli.searching import check_cache, check_embeddings, tell_cut
 from search_r3.cli.training_checks import SAVE_DTYPES
 from search_r3.errors import UsageError
 from search_r3.folders import make_folder, refuse_to_replace
@@ -108,6 +108,8 @@ def _write_corpus(config: DictConfig) -> None:
     write: Mapping[str, Callable] = {"faiss": write_faiss, "parquet": write_parquet}
     corpus, embedder = as_corpus(config.corpus), instantiate(config.model)
     rows = document_embeddings(corpus, embedder, config.cache_dir, embeddings=config.embeddings)
+    if config.embeddings is None:
+        tell_cut(corpus, embedder, config.cache_dir)
     facts = {"model": str(config.model.path), **embedder.document_key, "corpus": corpus.fingerprint}
     for line in write[config.to](Path(config.output), rows, corpus.ids, facts):
         print(line)

@@ -1,5 +1,6 @@
 """What `src.search` and `src.serve` have in common: which model and corpus are searched."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,10 @@ from search_r3.errors import UsageError
 
 if TYPE_CHECKING:
     from search_r3.api import SearchR3
+    from search_r3.data.types import Corpus
+    from search_r3.models.interface import Embedder
+
+log = logging.getLogger(__name__)
 
 
 def check_searched(config: DictConfig, reasoning: Sequence[str]) -> None:
@@ -72,4 +77,18 @@ def opened(config: DictConfig) -> "SearchR3":
 
     disable_progress_bar()  # of reading weights, which takes less time than to look at it
     searcher = SearchR3(instantiate(config.model), config.cache_dir)
-    return searcher.read(config.corpus, progress=True, embeddings=config.embeddings)
+    searcher.read(config.corpus, progress=True, embeddings=config.embeddings)
+    if config.embeddings is None:
+        tell_cut(searcher.corpus, searcher.embedder, config.cache_dir)
+    return searcher
+
+
+def tell_cut(corpus: "Corpus", embedder: "Embedder", cache_dir: str) -> None:
+    """A line where documents were not read whole, as counted when they were encoded."""
+    from search_r3.evaluation.ranking import documents_cut
+
+    if n_cut := documents_cut(corpus, embedder, cache_dir):
+        log.warning(
+            "%d of %d documents are longer than %s and are cut",
+            n_cut, len(corpus), embedder.limit("document"),
+        )  # fmt: skip
