@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import pytorch_lightning as pl
 
-from search_r3.cli.training import _unvalidated
+from search_r3.cli.training import _cut, _unvalidated
 from search_r3.data.negatives import RankRule
 from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
 from search_r3.stages.checkpoint import TrainableCheckpoint
@@ -95,6 +95,29 @@ def test_a_text_shorter_than_a_block_is_refused_with_both_lengths(embedder):
 
     with pytest.raises(ValueError, match=f"has {n_tokens} tokens, fewer than .*sequence_length=1000"):
         module.setup("fit")
+
+
+def test_texts_of_the_rows_that_the_model_reads_in_part_are_told_before_the_first_step(embedder):
+    whole = data_of(reasoning="sum", cluster="c")
+    long = [replace(row, query="sum " * 500, reasoning="so " * 500) for row in whole.examples[:2]]
+    one = replace(whole.examples[2], positive="add " * 500, reasoning=None)
+    limits = [replace(row, query="sum", positive="add") for row in whole.examples]
+    trainer = pl.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
+
+    def lines_of(rows):
+        data = replace(whole, examples=rows)
+        return list(_cut(trainer, SFTDataModule(data, embedder, 5, 0, 0.0, 0, 5, 5), embedder))
+
+    assert lines_of(limits) == []
+    told = lines_of([*long, one, *limits[3:]])
+    assert [line.partition(", and it is cut")[0] for line in told] == [
+        f"2 of 5 rows that were looked at have a query longer than {embedder.limit('query')}",
+        f"1 of 5 rows that were looked at have a document longer than {embedder.limit('document')}",
+        f"2 of 4 rows that were looked at have a reasoning longer than {embedder.limit('reasoning')}",
+    ]
+    assert told[1].endswith("by model.lengths.document=")
+    (many,) = lines_of([one, *limits] * 1000)  # 6,000 rows, of which every sixth is looked at
+    assert many.startswith("1000 of 1000 rows that were looked at have a document longer")
 
 
 @pytest.mark.parametrize(

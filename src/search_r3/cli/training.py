@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from search_r3.models.embedder import ReasoningEmbedder
     from search_r3.stages.record import ValidationRecord
 
+N_LOOKED_AT, SHARE_TOLD = 1000, 0.01
+"""Rows whose texts are measured, and the share of cut ones that is told."""
 log = logging.getLogger(__name__)
 
 
@@ -59,7 +61,7 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
     checkpoint = _last_checkpoint(folder) if config.resume else None
     record, masked = ValidationRecord(), FalseNegatives()
     trainer = _trainer(config, folder, [record, masked, Records(), *extra_callbacks])
-    for line in _unvalidated(trainer, datamodule):
+    for line in (*_cut(trainer, datamodule, embedder), *_unvalidated(trainer, datamodule)):
         log.info("%s", line)
     with ended() if uses_wandb(config) else contextlib.nullcontext():
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
@@ -87,6 +89,29 @@ def _measured(config: DictConfig, embedder: "ReasoningEmbedder", data: "Training
     config = config.copy()
     config.strategy.precision = way.precision
     return config
+
+
+def _cut(
+    trainer: "pl.Trainer", datamodule: "pl.LightningDataModule", embedder: "ReasoningEmbedder"
+) -> Iterator[str]:
+    """Which texts of the rows the model reads only a part of; of many rows `N_LOOKED_AT` are looked at."""
+    examples = getattr(datamodule, "examples", ())
+    if not trainer.is_global_zero or not examples:
+        return
+    rows = examples[:: -(-len(examples) // N_LOOKED_AT)]
+    texts = {
+        "query": [row.query for row in rows],
+        "document": [row.positive for row in rows],
+        "reasoning": [row.reasoning for row in rows if row.reasoning is not None],
+    }
+    for kind, those in texts.items():
+        n_cut = embedder.truncated_count(those, kind)
+        if n_cut > SHARE_TOLD * len(those):
+            yield (
+                f"{n_cut} of {len(those)} rows that were looked at have a {kind} longer than "
+                f"{embedder.limit(kind)}, and it is cut. A new model takes another limit by "
+                f"model.lengths.{kind}="
+            )
 
 
 def _unvalidated(trainer: "pl.Trainer", datamodule: "pl.LightningDataModule") -> Iterator[str]:

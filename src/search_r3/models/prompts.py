@@ -162,7 +162,7 @@ class PromptEncoder:
         return self.text_ids(texts, self.lengths.reasoning)
 
     def truncated_count(self, texts: Sequence[str], kind: str) -> int:
-        """How many of `texts` are cut; `kind` is "query" or "document"."""
+        """How many of `texts` are cut; `kind` is "query", "document" or "reasoning"."""
         limit = getattr(self.lengths, kind)
         starts = range(0, len(texts), _COUNTED_AT_ONCE)
         return sum(self._cut_ids(texts[at : at + _COUNTED_AT_ONCE], limit)[1] for at in starts)
