@@ -80,6 +80,13 @@ def test_pitfall_17_a_checkpoint_loads_with_weights_only_and_holds_no_frozen_wei
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_a_monitor_that_nothing_logs_is_met_before_the_first_step(tmp_path):
+    module = Validated()
+    with pytest.raises(ValueError, match=r"monitor 'val/scores' was not logged in validation; logged: .*val"):
+        fit(tmp_path, module, monitor="val/scores", num_sanity_val_steps=1)
+    assert module.batches == []
+
+
 class Validated(Pairs):
     """Scores are of the weights; a process may kill itself at a moment of a step."""
 

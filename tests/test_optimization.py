@@ -143,6 +143,16 @@ def rates_of(settings):
     return rates
 
 
+def test_a_warm_up_longer_than_the_run_is_told(caplog):
+    settings = OptimizationSettings(learning_rate=0.1, warmup=40)
+    with caplog.at_level("INFO"):
+        build_scheduler(build_optimizer([("w", torch.nn.Parameter(torch.ones(1)))], settings), settings, 10)
+    assert (
+        "the warm-up of 40 steps is longer than the run: the learning rate ends at 0.025 of 0.1"
+        in caplog.text
+    )
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [

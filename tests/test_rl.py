@@ -33,6 +33,13 @@ from search_r3.stages.rl.settings import PolicySettings, RolloutSettings
 folder = rl_runs.folder  # fixture
 
 
+def test_data_that_counts_other_updates_per_batch_than_the_module_are_refused(folder, tmp_path):
+    embedder = opened(folder)
+    module = module_of(embedder, tmp_path, PolicySettings(n_updates=2), every=0)
+    with pytest.raises(ValueError, match=r"updates_per_batch=1 must be that of .*n_updates=2"):
+        fit(module, data_of(embedder, tmp_path), 2)
+
+
 @pytest.mark.parametrize(("function", "best_wrong"), [(dcg, False), (margin_dcg, True)])
 def test_the_refresh_rule_is_told_what_the_reward_reads(folder, tmp_path, function, best_wrong):
     embedder, rule = opened(folder), Certified()

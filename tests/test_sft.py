@@ -292,6 +292,13 @@ def test_a_further_term_is_added_with_its_weight_to_both_views(trained_folder):
     assert logged["train/b_reasoned"] == logged["train/info_nce_reasoned"]
 
 
+def test_losses_of_which_none_has_a_weight_are_refused():
+    without = dict.fromkeys(("sft", "kl", "info_nce", "triplet"), 0.0)
+    with pytest.raises(ValueError, match="every weight of losses is 0"):
+        SFTLosses(**without, reasoned=1.0, **SETTINGS)
+    SFTLosses(**without, reasoned=1.0, **SETTINGS, extra={"mine": {"weight": 0.1, "loss": info_nce}})
+
+
 @pytest.mark.parametrize(
     "term", [1.0, {"weight": 1.0}, {"weight": -1.0, "loss": info_nce}, {"weight": 1.0, "loss": "info_nce"}]
 )

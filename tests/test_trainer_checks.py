@@ -5,7 +5,8 @@ import pytest
 from search_r3.cli.compose import compose
 from search_r3.cli.config_source import ConfigSource
 from search_r3.errors import UsageError
-from search_r3.train import check
+from search_r3.train import check, run
+from tests.tiny_stage import write_configs
 
 STAGE = ["stage=sft", "model=nano_scratch"]
 REFUSED = {
@@ -32,6 +33,8 @@ REFUSED = {
     ),
     "a logger": (["stage.trainer.logger=false"], ["stage.trainer.logger", "logger="]),
     "callbacks": (["stage.trainer.callbacks=[]"], ["stage.trainer.callbacks", "stage.callbacks"]),
+    "precision beside the strategy": (["stage.trainer.precision=16-true"], ["set strategy.precision"]),
+    "devices beside the strategy": (["+debug.devices=2"], ["debug.devices", "set strategy.devices"]),
     "a root": (["stage.trainer.default_root_dir=here"], ["output_dir="]),
 }
 
@@ -66,3 +69,12 @@ TAKEN = {
 @pytest.mark.parametrize("name", TAKEN)
 def test_epochs_count_where_they_have_a_number_of_batches(source, name):
     check(compose("train", [*STAGE, *TAKEN[name]], source).config, False)
+
+
+def test_a_callback_that_cannot_be_made_is_met_before_data_are_read(tmp_path):
+    write_configs(tmp_path / "conf")
+    arguments = ["stage=tiny", "model=tiny", "data=tiny", "stage.callbacks.checkpoint.mode=highest"]
+    with ConfigSource(tmp_path / "conf") as own:
+        config = compose("train", [*arguments, "data.is_broken=true", f"output_dir={tmp_path}"], own).config
+    with pytest.raises(Exception, match='checkpoint mode must be "max" or "min"'):
+        run(config)

@@ -15,6 +15,8 @@ GIVEN_ELSEWHERE = {
     "callbacks": "stage.callbacks, to which +stage.callbacks.<name>={_target_: <class>} adds one",
     "default_root_dir": "output_dir=",
 }
+OF_STRATEGY = ("accelerator", "devices", "num_nodes", "strategy", "precision")
+"""Arguments that the node `strategy` has; what is checked before a run begins is read there."""
 OUR_STAGES = "search_r3.stages."
 """How the data modules begin whose batches come without end."""
 BY_EPOCH = {"max_epochs": (None, -1), "min_epochs": (None,), "check_val_every_n_epoch": (None, 1)}
@@ -28,7 +30,7 @@ def check_trainer(config: DictConfig) -> None:
         UsageError: With the key and what to write instead.
     """
     given: dict[str, tuple[str, object]] = {}
-    for node in TRAINER_NODES:
+    for node in sorted(TRAINER_NODES, key=("strategy", "stage.trainer", "debug").index):  # the last one wins
         arguments = selected(config, node)
         if OmegaConf.is_dict(arguments):
             given |= {name: (f"{node}.{name}", value) for name, value in arguments.items()}
@@ -40,8 +42,13 @@ def check_trainer(config: DictConfig) -> None:
         key, value = given.get(name, (name, None))
         if value is not None:
             raise UsageError(f"{key}: a run hands the trainer its own; set {instead}")
+    is_resumed = selected(config, "resume") is not None
+    for name in () if is_resumed else OF_STRATEGY:  # an old run may have it, and goes on with what it had
+        key, value = given.get(name, (name, None))
+        if value is not None and not key.startswith("strategy."):
+            raise UsageError(f"{key}: set strategy.{name}, which is checked before a run begins")
     if str(selected(config, "stage.datamodule._target_")).startswith(OUR_STAGES):
-        _check_endless(given, is_resumed=selected(config, "resume") is not None)
+        _check_endless(given, is_resumed)
 
 
 def _check_endless(given: dict[str, tuple[str, object]], is_resumed: bool) -> None:

@@ -52,6 +52,7 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
     refuse_to_replace(folder / "model")  # also where no command line named the folder
     pl.seed_everything(config.seed, workers=True, verbose=False)
     _check_settings(config.stage)
+    callbacks = instantiate(config.stage.get("callbacks") or OmegaConf.create({}))
     data: TrainingData = instantiate(config.data)
     _write_card(folder, data)
     embedder = instantiate(config.model, texts=data.texts, prompts_file=folder / "prompts.json")
@@ -60,7 +61,7 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
     module = instantiate(config.stage.module, embedder=embedder)
     checkpoint = _last_checkpoint(folder) if config.resume else None
     record, masked = ValidationRecord(), FalseNegatives()
-    trainer = _trainer(config, folder, [record, masked, Records(), *extra_callbacks])
+    trainer = _trainer(config, folder, callbacks, [record, masked, Records(), *extra_callbacks])
     for line in (*_cut(trainer, datamodule, embedder), *_unvalidated(trainer, datamodule)):
         log.info("%s", line)
     with ended() if uses_wandb(config) else contextlib.nullcontext():
@@ -178,7 +179,12 @@ def reached_step(folder: Path) -> int | None:
     return None if path is None else step_of(path)
 
 
-def _trainer(config: DictConfig, folder: Path, extra_callbacks: Sequence["pl.Callback"]) -> "pl.Trainer":
+def _trainer(
+    config: DictConfig,
+    folder: Path,
+    callbacks: Mapping[str, "pl.Callback"],
+    extra_callbacks: Sequence["pl.Callback"],
+) -> "pl.Trainer":
     import pytorch_lightning as pl
 
     from search_r3.stages.callbacks import LastLine
@@ -186,7 +192,6 @@ def _trainer(config: DictConfig, folder: Path, extra_callbacks: Sequence["pl.Cal
     from search_r3.stages.precision import cache_casts
     from search_r3.stages.progress import StepProgress
 
-    callbacks = instantiate(config.stage.get("callbacks") or OmegaConf.create({}))
     arguments = {
         "enable_model_summary": False,
         "enable_progress_bar": False,

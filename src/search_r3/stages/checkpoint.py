@@ -104,7 +104,11 @@ class TrainableCheckpoint(Checkpoint):
             self.best_score, self.best_step = None, step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or trainer.state.fn != "fit":
+        if trainer.state.fn != "fit":
+            return
+        if trainer.sanity_checking:
+            if str(self.monitor).startswith("val"):  # a name that is wrong would else cost the first interval
+                self._check_monitor(trainer)
             return
         is_best = self.monitor is not None and self._is_best(trainer)
         self._save(trainer, is_best)
@@ -174,12 +178,15 @@ class TrainableCheckpoint(Checkpoint):
                 "folder that the run started from"
             )
 
-    def _is_best(self, trainer: Trainer) -> bool:
+    def _check_monitor(self, trainer: Trainer) -> None:
         if self.monitor not in trainer.callback_metrics:
             raise ValueError(
                 f"checkpoint monitor {self.monitor!r} was not logged in validation; "
                 f"logged: {sorted(trainer.callback_metrics)}"
             )
+
+    def _is_best(self, trainer: Trainer) -> bool:
+        self._check_monitor(trainer)
         score = float(trainer.callback_metrics[self.monitor])
         if score != score:
             raise ValueError(f"validation metric {self.monitor!r} is NaN at step {trainer.global_step}")

@@ -143,6 +143,11 @@ def build_scheduler(optimizer: Optimizer, settings: OptimizationSettings, total_
     if total_steps < 1:
         raise ValueError(f"a schedule needs trainer.max_steps of at least 1, got {total_steps}")
     warmup = settings.warmup if isinstance(settings.warmup, int) else round(settings.warmup * total_steps)
+    if warmup > total_steps:
+        log.info(
+            "the warm-up of %d steps is longer than the run: the learning rate ends at %.3g of %.3g",
+            warmup, settings.learning_rate * total_steps / warmup, settings.learning_rate,
+        )  # fmt: skip
 
     def share(step: int) -> float:
         if step < warmup:

@@ -99,6 +99,11 @@ class RLModule(ValidatedModule):
 
     def on_fit_start(self) -> None:
         source, reads = self.trainer.datamodule, self.reward.reads
+        if source.updates_per_batch != self.policy.n_updates:
+            raise ValueError(
+                f"stage.datamodule.updates_per_batch={source.updates_per_batch} must be that of "
+                f"stage.module.policy.n_updates={self.policy.n_updates}: leave it out"
+            )
         source.refresh.rule.reward_reads(reads.best_wrong, reads.cut_off)
         environment = Environment(
             source.judgements, self.reward, self.rank, self.rank_agreement_every_n_steps

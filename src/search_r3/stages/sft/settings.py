@@ -33,8 +33,8 @@ class SFTLosses:
             is what a sum over rows is divided by, so that the mean over ranks is that of all rows.
 
     Raises:
-        ValueError: If a weight is negative, another number is out of its range, or a further term is no pair
-            of a weight and a function that takes these arguments.
+        ValueError: If a weight is negative or all are 0, another number is out of its range, or a further
+            term is no pair of a weight and a function that takes these arguments.
     """
 
     sft: float
@@ -66,6 +66,9 @@ class SFTLosses:
                 raise ValueError(
                     f"losses.{name} is a weight and must not be negative, got {getattr(self, name)}"
                 )
+        weights = (self.sft, self.kl, self.info_nce, self.triplet, *(each for _, each, _ in self.further))
+        if not any(weights):
+            raise ValueError("every weight of losses is 0, so that nothing would be learnt; set one above 0")
         if not 0 <= self.false_negative_share <= 1:
             raise ValueError(
                 f"losses.false_negative_share must lie in [0, 1], got {self.false_negative_share}"
