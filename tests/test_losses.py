@@ -381,3 +381,12 @@ def test_on_one_rank_gathering_changes_nothing():
     assert row_counts(3) == [3]
     assert share_of_count(3) == 3.0
     assert share_of_count(0) == 1.0
+
+
+def test_that_other_positives_of_a_query_score_high_makes_its_row_no_hard_one():
+    scores = torch.tensor([[0.2, 0.9, 0.8, 0.7, 0.1]])  # the positive is low; 1 and 2 are positives as well
+    may_be_negative = torch.tensor([[True, False, False, True, True]])
+    share = {"margin": 0.1, "max_share": 0.5}
+    mask, _ = false_negative_mask(scores, torch.tensor([0]), may_be_negative=may_be_negative, **share)
+    assert (mask & may_be_negative).tolist() == [[True, False, False, False, True]]
+    assert false_negative_mask(scores, torch.tensor([0]), **share)[1] == 0  # three of four others: a hard row

@@ -256,7 +256,11 @@ def negatives_mask(
 
 
 def false_negative_mask(
-    scores: Tensor, positive_index: Tensor, margin: float, max_share: float = 1.0
+    scores: Tensor,
+    positive_index: Tensor,
+    margin: float,
+    max_share: float = 1.0,
+    may_be_negative: Tensor | None = None,
 ) -> tuple[Tensor, int]:
     """Masks documents that score so high that they are probably relevant and only not judged.
 
@@ -270,6 +274,8 @@ def false_negative_mask(
         margin: a document that scores above the positive plus this is masked; it may be negative.
         max_share: of the `M - 1` other documents, 0 to 1: a row with more above the limit masks none. A row
             of fewer than `1 / max_share` others never masks any.
+        may_be_negative: `[B, M]` bool, False at documents that are known to be no negatives, such as the
+            query's other positives, which are none of the others. All may be where None.
 
     Returns:
         `[B, M]` bool, True where a document may be a negative or is the positive; and how many documents
@@ -283,7 +289,9 @@ def false_negative_mask(
     scores = scores.detach()
     limit = scores.gather(1, positive_index[:, None]) + margin
     is_high = (scores > limit).scatter(1, positive_index[:, None], False)
-    is_hard = is_high.sum(1, keepdim=True) > max_share * (scores.shape[1] - 1)  # [B, 1]
+    others = torch.ones_like(is_high) if may_be_negative is None else may_be_negative
+    others = others.scatter(1, positive_index[:, None], False)
+    is_hard = (is_high & others).sum(1, keepdim=True) > max_share * others.sum(1, keepdim=True)  # [B, 1]
     mask = ~is_high | is_hard
     return mask, int((~mask).sum())
 

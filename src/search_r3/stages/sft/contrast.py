@@ -87,6 +87,7 @@ def _view_loss(view: View, documents: Tensor, settings: SFTLosses) -> tuple[Tens
         positive,
         settings.false_negative_margin,
         settings.false_negative_share,
+        view.may_be_negative,
     )
     mask, n_rows = view.may_be_negative & is_low, share_of_count(len(queries), documents.device)
     shared = {

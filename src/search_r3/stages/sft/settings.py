@@ -25,7 +25,7 @@ class SFTLosses:
         margin: of the margin loss, in cosine.
         false_negative_margin: a document that scores above the positive by more than this is masked.
         false_negative_share: of the other documents, 0 to 1: a row in which more of them score that high is
-            hard, and none of it is masked.
+            hard, and none of it is masked. Those known to be relevant do not count as such.
         extra: further terms over the embeddings by name, `{weight: 0.1, loss: <function>}` each. A function
             is called once with the direct and once with the reasoned embeddings, as
             `hardest_negative_margin` of `search_r3.objectives.losses` is, without a margin:
