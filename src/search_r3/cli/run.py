@@ -38,6 +38,7 @@ from search_r3.cli.run_folder import (
     taken,
 )
 from search_r3.cli.trust import checked_trust, stored_config
+from search_r3.cli.without_effect import without_effect
 from search_r3.errors import UsageError
 from search_r3.files import json_text, keep_earlier, remove_parts, write_text
 
@@ -194,6 +195,8 @@ def _execute_first_rank(name: str, run: Run, composed: Composed, folder: Path) -
                 "say which options its groups had",
                 folder,
             )
+        for line in without_effect(config, composed.overrides):
+            log.info("%s", line)
         for change in changes:
             log.info("changed since the earlier call: %s", change)
         for path in filter(None, kept):
