@@ -8,6 +8,7 @@ import subprocess
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from small_fits import N_STEPS, Pairs, assert_same, fit
 from torch import nn
 
@@ -85,6 +86,21 @@ def test_a_monitor_that_nothing_logs_is_met_before_the_first_step(tmp_path):
     with pytest.raises(ValueError, match=r"monitor 'val/scores' was not logged in validation; logged: .*val"):
         fit(tmp_path, module, monitor="val/scores", num_sanity_val_steps=1)
     assert module.batches == []
+
+
+@pytest.mark.parametrize("n_first", [4, 5])  # a step that is saved for itself, and one that is the last
+def test_a_run_whose_weights_lightning_averages_goes_on_as_if_it_had_never_stopped(tmp_path, n_first):
+    def run(folder, n_steps, resume=None):
+        module = Pairs()
+        averaging = EMAWeightAveraging(decay=0.5)
+        fit(folder, module, resume, n_steps, [averaging], every=2, limit_val_batches=0)
+        return module
+
+    whole, first = run(tmp_path / "whole", 8), run(tmp_path / "parts", n_first)
+    rest = run(tmp_path / "parts", 8, tmp_path / "parts" / "last.ckpt")
+
+    assert first.losses + rest.losses == whole.losses
+    assert_same(rest, whole)  # the averages, which Lightning leaves in the module
 
 
 class Validated(Pairs):

@@ -25,6 +25,9 @@ from search_r3.stages.checkpoint_files import (
 from search_r3.stages.interruption import stops_after_this_step
 
 log = logging.getLogger(__name__)
+AVERAGED = "current_model_state"
+"""In a checkpoint to which Lightning's WeightAveraging has added the weights that are trained. It then reads
+its averages, which are the weights of the file, whole or not at all: none is left out."""
 
 
 class TrainableCheckpoint(Checkpoint):
@@ -125,6 +128,7 @@ class TrainableCheckpoint(Checkpoint):
     ) -> None:
         every, step = self.save_every_n_steps, trainer.global_step  # a batch may be several steps
         is_due = every is not None and step // every > self._step_before // every
+        is_due |= step >= trainer.max_steps > 0  # at `on_train_end` a callback may have put other weights in
         if (is_due or stops_after_this_step(trainer)) and not _is_validated_now(trainer):
             _log_step(trainer)
             self._save(trainer)
@@ -149,10 +153,11 @@ class TrainableCheckpoint(Checkpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        frozen = frozen_names(pl_module)
-        checkpoint["state_dict"] = {
-            name: value for name, value in checkpoint["state_dict"].items() if name not in frozen
-        }
+        if AVERAGED not in checkpoint:
+            frozen = frozen_names(pl_module)
+            checkpoint["state_dict"] = {
+                name: value for name, value in checkpoint["state_dict"].items() if name not in frozen
+            }
         checkpoint["frozen_sha256"] = self._frozen_sha256
 
     def on_load_checkpoint(
@@ -164,7 +169,8 @@ class TrainableCheckpoint(Checkpoint):
             ValueError: If the file trains other weights than the model, or was made on another frozen base.
         """
         self._resumed_at = checkpoint["global_step"]
-        wanted = set(pl_module.state_dict()) - frozen_names(pl_module)
+        wanted = set(pl_module.state_dict())
+        wanted -= set() if AVERAGED in checkpoint else frozen_names(pl_module)
         found = set(checkpoint["state_dict"])
         if wanted != found:
             raise ValueError(
