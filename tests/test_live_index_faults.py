@@ -179,6 +179,7 @@ def test_bad_vectors_and_unknown_rows_are_refused_before_they_are_written(tmp_pa
         ({"every_n_steps": 0}, "every_n_steps"),
         ({"budget": -1}, "budget"),
         ({"budget": {-1: 3}}, "budget"),
+        ({"budget": {"soon": 3}}, "budget has 'soon' for a step"),
         ({"rule": Certified(), "audit_every_n_steps": 0}, "learns from audits"),
     ],
 )

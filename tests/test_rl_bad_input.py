@@ -137,6 +137,11 @@ def test_a_number_out_of_range_is_refused_when_the_command_is_read(setting, brok
     assert str(refusal.value).startswith(f"{setting}: must be ")
 
 
+def test_a_way_to_rank_that_there_is_not_is_refused_when_the_command_is_read(broken_model, tmp_path):
+    with pytest.raises(UsageError, match=r"^stage\.module\.rank=best does not exist\. Choices: exact, topk$"):
+        composed(tmp_path / "no such data", broken_model, tmp_path, "stage.module.rank=best")
+
+
 BAD_SETTINGS = {
     "certified without audits": (
         ["refresh=certified", "refresh.audit_every_n_steps=0"],

@@ -206,6 +206,8 @@ REFUSED = {
     "if_exists": ([*TINY, "if_exists=maybe"], ["Choices: refuse, resume"]),
     "saved dtype": ([*TINY, "save_dtype=bf16"], ["save_dtype=bf16", "float32, bfloat16, float16"]),
     "resume in nowhere": ([*TINY, "if_exists=resume"], ["needs output_dir="]),
+    "no option of a group": ([*TINY, "logger=null"], ["logger=null chooses nothing", "Choices: csv, wandb"]),
+    "no experiment": ([*TINY, "experiment=null"], ["or leave it out for none"]),
     "clipping by Lightning": ([*TINY, "stage.trainer.gradient_clip_val=1.0"], ["optimization.max_grad_norm"]),
 }
 

@@ -212,6 +212,13 @@ def test_more_lists_than_documents_are_refused_before_one_is_encoded(tmp_path):
     assert not (tmp_path / "index").exists()
 
 
+def test_an_answer_to_drift_that_there_is_not_is_refused_before_a_document_is_encoded(tmp_path):
+    corpus, backend = DriftingCorpus(n=200), partial(IVFIndex, when_drifted="ignore")
+    with pytest.raises(ValueError, match=r"index\.when_drifted must be .*, got 'ignore'"):
+        created(tmp_path / "index", corpus, Candidates(), backend=backend, source=(corpus.n, corpus.width))
+    assert corpus.encoded == []
+
+
 def test_ivf_warns_once_until_it_is_trained_again(caplog):
     rows, random = DriftingCorpus(n=400).vectors(0), np.random.default_rng(0)
     index = IVFIndex(rows, n_lists=20, retrain_above=0.2, when_drifted="warn")

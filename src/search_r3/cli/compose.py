@@ -108,8 +108,11 @@ def with_modes(config: DictConfig, source: ConfigSource) -> DictConfig:
 def _check_options(overrides: Sequence[Override], groups: dict[str, list[str]]) -> None:
     for override in overrides:
         group, value = override.key_or_group, override.value()
-        if override.is_delete() or value is None:
+        if override.is_delete():
             continue
+        if value is None:  # of which Hydra says neither the group nor what to write
+            without = ", or leave it out for none" if group == "experiment" else ""
+            raise UsageError(f"{group}=null chooses nothing{without}. Choices: {', '.join(groups[group])}")
         if value not in groups[group] and (name := CHOICES.get((group, str(value)))):
             raise UsageError(f"{group}={value} is called {group}={name} now")
         refuse_unknown(f"{group}={value}", value, groups[group])

@@ -92,8 +92,9 @@ def _check_sharding(strategy: DictConfig) -> None:
 
 def _check_start_of_rl(config: DictConfig) -> None:
     """RL improves a model that embeds, so it starts from a folder, and from none that nobody named."""
-    precision = config.stage.get("datamodule", {}).get("index_precision", "full")
-    refuse_unknown(f"stage.datamodule.index_precision={precision}", precision, ("full", "run"))
+    for key, choices in (("datamodule.index_precision", ("full", "run")), ("module.rank", ("exact", "topk"))):
+        value = OmegaConf.select(config.stage, key, default=choices[0])
+        refuse_unknown(f"stage.{key}={value}", value, choices)
     path = config.model.get("path")
     if path is None:
         raise UsageError(

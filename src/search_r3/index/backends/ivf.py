@@ -58,13 +58,11 @@ class IVFIndex:
         when_drifted: Literal["retrain", "warn"] = "retrain",
         seed: int = 0,
     ) -> None:
-        if when_drifted not in ("retrain", "warn"):
-            raise ValueError(f'when_drifted must be "retrain" or "warn", got {when_drifted!r}')
         if not 0 < retrain_above <= 1:
             raise ValueError(f"retrain_above must be within 0 and 1, got {retrain_above}")
         if n_probe < 1:
             raise ValueError(f"n_probe must be at least 1, got {n_probe}")
-        self.check(*embeddings.shape, n_lists)
+        self.check(*embeddings.shape, n_lists, when_drifted)
         self.embeddings = embeddings
         automatic = max(1, min(int(4 * len(embeddings) ** 0.5), len(embeddings) // ROWS_PER_CENTROID))
         self.n_lists = n_lists or automatic
@@ -81,12 +79,16 @@ class IVFIndex:
             self._trained_lists = arrays["trained_lists"]
 
     @classmethod
-    def check(cls, n_rows: int, width: int, n_lists: int | None = None, **_: object) -> None:
-        """Refuses more lists than there are rows, see `check_settings`.
+    def check(
+        cls, n_rows: int, width: int, n_lists: int | None = None, when_drifted: str = "retrain", **_: object
+    ) -> None:
+        """Refuses more lists than there are rows, and what no drift can be answered with.
 
         Raises:
-            ValueError: If there are.
+            ValueError: With the key; see `check_settings`.
         """
+        if when_drifted not in ("retrain", "warn"):
+            raise ValueError(f'index.when_drifted must be "retrain" or "warn", got {when_drifted!r}')
         if n_lists is not None and not 1 <= n_lists <= n_rows:
             raise ValueError(
                 f"index.n_lists must be from 1 to the {n_rows} documents that a process has, got {n_lists}; "

@@ -292,6 +292,9 @@ class Refresh:
     @cached_property
     def _budgets(self) -> dict[int, int | None]:
         if isinstance(self.budget, Mapping):
+            steps = [step for step in self.budget if not str(step).isdecimal()]
+            if steps:
+                raise ValueError(f"budget has {steps[0]!r} for a step; write it as {{0: 400, 100: 50}}")
             return {int(step): budget for step, budget in self.budget.items()}
         return {0: self.budget}
 
