@@ -33,6 +33,21 @@ from search_r3.stages.rl.settings import PolicySettings, RolloutSettings
 folder = rl_runs.folder  # fixture
 
 
+@pytest.mark.parametrize("weights", [{"t": 0.0, "other": 1.0}, {"t": 1.0, "other": 0.0}])
+def test_batches_come_from_the_sources_of_a_mixture_by_their_weights(folder, tmp_path, weights):
+    data = world()
+    rows = [replace(row, source="other") if place < 8 else row for place, row in enumerate(data.examples)]
+    embedder, seen = opened(folder), set()
+
+    class Sources(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            seen.update(example.source for example in batch)
+
+    data = data_of(embedder, tmp_path, data=replace(data, examples=rows, weights=weights), batch_size=2)
+    fit(module_of(embedder, tmp_path, every=0), data, 3, [Sources()])
+    assert seen == {max(weights, key=weights.get)}
+
+
 def test_data_that_counts_other_updates_per_batch_than_the_module_are_refused(folder, tmp_path):
     embedder = opened(folder)
     module = module_of(embedder, tmp_path, PolicySettings(n_updates=2), every=0)

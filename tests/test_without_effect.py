@@ -48,6 +48,10 @@ def told(source, *arguments: str) -> list[str]:
             "stage.callbacks.checkpoint.mode has no effect: stage.callbacks.checkpoint.monitor=null",
         ),
         (
+            ["stage=pretrain", "data=mixture", "data.sources.beir.path=here", "data.weights.beir=3"],
+            "data.weights.beir has no effect: stage.name=pretrain",
+        ),
+        (
             [*RL, "refresh=frozen", "refresh.budget=5"],
             "refresh.budget has no effect: refresh.rule._target_=search_r3.index.rules.frozen.Frozen",
         ),
@@ -72,7 +76,8 @@ def test_a_key_that_is_read_is_not_told(source, arguments):
 
 
 def test_every_key_of_the_table_is_one_of_a_configuration(source):
-    stages = (SFT, RL, [*SFT, "data=triples"], ["stage=pretrain"])
+    mixture = ["stage=pretrain", "data=mixture", "data.sources.beir.path=here"]
+    stages = (SFT, RL, [*SFT, "data=triples"], mixture)
     known = [compose("train", each, source) for each in stages]
     for keys, others in IDLE:
         for key in {*keys, *others} - {"kl"}:

@@ -42,6 +42,7 @@ IDLE: Sequence[tuple[Sequence[str], Mapping[str, object]]] = (
         {"refresh.rule._target_": "search_r3.index.rules.frozen.Frozen"},
     ),
     (["data.dataset_config", "data.dataset_split"], {"data.dataset": None}),
+    (["data.weights"], {"stage.name": "pretrain"}),  # whose blocks are of the text of all sources
     (["data.allow_empty_documents"], {"data.corpus": None}),
     (["data.allow_unmatched_judgements"], {"data.test": None}),
 )

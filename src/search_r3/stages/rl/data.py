@@ -69,7 +69,7 @@ class RLDataModule(ExamplesDataModule):
     ) -> None:
         super().__init__(data, validation_queries, validation_documents)
         self.embedder, self.batch_size, self.seed = embedder, batch_size, seed
-        self.corpus = data.corpus
+        self.corpus, self.weights = data.corpus, data.weights
         self.examples = _by_query(self.examples)
         if max_documents is not None and max_documents < len(data.corpus):
             self.corpus, self.examples = _part(data, self.examples, max_documents, seed)
@@ -108,6 +108,7 @@ class RLDataModule(ExamplesDataModule):
             sources=[example.source for example in self.examples],
             batch_size=self.batch_size,
             seed=self.seed,
+            weights=self.weights or None,
             keys=[[example.query for example in self.examples]],
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
