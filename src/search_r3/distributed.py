@@ -14,6 +14,7 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 T = TypeVar("T")
@@ -156,13 +157,16 @@ class Ranks:
         start = sum(map(len, parts[: self.rank]))
         return array if self.size == 1 else np.concatenate(parts), slice(start, start + len(array))
 
-    def sum(self, array: np.ndarray) -> np.ndarray:
-        """The sum over ranks of arrays of one shape; the same bits on every rank."""
-        return array if self.size == 1 else np.sum([part[0] for part in self.gather(array[None])], axis=0)
+    def sum(self, values: ArrayLike) -> ArrayLike:
+        """The sum over ranks of numbers, or of arrays of one shape; the same bits on every rank."""
+        return values if self.size == 1 else np.sum(self._stacked(values), axis=0)
 
-    def max(self, array: np.ndarray) -> np.ndarray:
-        """The largest of each place over ranks, of arrays of one shape."""
-        return array if self.size == 1 else np.max([part[0] for part in self.gather(array[None])], axis=0)
+    def max(self, values: ArrayLike) -> ArrayLike:
+        """The largest over ranks of numbers, or of each place of arrays of one shape."""
+        return values if self.size == 1 else np.max(self._stacked(values), axis=0)
+
+    def _stacked(self, values: ArrayLike) -> np.ndarray:
+        return self.joined(np.asarray(values)[None])
 
     def gather_objects(self, value: T) -> list[T]:
         """Every rank's value, which can be pickled and is small."""

@@ -24,7 +24,7 @@ def within_budget(proposal: Proposal, shard: Shard, step: int, budget: int | Non
     rows, priority = rows[is_held], priority[is_held]
     is_stale = shard.store.encoded_at[rows - shard.first_row] != step
     rows, priority = rows[is_stale], priority[is_stale]
-    n_wanted = int(shard.ranks.sum(np.array([len(rows)]))[0])
+    n_wanted = int(shard.ranks.sum(len(rows)))
     kept = _first(priority, budget)
     rows, priority = shard.ranks.joined(rows[kept]), shard.ranks.joined(priority[kept])
     rows = rows[_first(priority, budget)]

@@ -21,7 +21,7 @@ class Refreshed:
         rows: `[n]` int64, encoded at this step.
         drift: `[n]` fp32, 1 - cosine of old and new vector; NaN where a row was encoded for the first time.
         n_moved: rows that got another vector without being encoded.
-        seconds: from the first call of `embed` to the last row in the index.
+        seconds: of the whole refresh, up to the last row in the index.
         n_cut: rows that the rule asked for and the budget left out.
     """
 

@@ -195,7 +195,7 @@ class LiveIndex:
         if self._index is None:
             raise StoreError(f"{self._store.folder}: no row was encoded yet; build the index first")
         vectors = checked_queries(queries, self._store.width, k)
-        wanted = k if excluded is None else k + int(self.ranks.max(np.array([excluded.shape[1]]))[0])
+        wanted = k if excluded is None else k + int(self.ranks.max(excluded.shape[1]))
         found = search_shards(self._index, self._shard, vectors, min(wanted, self.n_documents))
         return without_excluded(*found, excluded, k)
 
@@ -429,7 +429,7 @@ class LiveIndex:
         self.ranks.agree(error)
         if moved:
             self._index.update(np.concatenate(moved))
-        return int(self.ranks.sum(np.array([sum(map(len, moved))]))[0])
+        return int(self.ranks.sum(sum(map(len, moved))))
 
     def _keep_overwritten(self, step: int | None) -> None:
         """Starts keeping what this step overwrites, collective; or with None stops and forgets it."""

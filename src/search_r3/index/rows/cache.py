@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from search_r3.errors import UsageError
-from search_r3.files import take_lock, write_json
+from search_r3.files import json_sha256, take_lock, write_json
 from search_r3.index.rows.checks import first_not_finite
 from search_r3.index.rows.files import give_back, reserve, write_all
 from search_r3.progress import Progress
@@ -57,8 +57,7 @@ class StoreError(RuntimeError):
 
 def store_folder(root: str | Path, key: Mapping[str, str]) -> Path:
     """Where embeddings under `key` are kept."""
-    text = json.dumps(dict(key), sort_keys=True)
-    return Path(root) / hashlib.sha256(text.encode()).hexdigest()[:24]
+    return Path(root) / json_sha256(dict(key))[:24]
 
 
 def stored_embeddings(

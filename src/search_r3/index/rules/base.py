@@ -20,7 +20,7 @@ import numpy as np
 from search_r3.distributed import Ranks
 
 CHUNK = 1 << 14
-"""Rows that are moved at once."""
+"""Rows that a rule looks at, or moves, at once."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class StepQueries:
 
 
 def _widened(rows: np.ndarray, ranks: Ranks) -> np.ndarray:
-    width = int(ranks.max(np.array([rows.shape[1]]))[0])
+    width = int(ranks.max(rows.shape[1]))
     result = np.full((len(rows), width), -1, np.int64)
     result[:, : rows.shape[1]] = rows
     return result

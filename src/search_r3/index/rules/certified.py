@@ -135,7 +135,7 @@ class Certified(Rule):
             quantile = max(self._quantile(self._numbers), self._quantile(self._numbers[-latest:]))
         self._band = quantile * math.exp(self._log_stretch) * self._unit
         self._band_step = view.step
-        self._drift.forget_before(-int(view.ranks.max(-view.encoded_at.min(keepdims=True))[0]))
+        self._drift.forget_before(-int(view.ranks.max(-view.encoded_at.min())))
         if len(view.queries.vectors) == 0:
             return NOTHING
         band = self._band + TIE  # the scores come from another product than those of the environment

@@ -45,8 +45,8 @@ class CommonDrift:
         if n == 0:
             return
         here = np.array(total) / n
-        squares = moved.ranks.sum(np.array([((displaced - here) ** 2).sum()]))
-        self.spread = float(np.sqrt(squares[0] / n))
+        squares = moved.ranks.sum(((displaced - here) ** 2).sum())
+        self.spread = float(np.sqrt(squares / n))
         is_earlier = self.steps < moved.step
         self.steps = np.append(self.steps[is_earlier], moved.step)
         self.path = np.concatenate([self.path[is_earlier], here[None]])

@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from search_r3.index.rows.saved import load_saved, save_whole
-from search_r3.index.rules.base import Proposal, Rule, StepQueries, View
+from search_r3.index.rules.base import CHUNK, Proposal, Rule, StepQueries, View
 from search_r3.progress import Progress
 
-CHUNK = 1 << 14
 ROWS = 1 << 40
 """More than a corpus has: what a query reaches is a pair of its kind and a row, kept as one number."""
 
@@ -59,7 +58,7 @@ class Graph(Rule):
         width = min(self.n_neighbours, view.n_documents - 1)
         self.neighbours = np.empty((len(view.rows), width), np.int64)
         self.scores = np.empty((len(view.rows), width), np.float32)
-        largest = int(view.ranks.max(np.array([len(view.rows)]))[0])
+        largest = int(view.ranks.max(len(view.rows)))
         with Progress(largest, "link documents", "documents", view.ranks.rank == 0) as progress:
             for start in range(0, largest, CHUNK):  # as many searches on every rank
                 places = np.arange(min(start, len(view.rows)), min(start + CHUNK, len(view.rows)))
@@ -96,16 +95,15 @@ class Graph(Rule):
     def save(self, folder: Path) -> None:
         touched = _different(self._touched)
         arrays = {"neighbours": self.neighbours, "scores": self.scores, "touched": touched}
-        save_whole(folder, arrays, self._facts())
+        save_whole(folder, arrays, self._facts(len(self.neighbours)))
 
     def load(self, folder: Path, view: View) -> None:
-        facts = {"rule": "graph", "n_rows": len(view.rows), "n_neighbours": self.n_neighbours}
-        arrays = load_saved(folder, facts)
+        arrays = load_saved(folder, self._facts(len(view.rows)))
         self.neighbours, self.scores = arrays["neighbours"], arrays["scores"]
         self._touched = [arrays["touched"]] if "touched" in arrays else []  # older checkpoints have none
 
-    def _facts(self) -> dict[str, int | str]:
-        return {"rule": "graph", "n_rows": len(self.neighbours), "n_neighbours": self.n_neighbours}
+    def _facts(self, n_rows: int) -> dict[str, int | str]:
+        return {"rule": "graph", "n_rows": n_rows, "n_neighbours": self.n_neighbours}
 
     def _linked(self, view: View, pairs: np.ndarray) -> np.ndarray:
         """The pairs `[m]` that an edge leads to from those of `pairs` `[n]` whose row this rank holds."""
