@@ -125,6 +125,12 @@ def same_rights(folder: Path, like: Path) -> None:
         shutil.copymode(like, file)
 
 
+def give_name(part: Path, folder: Path) -> None:
+    """Gives a written part the name of its folder, where nothing but an empty one may be."""
+    part.rename(folder)
+    (folder / MARK).unlink()
+
+
 def put_in_place(part: Path, folder: Path) -> None:
     """Moves a written folder to its place, once all of it is on the disk; the earlier one there is removed.
 
@@ -138,8 +144,7 @@ def put_in_place(part: Path, folder: Path) -> None:
     sync(part)
     if folder.exists():
         shutil.rmtree(folder)
-    part.rename(folder)
-    (folder / MARK).unlink()
+    give_name(part, folder)
     sync(folder.parent)
 
 

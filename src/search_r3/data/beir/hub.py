@@ -17,7 +17,7 @@ from search_r3.data.beir.hub_sources import BRIGHT, SOURCES
 from search_r3.data.beir.qrels import EXCLUDED
 from search_r3.data.jsonl import DAMAGED_GZIP, DataError, checked_text, numbered_lines, parse_object
 from search_r3.errors import UsageError, first_line
-from search_r3.folders import MARK, empty_part
+from search_r3.folders import empty_part, give_name
 from search_r3.records import clipped, shown
 
 _ROWS = ("{}.jsonl", "{}.jsonl.gz", "{}/*.jsonl", "{}/*.parquet")
@@ -110,8 +110,7 @@ def written(target: Path, files: Mapping[str, Iterable[str]]) -> Path:
         (part / name).parent.mkdir(parents=True, exist_ok=True)
         with (part / name).open("w", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)
-    part.rename(target)
-    (target / MARK).unlink()
+    give_name(part, target)
     return target
 
 

@@ -3,13 +3,12 @@
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import search_r3.data.reasoning
 from search_r3.data.reasoning import cold_start_reasoning
-from search_r3.files import json_sha256
+from search_r3.files import json_sha256, write_text
 from search_r3.progress import progress_over
 
 
@@ -24,9 +23,7 @@ def reasonings_of(folder: Path, rows: Sequence[dict[str, str]], recipe: dict[str
     bar = progress_over(rows, len(rows), "pydocs: reasoning", "rows")
     n = len(rows)
     reasonings = [cold_start_reasoning(row["query"], row["document"], counts, n, **recipe) for row in bar]
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps({"sha256": json_sha256(reasonings), "reasonings": reasonings}))
-    partial.replace(path)
+    write_text(path, json.dumps({"sha256": json_sha256(reasonings), "reasonings": reasonings}))
     return reasonings
 
 
