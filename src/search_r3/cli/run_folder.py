@@ -22,7 +22,7 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -129,17 +129,22 @@ def provenance(command: str | None = None, seed: int | None = None) -> dict:
         command: as the user typed it; this process's command line where None.
         seed: of the run; None where it has none.
     """
-    versions = {}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     return {
         "command": command or command_line(),
         "commit": commit(),
         "seed": seed,
         "python": platform.python_version(),
-        "packages": versions,
+        "packages": versions_of(PACKAGES),
     }
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """The version of each of some packages that is installed."""
+    versions = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def command_line() -> str:

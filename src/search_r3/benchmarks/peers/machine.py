@@ -1,6 +1,5 @@
 """What a benchmark ran on: a description, and what it reaches in a large product and a large copy."""
 
-import importlib.metadata
 import os
 import platform
 from contextlib import suppress
@@ -10,6 +9,7 @@ import torch
 
 from search_r3.benchmarks.timing import seconds_of
 from search_r3.benchmarks.waiting import processor
+from search_r3.cli.run_folder import versions_of
 from search_r3.cores import usable_cores
 
 PEERS = ("sentence-transformers", "trl", "mteb", "transformers", "faiss-cpu", "numpy", "torch", "accelerate")
@@ -20,17 +20,13 @@ _TIMES = 5
 
 def described() -> dict[str, object]:
     """Processor, memory, system, and versions of what is compared."""
-    versions = {}
-    for name in PEERS:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     return {
         "cpu": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": usable_cores(),
         "memory_gib": _memory_gib(),
         "system": platform.platform(),
-        "versions": versions,
+        "versions": versions_of(PEERS),
     }
 
 
