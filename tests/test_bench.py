@@ -13,7 +13,16 @@ import torch
 from search_r3.bench import _possible, check
 from search_r3.benchmarks.peers import alone, cases, child, machine, rank, refresh, table
 from search_r3.benchmarks.peers.cases import Case, CaseError, Keeper, aim_of, kept_cases, measured, planned
-from search_r3.benchmarks.peers.comparison import Comparison, Cost, Equal, alternated, fastest, ratios_of
+from search_r3.benchmarks.peers.comparison import (
+    Comparison,
+    Cost,
+    Equal,
+    alternated,
+    fastest,
+    gradient_difference,
+    gradient_of,
+    ratios_of,
+)
 from search_r3.benchmarks.peers.comparison import measured as row_of
 from search_r3.benchmarks.peers.names import ROWS
 from search_r3.cli.compose import compose
@@ -114,6 +123,24 @@ def test_what_is_not_equal_is_not_timed(equal, words):
 
     with pytest.raises(ValueError, match=words):
         row_of(comparison(run, {"s": run}, equal), 2, 100, LIMITS)
+
+
+def test_gradients_differ_by_a_share_of_the_length_of_theirs():
+    ours = {"a": torch.tensor([3.0, 0.0]), "b": torch.ones(1)}
+    theirs = {"a": torch.zeros(2), "b": torch.ones(1)}
+    assert gradient_difference(ours, theirs) == 3.0
+    assert gradient_difference(theirs, ours) == pytest.approx(3 / 10**0.5)
+
+
+def test_a_gradient_that_only_one_side_has_is_refused():
+    model = torch.nn.Linear(2, 1)
+    model(torch.ones(2)).backward()
+    own = gradient_of(model)
+    assert set(own) == {"weight", "bias"}
+    with pytest.raises(ValueError, match=r"only one side has a gradient of \['bias'\]"):
+        gradient_difference(own, {"weight": own["weight"]})
+    with pytest.raises(ValueError, match="only one side"):
+        gradient_difference({}, {})
 
 
 def test_every_row_has_its_cases_the_most_valuable_first():

@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import torch
+from torch import Tensor, nn
+
 from search_r3.benchmarks.timing import seconds_of, spread
 
 FEWEST_ROUNDS = 2
@@ -30,6 +33,23 @@ class Equal:
     @property
     def holds(self) -> bool:
         return self.difference <= self.limit  # False for NaN
+
+
+def gradient_of(model: nn.Module) -> dict[str, Tensor]:
+    """What a backward has left, by the name of the weight."""
+    return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+
+
+def gradient_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
+    """The length of the difference of two gradients by that of theirs.
+
+    Raises:
+        ValueError: If only one side has a gradient of a weight, or neither has any.
+    """
+    if set(ours) != set(theirs) or not ours:
+        raise ValueError(f"only one side has a gradient of {sorted(set(ours) ^ set(theirs))[:3]}")
+    difference = torch.stack([(ours[name] - theirs[name]).norm() for name in ours]).norm()
+    return float(difference / torch.stack([each.norm() for each in theirs.values()]).norm())
 
 
 @dataclass(frozen=True)

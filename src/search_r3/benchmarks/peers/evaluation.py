@@ -111,16 +111,13 @@ def by_mteb(model: PeerModel, folder: Path) -> float:
 
 def evaluation(subject: Subject, folder: Path, work: Path) -> Comparison:
     """The direct mode on one collection."""
-    models = sentence_transformers(subject)
+    models, size = sentence_transformers(subject), BATCH_SIZES[1]
 
-    def with_setting(attention: str, size: int) -> Callable[[], float]:
+    def with_attention(attention: str) -> Callable[[], float]:
         model = PeerModel(subject, models[attention], size)
         return lambda: by_mteb(model, folder)
 
-    ways = {
-        f"{attention}, batches of {BATCH_SIZES[1]}": with_setting(attention, BATCH_SIZES[1])
-        for attention in models
-    }
+    ways = {f"{attention}, batches of {size}": with_attention(attention) for attention in models}
     benchmark = load_benchmark(folder)
     ours, theirs = by_ours(subject, folder, work), next(iter(ways.values()))()
     encoder, n = subject.embedder.encoder, len(benchmark.corpus)

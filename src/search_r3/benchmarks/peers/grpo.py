@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from search_r3.benchmarks.peers.comparison import Comparison, Cost, Equal
+from search_r3.benchmarks.peers.comparison import Comparison, Cost, Equal, gradient_difference, gradient_of
 from search_r3.benchmarks.peers.rollouts import causal_models, decoding_cost, sampled
 from search_r3.benchmarks.peers.subjects import Subject, Texts
 from search_r3.index.exact_rank import Positives
@@ -220,12 +220,7 @@ def compared(ours: Ours, theirs: "GRPOTrainer") -> list[Equal]:
     their_loss.backward()
     theirs.args.steps_per_generation = kept
     theirs._metrics["train"].clear()
-    own = {name: each.grad for name, each in embedder.causal_lm.named_parameters() if each.grad is not None}
-    other = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
-    if set(own) != set(other) or not own:
-        raise ValueError(f"only one side has a gradient of {sorted(set(own) ^ set(other))[:3]}")
-    difference = torch.stack([(own[name] - other[name]).norm() for name in own]).norm()
-    length = torch.stack([each.norm() for each in other.values()]).norm()
+    difference = gradient_difference(gradient_of(embedder.causal_lm), gradient_of(model))
     embedder.zero_grad(set_to_none=True)
     model.zero_grad(set_to_none=True)
     limit = 0.1 if ours.subject.precision == "bf16" else 1e-3
@@ -233,7 +228,7 @@ def compared(ours: Ours, theirs: "GRPOTrainer") -> list[Equal]:
         Equal("ids of prompts, how many differ", float(n_other), 0.0),
         Equal("advantages", _advantages(theirs, rollouts, learnt), 1e-5),
         Equal("loss", float((loss - their_loss).detach().abs()), limit / 10),
-        Equal("gradient", float(difference / length), limit),
+        Equal("gradient", difference, limit),
     ]
 
 

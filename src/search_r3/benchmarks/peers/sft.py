@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from search_r3.benchmarks.peers.comparison import Comparison, Equal
+from search_r3.benchmarks.peers.comparison import Comparison, Equal, gradient_difference, gradient_of
 from search_r3.benchmarks.peers.encode import forward_cost
 from search_r3.benchmarks.peers.subjects import Subject, Texts, sentence_transformers
 from search_r3.data.types import Example
@@ -152,20 +152,12 @@ def compared(ours: Ours, theirs: Theirs, subject: Subject) -> list[Equal]:
     """Loss, relative, and gradient, by the length of its difference to that of its own."""
     losses = [side.backward() for side in (ours, theirs)]
     embedder = subject.embedder
-    own = {name: each.grad for name, each in embedder.decoder.named_parameters() if each.grad is not None}
-    other = {
-        name.partition(".model.")[2]: each.grad
-        for name, each in theirs.model.named_parameters()
-        if each.grad is not None
-    }
-    if set(own) != set(other) or not own:
-        raise ValueError(f"only one side has a gradient of {sorted(set(own) ^ set(other))[:3]}")
-    difference = torch.stack([(own[name] - other[name]).norm() for name in own]).norm()
-    length = torch.stack([each.norm() for each in other.values()]).norm()
+    other = {name.partition(".model.")[2]: each for name, each in gradient_of(theirs.model).items()}
+    difference = gradient_difference(gradient_of(embedder.decoder), other)
     for each in (embedder, theirs.model):
         each.zero_grad(set_to_none=True)
     limit = 0.1 if subject.precision == "bf16" else 1e-3
     return [
         Equal("loss", float((losses[0] - losses[1]).abs() / losses[1].abs()), limit / 10),
-        Equal("gradient", float(difference / length), limit),
+        Equal("gradient", difference, limit),
     ]
