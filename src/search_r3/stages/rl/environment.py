@@ -175,6 +175,14 @@ class Environment:
         self.agreement_every_n_steps = agreement_every_n_steps
         self.blocks = blocks or Blocks()
 
+    def _is_compared(self, step: int) -> bool:
+        every = self.agreement_every_n_steps
+        return every > 0 and step % every == 0
+
+    def needs_retrieved(self, step: int) -> bool:
+        """Whether the rollouts of a step are scored by what the index retrieved."""
+        return self.rank == "topk" or self._is_compared(step)
+
     def score(
         self,
         query_ids: Sequence[str],
@@ -201,8 +209,8 @@ class Environment:
             raise ValueError(
                 f"the rows are of {shard.size} documents, the judgements of {self.judgements.n_documents}"
             )
-        is_compared = self.agreement_every_n_steps > 0 and step % self.agreement_every_n_steps == 0
-        if retrieved is None and (is_compared or self.rank == "topk"):
+        is_compared = self._is_compared(step)
+        if retrieved is None and self.needs_retrieved(step):
             raise ValueError("rank=topk and the agreement with it need what the index retrieved")
         positives = self.judgements.of(query_ids, queries.device)
         rankings = {}

@@ -161,10 +161,8 @@ class RLModule(ValidatedModule):
             )
 
     def _needs_search(self, step: int) -> bool:
-        every = self.rank_agreement_every_n_steps
-        is_compared = every > 0 and step % every == 0
-        is_shown = self.completions.is_due(step)
-        return self.rank == "topk" or self.policy.contrastive_weight > 0 or is_compared or is_shown
+        is_scored_by = self.scoring.environment.needs_retrieved(step)
+        return is_scored_by or self.policy.contrastive_weight > 0 or self.completions.is_due(step)
 
     # ---- learn
 

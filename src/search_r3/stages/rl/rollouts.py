@@ -113,14 +113,10 @@ def group_batches(rollouts: Rollouts, token_budget: int, kept: Tensor | None = N
     if token_budget < 1:
         raise ValueError(f"token_budget must be at least 1, got {token_budget}")
     groups = range(len(rollouts.prompts)) if kept is None else kept.nonzero()[:, 0].tolist()
-    size, longest = rollouts.group_size, rollouts.n_tokens.cpu().tolist()
-    lengths = [size * (len(rollouts.prompts[group]) + max(longest[group]) + 1) for group in groups]
-    return [
-        [groups[place] * size + rollout for place in batch for rollout in range(size)]
-        for batch in length_batches(
-            lengths, token_budget, forward_cost(token_budget, rollouts.embeddings.device)
-        )
-    ]
+    size, n_tokens = rollouts.group_size, rollouts.n_tokens.cpu().tolist()
+    lengths = [size * (len(rollouts.prompts[group]) + max(n_tokens[group]) + 1) for group in groups]
+    batches = length_batches(lengths, token_budget, forward_cost(token_budget, rollouts.embeddings.device))
+    return [[groups[place] * size + g for place in batch for g in range(size)] for batch in batches]
 
 
 def of_rows(values: Tensor, rows: Sequence[int]) -> Tensor:
