@@ -394,9 +394,7 @@ class ReasoningEmbedder(nn.Module):
                     token_ids[row], has_embed_token[row] = ids, has
                 bar.update(len(rows))
         if self.read_state == "before":
-            embeddings = self.embed_ids(
-                [[*prompt, *ids, self.embed_token_id] for prompt, ids in zip(prompts, token_ids, strict=True)]
-            )
+            embeddings = self.embed_ids(self.reasoned_ids(texts, token_ids))
         written = [text.strip() for text in self.tokenizer.batch_decode(token_ids)] if token_ids else []
         return Reasoned(written, token_ids, embeddings, [len(ids) for ids in token_ids], has_embed_token)
 

@@ -135,9 +135,7 @@ def reads(best_wrong: bool, cut_off: str | None = None) -> Callable[[RankReward]
 
 def _reads_of(function: RankReward) -> Reads:
     """What a function declares, and everything where it does not; arguments bound by `partial` are known."""
-    bare = function
-    while isinstance(bare, functools.partial):
-        bare = bare.func
+    bare = _bare(function)
     argument = getattr(bare, "cut_off_argument", None)
     cut_off = None if argument is None else inspect.signature(function).parameters[argument].default
     return Reads(getattr(bare, "reads_best_wrong", True), cut_off)
@@ -397,10 +395,15 @@ def _per_rollout(function: RankReward, value: object, shape: torch.Size) -> Tens
     return value.float()
 
 
-def _name(function: RankReward) -> str:
+def _bare(function: RankReward) -> RankReward:
     while isinstance(function, functools.partial):
         function = function.func
-    return getattr(function, "__name__", type(function).__name__)
+    return function
+
+
+def _name(function: RankReward) -> str:
+    bare = _bare(function)
+    return getattr(bare, "__name__", type(bare).__name__)
 
 
 def _discount(rank: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import asyncio
 import ipaddress
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -156,8 +156,7 @@ def _netloc(origin: str) -> str | None:
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
     """Gives the body that was read, and then waits for the client to leave."""
-    left: Sequence[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-    messages = list(left)
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:
         return messages.pop() if messages else await receive()
@@ -168,7 +167,10 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 async def refuse(send: Send, status: int, why: str) -> None:
     """Sends `{"error": why}`."""
     content = json.dumps({"error": why}, ensure_ascii=False).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-    headers += [(b"connection", b"close")]  # of a body that was not read
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(content)).encode()),
+        (b"connection", b"close"),  # of a body that was not read
+    ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})
