@@ -139,6 +139,17 @@ def test_a_copy_of_the_positive_under_another_id_is_masked_and_counted():
     assert (report.masked_by_text, report.n_short, report.masked_by_id) == (1, 1, 0)
 
 
+def test_a_copy_of_any_positive_of_a_row_is_masked():
+    corpus = Corpus(["p", "r", "copy", "n"], ["same", "more", "more", "other"])
+    example = Example("1", "q", "same", "p", ("more",), ("r",), relevant_ids=frozenset({"p", "r"}))
+
+    def search(texts: list[str], k: int):
+        return [[4.0, 3.0, 2.0, 1.0][:k]] * len(texts), [[2, 1, 0, 3][:k]] * len(texts)
+
+    (mined,), report = mine_hard_negatives([example], search, corpus, RankRule(), 2, progress=False)
+    assert (mined.hard_negative_ids, report.masked_by_text) == (("n",), 1)
+
+
 def test_rows_below_zero_say_that_there_is_nothing_more():
     corpus = Corpus(["p", "n"], ["x", "y"])
     example = Example("1", "q", "x", "p", relevant_ids=frozenset({"p"}))

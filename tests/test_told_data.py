@@ -87,6 +87,15 @@ def test_rows_that_serve_all_settings_are_not_told_of(caplog):
     assert told(caplog, mined, hard_negatives=1, miner=miner) == []
 
 
+def test_mined_negatives_that_find_no_place_behind_a_rows_own_are_told(caplog):
+    given = data_of(**FULL, hard_negatives=("x",), hard_negative_ids=("x",))
+    miner = lambda rows, corpus: mine_by_bm25(rows, corpus, RankRule(1, 5), 1, k=5)  # noqa: E731
+    (line,) = told(caplog, given, hard_negatives=1, miner=miner)
+    assert line.startswith("mined negatives are left out in 5 of 5 rows, which came with ")
+    caplog.clear()
+    assert told(caplog, given, hard_negatives=2, miner=miner) == []
+
+
 def test_a_text_shorter_than_a_block_is_refused_with_both_lengths(embedder):
     data = replace(data_of(), texts=TEXTS[:1])
     module = PretrainDataModule(data, embedder, 2, sequence_length=1000, text_length=None, seed=0)

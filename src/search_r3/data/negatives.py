@@ -100,7 +100,7 @@ class MiningReport:
         n_mined: negatives added.
         excluded: retrieved documents that the query is not ranked against (`Example.excluded_ids`).
         masked_by_id: retrieved documents that are known to be relevant, without the row's own positive.
-        masked_by_text: retrieved documents whose text equals the positive's.
+        masked_by_text: retrieved documents whose text equals that of a positive.
         masked_by_rule: retrieved documents that the rule excluded and that rank above the last one taken.
         positive_not_retrieved: examples whose positive is not among the retrieved documents.
     """
@@ -251,9 +251,8 @@ def _with_negatives(
     while True:
         selection = select_hard_negatives(scores, ids, positive_score, taken, rule, n_negatives)
         texts = [corpus.texts[rows[position]] for position in selection.positions]
-        copies = {
-            ids[p] for p, text in zip(selection.positions, texts, strict=True) if text == example.positive
-        }
+        positives = {example.positive, *example.more_positives}
+        copies = {ids[p] for p, text in zip(selection.positions, texts, strict=True) if text in positives}
         if not copies:
             break
         counts["masked_by_text"] += len(copies)

@@ -62,20 +62,31 @@ class SFTDataModule(ExamplesDataModule):
         self.is_mined = False
 
     def setup(self, stage: str) -> None:
+        n_own = [len(example.hard_negatives) for example in self.examples]
         if self.miner is not None and not self.is_mined:
             self.examples, self.is_mined = self.miner(self.examples, self.data.corpus), True
         if self.trainer is None or self.trainer.is_global_zero:
-            for line in self._unused_settings():
+            for line in self._unused_settings(n_own):
                 log.info("%s", line)
 
-    def _unused_settings(self) -> Iterator[str]:
-        """What is asked for and the rows do not have, or the other way round: a line each."""
+    def _unused_settings(self, n_own: Sequence[int]) -> Iterator[str]:
+        """What is asked for and the rows do not have, or the other way round: a line each.
+
+        Args:
+            n_own: hard negatives of each row before any was mined; those that were stand behind them.
+        """
         n_rows = len(self.examples)
         n_mined = sum(bool(example.hard_negatives) for example in self.examples)
         if self.hard_negatives > 0 and n_mined == 0:
             yield (
                 f"no hard negatives: stage.datamodule.hard_negatives={self.hard_negatives}, and no row has "
                 "any. Set stage.datamodule.miner, as conf/experiment/sft_hard_negatives.yaml does"
+            )
+        n_full = sum(number >= self.hard_negatives for number in n_own)
+        if self.miner is not None and self.hard_negatives > 0 and n_full > 0:
+            yield (
+                f"mined negatives are left out in {n_full} of {n_rows} rows, which came with "
+                f"stage.datamodule.hard_negatives={self.hard_negatives} of their own; raise it to use them"
             )
         if self.hard_negatives == 0 and n_mined > 0:
             yield (
