@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import rl_runs
 import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import CSVLogger
 from rl_runs import data_of, fit, module_of, opened, world
 
@@ -46,6 +47,16 @@ def test_batches_come_from_the_sources_of_a_mixture_by_their_weights(folder, tmp
     data = data_of(embedder, tmp_path, data=replace(data, examples=rows, weights=weights), batch_size=2)
     fit(module_of(embedder, tmp_path, every=0), data, 3, [Sources()])
     assert seen == {max(weights, key=weights.get)}
+
+
+def test_the_weights_of_rl_can_be_averaged(folder, tmp_path):
+    embedder, start = opened(folder), opened(folder).causal_lm.state_dict()
+    averaging = EMAWeightAveraging(decay=0.5)
+    fit(module_of(embedder, tmp_path, every=1), data_of(embedder, tmp_path), 2, [averaging])
+    moved = [name for name, value in embedder.causal_lm.state_dict().items() if not value.equal(start[name])]
+    assert moved
+    steps = [json.loads(line)["step"] for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
+    assert sorted(set(steps)) == [0, 1]
 
 
 def test_data_that_counts_other_updates_per_batch_than_the_module_are_refused(folder, tmp_path):

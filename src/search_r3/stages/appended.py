@@ -76,6 +76,10 @@ class AppendedText:
         self.file = Path(file)
         self._size, self._sha256 = 0, hashlib.sha256()
 
+    def __deepcopy__(self, memo: dict) -> "AppendedText":
+        """Itself: a copy of a module, as Lightning's WeightAveraging makes one, has no file of its own."""
+        return self
+
     def append(self, text: str) -> None:
         """Writes whole lines behind those that are there."""
         content = text.encode()
