@@ -61,7 +61,7 @@ def test_every_relevant_document_of_a_query_is_known_and_grade_zero_is_none(tmp_
     assert all(row.relevant_ids == {"d1", "d3"} for row in rows)
     assert all(row.grades == (("d3", 2.0),) for row in rows)
     strict = load_beir_training(tmp_path, validation_share=0.0, min_grade=2)
-    assert [row.positive_id for row in strict.examples] == ["d3"]
+    assert [(row.positive_id, row.excluded_ids) for row in strict.examples] == [("d3", {"d1"})]
     assert data.validation is None
 
 

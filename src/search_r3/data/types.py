@@ -75,7 +75,8 @@ class Example:
         relevant_ids: every document known to be relevant, the positive included. A document in this set is
             never used as a negative of this query.
         excluded_ids: documents that evaluation takes out of this query's ranking, such as the query itself
-            where queries are documents. Neither positives nor negatives; none of them is in `relevant_ids`.
+            where queries are documents, and those that are relevant and no positive, as `min_grade` says.
+            Neither positives nor negatives; none of them is in `relevant_ids`.
         grades: (document, grade) of relevant documents whose grade is not 1.
         reasoning: what the model should write before the embed token, without that token; None where a row
             has no reasoning.

@@ -53,8 +53,8 @@ def load_beir_training(
         test_split: the judgements held out for testing, left out where the folder has no such file; None for
             none.
         validation_share: that share of the training queries, chosen by a hash of the query id.
-        min_grade: lowest grade of a relevant document; queries whose grades are all positive and below it are
-            left out with a warning.
+        min_grade: lowest grade of a positive; documents of a grade above 0 and below it are neither positives
+            nor negatives, and queries that have no others are left out with a warning.
         with_reasoning: whether rows carry `cold_start_reasoning`; where `reasonings` are given, those of the
             queries that have none there.
         remove_self_match: as in `load_benchmark`. The documents that evaluation takes out of a query's
@@ -287,7 +287,8 @@ def _examples(
     corpus, examples = collection.corpus, []
     for query_id, grades in qrels.items():
         relevant = frozenset(document for document, grade in grades.items() if grade >= min_grade)
-        removed = collection.removed(query_id) - relevant
+        partly = {document for document, grade in grades.items() if 0 < grade < min_grade}
+        removed = (collection.removed(query_id) | partly) - relevant
         graded = tuple((i, float(grades[i])) for i in sorted(relevant) if grades[i] != 1)
         for document_id in (document for document in grades if document in relevant):
             query, positive = collection.queries[query_id], corpus.texts[corpus.row_of[document_id]]
