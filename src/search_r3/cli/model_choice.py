@@ -72,7 +72,7 @@ def check_model_folder(key: str, path: str) -> None:
         UsageError: With the key that named it.
     """
     if not (Path(path) / "search_r3.json").is_file():
-        plain = left_by_a_run(path)
+        plain = left_by_a_run(path) or ("" if Path(path).is_dir() else "; there is no such folder")
         if key == "model.path" and (Path(path) / _MODULES).is_file():
             plain = f"; it has a {_MODULES}, and model=sentence_transformer reads it"
         elif key == "model.path" and (Path(path) / "config.json").is_file():
@@ -81,11 +81,9 @@ def check_model_folder(key: str, path: str) -> None:
 
 
 def left_by_a_run(path: str) -> str:
-    """What to give in place of a run's folder, or of one that is not there, as the end of a message."""
+    """What to give in place of a run's folder, as the end of a message; empty where it is none."""
     model = Path(path) / "model"
-    if (model / "search_r3.json").is_file():
-        return f"; give {model}, which lies in it"
-    return "" if Path(path).is_dir() else "; there is no such folder"
+    return f"; give {model}, which lies in it" if (model / "search_r3.json").is_file() else ""
 
 
 def check_reader(model: Mapping[str, object], reasoning: Sequence[str]) -> None:
