@@ -232,27 +232,41 @@ def _pairs(file: str, names: Mapping[str, str]) -> str:
 SECOND_RUN = {
     "SFT": ("science_blended/metrics.json", "last/model"),
     "RL": ("science_rl/seed2.json", "rl/model"),
+    "best of 8": ("science_best_of_n/metrics.json", "best/model"),
 }
-"""Files and models of another seed, before RL and after it."""
-RL_ROWS = {
-    "sft direct": "SFT, nothing (direct)",
-    "rl direct": "RL, nothing (direct)",
-    "sft reasoning": "SFT, its own text",
-    "rl reasoning": "RL, its own text",
-    "rl base-reasoning": "RL, SFT's text",
+"""Files and models of another seed: before RL, after it, and after its fair rival."""
+SECOND_ROWS = {
+    f"{model} {mode}": f"{name}, {text}"
+    for model, name in (("sft", "SFT"), ("rl", "RL"), ("best", "best of 8"))
+    for mode, text in (
+        ("direct", "nothing (direct)"),
+        ("reasoning", "its own text"),
+        ("base-reasoning", "SFT's text"),
+        ("shuffled-reasoning", "its text for another question"),
+        ("given-reasoning", "answer and human facts"),
+    )
 }
 
 
 def second_rl_run() -> str:
     """As `before_and_after_rl`, of another seed, where only RL's model reads SFT's texts too."""
-    columns = [(part, name) for part in ("set-aside", "dev") for name in SECOND_RUN]
+    return _of_models("SFT", "RL")
 
-    def line(label: str, mode: str, shown: Collection[str] = SECOND_RUN) -> tuple[str, ...]:
+
+def best_of_n() -> str:
+    """The same of RL and of best-of-n from one SFT model."""
+    return _of_models("SFT", "RL", "best of 8")
+
+
+def _of_models(*models: str) -> str:
+    columns = [(part, name) for part in ("set-aside", "dev") for name in models]
+
+    def line(label: str, mode: str, shown: Collection[str] = models) -> tuple[str, ...]:
         return (label, *(_of_second_run(part, name, mode) if name in shown else "" for part, name in columns))
 
     lines = [line(label, mode) for mode, label in AVERAGED.items() if mode != "blended"]
     header = ("read beside the question", *(f">{PARTS[part]}, {name}" for part, name in columns))
-    return table(header, [*lines[:2], line("SFT's text", "base-reasoning", ["RL"]), *lines[2:]])
+    return table(header, [*lines[:2], line("SFT's text", "base-reasoning", models[1:]), *lines[2:]])
 
 
 def _of_second_run(part: str, name: str, mode: str) -> str:
@@ -262,7 +276,12 @@ def _of_second_run(part: str, name: str, mode: str) -> str:
 
 def second_rl_pairs() -> str:
     """Differences of the second run over the questions of set aside and dev."""
-    return _pairs("science_rl/seed2_pairs.json", RL_ROWS)
+    return _pairs("science_rl/seed2_pairs.json", SECOND_ROWS)
+
+
+def best_of_n_pairs() -> str:
+    """Differences that best-of-n makes, over the questions of set aside and dev."""
+    return _pairs("science_best_of_n/pairs.json", SECOND_ROWS)
 
 
 # ---- a mixture
