@@ -57,7 +57,7 @@ def evaluated(mine, *overrides: str) -> dict:
 def test_a_benchmark_goes_by_the_choice_of_data_whatever_its_reader_is_called(mine):
     row = evaluated(mine, "data=shelf", "benchmarks=[shelf]")
     assert (row["benchmark"], row["n_docs"]) == ("shelf", 3)
-    with pytest.raises(UsageError, match="with this data= the embedded collection is shelf"):
+    with pytest.raises(UsageError, match=r"this data= holds out is benchmarks=\[shelf\]"):
         evaluated(mine, "data=shelf", "benchmarks=[my_shelf]")
 
 
