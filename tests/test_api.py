@@ -84,6 +84,8 @@ def test_what_is_no_corpus_is_refused_with_its_place(model, corpus, words):
         (lambda model: model.reason(["a"], temperature=float("nan")), "temperature must be 0"),
         (lambda model: model.read(["a"], progress=False).search(None), "query must be a text"),
         (lambda model: model.read(["a"], progress=False).search("\ud800"), "query holds half of a surrogate"),
+        (lambda model: model.read(["a"], progress=False).search("a", k=2.0), "k must be a whole .* got 2.0"),
+        (lambda model: model.read(["a"], progress=False).search("a", k="2"), "k must be a whole .* got '2'"),
     ],
 )
 def test_what_is_no_list_of_texts_is_refused(model, call, words):

@@ -208,6 +208,17 @@ def test_self_written_reasoning_is_embedded_and_the_given_one_imitated(chunk_row
     assert all(row.answer_at < row.embed_at for row in (*given, *imitated))
 
 
+def test_a_share_of_few_rows_is_written_for_on_average():
+    generator = torch.Generator().manual_seed(1)
+    sparse, half = SelfWritten(1, 0.3, 1.0), SelfWritten(1, 0.5, 1.0)
+    counts = [len(sparse.places(1, generator)) for _ in range(400)]
+    assert set(counts) == {0, 1}
+    assert 0.2 < sum(counts) / len(counts) < 0.4
+    assert {len(half.places(4, generator)) for _ in range(50)} == {2}, "a whole number is that number"
+    assert sorted(SelfWritten(1, 1.0, 1.0).places(5, generator)) == [0, 1, 2, 3, 4]
+    assert half.places(0, generator) == []
+
+
 def test_own_reasoning_that_does_not_end_learns_to_end_where_it_was_ended():
     embedder = build_embedder(seed=3)  # untrained: it hardly ever writes the embed token
     module = module_of(embedder, written=SelfWritten(1, 1.0, 1.0))

@@ -255,8 +255,8 @@ class SearchR3:
             raise ValueError("there is nothing to search yet: read(corpus) first")
         if not _checked("query", query).strip():
             raise ValueError("the query is empty")
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise ValueError(f"k must be a whole number at least 1, got {k!r}")
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
         is_cut = self.embedder.truncated_count([query], "query") > 0

@@ -142,8 +142,7 @@ class SFTModule(ValidatedModule):
         if every == 0 or step % every != every - 1:
             return {}
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        n_written = round(self.self_written.share * len(examples))
-        places = torch.randperm(len(examples), generator=generator)[:n_written].tolist()
+        places = self.self_written.places(len(examples), generator)
         with equal_forwards(self.embedder):
             rollouts = self.embedder.reason(
                 [examples[place].query for place in places],

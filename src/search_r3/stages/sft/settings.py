@@ -1,8 +1,10 @@
 """What the SFT stage can be told."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from search_r3.objectives.signatures import refuse_other_arguments
@@ -88,7 +90,7 @@ class SelfWritten:
 
     Attributes:
         every_n_steps: 0 never.
-        share: of the rows with reasoning, in such a step.
+        share: of the rows with reasoning of a process, in such a step.
         temperature: of sampling.
     """
 
@@ -99,3 +101,13 @@ class SelfWritten:
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ValueError(f"self_written.share must lie in [0, 1], got {self.share}")
+
+    def places(self, n_rows: int, generator: torch.Generator) -> list[int]:
+        """Which of `n_rows` rows the model writes for, drawn anew for a step.
+
+        A share that is no whole number of rows is one more in as many steps as make it the share on average:
+        of one row, 0.3 are all rows in three steps of ten.
+        """
+        drawn = torch.randperm(n_rows, generator=generator)
+        n_written = math.floor(self.share * n_rows + torch.rand(1, generator=generator).item())
+        return drawn[:n_written].tolist()
