@@ -94,11 +94,16 @@ def judgement_rows(path: Path) -> Iterator[tuple[int, str, str, int]]:
     Raises:
         DataError: If the file is missing, or a row has not three columns or no integer grade.
     """
+    for line, text, is_first in _rows(path, _HEADER):
+        yield (line, *_judgement(path, line, text, is_first))
+
+
+def _rows(path: Path, header: list[str]) -> Iterator[tuple[int, str, bool]]:
+    """(line, text, whether it is the first) of each row but the header's, which may be missing."""
     is_first = True
     for line, text in numbered_lines(path, LONGEST_JUDGEMENT):
-        is_header = is_first and [column.strip() for column in text.split("\t")] == _HEADER
-        if not is_header:
-            yield (line, *_judgement(path, line, text, is_first))
+        if not (is_first and [column.strip() for column in text.split("\t")] == header):
+            yield line, text, is_first
         is_first = False
 
 
@@ -166,13 +171,8 @@ def load_excluded(
 
 def _excluded_rows(path: Path) -> Iterator[tuple[int, str, str]]:
     """(line, query id, document id) of each row."""
-    is_first = True
-    for line, text in numbered_lines(path, LONGEST_JUDGEMENT):
+    for line, text, _ in _rows(path, _HEADER[:2]):
         columns = text.split("\t")
-        is_header = is_first and [column.strip() for column in columns] == _HEADER[:2]
-        is_first = False
-        if is_header:
-            continue
         if len(columns) != 2:
             raise DataError(path, line, f"a row must have 2 tab-separated columns, got {len(columns)}")
         yield line, columns[0], columns[1]
