@@ -15,6 +15,12 @@ MARK = ".search_r3_part"
 """A file in a folder that is being written: by it a later run knows that it may remove what a kill left."""
 
 
+def left_by_a_run(path: str | Path) -> str:
+    """What to give in place of a run's folder, as the end of a message; empty where it is none."""
+    model = Path(path) / "model"
+    return f"; give {model}, which lies in it" if (model / "search_r3.json").is_file() else ""
+
+
 def can_be_on_hub(name: str) -> bool:
     """Whether a name may be one of the hub, which has one slash at most and begins with no dot.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from search_r3.cli.devices import check_device
 from search_r3.cli.renamed import renamed
 from search_r3.errors import UsageError
+from search_r3.folders import left_by_a_run
 
 TRAINABLE = "search_r3.models.folder.opening.open_embedder"
 """What a `model=` choice of src.train builds."""
@@ -78,12 +79,6 @@ def check_model_folder(key: str, path: str) -> None:
         elif key == "model.path" and (Path(path) / "config.json").is_file():
             plain = f"; evaluate a plain Hugging Face folder with experiment=authors_eval model.name={path}"
         raise UsageError(f"{key}={path}: not a model folder (it has no search_r3.json){plain}")
-
-
-def left_by_a_run(path: str) -> str:
-    """What to give in place of a run's folder, as the end of a message; empty where it is none."""
-    model = Path(path) / "model"
-    return f"; give {model}, which lies in it" if (model / "search_r3.json").is_file() else ""
 
 
 def check_reader(model: Mapping[str, object], reasoning: Sequence[str]) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.devices import torch_is_cpu_build, visible_gpus
-from search_r3.cli.model_choice import MADE_BY_BASE, left_by_a_run, read_facts, refuse_reader
+from search_r3.cli.model_choice import MADE_BY_BASE, read_facts, refuse_reader
 from search_r3.cli.overrides import refuse_unknown
 from search_r3.cli.ranks import SHARDED, launched, strategy_name
 from search_r3.cli.trainer_checks import check_trainer
 from search_r3.cli.wandb_run import check_wandb
 from search_r3.errors import UsageError
-from search_r3.folders import can_be_on_hub, refuse_to_replace
+from search_r3.folders import can_be_on_hub, left_by_a_run, refuse_to_replace
 
 FACTORIES = "search_r3.index.backends.faiss_index.FaissIndex"
 SAVE_DTYPES = ("float32", "bfloat16", "float16")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from search_r3.folders import left_by_a_run
 from search_r3.models.checksums import DESCRIPTION_FILE, ModelFolderError, check_description
 from search_r3.models.prompts import EMBED_TOKEN, Lengths, PromptEncoder, Prompts, Rendered
 from search_r3.models.templates import render_as_format_1
@@ -33,11 +34,11 @@ def read_description(path: str | Path) -> dict:
         )
     file = folder / DESCRIPTION_FILE
     if not file.is_file():
-        instead = "for a plain Hugging Face folder use model.name=<folder> with a model= choice"
-        if (folder / "model" / DESCRIPTION_FILE).is_file():
-            instead = f"give {folder / 'model'}, which lies in it"
+        instead = left_by_a_run(folder) or (
+            "; for a plain Hugging Face folder use model.name=<folder> with a model= choice"
+        )
         raise ModelFolderError(
-            f"{folder}: has no {DESCRIPTION_FILE}, so its prompts and lengths are unknown; {instead}"
+            f"{folder}: has no {DESCRIPTION_FILE}, so its prompts and lengths are unknown{instead}"
         )
     try:
         description = read_json(file, has_nan=True)  # a loss of a folder of before may be one
