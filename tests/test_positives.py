@@ -7,7 +7,6 @@ import torch
 from search_r3.data.queries import one_row_per_query, sharing_relevance
 from search_r3.data.types import Corpus, Example, TrainingData
 from search_r3.objectives.losses import id_numbers, negatives_mask
-from search_r3.stages.rl.data import _by_query
 from search_r3.stages.sft.collate import collate_sft
 from search_r3.stages.sft.data import SFTDataModule
 
@@ -100,5 +99,11 @@ def test_rows_that_share_no_text_stay_as_they_are():
 
 
 def test_a_grade_that_a_later_row_knows_is_kept_where_its_documents_are_known_already():
-    (only,) = _by_query([row("why", "a", "a", "b"), row("why", "b", "a", "b", grades=(("b", 3.0),))])
+    rows = [row("why", "a", "a", "b"), row("why", "b", "a", "b", grades=(("b", 3.0),))]
+    (only,) = one_row_per_query(rows, 1)
     assert only.grades == (("b", 3.0),)
+
+
+def test_of_two_grades_of_a_document_the_later_row_s_is_kept():
+    rows = [row("why", "a", "a", grades=(("a", 3.0),)), row("why", "a", "a", grades=(("a", 2.0),))]
+    assert one_row_per_query(rows, 1)[0].grades == (("a", 2.0),)

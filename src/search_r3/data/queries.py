@@ -15,8 +15,8 @@ def one_row_per_query(examples: Sequence[Example], n_positives: int) -> list[Exa
             ever a negative of the query.
 
     Returns:
-        Rows with the relevant documents and grades of all rows of their query, its first reasoning, and the
-        hard negatives that are relevant to none of them.
+        Rows with the relevant documents and grades of all rows of their query, of two grades of a document
+        the later one, its first reasoning, and the hard negatives that are relevant to none of them.
     """
     rows: dict[tuple[str, str], list[Example]] = {}
     for example in examples:
@@ -82,7 +82,7 @@ def _merged(rows: Sequence[Example], n_positives: int) -> Example:
         hard_negative_ids=tuple(negatives),
         relevant_ids=relevant,
         excluded_ids=excluded,
-        grades=tuple(sorted({pair for row in rows for pair in row.grades})),
+        grades=tuple(sorted({name: grade for row in rows for name, grade in row.grades}.items())),
         reasoning=next((row.reasoning for row in rows if row.reasoning is not None), None),
     )
 

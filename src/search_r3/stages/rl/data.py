@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +9,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from search_r3.data.queries import one_row_per_query
 from search_r3.data.types import Corpus, Example, TrainingData
 from search_r3.distributed import Ranks, equal_forwards
 from search_r3.index.backends.base import MakeIndex
@@ -70,7 +70,7 @@ class RLDataModule(ExamplesDataModule):
         super().__init__(data, validation_queries, validation_documents)
         self.embedder, self.batch_size, self.seed = embedder, batch_size, seed
         self.corpus, self.weights = data.corpus, data.weights
-        self.examples = _by_query(self.examples)
+        self.examples = one_row_per_query(self.examples, n_positives=1)
         if max_documents is not None and max_documents < len(data.corpus):
             self.corpus, self.examples = _part(data, self.examples, max_documents, seed)
         self.judgements = Judgements(
@@ -210,22 +210,6 @@ def _qrels(examples: Sequence[Example]) -> dict[str, dict[str, float]]:
         | dict(example.grades)
         for example in examples
     }
-
-
-def _by_query(examples: Sequence[Example]) -> list[Example]:
-    """A row per query, the first, with the positives of all: a query with many is not asked more often."""
-    merged: dict[tuple[str, str], Example] = {}
-    for example in examples:
-        first = merged.setdefault((example.source, example.query), example)
-        known = first.relevant_ids | {first.positive_id}
-        relevant = known | example.relevant_ids | {example.positive_id}
-        excluded = (first.excluded_ids | example.excluded_ids) - relevant
-        grades = dict(first.grades) | dict(example.grades)
-        if (relevant, excluded, grades) != (known, first.excluded_ids, dict(first.grades)):
-            merged[example.source, example.query] = replace(
-                first, relevant_ids=relevant, grades=tuple(sorted(grades.items())), excluded_ids=excluded
-            )
-    return list(merged.values())
 
 
 def _part(
