@@ -129,6 +129,14 @@ def test_texts_of_the_rows_that_the_model_reads_in_part_are_told_before_the_firs
     assert many.startswith("1000 of 1000 rows that were looked at have a document longer")
 
 
+def test_given_reasonings_are_not_called_cut_in_rl_which_reads_none(embedder):
+    data = data_of(reasoning="so " * 500)
+    module = RLDataModule(data, embedder, 2, 0, None, 5, 5, None, None, "store", "cache")
+    trainer = pl.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
+
+    assert not [line for line in _cut(trainer, module, embedder) if "reasoning longer" in line]
+
+
 @pytest.mark.parametrize(
     ("has_validation", "settings", "words"),
     [

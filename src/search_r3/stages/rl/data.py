@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,8 +29,8 @@ class RLDataModule(ExamplesDataModule):
     """Batches of queries; owns the index and the judgements that their rollouts are scored with.
 
     Args:
-        data: what was read. Rows of one query are one, with all their positives. Every training document is
-            searched, or `max_documents` of them.
+        data: what was read. Rows of one query are one, with all their positives and no reasoning. Every
+            training document is searched, or `max_documents` of them.
         embedder: encodes the documents.
         batch_size: queries of all ranks together per step.
         seed: of the order, and of which documents are kept.
@@ -70,7 +71,8 @@ class RLDataModule(ExamplesDataModule):
         super().__init__(data, validation_queries, validation_documents)
         self.embedder, self.batch_size, self.seed = embedder, batch_size, seed
         self.corpus, self.weights = data.corpus, data.weights
-        self.examples = one_row_per_query(self.examples, n_positives=1)
+        rows = one_row_per_query(self.examples, n_positives=1)
+        self.examples = [replace(row, reasoning=None) for row in rows]  # the policy writes its own
         if max_documents is not None and max_documents < len(data.corpus):
             self.corpus, self.examples = _part(data, self.examples, max_documents, seed)
         self.judgements = Judgements(
