@@ -3,10 +3,12 @@
 import numpy as np
 
 from search_r3.index.rules.base import Proposal
-from search_r3.index.shard import Shard
+from search_r3.index.shard import StoreShard
 
 
-def within_budget(proposal: Proposal, shard: Shard, step: int, budget: int | None) -> tuple[np.ndarray, int]:
+def within_budget(
+    proposal: Proposal, shard: StoreShard, step: int, budget: int | None
+) -> tuple[np.ndarray, int]:
     """The rows to encode; collective.
 
     Args:

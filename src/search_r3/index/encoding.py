@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from search_r3.index.audit import Overwritten
 from search_r3.index.ledger import drift
 from search_r3.index.rows.cache import StoreError
-from search_r3.index.shard import Shard
+from search_r3.index.shard import StoreShard
 from search_r3.progress import Progress
 
 Encode = Callable[[np.ndarray], ArrayLike]
@@ -37,7 +37,7 @@ class RowEncoder:
         overwritten: where vectors go before they are overwritten; None keeps none.
     """
 
-    def __init__(self, shard: Shard, chunk_size: int) -> None:
+    def __init__(self, shard: StoreShard, chunk_size: int) -> None:
         self.shard, self.chunk_size = shard, chunk_size
         self.seconds = 0.0
         self.overwritten: Overwritten | None = None

@@ -35,7 +35,7 @@ from search_r3.index.rows.checks import checked_queries
 from search_r3.index.rows.live import NEVER, LiveStore
 from search_r3.index.rules.base import Audit, Moved, Refresh, StepQueries, View
 from search_r3.index.saved_state import forget_states, save_state, shard_folder, state_folder
-from search_r3.index.shard import Shard, check_size
+from search_r3.index.shard import StoreShard, check_size
 from search_r3.index.top_k import search_shards, without_excluded
 
 
@@ -60,7 +60,7 @@ class LiveIndex:
         """Takes over an open store; use `create` or `restore`."""
         self.settings, self.ranks, self.n_documents = settings, ranks, n_documents
         self._store, self._make_index = store, make_index
-        self._shard = Shard(store, ranks, n_documents)
+        self._shard = StoreShard(store, ranks, n_documents)
         self._encoder = RowEncoder(self._shard, chunk_size)
         self._index: Index | None = None
 

@@ -7,7 +7,7 @@ from search_r3.index.backends.base import MakeIndex, check_settings
 from search_r3.index.rows.live import LiveStore
 
 
-class Shard:
+class StoreShard:
     """An open store and its place in the corpus. Rows are rows of the corpus, places are rows of the store.
 
     Attributes:

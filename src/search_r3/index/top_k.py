@@ -3,10 +3,12 @@
 import numpy as np
 
 from search_r3.index.backends.base import Index
-from search_r3.index.shard import Shard
+from search_r3.index.shard import StoreShard
 
 
-def search_shards(index: Index, shard: Shard, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def search_shards(
+    index: Index, shard: StoreShard, queries: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Searches every shard for the queries of all ranks and merges what is found; collective.
 
     Args:

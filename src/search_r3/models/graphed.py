@@ -188,8 +188,9 @@ class FixedSteps:
         self.slot = _Slot(self.filled, self._reach(n_slots), device)
         self.cache = Cache(layers=[_FixedLayer(layer, n_slots, self.slot) for layer in growing.cache.layers])
         self.mask = _additive(rows.mask, n_slots, self.cache.layers[0].keys.dtype)
-        self.position, self.token = rows.next_position[:, None].clone(), torch.zeros_like(rows.alive)[:, None]
-        self.numbers, self.live, self.state = rows.alive, growing.live, rows.state
+        self.position = rows.next_position[:, None].clone()
+        self.token = torch.zeros_like(rows.numbers)[:, None]
+        self.numbers, self.live, self.state = rows.numbers, growing.live, rows.state
         self._logits: Tensor | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._is_ready, self.n_captures = False, 0

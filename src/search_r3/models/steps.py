@@ -20,19 +20,19 @@ class Rows:
     """The rows that are still being written.
 
     Attributes:
-        alive: `[n]` their numbers.
+        numbers: `[n]` their numbers.
         mask: `[n, L]` bool, True at real tokens of what is in the cache.
         state: `[n, D]` of the last token.
         next_position: `[n]`.
     """
 
-    alive: Tensor
+    numbers: Tensor
     mask: Tensor
     state: Tensor
     next_position: Tensor
 
     def keep(self, places: Tensor) -> "Rows":
-        return Rows(self.alive[places], self.mask[places], self.state[places], self.next_position[places])
+        return Rows(self.numbers[places], self.mask[places], self.state[places], self.next_position[places])
 
 
 def prefill(
@@ -59,8 +59,8 @@ def prefill(
     rows = Rows(torch.arange(len(prompts), device=ids.device), mask, state, mask.sum(-1))
     if group_size > 1:
         cache.batch_repeat_interleave(group_size)
-        rows = rows.keep(rows.alive.repeat_interleave(group_size))
-        rows.alive = torch.arange(len(rows.alive), device=ids.device)
+        rows = rows.keep(rows.numbers.repeat_interleave(group_size))
+        rows.numbers = torch.arange(len(rows.numbers), device=ids.device)
     return cache, rows
 
 
@@ -74,7 +74,7 @@ def continued(decoder: nn.Module, cache: DynamicCache, rows: Rows, token: Tensor
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state[:, -1]
-    return Rows(rows.alive, mask, state, rows.next_position + 1)
+    return Rows(rows.numbers, mask, state, rows.next_position + 1)
 
 
 class Steps(Protocol):
@@ -120,11 +120,11 @@ class Growing:
         live: Tensor | None = None,
     ) -> None:
         self.decoder, self.logits_of, self.cache, self.rows = decoder, logits_of, cache, rows
-        self.live = torch.ones_like(rows.alive, dtype=torch.bool) if live is None else live
+        self.live = torch.ones_like(rows.numbers, dtype=torch.bool) if live is None else live
 
     @property
     def numbers(self) -> Tensor:
-        return self.rows.alive
+        return self.rows.numbers
 
     @property
     def state(self) -> Tensor:

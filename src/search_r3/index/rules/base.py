@@ -108,10 +108,13 @@ class View:
     search: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
     ranks: Ranks
 
+    def is_held(self, rows: np.ndarray) -> np.ndarray:
+        """`[n]` bool, True where this rank holds the corpus row."""
+        return (rows >= self.first_row) & (rows < self.first_row + len(self.rows))
+
     def held(self, rows: np.ndarray) -> np.ndarray:
         """Places in `self.rows` of those of some corpus rows that this rank holds, in their order."""
-        places = rows - self.first_row
-        return places[(places >= 0) & (places < len(self.rows))]
+        return rows[self.is_held(rows)] - self.first_row
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,6 @@ def wrong_scores(rows: np.ndarray, first_row: int, queries: StepQueries) -> np.n
     """Scores `[Q, n]` fp32 of corpus rows from `first_row` on; -inf for what is not wrong."""
     scores = queries.vectors @ rows.T
     places = queries.not_wrong - first_row
-    query, column = np.nonzero((places >= 0) & (places < len(rows)) & (queries.not_wrong >= 0))
+    query, column = np.nonzero((places >= 0) & (places < len(rows)))
     scores[query, places[query, column]] = -np.inf
     return scores

@@ -39,10 +39,9 @@ def distances(served: np.ndarray, expected: np.ndarray, limits: np.ndarray) -> n
 def positive_limits(view: View) -> np.ndarray:
     """Scores `[Q, P]` at which a wrong document counts as above the positive; inf where there is none."""
     positives = view.queries.positives
-    places = positives - view.first_row
-    query, column = np.nonzero((places >= 0) & (places < len(view.rows)) & (positives >= 0))
+    query, column = np.nonzero(view.is_held(positives))
     scores = np.zeros(positives.shape)
-    rows = view.rows[places[query, column]].astype(np.float64)
+    rows = view.rows[positives[query, column] - view.first_row].astype(np.float64)
     scores[query, column] = (rows * view.queries.vectors[query].astype(np.float64)).sum(1)
     return np.where(positives >= 0, view.ranks.sum(scores) - TIE, np.inf)
 

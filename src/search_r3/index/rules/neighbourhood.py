@@ -107,9 +107,8 @@ class Graph(Rule):
 
     def _linked(self, view: View, pairs: np.ndarray) -> np.ndarray:
         """The pairs `[m]` that an edge leads to from those of `pairs` `[n]` whose row this rank holds."""
-        places = pairs % ROWS - view.first_row
-        is_held = (places >= 0) & (places < len(view.rows))
-        return _different([_pairs(pairs[is_held] // ROWS, self.neighbours[places[is_held]])])
+        pairs = pairs[view.is_held(pairs % ROWS)]
+        return _different([_pairs(pairs // ROWS, self.neighbours[pairs % ROWS - view.first_row])])
 
     def _searched(self, view: View, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Neighbours and scores `[n, M]` of rows of this rank, by the backend; collective."""
@@ -134,9 +133,8 @@ class Graph(Rule):
         sources = np.repeat(places + view.first_row, self.neighbours.shape[1])
         edges = np.stack([self.neighbours[places].ravel(), sources], 1)
         edges = view.ranks.joined(edges)
-        is_held = (edges[:, 0] >= view.first_row) & (edges[:, 0] < view.first_row + len(view.rows))
-        into, source = edges[is_held].T
-        into = into - view.first_row
+        ends, source = edges[view.is_held(edges[:, 0])].T
+        into = ends - view.first_row
         scores = _products(view.rows[into], vectors[np.searchsorted(touched, source)])
         self._merge(np.union1d(owners, into), into, source, scores)
 

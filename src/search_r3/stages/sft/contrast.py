@@ -21,7 +21,7 @@ from search_r3.stages.sft.settings import SFTLosses
 
 
 @dataclass(frozen=True)
-class View:
+class QueryView:
     """One embedding of the queries of `n` pairs of a query and a positive, and what it is compared with.
 
     Attributes:
@@ -63,14 +63,14 @@ def contrastive_loss(
     positive = column[positive]
     query = torch.tensor(batch.query_index, device=own.device)  # [P]
     by_id, n_by_id = negatives_mask(numbers, positive, relevant[query])
-    views = [View("direct", 1.0, direct[query], positive, by_id)]
+    views = [QueryView("direct", 1.0, direct[query], positive, by_id)]
     if len(batch.examples) and (len(with_reasoning) or n_ranks > 1):
         place = torch.full((len(batch.examples),), -1, device=own.device)
         place[list(with_reasoning)] = torch.arange(len(with_reasoning), device=own.device)
         place = place[query]  # [P], that of the reasoned embedding of a pair
         kept = place >= 0
         queries = reasoned[place[kept]]
-        views.append(View("reasoned", settings.reasoned, queries, positive[kept], by_id[kept]))
+        views.append(QueryView("reasoned", settings.reasoned, queries, positive[kept], by_id[kept]))
     losses, metrics = [], {"masked_by_id": torch.tensor(float(n_by_id))}
     for view in views:
         loss, values = _view_loss(view, documents, settings)
@@ -79,7 +79,7 @@ def contrastive_loss(
     return torch.stack(losses).sum(), metrics
 
 
-def _view_loss(view: View, documents: Tensor, settings: SFTLosses) -> tuple[Tensor, dict[str, Tensor]]:
+def _view_loss(view: QueryView, documents: Tensor, settings: SFTLosses) -> tuple[Tensor, dict[str, Tensor]]:
     """The losses of one embedding against documents `[M, D]`."""
     queries, positive = view.queries, view.positive
     is_low, n_high = false_negative_mask(
