@@ -26,17 +26,39 @@ class Rows(Dataset):
 
 
 class StreamingDataModule(pl.LightningDataModule):
-    """A data module whose place in its stream of batches is part of the checkpoint."""
+    """A data module whose place in its stream of batches is part of the checkpoint.
 
-    sampler: GroupedBatchSampler | None = None
-    state: dict | None = None
+    Args:
+        batch_size: rows of all ranks together per step.
+        seed: of their order.
+    """
+
+    def __init__(self, batch_size: int, seed: int) -> None:
+        super().__init__()
+        self.batch_size, self.seed = batch_size, seed
+        self.sampler: GroupedBatchSampler | None = None
+        self.state: dict | None = None
 
     @property
     def n_trained(self) -> int:
         """Batches that training has finished."""
         return self.trainer.global_step
 
-    def _start(self, sampler: GroupedBatchSampler) -> GroupedBatchSampler:
+    def start_sampler(self, n_rows: int, **columns: object) -> GroupedBatchSampler:
+        """The batches of this rank, from where the stream is on.
+
+        Args:
+            n_rows: rows of the data set.
+            columns: what else `GroupedBatchSampler` is told of the rows, and of how they are drawn.
+        """
+        sampler = GroupedBatchSampler(
+            n_rows,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            **columns,
+        )
         sampler.only_first = self.trainer.overfit_batches or None
         sampler.n_trained = lambda: self.n_trained
         if self.state is not None:
@@ -78,6 +100,8 @@ class ExamplesDataModule(StreamingDataModule):
 
     Args:
         data: what was read.
+        batch_size: rows of all ranks together per step.
+        seed: of their order.
         validation_queries: of the data set's validation collection.
         validation_documents: of the same.
 
@@ -85,8 +109,15 @@ class ExamplesDataModule(StreamingDataModule):
         ValueError: If the data set has no rows.
     """
 
-    def __init__(self, data: TrainingData, validation_queries: int, validation_documents: int) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        data: TrainingData,
+        batch_size: int,
+        seed: int,
+        validation_queries: int,
+        validation_documents: int,
+    ) -> None:
+        super().__init__(batch_size, seed)
         if not data.examples:
             raise ValueError(f"data set {data.name!r} has no training rows")
         self.examples = data.examples

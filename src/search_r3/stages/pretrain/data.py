@@ -12,7 +12,6 @@ from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.positions import check_length
 from search_r3.progress import Progress
 from search_r3.stages.data import StreamingDataModule
-from search_r3.stages.sampler import GroupedBatchSampler
 
 
 class _Blocks(Dataset):
@@ -53,15 +52,14 @@ class PretrainDataModule(StreamingDataModule):
         text_length: int | None,
         seed: int,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, seed)
         if text_length is not None and text_length < 1:
             raise ValueError(f"stage.datamodule.text_length must be at least 1 token, got {text_length}")
         check_length(embedder.causal_lm, "stage.datamodule.sequence_length", sequence_length)
         if embedder.tokenizer.eos_token_id is None:
             raise ValueError("pretraining puts an end-of-text token after each text; this tokenizer has none")
         self.data, self.embedder = data, embedder
-        self.batch_size, self.sequence_length, self.seed = batch_size, sequence_length, seed
-        self.text_length = text_length
+        self.sequence_length, self.text_length = sequence_length, text_length
         self.blocks: _Blocks | None = None
 
     def setup(self, stage: str) -> None:
@@ -85,11 +83,4 @@ class PretrainDataModule(StreamingDataModule):
                 bar.update(len(texts))
 
     def train_dataloader(self) -> DataLoader:
-        sampler = GroupedBatchSampler(
-            len(self.blocks),
-            batch_size=self.batch_size,
-            seed=self.seed,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-        )
-        return DataLoader(self.blocks, batch_sampler=self._start(sampler))
+        return DataLoader(self.blocks, batch_sampler=self.start_sampler(len(self.blocks)))

@@ -22,7 +22,6 @@ from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.stages.data import ExamplesDataModule, Rows
 from search_r3.stages.precision import forward_precision
 from search_r3.stages.rl.environment import Judgements
-from search_r3.stages.sampler import GroupedBatchSampler
 
 
 class RLDataModule(ExamplesDataModule):
@@ -68,8 +67,8 @@ class RLDataModule(ExamplesDataModule):
         index_precision: Literal["full", "run"] = "full",
         updates_per_batch: int = 1,
     ) -> None:
-        super().__init__(data, validation_queries, validation_documents)
-        self.embedder, self.batch_size, self.seed = embedder, batch_size, seed
+        super().__init__(data, batch_size, seed, validation_queries, validation_documents)
+        self.embedder = embedder
         self.corpus, self.weights = data.corpus, data.weights
         rows = one_row_per_query(self.examples, n_positives=1)
         self.examples = [replace(row, reasoning=None) for row in rows]  # the policy writes its own
@@ -105,17 +104,13 @@ class RLDataModule(ExamplesDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Opens the index too: weights and this module's state are restored by now, and on their device."""
-        sampler = GroupedBatchSampler(
+        sampler = self.start_sampler(
             len(self.examples),
             sources=[example.source for example in self.examples],
-            batch_size=self.batch_size,
-            seed=self.seed,
             weights=self.weights or None,
             keys=[[example.query for example in self.examples]],
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
         )
-        loader = DataLoader(Rows(self.examples), batch_sampler=self._start(sampler), collate_fn=tuple)
+        loader = DataLoader(Rows(self.examples), batch_sampler=sampler, collate_fn=tuple)
         self._open_index()  # last, since it may encode the corpus: a bad batch size is met before
         return loader
 

@@ -1,6 +1,5 @@
 """Sampling rollouts: the same reasonings for a query whatever the batch and the rank that it is on."""
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -10,14 +9,14 @@ from search_r3.models.batching import length_batches
 from search_r3.models.dropout import without_dropout
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.generation import Decoded, Sampling, decode, row_uniforms
+from search_r3.objectives.losses import id_numbers
 from search_r3.stages.rl.rollouts import Rollouts
 
 
 def rollout_keys(seed: int, step: int, query_ids: Sequence[str], group_size: int) -> list[int]:
-    """`B * G` numbers that depend on (seed, step, query id, rollout) alone; 63 bits of BLAKE2b."""
+    """`B * G` numbers that depend on (seed, step, query id, rollout) alone."""
     texts = (f"{seed}/{step}/{rollout}/{name}" for name in query_ids for rollout in range(group_size))
-    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
-    return [int.from_bytes(digest, "little") >> 1 for digest in digests]
+    return id_numbers(texts).tolist()
 
 
 def sample_rollouts(

@@ -10,7 +10,6 @@ from search_r3.data.queries import one_row_per_query, sharing_relevance
 from search_r3.data.types import Corpus, Example, TrainingData
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.stages.data import ExamplesDataModule, Rows
-from search_r3.stages.sampler import GroupedBatchSampler
 from search_r3.stages.sft.collate import collate_sft
 
 log = logging.getLogger(__name__)
@@ -52,13 +51,12 @@ class SFTDataModule(ExamplesDataModule):
         miner: Callable[[Sequence[Example], Corpus], list[Example]] | None = None,
         positives_per_query: int = 1,
     ) -> None:
-        super().__init__(data, validation_queries, validation_documents)
+        super().__init__(data, batch_size, seed, validation_queries, validation_documents)
         self.data, self.miner = data, miner
         if positives_per_query > 1:
             self.examples = one_row_per_query(data.examples, positives_per_query)
         self.examples = sharing_relevance(self.examples)
-        self.batch_size, self.hard_negatives = batch_size, hard_negatives
-        self.cluster_share, self.seed, self.num_workers = cluster_share, seed, num_workers
+        self.hard_negatives, self.cluster_share, self.num_workers = hard_negatives, cluster_share, num_workers
         self.is_mined = False
 
     def setup(self, stage: str) -> None:
@@ -112,19 +110,13 @@ class SFTDataModule(ExamplesDataModule):
 
     def train_dataloader(self) -> DataLoader:
         rows = self.examples
-        sampler = GroupedBatchSampler(
+        sampler = self.start_sampler(
             len(rows),
             sources=[example.source for example in rows],
             clusters=[example.cluster for example in rows],
-            batch_size=self.batch_size,
-            seed=self.seed,
             weights=self.data.weights or None,
             same_cluster_share=self.cluster_share,
             keys=[[example.positive_id for example in rows]],
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
         )
         collate = partial(collate_sft, hard_negatives=self.hard_negatives)
-        return DataLoader(
-            Rows(rows), batch_sampler=self._start(sampler), collate_fn=collate, num_workers=self.num_workers
-        )
+        return DataLoader(Rows(rows), batch_sampler=sampler, collate_fn=collate, num_workers=self.num_workers)
