@@ -1,6 +1,7 @@
 """Searches: the space is checked, the study goes on, a bad trial is cut short."""
 
 import json
+import shlex
 
 import optuna
 import pytest
@@ -10,7 +11,7 @@ from search_r3.cli.compose import compose
 from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.overrides import quote_free_text
 from search_r3.cli.tuning.space import Dimension
-from search_r3.cli.tuning.study import finished_count, open_study, trials_table
+from search_r3.cli.tuning.study import finished_count, open_study, report, trials_table
 from search_r3.errors import UsageError
 from search_r3.tune import check, read_space
 from tests.command import call, run
@@ -151,6 +152,28 @@ def test_a_trial_that_failed_does_not_count_and_stands_in_the_table():
         ["0", "complete", "0.5000"],
         ["1", "fail", "no"],
     ]
+
+
+def test_the_best_settings_are_told_as_a_command_line_that_composes_to_them(tmp_path, caplog):
+    settings = {
+        "stage.trainer.gradient_clip_val": None,
+        "stage.module.policy.scale_by_std": False,
+        "stage.module.optimization.learning_rate": 1e-05,
+        "data.name": "of us, both",
+        "data.path": "a folder/it's",
+    }
+    choices = {key: optuna.distributions.CategoricalDistribution((value,)) for key, value in settings.items()}
+    study = optuna.create_study()
+    study.add_trial(optuna.trial.create_trial(value=0.5, params=settings, distributions=choices))
+
+    with caplog.at_level("INFO"):
+        report(study, tmp_path, "score")
+    (line,) = (text for text in caplog.messages if text.startswith("run it: "))
+    typed = shlex.split(line.partition("...")[2])
+    with ConfigSource() as source:
+        composed = compose("train", quote_free_text(["stage=rl", "data=beir", *typed]), source).config
+
+    assert {key: OmegaConf.select(composed, key) for key in settings} == settings
 
 
 def test_a_search_whose_trials_all_fail_ends(tmp_path):

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from search_r3.cli.overrides import TRAINER_NODES
+from search_r3.cli.overrides import TRAINER_NODES, spelled
 from search_r3.errors import UsageError
 
 
@@ -437,10 +437,5 @@ def check_numbers(config: Mapping) -> None:
     """
     for leaf in leaves(dict(config)):
         if leaf.refusal is not None:
-            raise UsageError(f"{leaf.key}={_shown(leaf.value)}: {leaf.refusal}")
-
-
-def _shown(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return str(value).lower().replace("none", "null")
-    return repr(value) if isinstance(value, str) else str(value)
+            value = repr(leaf.value) if isinstance(leaf.value, str) else spelled(leaf.value)
+            raise UsageError(f"{leaf.key}={value}: {leaf.refusal}")

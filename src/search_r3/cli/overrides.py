@@ -44,6 +44,7 @@ NAME_LISTS = ("benchmarks",)
 """Keys whose value is a list of names in brackets."""
 COMMAS = ("factory",)
 """Keys, by last component, whose value is a text with commas, such as `IVF4096,SQ8`; `null` unsets them."""
+_NO_WORDS = ("null", "true", "false", "inf", "nan")
 TRAINER_NODES = ("stage.trainer", "strategy", "debug")
 """Nodes that are handed to `pytorch_lightning.Trainer` as arguments."""
 NAMED_BY = {"data.weights": "data.sources"}
@@ -122,6 +123,22 @@ def _value(key: str, value: str, is_sweep: bool) -> str:
     if _is_named(key, NAME_LISTS) and re.fullmatch(r"""\[[^][{}()'"]+\]""", value):
         return "[" + ",".join(quoted(item.strip()) for item in value[1:-1].split(",")) + "]"
     return value
+
+
+def spelled(value: object) -> str:
+    """A value as a configuration spells it: `null`, `true` and `false`; text and numbers as they are."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def typed(key: str, value: object) -> str:
+    """`key=value` as it is typed, so that it composes to exactly this text, number, truth value or None."""
+    if not isinstance(value, str):
+        return f"{key}={spelled(value)}"
+    is_word = re.fullmatch(r"[A-Za-z_][\w./-]*", value) and value.lower() not in _NO_WORDS
+    is_read_as_text = not value.startswith("~") and _value(key, value, is_sweep=False) != value
+    return f"{key}={value if is_word or is_read_as_text else quoted(value)}"
 
 
 def _quoted_path(key: str, path: str) -> str:

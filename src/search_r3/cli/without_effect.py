@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
+from search_r3.cli.overrides import spelled
+
 LOSSES, WRITTEN = "stage.module.losses", "stage.module.self_written"
 POLICY, TABLE = "stage.module.policy", "stage.module.completions"
 IDLE: Sequence[tuple[Sequence[str], Mapping[str, object]]] = (
@@ -60,7 +62,7 @@ def without_effect(config: DictConfig, overrides: Sequence[str]) -> Iterator[str
     for keys, others in IDLE:
         if any(not _is(config, key, value) for key, value in others.items()):
             continue
-        why = " and ".join(f"{key}={_shown(value)}" for key, value in others.items())
+        why = " and ".join(f"{key}={spelled(value)}" for key, value in others.items())
         for name in given:
             if any(name == key or name.startswith(f"{key}.") for key in keys):
                 yield f"{name} has no effect: {why}"
@@ -69,7 +71,3 @@ def without_effect(config: DictConfig, overrides: Sequence[str]) -> Iterator[str
 def _is(config: DictConfig, key: str, value: object) -> bool:
     found = OmegaConf.select(config, key, default="???", throw_on_missing=False)
     return found == value
-
-
-def _shown(value: object) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

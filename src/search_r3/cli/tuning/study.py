@@ -1,6 +1,7 @@
 """The study of a search: a SQLite file of trials, beside a folder of their runs."""
 
 import logging
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.entry import Composed
+from search_r3.cli.overrides import quote_free_text, spelled, typed
 from search_r3.cli.run_folder import log_written, read_json
 from search_r3.cli.sweep_table import aligned
 from search_r3.cli.tuning.space import OWN_KEYS, with_settings
@@ -85,8 +87,8 @@ def finished_count(study: "optuna.Study") -> int:
 
 
 def told(settings: Mapping[str, object]) -> str:
-    """Settings as they are typed, numbers with four digits."""
-    return " ".join(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+    """Settings to be read, numbers with four digits."""
+    return " ".join(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={spelled(value)}"
                     for key, value in settings.items())  # fmt: skip
 
 
@@ -96,7 +98,7 @@ def trial_config(config: DictConfig, settings: Mapping[str, object]) -> Composed
     trial = OmegaConf.create({key: value for key, value in plain.items() if key not in OWN_KEYS})
     trial = with_settings(trial, settings)
     choices = read_json(Path(config.output_dir) / "provenance.json").get("choices", {})
-    return Composed(trial, choices, [f"{key}={value}" for key, value in settings.items()])
+    return Composed(trial, choices, quote_free_text([typed(*setting) for setting in settings.items()]))
 
 
 def trials_table(study: "optuna.Study", monitor: str) -> str:
@@ -120,7 +122,7 @@ def report(study: "optuna.Study", folder: Path, monitor: str) -> None:
     write_json(folder / "best.json", {"number": best.number, "value": best.value, "settings": best.params})
     _draw_history(study, folder / "history.png", monitor)
     log.info("best: trial %d, %s %.4f", best.number, monitor, best.value)
-    settings = " ".join(f"{key}={value}" for key, value in best.params.items())
+    settings = shlex.join(typed(*setting) for setting in best.params.items())
     log.info("run it: %s %s", as_called("python -m src.train ..."), settings)
     log_written(folder / "best.json", folder / "history.png", folder / str(best.number))
 
