@@ -119,7 +119,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Task:
-    """What a mode ranks, and with what.
+    """What a mode ranks, and with what; the documents are indexed when it is made, before any clock starts.
 
     Attributes:
         benchmark: documents and queries, under ids that TREC's files can hold.
@@ -136,15 +136,27 @@ class Task:
     base: Model | None = None
     embeddings: np.ndarray | None = None
     given: Sequence[str] | None = None
+    _index: FlatIndex | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.embeddings is not None:
+            index = document_index(self.embeddings, self.benchmark.corpus.ids)
+            object.__setattr__(self, "_index", index)
+
+    @property
+    def queries(self) -> list[str]:
+        """Texts of the queries, in their order."""
+        return list(self.benchmark.queries.values())
 
     @property
     def depth(self) -> int:
-        """Documents of a ranking: `top_k`, and as many as may be taken out of it later."""
+        """Documents of a ranking: see `depth`."""
         return depth(self.benchmark, self.settings)
 
     def ranking(self, vectors: np.ndarray) -> dict[str, dict[str, float]]:
         """The best `depth` documents of every query by its embedding `[Q, D]`."""
-        return _ranked(self, document_index(self.embeddings, self.benchmark.corpus.ids), vectors)
+        names, ids = list(self.benchmark.queries), self.benchmark.corpus.ids
+        return ranking_of(vectors, self._index, names, ids, self.depth)
 
 
 def depth(benchmark: Benchmark, settings: Settings) -> int:
@@ -176,11 +188,10 @@ def with_given(benchmark: Benchmark, given: Sequence[str]) -> Benchmark:
 
 def direct(task: Task, embedder: Embedder) -> Ranked:
     """Every query embedded as it is."""
-    index = document_index(task.embeddings, task.benchmark.corpus.ids)
-    queries = list(task.benchmark.queries.values())
+    queries = task.queries
     started = time.perf_counter()
     vectors = embedder.embed_queries(queries, progress=True)
-    run = _ranked(task, index, vectors)
+    run = task.ranking(vectors)
     seconds = time.perf_counter() - started
     return Ranked(run, seconds, tokens=len(queries), read=embedder.query_tokens(queries))
 
@@ -204,15 +215,14 @@ def reasoned(
         read: the texts that the evaluated model embeds instead of what it wrote itself.
         limit: tokens that are written at most; that of the model where None.
     """
-    index = document_index(task.embeddings, task.benchmark.corpus.ids)
-    queries = list(task.benchmark.queries.values())
+    queries = task.queries
     written, writing = writer.greedy_texts.of(queries, limit)
     started = time.perf_counter()
     vectors = written.embeddings
     texts = None if read is None else read(written)
     if texts is not None:
         vectors = task.model.embedder.embed_reasoned(queries, texts)
-    run = _ranked(task, index, vectors)
+    run = task.ranking(vectors)
     seconds = writing + time.perf_counter() - started
     n_read = prompts_read(writer.embedder, queries)
     if texts is not None:
@@ -243,16 +253,10 @@ def _rows(
     )
 
 
-def _ranked(task: Task, index: FlatIndex, vectors: np.ndarray) -> dict[str, dict[str, float]]:
-    ids = task.benchmark.corpus.ids
-    return ranking_of(vectors, index, list(task.benchmark.queries), ids, task.depth)
-
-
 def given(task: Task, embedder: ReasoningEmbedder) -> Ranked:
     """Every query with the reasoning of a file; one that has none is embedded without."""
     benchmark, given = task.benchmark, task.given
-    queries = list(benchmark.queries.values())
-    index = document_index(task.embeddings, benchmark.corpus.ids)
+    queries = task.queries
     tokens = [len(text) for text in embedder.encoder.text_ids(given)]
     limit = embedder.encoder.lengths.reasoning
     if n_cut := sum(n > limit for n in tokens):
@@ -266,7 +270,7 @@ def given(task: Task, embedder: ReasoningEmbedder) -> Ranked:
     without = [place for place, n in enumerate(tokens) if n == 0]
     if without:
         vectors[without] = embedder.embed_queries([queries[place] for place in without])
-    run = _ranked(task, index, vectors)
+    run = task.ranking(vectors)
     seconds = time.perf_counter() - started
     reasonings = _rows(benchmark, given, tokens, [True] * len(queries))
     n_read = prompts_read(embedder, queries)
@@ -304,14 +308,13 @@ def sampled(task: Task, embedder: ReasoningEmbedder, n: int, temperature: float,
 
     The rows of reasoning.jsonl have all texts in `samples`, and the first of them as the reasoning.
     """
-    index = document_index(task.embeddings, task.benchmark.corpus.ids)
-    names, queries = list(task.benchmark.queries), list(task.benchmark.queries.values())
+    names, queries = list(task.benchmark.queries), task.queries
     started = time.perf_counter()
     written = embedder.reason(
         [query for query in queries for _ in range(n)], seed, temperature, progress=True
     )
     vectors = written.embeddings.numpy().reshape(len(queries), n, -1)  # [Q, G, D]
-    run = _ranked(task, index, mean_directions(vectors))
+    run = task.ranking(mean_directions(vectors))
     seconds = time.perf_counter() - started
     rows = []
     for place, (name, query) in enumerate(zip(names, queries, strict=True)):
@@ -340,12 +343,11 @@ def blended(task: Task, model: Model, direct_share: float) -> Ranked:
         model: writes, and embeds.
         direct_share: weight of the query as it is, between 0 and 1.
     """
-    index = document_index(task.embeddings, task.benchmark.corpus.ids)
-    queries = list(task.benchmark.queries.values())
+    queries = task.queries
     written, writing = model.greedy_texts.of(queries)
     started = time.perf_counter()
     vectors = np.stack([model.embedder.embed_queries(queries), written.embeddings], axis=1)  # [Q, 2, D]
-    run = _ranked(task, index, mean_directions(vectors, [direct_share, 1 - direct_share]))
+    run = task.ranking(mean_directions(vectors, [direct_share, 1 - direct_share]))
     seconds = writing + time.perf_counter() - started
     n_read = prompts_read(model.embedder, queries) + model.embedder.query_tokens(queries)
     return _by_written(task, written, run, seconds, n_read, n_embeddings=2)
