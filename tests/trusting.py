@@ -17,6 +17,7 @@ from evil_pickles import MARK
 from search_r3.cli.command import entry_point
 from search_r3.cli.compose import compose, resolved_yaml
 from search_r3.cli.config_source import ConfigSource
+from search_r3.cli.entry import Entry
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.resume import resumed
 from search_r3.errors import UsageError
@@ -117,7 +118,7 @@ def ended(arguments, monkeypatch, capsys, run=None):
     handler = signal.getsignal(signal.SIGTERM)
     run = run or (lambda config: Path(MARK).touch())
     with pytest.raises(SystemExit) as end:
-        run_command(lambda: entry_point("train", run, check, reached=reached_step))
+        run_command(lambda: entry_point(Entry("train", run, check, reached_step)))
     signal.signal(signal.SIGTERM, handler)
     captured = capsys.readouterr()
     return end.value.code, captured.out + captured.err

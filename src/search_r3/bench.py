@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.command import entry_point
+from search_r3.cli.entry import Entry
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.overrides import refuse_unknown
 from search_r3.cli.run_folder import log_written, provenance
@@ -39,7 +40,7 @@ NEEDS = {
 
 
 def check(config: DictConfig, is_sweep: bool) -> None:
-    """Refuses what cannot be compared; see `entry_point`.
+    """Refuses what cannot be compared; see `Entry`.
 
     Raises:
         UsageError: With the reason.
@@ -153,7 +154,7 @@ def _possible(config: dict) -> tuple[list[str], list[str], list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; `argv` is what follows its name, else the process's own."""
-    return entry_point("bench", run, check, argv=argv)
+    return entry_point(Entry("bench", run, check), argv)
 
 
 if __name__ == "__main__":

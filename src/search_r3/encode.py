@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from search_r3.cli.command import entry_point
+from search_r3.cli.entry import Entry
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.overrides import refuse_unknown
@@ -144,7 +145,7 @@ def _by_this_process(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; `argv` is what follows its name, else the process's own."""
-    return entry_point("encode", run, check, argv=argv, is_recorded=False)
+    return entry_point(Entry("encode", run, check, is_recorded=False), argv)
 
 
 if __name__ == "__main__":

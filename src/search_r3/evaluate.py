@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.command import entry_point
+from search_r3.cli.entry import Entry
 from search_r3.cli.evaluation_checks import check, modes_of, needed
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.last_resort import run_command
@@ -140,7 +141,7 @@ def _base(config: DictConfig) -> "Model":
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; `argv` is what follows its name, else the process's own."""
-    return entry_point("evaluate", run, check, argv=argv)
+    return entry_point(Entry("evaluate", run, check), argv)
 
 
 if __name__ == "__main__":

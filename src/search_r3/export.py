@@ -10,6 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from search_r3.cli.command import entry_point
+from search_r3.cli.entry import Entry
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.model_choice import TRAINED, check_reader
@@ -117,7 +118,7 @@ def _write_corpus(config: DictConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; `argv` is what follows its name, else the process's own."""
-    return entry_point("export", run, check, argv=argv, is_recorded=False)
+    return entry_point(Entry("export", run, check, is_recorded=False), argv)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, ListConfig
 
 from search_r3.cli.command import entry_point
+from search_r3.cli.entry import Entry
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.overrides import refuse_unknown
 from search_r3.cli.searching import check_searched, opened
@@ -120,7 +121,7 @@ def _show(searcher: "SearchR3", query: str, config: DictConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; `argv` is what follows its name, else the process's own."""
-    return entry_point("search", run, check, argv=argv, is_recorded=False)
+    return entry_point(Entry("search", run, check, is_recorded=False), argv)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, ListConfig
 
 from search_r3.cli.command import entry_point
+from search_r3.cli.entry import Entry
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.searching import check_searched, opened
 from search_r3.errors import UsageError
@@ -178,7 +179,7 @@ def _tell(searcher: "SearchR3", config: DictConfig, host: str, port: int) -> Non
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; `argv` is what follows its name, else the process's own."""
-    return entry_point("serve", run, check, argv=argv, is_recorded=False)
+    return entry_point(Entry("serve", run, check, is_recorded=False), argv)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.command import entry_point
+from search_r3.cli.entry import Entry
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.overrides import refuse_unknown
 from search_r3.cli.resume import UNCOMPARED, differences
@@ -49,7 +50,7 @@ MAY_DIFFER = (*UNCOMPARED, *OWN_KEYS, "logger")
 
 
 def check(config: DictConfig, is_sweep: bool) -> None:
-    """Refuses a search that cannot run; see `entry_point`.
+    """Refuses a search that cannot run; see `Entry`.
 
     Raises:
         UsageError: With the reason.
@@ -160,9 +161,8 @@ def _run_trial(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; `argv` is what follows its name, else the process's own."""
-    return entry_point(
-        "tune", run, check, argv=argv, folder=lambda config: make_folder(study_folder(config), "study")
-    )
+    tune = Entry("tune", run, check, folder=lambda config: make_folder(study_folder(config), "study"))
+    return entry_point(tune, argv)
 
 
 if __name__ == "__main__":

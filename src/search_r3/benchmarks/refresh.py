@@ -17,6 +17,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from search_r3.cli.command import entry_point
+from search_r3.cli.entry import Entry
 from search_r3.cli.last_resort import EXIT_INTERRUPTED, run_command
 from search_r3.cli.run import HANDED_DOWN
 from search_r3.cli.run_folder import log_written, provenance
@@ -32,7 +33,7 @@ GIVEN_BY_RULE = ("refresh", "stage", "experiment", "resume", "if_exists")
 
 
 def check(config: DictConfig, is_sweep: bool) -> None:
-    """Refuses what cannot be compared; see `entry_point`.
+    """Refuses what cannot be compared; see `Entry`.
 
     Raises:
         UsageError: With the reason.
@@ -131,7 +132,7 @@ def _train(rule: str, settings: Sequence[str], folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; `argv` is what follows its name, else the process's own."""
-    return entry_point("bench_refresh", run, check, argv=argv, module="src.benchmarks.refresh")
+    return entry_point(Entry("bench_refresh", run, check, module="src.benchmarks.refresh"), argv)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.command import entry_point
+from search_r3.cli.entry import Entry
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.overrides import refuse_unknown
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def check(config: DictConfig, is_sweep: bool) -> None:
-    """Refuses what cannot be replayed; see `entry_point`.
+    """Refuses what cannot be replayed; see `Entry`.
 
     Raises:
         UsageError: With the reason.
@@ -157,7 +158,7 @@ def _memory(sizes: dict[str, float]) -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; `argv` is what follows its name, else the process's own."""
-    return entry_point("bench_scale", run, check, argv=argv, module="src.benchmarks.scale")
+    return entry_point(Entry("bench_scale", run, check, module="src.benchmarks.scale"), argv)
 
 
 if __name__ == "__main__":

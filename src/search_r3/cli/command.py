@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from search_r3.cli.compose import compose, last_value
 from search_r3.cli.config_source import ConfigSource
-from search_r3.cli.entry import Check, Composed, Entry, Reached, Run
+from search_r3.cli.entry import Composed, Entry
 from search_r3.cli.help import help_text
 from search_r3.cli.overrides import quote_free_text
 from search_r3.cli.resume import resumed
@@ -29,29 +29,13 @@ from search_r3.cli.sweep import run_many, through_hydra
 from search_r3.errors import UsageError
 
 
-def entry_point(
-    config_name: str,
-    run: Run,
-    check: Check,
-    reached: Reached | None = None,
-    folder: Callable[[DictConfig], Path] | None = None,
-    module: str | None = None,
-    argv: Sequence[str] | None = None,
-    is_recorded: bool = True,
-) -> int:
-    """Runs a command that is composed of conf/; its exit code.
+def entry_point(entry: Entry, argv: Sequence[str] | None = None) -> int:
+    """Runs a command; its exit code.
 
     Args:
-        config_name: file in conf/ without its ending.
-        run: the job. Imports what is heavy inside.
-        check: extra rules on the composed configuration.
-        reached: the step of a run folder's last checkpoint, for a command with `resume=` and `if_exists=`.
-        folder: names the run folder where `output_dir` is not given.
-        module: what `python -m` is given; `src.<config_name>` where None.
-        argv: what follows the name of the command; None for what this process was given.
-        is_recorded: whether the job has a run folder.
+        entry: the command.
+        argv: what follows its name; None for what this process was given.
     """
-    entry = Entry(config_name, run, check, reached, folder, module or f"src.{config_name}", is_recorded)
     signal.signal(signal.SIGTERM, interrupter())
     argv = sys.argv[1:] if argv is None else argv
     is_sweep = any(argument in ("--multirun", "-m") for argument in argv)

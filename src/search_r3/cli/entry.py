@@ -32,25 +32,25 @@ class Composed:
 
 @dataclass(frozen=True)
 class Entry:
-    """What differs between entry points.
+    """A command that is composed of conf/.
 
     Attributes:
-        config_name: file in conf/.
-        run: the job; gets the configuration with `output_dir` filled in.
+        config_name: file in conf/ without its ending.
+        run: the job; gets the configuration with `output_dir` filled in. Imports what is heavy inside.
         check: raises UsageError for a combination that makes no sense; told whether this is a sweep.
-        folder: names the run folder where `output_dir` is not given; None for a new one by date and time.
-        module: what `python -m` is given.
-        is_recorded: whether the job has a run folder with its configuration, log and state; a query has none.
         reached: the step that a run folder's last checkpoint is of, None where there is none. A command
             without it knows no `resume=` and no `if_exists=`, and may be pointed at any folder that exists.
+        folder: names the run folder where `output_dir` is not given; None for a new one by date and time.
+        module: what `python -m` is given; `src.<config_name>` where None.
+        is_recorded: whether the job has a run folder with its configuration, log and state; a query has none.
     """
 
     config_name: str
     run: Run
     check: Check
-    reached: Reached | None
-    folder: Callable[[DictConfig], Path] | None
-    module: str
+    reached: Reached | None = None
+    folder: Callable[[DictConfig], Path] | None = None
+    module: str | None = None
     is_recorded: bool = True
 
     @property

@@ -19,7 +19,7 @@ def help_text(entry: Entry, source: ConfigSource, overrides: Sequence[str] = ())
         source: where configs are read from.
         overrides: as typed; the keys of the options that they choose are shown, as with `refresh=certified`.
     """
-    program = as_called(f"python -m {entry.module}")
+    program = as_called(f"python -m {entry.module or f'src.{entry.config_name}'}")
     groups = source.groups()
     choices = [each for each in overrides if each.partition("=")[0] in groups]
     try:

@@ -19,7 +19,7 @@ SAVE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def check(config: DictConfig, is_sweep: bool) -> None:
-    """Refuses combinations that make no sense on this machine; see `entry_point`.
+    """Refuses combinations that make no sense on this machine; see `Entry`.
 
     Raises:
         UsageError: With the reason and what to write instead.
