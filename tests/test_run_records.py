@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from search_r3.cli.page.run_page import run_parts
 from search_r3.cli.run_folder import commit, log_written, new_folder, provenance, write_metrics
-from search_r3.cli.sweep_table import aligned
-from search_r3.files import keep_earlier
+from search_r3.cli.run_report import print_run
+from search_r3.cli.sweep_table import aligned, sweep_table
+from search_r3.files import keep_earlier, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,3 +91,25 @@ def test_tables_leave_empty_columns_out():
         "0    finished",
         "10   failed",
     ]
+
+
+@pytest.mark.parametrize(
+    ("finished", "told"),
+    [
+        ("2026-01-02T04:34:05+00:00", ("after 90 min", "  5400", "1 h 30 min")),
+        ("2026-01-02T04:34:05", ()),
+        ("soon", ()),
+    ],
+)
+def test_a_run_is_reported_whatever_its_times_are(tmp_path, capsys, finished, told):
+    folder = tmp_path / "0"
+    folder.mkdir()
+    status = {"state": "finished", "started": "2026-01-02T03:04:05+00:00", "finished": finished}
+    write_json(folder / "status.json", status)
+    print_run(folder)
+    reports = capsys.readouterr().out, sweep_table(tmp_path, [["a=1"]])[0], run_parts(folder)
+
+    assert all("finished" in report for report in reports[:2])
+    assert "a=1" in reports[1]
+    for report, words in zip(reports, told, strict=False):
+        assert words in report

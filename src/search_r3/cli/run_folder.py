@@ -230,6 +230,15 @@ def _started(folder: Path) -> str | None:
     return None
 
 
+def seconds_taken(status: Mapping) -> float | None:
+    """From start to end, by a run's `status.json`; None where it has not ended, or the times do not say."""
+    try:
+        start, end = (datetime.fromisoformat(status[key]) for key in ("started", "finished"))
+        return (end - start).total_seconds()
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def state_of(folder: Path) -> str | None:
     """State of the run in a folder; None where there is none.
 

@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 
 from search_r3.cli.curves import FILE, drawn_curves, read_panels
-from search_r3.cli.run_folder import read_json, read_status, resume_command, state_of
+from search_r3.cli.run_folder import read_json, read_status, resume_command, seconds_taken, state_of
 from search_r3.cli.sweep_table import aligned
 from search_r3.evaluation.metrics import METRICS
 from search_r3.evaluation.results import checked_row
@@ -79,11 +78,8 @@ def _table(rows: list[Mapping]) -> str:
 
 
 def _time(status: Mapping) -> str:
-    try:
-        start, end = (datetime.fromisoformat(status[key]) for key in ("started", "finished"))
-    except (KeyError, TypeError, ValueError):
-        return ""
-    return f" after {(end - start).total_seconds() / 60:.0f} min"
+    seconds = seconds_taken(status)
+    return "" if seconds is None else f" after {seconds / 60:.0f} min"
 
 
 def _error(status: Mapping) -> str:

@@ -1,11 +1,10 @@
 """The table that ends a sweep: one line per job, read from the job folders."""
 
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 
 from search_r3.cli.curves import read_panels
-from search_r3.cli.run_folder import JOBS, read_json, read_status, state_of
+from search_r3.cli.run_folder import JOBS, read_json, read_status, seconds_taken, state_of
 from search_r3.evaluation.metrics import HEADLINE
 from search_r3.records import RecordError, checked
 
@@ -80,13 +79,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _seconds(status: dict) -> str:
-    if not status.get("started") or not status.get("finished"):
-        return ""
-    try:
-        start, end = (datetime.fromisoformat(status[key]) for key in ("started", "finished"))
-    except ValueError:
-        return "?"
-    return f"{(end - start).total_seconds():.0f}"
+    seconds = seconds_taken(status)
+    return "" if seconds is None else f"{seconds:.0f}"
 
 
 def _last(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from search_r3.cli.page.completions import Group, Rollout, read_completions
 from search_r3.cli.page.curves import WHOLE, all_columns, charts
 from search_r3.cli.page.markup import Markup, element, joined, section, text_of
 from search_r3.cli.page.tables import facts, folded, table
-from search_r3.cli.run_folder import read_json, read_status, resume_command, state_of
+from search_r3.cli.run_folder import read_json, read_status, resume_command, seconds_taken, state_of
 from search_r3.cli.run_report import measured_rows
 from search_r3.evaluation.metrics import METRICS
 from search_r3.records import read_config
@@ -133,11 +133,10 @@ def _time(text: str | None) -> str | None:
 
 def duration(status: Mapping) -> str | None:
     """From start to end of a run, in words; None where it has not ended."""
-    try:
-        start, end = (datetime.fromisoformat(status[key]) for key in ("started", "finished"))
-    except (KeyError, TypeError, ValueError):
+    taken = seconds_taken(status)
+    if taken is None:
         return None
-    seconds = round((end - start).total_seconds())
+    seconds = round(taken)
     if seconds < 120:
         return f"{seconds} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60} min" if seconds >= 5400 else f"{seconds / 60:.0f} min"
