@@ -59,9 +59,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     needed = sorted({package for row in config.rows for package in NEEDS.get(row, ())})
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
-        raise UsageError(
-            f"{', '.join(sorted(missing))}: not installed here; `make bench` installs what is compared"
-        )
+        raise UsageError(f"{', '.join(missing)}: not installed here; `make bench` installs what is compared")
 
 
 def _known_rows() -> list[str]:

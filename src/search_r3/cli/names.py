@@ -1,7 +1,6 @@
-"""Names of a configuration that become parts of paths, and folders of ours that are replaced whole.
+"""Names of a configuration that become parts of paths.
 
-A name is checked as a name before anything starts: none leads out of the folder that it is put into. A folder
-is replaced only where it shows that this project wrote it.
+A name is checked before anything starts: none leads out of the folder that it is put into.
 """
 
 import re

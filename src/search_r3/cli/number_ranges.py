@@ -166,7 +166,7 @@ TARGETS: Mapping[str, Mapping[str, Range]] = {
     "search_r3.evaluation.modes.Auto": {"threshold": COSINE_DIFFERENCE},
     "search_r3.evaluation.modes.Blended": {"direct_share": INNER},
     "search_r3.evaluation.modes.FusedReasoning": {"n": COUNT, "temperature": POSITIVE, "seed": SEED},
-    "search_r3.evaluation.modes.Reasoning": {"limit": replace(COUNT, others=(None,))},
+    "search_r3.evaluation.modes.Reasoning": {"limit": or_null(COUNT)},
     "search_r3.evaluation.modes.Hybrid": {"constant": NOT_NEGATIVE},
     "search_r3.evaluation.modes.HybridDirect": {"constant": NOT_NEGATIVE},
     "search_r3.stages.sft.mining.mine_by_bm25": _MINING,

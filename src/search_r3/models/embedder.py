@@ -403,7 +403,7 @@ class ReasoningEmbedder(nn.Module):
         return sum(len(ids) - 1 for ids in self.encoder.queries(texts))
 
     def truncated_count(self, texts: Sequence[str], kind: str) -> int:
-        """How many texts are cut; `kind` is "query" or "document"."""
+        """How many texts are cut; `kind` is "query", "document" or "reasoning"."""
         return self.encoder.truncated_count(texts, kind)
 
     def limit(self, kind: str) -> str:

@@ -35,7 +35,7 @@ class Embedder(Protocol):
         """Embeddings `[N, D]` of queries without reasoning, fp32 on the CPU, unit norm."""
 
     def truncated_count(self, texts: Sequence[str], kind: Kind) -> int:
-        """How many texts are cut at their end."""
+        """How many texts are longer than what is read of one, and are cut."""
 
     def query_tokens(self, texts: Sequence[str]) -> int:
         """Tokens that are read of queries without reasoning, prompts included and the embed token not."""

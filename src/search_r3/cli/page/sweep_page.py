@@ -22,6 +22,8 @@ from search_r3.records import read_config
 
 MOST_AXES, MOST_JOBS = 8, 400
 """Settings and jobs of the parallel view."""
+MOST_CURVES = 12
+"""Jobs of a chart of curves."""
 NOT_SETTINGS = ("output_dir", "metrics_file", "resume", "if_exists", "trust", "hydra")
 """Keys that say where a job is written, and not what it does."""
 
@@ -229,6 +231,3 @@ def _curves(jobs: Sequence[Job]) -> Markup | None:
     note = f"the first {MOST_CURVES} jobs" if len(jobs) > MOST_CURVES else ""
     drawn = [line_chart(name, series, note=note) for name, series in sorted(by_name.items())]
     return element("div", *drawn, class_="charts") if drawn else None
-
-
-MOST_CURVES = 12

@@ -15,7 +15,7 @@ from search_r3.index.rules.base import Audit, View
 from search_r3.index.rules.forecast import Forecast, wrong_scores
 
 EDGES = np.concatenate([[0.0], np.geomspace(1e-6, 4.0, 255)])
-"""Bands that are told apart: a number is rounded up to the next, by 6 % at most."""
+"""Bands that are told apart: a number is rounded up to the next, from 1e-6 on by 6.2 % at most."""
 
 SCORES = 1 << 18
 """Scores `[Q, chunk]` held at once: 1 MiB, so that they stay in the processor's cache from pass to pass."""

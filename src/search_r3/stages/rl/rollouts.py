@@ -1,7 +1,7 @@
 """Rollouts of the RL stage: `G` reasonings of each of `B` queries, as they were sampled.
 
     rollouts = sample_rollouts(embedder, query_ids, queries, sampling, group_size, seed, step)
-    for rows in micro_batches(rollouts, token_budget, has_spread):
+    for rows in micro_batches(rollouts, token_budget, learnt.teaches):
         now = training_forward(embedder, rollouts, rows)    # log-probabilities, entropy, embeddings
         loss = policy_loss(PolicyBatch(now.log_probs, ...)) # its part of the batch's loss
         loss.total.backward()

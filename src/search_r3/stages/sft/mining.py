@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from search_r3.data.negatives import MarginRule, RankRule, mine_hard_negatives
+from search_r3.data.negatives import MarginRule, RankRule, Search, mine_hard_negatives
 from search_r3.data.types import Corpus, Example
 from search_r3.index.backends.bm25 import LexicalIndex
 from search_r3.index.backends.flat import FlatIndex
@@ -65,7 +65,14 @@ def mine_by_model(
     return _mined(examples, corpus, search, rule, n_negatives, k)
 
 
-def _mined(examples, corpus, search, rule, n_negatives, k) -> list[Example]:
+def _mined(
+    examples: Sequence[Example],
+    corpus: Corpus,
+    search: Search,
+    rule: RankRule | MarginRule,
+    n_negatives: int,
+    k: int,
+) -> list[Example]:
     mined, report = mine_hard_negatives(examples, search, corpus, rule, n_negatives=n_negatives, k=k)
     log.info("hard negatives: %s", report)
     return list(mined)

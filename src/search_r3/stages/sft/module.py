@@ -141,12 +141,13 @@ class SFTModule(ValidatedModule):
         step = self.trainer.global_step
         if every == 0 or step % every != every - 1:
             return {}
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        seed = self.seed * 1_000_003 + step
+        generator = torch.Generator().manual_seed(seed)
         places = self.self_written.places(len(examples), generator)
         with equal_forwards(self.embedder):
             rollouts = self.embedder.reason(
                 [examples[place].query for place in places],
-                seed=self.seed * 1_000_003 + step,
+                seed=seed,
                 temperature=self.self_written.temperature,
             )
         own = zip(rollouts.token_ids, rollouts.has_embed_token, strict=True)
