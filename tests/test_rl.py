@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from dataclasses import replace
 from functools import partial
 
@@ -135,7 +136,7 @@ def test_rows_of_other_weights_are_not_used_and_the_run_says_why(folder, tmp_pat
     )
     (new,) = set((tmp_path / "cache").iterdir()) - {old}
     assert f"12 documents are encoded into {new}." in line
-    assert line.endswith(f"rm -r '{old}'")
+    assert line.endswith(f" rm -r {shlex.quote(str(old))}")
 
 
 def test_the_reward_rises_and_the_rollouts_are_told_apart_by_it(folder, tmp_path):

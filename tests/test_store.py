@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import resource
+import shlex
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -114,7 +116,7 @@ def test_what_is_encoded_again_is_said_with_the_reason_and_the_old_folder(tmp_pa
         f"the same documents are in {old}, embedded with other weights and another token"
     )
     assert f"those rows are not used, and 25 documents are encoded into {new}." in message
-    assert message.endswith(f"rm -r '{old}'")
+    assert message.endswith(f" rm -r {shlex.quote(str(old))}")
     caplog.clear()
     (tmp_path / "nonsense").mkdir()
     (tmp_path / "nonsense" / "key.json").write_text("[1]")
@@ -152,6 +154,20 @@ def test_a_changed_byte_is_found_and_named(tmp_path, is_complete):
     file.write_bytes(content)
     with pytest.raises(StoreError, match=r"rows 4 to 7 do not match.*rm -r"):
         stored(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["of us", "it's", "a' b'"])
+def test_the_command_that_is_told_removes_the_damaged_rows_and_no_more(tmp_path, name):
+    root, beside = tmp_path / name, tmp_path / "a"
+    stored(root)
+    beside.mkdir()
+    (store_folder(root, KEY) / "key.json").write_text("nonsense")
+    with pytest.raises(StoreError) as refused:
+        stored(root)
+
+    subprocess.run(str(refused.value).partition("anew: ")[2], shell=True, check=True, cwd=tmp_path)
+    stored(root)
+    assert beside.is_dir()
 
 
 @pytest.mark.parametrize("content", ["nonsense\n", "{}\n"])

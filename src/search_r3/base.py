@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, zipfile.BadZipFile, KeyError) as error:
         raise error if isinstance(error, OSError) else UsageError(str(error)) from None
     print(f"{arguments.output}: {'made' if is_new else 'is there already, and as it was written'}")
-    command = as_called("python -m src.train")
-    print(f"next: {command} stage=sft model=smollm2_135m model.name={arguments.output}")
+    keys = ("stage=sft", "model=smollm2_135m", f"model.name={arguments.output}")
+    print(f"next: {as_called('python -m src.train', *keys)}")
     return 0
 
 

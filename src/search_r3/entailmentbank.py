@@ -9,6 +9,7 @@ from pathlib import Path
 
 from search_r3.cli.last_resort import Parser, run_command
 from search_r3.data.entailmentbank_source import REPOSITORY, build
+from search_r3.shipped import as_called
 
 DEFAULT = Path("data") / "entailmentbank"
 
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     is_new = build(arguments.clone, arguments.output)
     print(f"{arguments.output}: {'made' if is_new else 'is there already'}, every file as pinned")
-    print(f"next: make science SCIENCE_DIR={arguments.output}")
+    print(f"next: {as_called('make science', f'SCIENCE_DIR={arguments.output}')}")
     return 0
 
 

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import TextIO
@@ -34,6 +35,11 @@ def os_error_text(error: OSError, folder: Path | None = None) -> str:
     remedy = REMEDIES.get(error.errno)
     said = ": ".join([*map(str, names), error.strerror or str(error)])
     return f"{said}; {remedy}" if remedy else said
+
+
+def removal(path: Path) -> str:
+    """The command that removes a file or a folder, whatever it is called."""
+    return f"rm -r {shlex.quote(str(path))}"
 
 
 def write_text(path: Path, text: str, is_durable: bool = False) -> None:

@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with folder_for(output.parent, "--output"):  # refused before the evaluation is read
         write_gate(arguments.evaluation, output)
     print(output.read_text(encoding="utf-8"), end="")
-    command = as_called("python -m src.evaluate")
-    print(f"next: {command} --config-dir {output.parent.parent} modes=[direct,auto,reasoning] ...")
+    command = as_called("python -m src.evaluate", "--config-dir", output.parent.parent)
+    print(f"next: {command} modes=[direct,auto,reasoning] ...")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Where the configurations and the models that come with the package lie: in a checkout, or in the wheel."""
 
 import re
+import shlex
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -11,9 +12,13 @@ CONF = ROOT / "conf"
 _LAUNCHED = re.compile(r"(python\s+-m\s+)src\.")  # a help may break the line within
 
 
-def as_called(text: str) -> str:
-    """A text for users, its commands as they are called here: an installed package has no `src`."""
-    return text if IS_CHECKOUT else _LAUNCHED.sub(r"\1search_r3.", text)
+def as_called(text: str, *arguments: object) -> str:
+    """A text for users, its commands as they are called here: an installed package has no `src`.
+
+    Arguments behind a command are quoted for a shell.
+    """
+    called = text if IS_CHECKOUT else _LAUNCHED.sub(r"\1search_r3.", text)
+    return " ".join([called, *(shlex.quote(str(argument)) for argument in arguments)])
 
 
 def shipped(path: str) -> str:

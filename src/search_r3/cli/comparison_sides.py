@@ -51,7 +51,7 @@ def _table_in(path: Path) -> Path:
     if not path.exists():
         raise UsageError(
             f"{path}: no such file or folder; give the output_dir of an evaluation, or make it: "
-            f"`{as_called('python -m src.evaluate')} output_dir={path} ...`"
+            f"`{as_called('python -m src.evaluate', f'output_dir={path}')} ...`"
         )
     if path.suffix != ".json":
         raise UsageError(

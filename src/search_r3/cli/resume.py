@@ -25,6 +25,7 @@ from search_r3.cli.ranks import SHARDED, is_first, strategy_name
 from search_r3.cli.run_folder import read_json, state_of
 from search_r3.cli.trust import CHECKPOINTS, checked_trust, refuse_foreign, stored_config
 from search_r3.errors import UsageError
+from search_r3.files import removal
 from search_r3.records import RecordError, shown
 
 LIMITS = ("max_steps", "min_steps", "max_epochs", "min_epochs", "max_time", "limit_val_batches")
@@ -175,7 +176,7 @@ def _changed(folder: Path, changes: Sequence[str]) -> str:
         f"{folder} was made with another configuration "
         f"({'; '.join(changes[:6])}{'; ...' if changes[6:] else ''}). "
         f"Only the trainer's limits ({', '.join(LIMITS)}) may change when a run goes on; "
-        f"to start anew: rm -r {shlex.quote(str(folder))}"
+        f"to start anew: {removal(folder)}"
     )
 
 

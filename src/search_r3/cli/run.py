@@ -40,7 +40,7 @@ from search_r3.cli.run_folder import (
 from search_r3.cli.trust import checked_trust, stored_config
 from search_r3.cli.without_effect import without_effect
 from search_r3.errors import UsageError
-from search_r3.files import json_text, keep_earlier, remove_parts, write_text
+from search_r3.files import json_text, keep_earlier, removal, remove_parts, write_text
 
 log = logging.getLogger(__name__)
 RUN_FOLDER = "SEARCH_R3_RUN_FOLDER"
@@ -125,13 +125,13 @@ def reused_folder(entry: Entry, config: DictConfig, folder: Path) -> Path | None
     if not (folder / "config.yaml").is_file():
         raise UsageError(
             f"output_dir={folder}: the config.yaml of the run in there is missing, so it cannot go on; "
-            f"to start anew: rm -r {shlex.quote(str(folder))}"
+            f"to start anew: {removal(folder)}"
         )
     stored = stored_config(folder / "config.yaml")
     refuse_damaged(folder)
     refuse_changes(folder, stored, config)  # so whatever it has called is named by the user's own command
     if _is_done(folder, config):
-        print(f"{folder} is finished; to retrain: rm -r {shlex.quote(str(folder))}")
+        print(f"{folder} is finished; to retrain: {removal(folder)}")
         return None
     refuse_fewer_steps(folder, stored, config, entry.reached)
     config.resume = literal(str(folder))

@@ -20,7 +20,7 @@ from search_r3.cli.run_folder import is_sweep, read_json
 from search_r3.data.jsonl import numbered_lines, parse_object
 from search_r3.errors import UsageError
 from search_r3.evaluation.results import PER_QUERY, REASONING
-from search_r3.files import write_json
+from search_r3.files import removal, write_json
 from search_r3.records import checked
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _record(folder: Path, name: str, group: str | None = None) -> dict:
         RecordError: If the file is damaged.
     """
     file = folder / RECORD
-    remedy = f"a new run of Weights & Biases begins without it: rm '{file}'"
+    remedy = f"a new run of Weights & Biases begins without it: {removal(file)}"
     record = read_json(file, remedy)
     if not record:
         record = {"id": uuid.uuid4().hex[:12], "name": name, "group": group}

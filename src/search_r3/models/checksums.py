@@ -308,7 +308,7 @@ def _damaged(file: Path, expected: str, found: str) -> str:
     return (
         f"{file}: is not as it was written: its SHA-256 is {found[:12]}, {DESCRIPTION_FILE} says "
         f"{expected[:12]}; {_REMEDY}. Where you changed it yourself, remove {KEY!r} from {DESCRIPTION_FILE} "
-        f"and run {as_called('python -m src.upgrade')} {file.parent}"
+        f"and run {as_called('python -m src.upgrade', file.parent)}"
     )
 
 
@@ -318,5 +318,5 @@ def _tell(folder: Path) -> None:
         _told.add(folder.resolve())
         log.warning(
             "%s: is from before there were checksums, so damage to its weights would not be noticed; write "
-            "them down: %s %s", folder, as_called("python -m src.upgrade"), folder,
+            "them down: %s", folder, as_called("python -m src.upgrade", folder),
         )  # fmt: skip

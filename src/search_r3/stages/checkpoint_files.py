@@ -14,7 +14,6 @@ import hashlib
 import logging
 import os
 import re
-import shlex
 import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from search_r3.errors import UsageError, first_line
-from search_r3.files import file_sha256, remove_parts, sync, write_text
+from search_r3.files import file_sha256, removal, remove_parts, sync, write_text
 
 LAST, PREVIOUS, BEST, SUMS = "last.ckpt", "previous.ckpt", "best.ckpt", "SHA256SUMS"
 BEFORE_SUMS = "last.old"
@@ -284,7 +283,7 @@ def _sums(folder: Path) -> list[tuple[str, str]]:
 
 
 def _without_sums(file: Path) -> str:
-    return f"where you trust the checkpoints beside it: rm -r {shlex.quote(str(file))}"
+    return f"where you trust the checkpoints beside it: {removal(file)}"
 
 
 def _sum_of(path: Path, sums: Sequence[tuple[str, str]]) -> list[str]:

@@ -23,7 +23,7 @@ from search_r3.data.pydocs.mining import (
 from search_r3.data.pydocs.settings import SPLITS, STDLIB, Settings
 from search_r3.data.pydocs.sources import source_files
 from search_r3.data.reasoning import count_words
-from search_r3.files import file_sha256
+from search_r3.files import file_sha256, removal
 
 SUMS = "SHA256SUMS"
 
@@ -116,7 +116,7 @@ def check_sums(folder: Path) -> None:
     Raises:
         ValueError: If one is damaged or missing.
     """
-    remedy = f"remove the cache, and the next call mines it anew: rm -r '{folder}'"
+    remedy = f"remove the cache, and the next call mines it anew: {removal(folder)}"
     try:
         pairs = [line.split("  ", 1) for line in (folder / SUMS).read_text(encoding="utf-8").splitlines()]
         sums = {name: digest for digest, name in pairs}

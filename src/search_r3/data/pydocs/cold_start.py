@@ -8,7 +8,7 @@ from pathlib import Path
 
 import search_r3.data.reasoning
 from search_r3.data.reasoning import cold_start_reasoning
-from search_r3.files import json_sha256, write_text
+from search_r3.files import json_sha256, removal, write_text
 from search_r3.progress import progress_over
 
 
@@ -40,5 +40,5 @@ def _read_reasonings(path: Path) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError):
         is_whole = False
     if not is_whole:
-        raise ValueError(f"{path}: is damaged; remove it, and the next call writes it anew: rm -r '{path}'")
+        raise ValueError(f"{path}: is damaged; remove it, and the next call writes it anew: {removal(path)}")
     return reasonings

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from search_r3.errors import UsageError
-from search_r3.files import json_sha256, take_lock, write_json
+from search_r3.files import json_sha256, removal, take_lock, write_json
 from search_r3.index.rows.checks import first_not_finite
 from search_r3.index.rows.files import give_back, reserve, write_all
 from search_r3.progress import Progress
@@ -215,8 +215,8 @@ def _say_what_is_not_used(folder: Path, key: Mapping[str, str], n_rows: int) -> 
     more = f" (and {len(others) - 1} more beside it)" if len(others) > 1 else ""
     log.info(
         "the same documents are in %s%s, embedded with %s; those rows are not used, and %d documents are "
-        "encoded into %s. Where no other run needs the old rows: rm -r '%s'",
-        other, more, why, n_rows, folder, other,
+        "encoded into %s. Where no other run needs the old rows: %s",
+        other, more, why, n_rows, folder, removal(other),
     )  # fmt: skip
 
 
@@ -339,7 +339,7 @@ def _verify(folder: Path, rows: np.ndarray) -> None:
 
 
 def _remedy(folder: Path) -> str:
-    return f"remove the folder to encode anew: rm -r '{folder}'"
+    return f"remove the folder to encode anew: {removal(folder)}"
 
 
 def _digest(rows: np.ndarray) -> str:

@@ -29,7 +29,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from search_r3.files import sync, take_lock, write_json
+from search_r3.files import removal, sync, take_lock, write_json
 from search_r3.index.rows.ages import AGE, aged, digest_of
 from search_r3.index.rows.cache import StoreError
 from search_r3.index.rows.checks import first_not_finite
@@ -119,7 +119,7 @@ class LiveStore:
         try:
             if (folder / "facts.json").exists() and not overwrite:
                 raise StoreError(
-                    f"{folder}: holds the rows of a run; resume that run, or remove them: rm -r '{folder}'"
+                    f"{folder}: holds the rows of a run; resume that run, or remove them: {removal(folder)}"
                 )
             facts = {"format_version": FORMAT_VERSION, "key": dict(key)} | dict(
                 zip(("n_rows", "width"), map(int, shape), strict=True)
@@ -340,12 +340,12 @@ class LiveStore:
             if is_wrong.any():
                 raise StoreError(
                     f"{self.folder}: row {start + int(is_wrong.argmax())} does not match its checksum, the "
-                    f"file is damaged; start the run anew after rm -r '{self.folder}'"
+                    f"file is damaged; start the run anew after {removal(self.folder)}"
                 )
         if digest_of(self._ages).hex() != digest:
             raise StoreError(
                 f"{self.folder}: its ages or journals are damaged, its rows are not those of the checkpoint; "
-                f"start the run anew after rm -r '{self.folder}'"
+                f"start the run anew after {removal(self.folder)}"
             )
 
 
@@ -386,7 +386,7 @@ def _fill(folder: Path, source: np.ndarray | tuple[int, int], shape: tuple[int, 
 
 
 def _checked_facts(folder: Path, key: Mapping[str, str]) -> dict:
-    remedy = f"start the run anew after rm -r '{folder}'"
+    remedy = f"start the run anew after {removal(folder)}"
     try:
         facts = read_json(folder / "facts.json")
         found, n_rows, width = facts["key"], facts["n_rows"], facts["width"]

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer
 
+from search_r3.files import removal
 from search_r3.models.checksums import DESCRIPTION_FILE, ModelFolderError
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.folder.foreign import DOCUMENT, N_LAST, QUERY, Line, by_batch, checked_foreign
@@ -116,10 +117,10 @@ def _other_tools(folder: Path, embedder: ReasoningEmbedder) -> list[Line]:
 
 def _sentence_transformers(folder: Path, embedder: ReasoningEmbedder) -> str:
     """What that library does with the folder, by the files that it reads."""
-    remedy = f"{as_called('python -m src.upgrade')} {folder}"
+    remedy = as_called("python -m src.upgrade", folder)
     if not (folder / MODULES_FILE).is_file():
         return f"WRONG, and it says nothing: there is no {MODULES_FILE}; to have it written: {remedy}"
-    again = f"to have it written again: rm {folder / MODULES_FILE} && {remedy}"
+    again = f"to have it written again: {removal(folder / MODULES_FILE)} && {remedy}"
     if difference := next(_differences(folder, embedder), None):
         return f"WRONG: {difference}; {again}"
     wrong = [route for route in ROUTES if not _has_our_ids(folder, embedder, route)]

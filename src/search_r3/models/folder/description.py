@@ -90,7 +90,7 @@ def encoder_of(path: str | Path, description: Mapping, tokenizer: PreTrainedToke
     if is_format_1 and "strftime_now" in str(tokenizer.chat_template):
         log.warning(
             "%s: the chat template writes the date and format 1 does not keep what it wrote: the folder will "
-            "not open another day. Keep it now: %s %s", path, as_called("python -m src.upgrade"), path,
+            "not open another day. Keep it now: %s", path, as_called("python -m src.upgrade", path),
         )  # fmt: skip
     check_description(Path(path), description)
     return encoder
