@@ -26,6 +26,7 @@ from search_r3.export import run as export
 from search_r3.index.encoded import EncodedError, EncodedFile, gaps
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.folder import load_embedder, save_embedder
+from search_r3.search import run as search
 from tests.command import forked
 
 N_ROWS, SHARD_ROWS = 31, 8
@@ -232,6 +233,27 @@ def test_evaluation_reads_the_folder(encoded, nano_folder, collection, tmp_path,
     )
     ranks = [1 + int((row > row[n]).sum()) for n, row in enumerate(scores)]
     assert row["metrics"]["mrr@10"] == pytest.approx(np.mean([1 / r if r <= 10 else 0 for r in ranks]))
+
+
+def test_encoding_and_what_reads_its_vectors_say_how_many_documents_are_cut(
+    encoded, nano_folder, collection, tmp_path, caplog
+):
+    given = [f"model.path={nano_folder}", f"corpus={collection}", f"cache_dir={tmp_path / 'cache'}"]
+    given += [f"embeddings={encoded}"]
+    limit = load_embedder(nano_folder).limit("document")
+    line = f"4 of {N_ROWS} documents are longer than {limit} and are cut"
+
+    def told(call):
+        caplog.clear()
+        call()
+        return [message for message in caplog.messages if "are cut" in message]
+
+    assert told(lambda: encode(nano_folder, collection, encoded)) == [line]  # nothing is left to encode
+    assert told(lambda: search(composed("search", *given, "query=sum", "modes=[direct]"))) == [line]
+    output = tmp_path / "one.parquet"
+    assert told(lambda: export(composed("export", *given, "to=parquet", f"output={output}"))) == [line]
+    facts = json.loads(pyarrow.parquet.read_schema(output).metadata[b"search_r3"])
+    assert facts["cut"] == 4
 
 
 def other_model(place, seed=1, document=None):

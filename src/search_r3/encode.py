@@ -21,7 +21,7 @@ from search_r3.cli.instantiate import instantiate
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.overrides import refuse_unknown
 from search_r3.cli.run_lock import held
-from search_r3.cli.searching import check_searched
+from search_r3.cli.searching import check_searched, tell_cut
 from search_r3.errors import UsageError
 from search_r3.folders import make_folder
 
@@ -107,6 +107,7 @@ def _encode(config: DictConfig, folder: Path) -> None:
             _engine(config, embedder)(shards, folder, facts, bar.update)
     seconds = time.monotonic() - started
     files = whole(folder, key, corpus.ids)
+    tell_cut(sum(file.cut or 0 for file in files), corpus, embedder)
     print(f"{config.output}: {n_rows:,} vectors of {files[0].width} numbers in {len(files):,} files")
     if n_missing:
         rate = n_missing / seconds

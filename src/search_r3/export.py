@@ -102,16 +102,16 @@ def _write_folder(config: DictConfig) -> None:
 
 def _write_corpus(config: DictConfig) -> None:
     from search_r3.api import as_corpus
-    from search_r3.evaluation.ranking import document_embeddings
+    from search_r3.evaluation.ranking import corpus_key, document_embeddings, documents_cut
     from search_r3.index.exports import write_faiss, write_parquet
 
     make_folder(Path(config.output).parent, "output")  # before anything is encoded
     write: Mapping[str, Callable] = {"faiss": write_faiss, "parquet": write_parquet}
     corpus, embedder = as_corpus(config.corpus), instantiate(config.model)
     rows = document_embeddings(corpus, embedder, config.cache_dir, embeddings=config.embeddings)
-    if config.embeddings is None:
-        tell_cut(corpus, embedder, config.cache_dir)
-    facts = {"model": str(config.model.path), **embedder.document_key, "corpus": corpus.fingerprint}
+    n_cut = documents_cut(corpus, embedder, config.cache_dir)
+    tell_cut(n_cut, corpus, embedder)
+    facts = {"model": str(config.model.path), **corpus_key(corpus, embedder), "cut": n_cut}
     for line in write[config.to](Path(config.output), rows, corpus.ids, facts):
         print(line)
 

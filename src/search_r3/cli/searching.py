@@ -74,20 +74,19 @@ def opened(config: DictConfig) -> "SearchR3":
     from transformers.utils.logging import disable_progress_bar
 
     from search_r3.api import SearchR3
+    from search_r3.evaluation.ranking import documents_cut
 
     disable_progress_bar()  # of reading weights, which takes less time than to look at it
     searcher = SearchR3(instantiate(config.model), config.cache_dir)
     searcher.read(config.corpus, progress=True, embeddings=config.embeddings)
-    if config.embeddings is None:
-        tell_cut(searcher.corpus, searcher.embedder, config.cache_dir)
+    n_cut = documents_cut(searcher.corpus, searcher.embedder, config.cache_dir)
+    tell_cut(n_cut, searcher.corpus, searcher.embedder)
     return searcher
 
 
-def tell_cut(corpus: "Corpus", embedder: "Embedder", cache_dir: str) -> None:
-    """A line where documents were not read whole, as counted when they were encoded."""
-    from search_r3.evaluation.ranking import documents_cut
-
-    if n_cut := documents_cut(corpus, embedder, cache_dir):
+def tell_cut(n_cut: int, corpus: "Corpus", embedder: "Embedder") -> None:
+    """A line where so many documents of a corpus were not read whole."""
+    if n_cut:
         log.warning(
             "%d of %d documents are longer than %s and are cut",
             n_cut, len(corpus), embedder.limit("document"),

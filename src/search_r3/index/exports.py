@@ -45,7 +45,7 @@ def _blocks(rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         yield start, np.ascontiguousarray(rows[start : start + BLOCK_ROWS], dtype=np.float32)
 
 
-def write_faiss(path: Path, rows: np.ndarray, ids: Sequence[str], facts: Mapping[str, str]) -> list[str]:
+def write_faiss(path: Path, rows: np.ndarray, ids: Sequence[str], facts: Mapping[str, object]) -> list[str]:
     """An `IndexFlatIP` of the rows, and `<path>.ids.jsonl` with the document id of each, a JSON text a line.
 
     What FAISS calls an id is the place of a line in that file. The index is written row by row behind the
