@@ -11,6 +11,7 @@ import pytest
 from search_r3.data.jsonl import DataError
 from search_r3.data.triples import load_triples
 from search_r3.stages.sft.collate import collate_sft
+from tests.beir_folders import write_collection
 
 ROWS = [
     {"query": "what lifts a wing", "positive": "pressure", "hard_negatives": ["feathers", "wind"]},
@@ -261,6 +262,21 @@ def test_held_out_queries_are_no_training_rows_and_search_the_whole_corpus(tmp_p
     assert all(len(grades) == 2 for grades in data.validation.qrels.values())
     assert data.validation.corpus is data.corpus
     assert not held_out & set(data.texts)
+
+
+def test_rows_with_a_query_of_the_test_folder_are_left_out_and_counted(tmp_path, caplog):
+    folder = write_collection(tmp_path / "held_out")  # asks q30 and q31
+    queries = ["query number 30", "query number 29", " query number 31\n", "query number 30"]
+    rows = [{"query": query, "positive": f"p{n}", "hard_negatives": []} for n, query in enumerate(queries)]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    caplog.clear()
+
+    data = load_triples(file, test=folder, validation_share=0)
+
+    assert [row.positive for row in data.examples] == ["p1"]
+    assert "triples: 2 training queries are judged in held_out and left out" in caplog.messages
+    assert list(data.corpus.texts) == ["p0", "p1", "p2", "p3"]
+    assert set(data.test.queries) == {"q30", "q31"}
 
 
 @pytest.mark.parametrize(

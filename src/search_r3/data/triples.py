@@ -83,7 +83,8 @@ def load_triples(
             default: its own name for the first three, and none for `reasoning` and `id`.
         corpus: JSONL with `_id`, `text` and perhaps `title`; all documents of the rows must be in it. None
             for the documents of the rows.
-        test: folder in BEIR layout whose test split is held out.
+        test: folder in BEIR layout whose test split is held out. A row whose query it asks, with blanks
+            around it or not, is left out of training and validation; a warning counts such queries.
         allow_empty_documents: whether a document of `corpus` without title and text is kept, as published
             corpora have some.
         allow_unmatched_judgements: of that folder, as in `load_benchmark`.
@@ -108,6 +109,8 @@ def load_triples(
     known = load_corpus(corpus, allow_empty_documents, in_memory_mib) if corpus else None
     documents = _Documents(known, corpus)
     examples, n_dropped = _examples(rows, documents, name, with_reasoning)
+    tested = _test_collection(test, allow_unmatched_judgements, in_memory_mib)
+    examples = _without_tested(examples, tested, name)
     whole = documents.corpus()
     training, held_out = _parted(examples, validation_share)
     if not training:
@@ -135,7 +138,7 @@ def load_triples(
         corpus=whole,
         examples=training,
         validation=_validation(f"{name}-validation", held_out, whole),
-        test=_test_collection(test, allow_unmatched_judgements, in_memory_mib),
+        test=tested,
         texts=ConcatTexts([whole.texts, training_queries]),
         card=card,
         weights={name: 1.0},
@@ -148,6 +151,14 @@ def _test_collection(
     if folder is None:
         return None
     return load_benchmark(folder, allow_unmatched_judgements=allow_unmatched, in_memory_mib=in_memory_mib)
+
+
+def _without_tested(examples: Sequence[Example], test: Benchmark | None, name: str) -> Sequence[Example]:
+    """The examples whose query is not asked by the held-out collection."""
+    asked = {query.strip() for query in test.queries.values()} if test is not None else set()
+    if left_out := {example.query for example in examples if example.query.strip() in asked}:
+        _LOG.warning("%s: %d training queries are judged in %s and left out", name, len(left_out), test.name)
+    return [example for example in examples if example.query not in left_out]
 
 
 def _tell_letterless(name: str, rows: Sequence[_Row]) -> None:
