@@ -1,7 +1,7 @@
 """Training rows of a folder in BEIR layout: which queries are trained on, and with what."""
 
 import pytest
-from beir_folders import UNMATCHED, qrels, write_collection
+from beir_folders import UNMATCHED, lines, qrels, write_collection
 
 from search_r3.data.beir.training import load_beir_training
 from search_r3.data.jsonl import DataError
@@ -78,6 +78,22 @@ def test_a_training_query_judged_in_the_test_split_is_left_out_and_said(tmp_path
     data = load_beir_training(folder, validation_share=0.0)
     assert "query number 3" not in {row.query for row in data.examples}
     assert "1 training queries are judged in test" in caplog.text
+
+
+def test_a_training_query_with_the_text_of_a_held_out_one_is_left_out_and_said(tmp_path, caplog):
+    queries = [{"_id": f"q{n}", "text": f"query number {n}"} for n in range(6)]
+    queries[1]["text"], queries[3]["text"] = "query number 4 ", "query number 5"
+    folder = write_collection(
+        tmp_path,
+        queries=lines(queries),
+        train=qrels([(f"q{n}", "d1", 1) for n in range(4)]),
+        dev=qrels([("q5", "d1", 1)]),
+        test=qrels([("q4", "d1", 1)]),
+    )
+    data = load_beir_training(folder)
+    assert [row.query for row in data.examples] == ["query number 0", "query number 2"]
+    assert "1 training queries are judged in test and left out" in caplog.text
+    assert data.card["train_queries_held_out"] == 2
 
 
 def test_a_training_query_without_a_positive_is_refused_and_one_without_a_line_is_not(tmp_path):

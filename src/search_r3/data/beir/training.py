@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from search_r3.data.beir.benchmark import benchmark_of, removed_documents
@@ -51,7 +52,7 @@ def load_beir_training(
         validation_split: the judgements for in-training evaluation; None for `dev` where the folder has it,
             and else for a share of the training queries, which then are no training rows.
         test_split: the judgements held out for testing, left out where the folder has no such file; None for
-            none.
+            none. A training query that is held out, by its id or by its text, is no training row.
         validation_share: that share of the training queries, chosen by a hash of the query id.
         min_grade: lowest grade of a positive; documents of a grade above 0 and below it are neither positives
             nor negatives, and queries that have no others are left out with a warning.
@@ -85,7 +86,7 @@ def load_beir_training(
         return load_qrels(qrels_file(folder, split), queries, corpus, allow_unmatched_judgements)
 
     named = _named_splits(name, folder, train_split, validation_split, test_split)
-    splits = _read_splits(named, judgements, validation_share)
+    splits = _read_splits(named, judgements, validation_share, queries)
     train_file = qrels_file(folder, train_split)
     if splits.train and not splits.rows:
         raise ValueError(_all_held_out(train_file, splits))
@@ -125,13 +126,31 @@ class _Names:
 
 @dataclass(frozen=True)
 class _Splits:
-    """The judgements of each split, and those of training whose queries are not held out (`rows`)."""
+    """The judgements of each split, and which training queries are held out.
+
+    A training query is held out with a query of the same text too, whatever their ids.
+
+    Attributes:
+        names: of the splits.
+        train: grades of all training queries.
+        validation: judgements.
+        test: judgements.
+        in_validation: the training queries that `validation` asks.
+        in_test: those that `test` asks.
+    """
 
     names: _Names
     train: Mapping[str, Mapping[str, int]]
-    rows: Mapping[str, Mapping[str, int]]
     validation: Qrels
     test: Qrels
+    in_validation: frozenset[str]
+    in_test: frozenset[str]
+
+    @cached_property
+    def rows(self) -> Mapping[str, Mapping[str, int]]:
+        """The grades of the training queries that are not held out."""
+        held_out = self.in_validation | self.in_test
+        return {query: grades for query, grades in self.train.items() if query not in held_out}
 
     @property
     def judged(self) -> list[Mapping[str, Mapping[str, int]]]:
@@ -186,7 +205,12 @@ def _named_splits(name: str, folder: Path, train: str, validation: str | None, t
     return _Names(train, validation, test if test in splits and test != train else None)
 
 
-def _read_splits(names: _Names, judgements: Callable[[str], Qrels], validation_share: float) -> _Splits:
+def _read_splits(
+    names: _Names,
+    judgements: Callable[[str], Qrels],
+    validation_share: float,
+    queries: Mapping[str, str],
+) -> _Splits:
     """All judgements; a share of the training queries is for validation where no split is."""
     train = judgements(names.train).grades
     if names.validation:
@@ -194,9 +218,12 @@ def _read_splits(names: _Names, judgements: Callable[[str], Qrels], validation_s
     else:
         validation = Qrels({query: train[query] for query in train if position(query) < validation_share})
     test = judgements(names.test) if names.test else Qrels({})
-    held_out = validation.grades.keys() | test.grades.keys()
-    rows = {query: grades for query, grades in train.items() if query not in held_out}
-    return _Splits(names, train, rows, validation, test)
+
+    def asked_by(judged: Qrels) -> frozenset[str]:
+        texts = {queries[query].strip() for query in judged.grades}
+        return frozenset(query for query in train if queries[query].strip() in texts)
+
+    return _Splits(names, train, validation, test, asked_by(validation), asked_by(test))
 
 
 def _split_card(splits: _Splits, validation_share: float) -> dict[str, object]:
@@ -212,7 +239,7 @@ def _split_card(splits: _Splits, validation_share: float) -> dict[str, object]:
 
 def _tell_held_out(name: str, splits: _Splits, share: float) -> None:
     """Warns of training queries that the test split judges, and where no query is left to validate with."""
-    if overlap := len(splits.train.keys() & splits.test.grades.keys()):
+    if overlap := len(splits.in_test):
         _LOG.warning(
             "%s: %d training queries are judged in %s and left out", name, overlap, splits.names.test
         )
@@ -313,9 +340,8 @@ def _examples(
 
 def _all_held_out(file: Path, splits: _Splits) -> str:
     """Why no training query is left where every one of them is held out, and what to set."""
-    train, test, names = splits.train, splits.test, splits.names
-    in_test = len(train.keys() & test.grades.keys())
-    in_validation = len(train.keys() & splits.validation.grades.keys() - test.grades.keys())
+    train, names = splits.train, splits.names
+    in_test, in_validation = len(splits.in_test), len(splits.in_validation - splits.in_test)
     parts = [f"{in_test} are judged in {names.test} too"] if in_test else []
     parts += [f"{in_validation} are held out for validation"] if in_validation else []
     remedy = ["name another data.train_split or data.test_split"] if in_test else []
