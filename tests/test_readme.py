@@ -99,7 +99,8 @@ def _check_composes(name: str, arguments: list[str], is_sweep: bool) -> None:
     # a placeholder such as <folder> is a path like any other; one such as seed=... has no value to compose
     overrides = [text for text in quote_free_text(arguments, is_sweep) if "..." not in text]
     if is_sweep:
-        overrides = [re.sub(r"=([^\[{(']*?),.*$", r"=\1", text) for text in overrides]
+        first = r"=(?:choice\()?([^\[{(']*?),.*$"
+        overrides = [re.sub(first, r"=\1", text) for text in overrides]
     with ConfigSource() as source:
         config = compose(name, overrides, source).config
     open_keys = {text.split("=")[0] for text in arguments if "..." in text and "=" in text}

@@ -1,6 +1,7 @@
 """Command line to configuration: quoting and refusals."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,22 @@ def test_a_sweep_over_names_of_the_hub_is_one_over_each():
 def test_a_path_that_begins_with_the_home_sign_is_refused_with_what_to_write(argument):
     with pytest.raises(UsageError, match=r"a shell leaves ~ as it is behind '='"):
         quote_free_text([argument])
+
+
+def test_several_paths_where_one_is_read_are_refused_with_how_several_are_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "c,d"):
+        Path(name).touch()
+    with pytest.raises(UsageError, match=re.escape("several are given as 'model.path=choice(a,b)'")):
+        quote_free_text(["model.path=a,b"], is_sweep=True)
+    for is_sweep in (False, True):
+        with pytest.raises(UsageError, match=re.escape("several are given as 'data.files=[a, b]'")):
+            quote_free_text(["data.files=a, b"], is_sweep)
+    names = ["model.path=c,d", "model.path=a,missing", "data.files=c,d", "output_dir=new,one"]
+    quoted = ["model.path='c,d'", "model.path='a,missing'", "data.files=['c,d']", "output_dir='new,one'"]
+    assert quote_free_text(names, is_sweep=True) == quoted
+    assert quote_free_text(["model.path=a,b"]) == ["model.path='a,b'"]
+    assert quote_free_text(["model.path=choice(a,b)"], is_sweep=True) == ["model.path=choice(a,b)"]
 
 
 def test_names_that_look_like_numbers_are_names():

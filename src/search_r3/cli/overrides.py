@@ -8,6 +8,7 @@ import torch. Nothing here is heavy and nothing here knows Hydra.
 import ast
 import difflib
 import importlib.util
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
@@ -84,8 +85,8 @@ def quote_free_text(arguments: Sequence[str], is_sweep: bool = False) -> list[st
         As many arguments, in the same order.
 
     Raises:
-        UsageError: If an argument is not UTF-8, which no file of the run could hold, or a path begins with
-            the `~` that a shell leaves alone behind `=`.
+        UsageError: If an argument is not UTF-8, which no file of the run could hold, a path begins with the
+            `~` that a shell leaves alone behind `=`, or several paths are given where one is read.
     """
     result = []
     for argument in arguments:
@@ -110,12 +111,12 @@ def _value(key: str, value: str, is_sweep: bool) -> str:
                 return value  # quoted by the user, as names with commas must be
             items = [item.strip() for item in value[1:-1].split(",")]
             return "[" + ",".join(_quoted_path(key, item) for item in items if item) + "]"
-        return value if is_choice else f"[{_quoted_path(key, value)}]"
+        return value if is_choice else f"[{_quoted_path(key, value, '[{}]')}]"
     if _is_named(key, COMMAS) and not is_choice:
         return value if value[:1] in ("'", '"') else quoted(value)
     last = key.rpartition(".")[2]
     if (_is_named(key, PATHS) or last in FOLDERS) and not is_choice:
-        return _quoted_path(key, value)
+        return _quoted_path(key, value, "choice({})" if is_sweep else None)
     if not is_sweep and (key in HUB_OR_PATH or last in HUB_OR_PATH):
         return _quoted_path(key, value)
     if last in NAMES and re.fullmatch(r"[\w.+-]+", value):
@@ -141,11 +142,18 @@ def typed(key: str, value: object) -> str:
     return f"{key}={value if is_word or is_read_as_text else quoted(value)}"
 
 
-def _quoted_path(key: str, path: str) -> str:
+def _quoted_path(key: str, path: str, several: str | None = None) -> str:
+    """A path in quotes; `several` is how more than one is written, where that can be meant."""
     if path.startswith("~"):
         raise UsageError(
             f"{key}={path}: a shell leaves ~ as it is behind '='; write the folder in full, as "
             f'"$HOME/<name>", or ./{path} where that is its name'
+        )
+    parts = [part.strip() for part in path.split(",")]
+    if several and len(parts) > 1 and not os.path.lexists(path) and all(map(os.path.lexists, parts)):
+        raise UsageError(
+            f"{key}={path}: a comma is part of a path, and there is none of this name; several are given as "
+            f"'{key}={several.format(path)}'"
         )
     return quoted(path)
 
