@@ -200,6 +200,19 @@ def test_a_collection_is_called_what_the_user_wrote_and_not_what_a_link_points_t
         collection_name("/")
 
 
+def test_own_documents_that_are_relevant_and_taken_out_are_counted_aloud(tmp_path, caplog):
+    judged = [("q1", "q1", 1), ("q1", "d1", 1), ("q2", "q2", 0), ("q2", "d1", 1)]
+    corpus = [*CORPUS, {"_id": "q1", "text": "query number 1"}, {"_id": "q2", "text": "query number 2"}]
+    folder = write_collection(tmp_path, corpus=lines(corpus), test=qrels(judged))
+    load_benchmark(folder)
+    assert "same id" not in caplog.text
+    load_benchmark(folder, name="quora")
+    assert "quora: of 1 of 2 queries the document of the same id is judged relevant" in caplog.text
+    caplog.clear()
+    load_beir_training(folder, remove_self_match=True)
+    assert "-test: of 1 of 2 queries the document of the same id is judged relevant" in caplog.text
+
+
 def test_of_a_name_with_slashes_the_last_part_decides_about_self_matches():
     assert removes_self_match("beir/ArguAna")
     assert not removes_self_match("arguana/nfcorpus")

@@ -73,6 +73,8 @@ def benchmark_of(
 ) -> Benchmark | None:
     """The judged queries over a corpus; None where nothing is judged.
 
+    A warning counts the queries whose own document is taken out and is judged relevant.
+
     Args:
         name: of the benchmark.
         corpus: all documents.
@@ -85,6 +87,12 @@ def benchmark_of(
     if not qrels.grades:
         return None
     asked = {query: queries[query] for query in qrels.grades}
+    if n_own := remove_self_match and sum(grades.get(query, 0) > 0 for query, grades in qrels.grades.items()):
+        _LOG.warning(
+            "%s: of %d of %d queries the document of the same id is judged relevant; it is taken out of "
+            "their ranking and counts as not found (remove_self_match=false leaves it there)",
+            name, n_own, len(asked),
+        )  # fmt: skip
     own = {query: names for query, names in excluded.items() if query in asked}
     n_unknown = qrels.n_unknown_queries
     return Benchmark(name, corpus, asked, qrels.grades, remove_self_match, n_unknown, holds_code, own)
