@@ -259,6 +259,21 @@ def test_a_terminal_gets_the_reasoning_and_both_rankings(call, monkeypatch):
     assert all(name in shown for name in DOCUMENTS)
 
 
+def test_what_a_terminal_obeys_is_not_written(monkeypatch, capsys):
+    obeyed = "\x1b[2J\x07\x9b31m\u202e"
+    hit = Hit(1, f"id{obeyed}", 0.5, f"zero\u200cwidth{obeyed}\r\nnext")
+    screen = Screen()
+    screen.ask(f"query{obeyed}")
+    printed = capsys.readouterr().out
+    pieces = ["one\r", "two", obeyed, "\x0bthree\nfour"]
+    printed += shown_at(monkeypatch, capsys, 100, pieces, Found("q", "direct", (hit,)))
+
+    assert not set(printed) & set("\x1b\x07\x9b\u202e\r\x0b")
+    assert "id\ufffd[2J\ufffd\ufffd31m\ufffd" in printed
+    assert "zero\u200cwidth" in printed  # which Persian writes with
+    assert "one two\ufffd[2J\ufffd\ufffd31m\ufffd three\nfour" in printed
+
+
 def test_documents_that_moved_are_marked(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
     before = Found("q", "direct", tuple(Hit(n, name, 0.5, "t") for n, name in enumerate("abc", 1)))

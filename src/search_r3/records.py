@@ -8,6 +8,7 @@ words.
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ LONGEST_CONFIG = 1 << 20
 """Bytes of a configuration; a whole one of ours has a few thousand, and YAML is slow to read."""
 LONGEST_MESSAGE = 4000
 """Characters of a message as it is printed and recorded, whoever wrote it."""
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class RecordError(UsageError, ValueError):
@@ -65,6 +67,15 @@ def clipped(text: object, limit: int = 300) -> str:
     words = str(text)
     line = " ".join(words[: 4 * limit].split())
     return line if len(line) <= limit and len(words) <= 4 * limit else f"{line[:limit]}..."
+
+
+def plain(text: str) -> str:
+    """A text in one line, without characters that a terminal obeys.
+
+    >>> plain("a\\tb\\x1b[2J")
+    'a b�[2J'
+    """
+    return _OBEYED.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
 
 
 def shown_names(names: Iterable[object], limit: int = 8) -> str:

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from search_r3.records import plain
+
 if TYPE_CHECKING:
     from search_r3.api import Found, Hit
 
@@ -23,7 +25,7 @@ BESIDE = 5
 
 
 class Screen:
-    """Writes to the terminal; what users and documents say is text there, never markup."""
+    """Writes to the terminal; what users, documents and models say is text there, never markup or control."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
@@ -34,7 +36,7 @@ class Screen:
 
     def ask(self, query: str) -> None:
         """The query, above its answer."""
-        self.console.print(Text(query, style="bold"))
+        self.console.print(Text(plain(query), style="bold"))
 
     def warn(self, line: str) -> None:
         """A line that stands out, below the reasoning where one was written."""
@@ -76,13 +78,13 @@ class Screen:
 
     def _write(self, text: str, style: str) -> None:
         """A word and the blanks after it, in this line or, where it does not fit, in the next one."""
-        word = text.rstrip()
+        word = plain(text.rstrip())
         if self.column and self.column + cell_len(self.blanks + word) > self.console.width:
             self.blanks = "\n"
         *lines, indent = self.blanks.split("\n")
         self.column = cell_len(indent + word) + (0 if lines else self.column)
         self.console.print(Text("\n" * len(lines) + indent + word, style=style), end="", soft_wrap=True)
-        self.blanks = text[len(word) :]
+        self.blanks = re.sub(r"[^\S\n]", " ", text[len(text.rstrip()) :])
 
     def _table(self, found: Sequence["Found"], first: "Found", before: Mapping[str, int], width: int) -> None:
         table = Table(box=None, padding=(0, 1), header_style="bold")
@@ -103,8 +105,8 @@ class Screen:
 
     def _cell(self, hit: "Hit", before: Mapping[str, int], width: int) -> Text:
         move, style = _move(hit, before)
-        head = Text.assemble((f"{hit.score:.3f}", "cyan"), "  ", (hit.id, "bold"), "  ", (move, style))
-        lines = Text(" ".join(hit.text[: LINES * width * 4].split())).wrap(self.console, width)
+        head = Text.assemble((f"{hit.score:.3f}", "cyan"), "  ", (plain(hit.id), "bold"), "  ", (move, style))
+        lines = Text(plain(hit.text[: LINES * width * 4])).wrap(self.console, width)
         if len(lines) > LINES:
             lines = lines[:LINES]
             lines[-1].rstrip()

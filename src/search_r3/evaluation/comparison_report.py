@@ -10,6 +10,7 @@ from rich.text import Text
 from search_r3.evaluation.metrics import HEADLINE
 from search_r3.evaluation.report import WIDTH
 from search_r3.markdown import table
+from search_r3.records import plain
 
 COLUMNS = ("A", "B", "B less A", "95 % interval", "p", "p (Holm)", "wins/ties/losses")
 IN_TERMINAL = 3
@@ -55,9 +56,8 @@ def table_rows(found: Mapping, metric: str) -> list[tuple[str, ...]]:
 
 
 def _plain(text: str, longest: int | None = None) -> str:
-    """A text in one line, without characters that a terminal obeys."""
-    words = " ".join(text.split())
-    line = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in words)
+    """A text in one line, cut to so many characters, without those that a terminal obeys."""
+    line = plain(text)
     return line if longest is None or len(line) <= longest else f"{line[: longest - 1]}…"
 
 

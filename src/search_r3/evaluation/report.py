@@ -11,6 +11,7 @@ from rich.table import Table
 from search_r3.evaluation.beir_collections import cqadupstack_rows
 from search_r3.evaluation.colours import COLOURS
 from search_r3.evaluation.modes import MODES
+from search_r3.records import plain
 
 WIDTH = 160  # of a table: the names of models and modes are whole, wherever it is printed
 
@@ -50,8 +51,13 @@ def print_table(rows: Sequence[Mapping]) -> None:
     for name in shown:
         table.add_column(name, justify="left" if name in ("benchmark", "model", "mode") else "right")
     for cells in zip(*shown.values(), strict=True):
-        table.add_row(*map(escape, cells))
+        table.add_row(*map(_text, cells))
     Console(width=WIDTH).print(table)
+
+
+def _text(cell: str) -> str:
+    """A cell in which nothing is markup, and nothing is obeyed by a terminal."""
+    return escape(plain(cell))
 
 
 def _missing(row: Mapping) -> str:
@@ -122,12 +128,12 @@ def print_differences(differences: Sequence[Mapping], names: Mapping[str, str]) 
     for each in differences:
         low, high = each["ci95"]
         ours, theirs = (
-            escape(" ".join(filter(None, (names.get(one["model"]), labels[_identity(one)]))))
+            _text(" ".join(filter(None, (names.get(one["model"]), labels[_identity(one)]))))
             for one in _sides(each)
         )
         interval = f"{low:+.3f} to {high:+.3f}"
         table.add_row(
-            escape(each["benchmark"]),
+            _text(each["benchmark"]),
             ours,
             theirs,
             f"{each['difference']:+.3f}",
@@ -156,8 +162,8 @@ def print_runs(rows: Sequence[Mapping]) -> None:
         apart = row.get("difference")
         less = "" if apart is None else f"{apart['mean']:+.3f} ({_span(apart['ci95'], '+.3f')})"
         table.add_row(
-            escape(row["benchmark"]),
-            escape(row["label"]),
+            _text(row["benchmark"]),
+            _text(row["label"]),
             f"{row['mean']:.3f}",
             _span((row["lowest"], row["highest"])),
             _span(row["ci95"]),
