@@ -187,6 +187,18 @@ def test_with_reasoning_fills_what_the_file_leaves(folder):
     assert [row.reasoning for row in filled.examples[2:]] == [row.reasoning for row in without.examples[2:]]
 
 
+def test_a_file_without_a_reasoning_of_a_training_query_is_refused(folder):
+    file = folder.parent / "texts.jsonl"
+    write_lines(file, [{"_id": "q13", "text": "of a held-out query"}])
+    with pytest.raises(DataError, match=r"not one is of a query of .*'s training rows \(the first: 'q13'\)"):
+        load_beir_training(folder, reasonings=str(file))
+
+    write_lines(file, [{"_id": "x" * 5000, "text": "of no query"}])
+    with pytest.raises(DataError, match=r"line 1: _id 'x+'.* is no query of this collection") as told:
+        load_beir_training(folder, reasonings=str(file))
+    assert len(str(told.value)) < 400
+
+
 def test_texts_that_an_evaluation_has_left_are_read(folder):
     file = folder.parent / "reasoning.jsonl"
     written = {"tokens": 3, "has_embed_token": True}

@@ -24,6 +24,7 @@ from search_r3.data.jsonl import (
 )
 from search_r3.data.splits import position
 from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
+from search_r3.records import shown
 
 SPLITS = ("sft", "rl", "all")
 RL_QUESTIONS = ("shared", "unseen", "both")
@@ -225,7 +226,7 @@ def load_explanations(file: Path) -> dict[str, tuple[str, str, list[str]]]:
         row = parse_object(raw, file, line)
         query = text_field(row, "_id", file, line)
         if query in found:
-            raise DataError(file, line, f"_id {query!r} occurs for the second time")
+            raise DataError(file, line, f"_id {shown(query)} occurs for the second time")
         steps = row.get("steps")
         if not isinstance(steps, list):
             raise DataError(file, line, f"'steps' must be a list of strings, got {type(steps).__name__}")

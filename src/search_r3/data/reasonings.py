@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from search_r3.data.jsonl import DataError, checked_text, numbered_lines, parse_object, text_field
+from search_r3.records import shown
 
 EMBED_TOKEN = "<|embed_token|>"
 """Ends every reasoning, and its state is the embedding. No text is ever read as it: a stage puts it there."""
@@ -38,9 +39,9 @@ def load_reasonings(path: str | Path, known: Collection[str] | None = None) -> d
         id_key, text_key = _WRITTEN if was_written else ("_id", "text")
         query = text_field(row, id_key, path, line)
         if query in texts:
-            raise DataError(path, line, f"{id_key} {query!r} occurs for the second time")
+            raise DataError(path, line, f"{id_key} {shown(query)} occurs for the second time")
         if known is not None and query not in known:
-            raise DataError(path, line, f"{id_key} {query!r} is no query of this collection")
+            raise DataError(path, line, f"{id_key} {shown(query)} is no query of this collection")
         text = text_field(row, text_key, path, line, may_be_empty=was_written)
         texts[query] = text if was_written else checked_reasoning(text, repr(text_key), path, line)
     if not texts:
@@ -74,7 +75,7 @@ def check_some(path: str | Path, texts: Mapping[str, str], asked: Collection[str
     """
     if not any(query in texts for query in asked):
         first = next(iter(texts), None)
-        raise DataError(path, 0, f"not one is of a query of {name} (the first: {first!r})")
+        raise DataError(path, 0, f"not one is of a query of {name} (the first: {shown(first)})")
 
 
 def tell_missing(path: str | Path, texts: Mapping[str, str], asked: Collection[str], outcome: str) -> int:
@@ -89,7 +90,7 @@ def tell_missing(path: str | Path, texts: Mapping[str, str], asked: Collection[s
     missing = [query for query in asked if query not in texts]
     if missing:
         log.warning(
-            "%s: %d of %d queries have no reasoning (the first: %r); %s",
-            path, len(missing), len(asked), missing[0], outcome,
+            "%s: %d of %d queries have no reasoning (the first: %s); %s",
+            path, len(missing), len(asked), shown(missing[0]), outcome,
         )  # fmt: skip
     return len(missing)

@@ -19,7 +19,7 @@ from search_r3.data.beir.layout import (
 from search_r3.data.beir.qrels import EXCLUDED, Qrels, load_excluded, load_qrels
 from search_r3.data.jsonl import ConcatTexts, DataError
 from search_r3.data.reasoning import cold_start_reasoning
-from search_r3.data.reasonings import load_reasonings, tell_missing
+from search_r3.data.reasonings import check_some, load_reasonings, tell_missing
 from search_r3.data.splits import check_share, position, tell_no_validation
 from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
 from search_r3.records import shown
@@ -65,7 +65,7 @@ def load_beir_training(
             the documents that the corpus lacks, and the queries that have no positive without them.
         in_memory_mib: as in `load_benchmark`.
         reasonings: JSONL of `_id` and `text`, what SFT teaches to write for a query; or the texts by query
-            id. A line counts the training queries without one.
+            id. A line counts the training queries without one; a file that has none for any is refused.
         holds_code: as in `load_benchmark`, of both held-out collections.
 
     Returns:
@@ -91,7 +91,7 @@ def load_beir_training(
     if splits.train and not splits.rows:
         raise ValueError(_all_held_out(train_file, splits))
     rows = _with_known_documents(train_file, splits.rows, corpus, min(min_grade, 1))
-    given, facts = _given_reasonings(reasonings, queries, rows, with_reasoning)
+    given, facts = _given_reasonings(reasonings, queries, rows, with_reasoning, f"{name}'s training rows")
     is_removed = removes_self_match(name) if remove_self_match is None else remove_self_match
     excluded = load_excluded(file_in(folder, EXCLUDED), queries, splits.judged, corpus)
     collection = _Collection(name, corpus, queries, excluded, is_removed, holds_code)
@@ -291,12 +291,15 @@ def _given_reasonings(
     queries: Mapping[str, str],
     trained: Mapping[str, object],
     with_reasoning: bool,
+    name: str,
 ) -> tuple[Mapping[str, str], dict[str, object]]:
-    """Reasonings by query id, and what the data card says of them."""
+    """Reasonings by query id, and what the data card says of them; `name` is of what is trained on."""
     if given is None:
         return {}, {}
     is_file = not isinstance(given, Mapping)
     texts = load_reasonings(given, queries) if is_file else given
+    if is_file:
+        check_some(given, texts, trained, name)
     outcome = "they get the cold-start reasoning" if with_reasoning else "their reasoning is not trained"
     missing = tell_missing(given if is_file else "reasonings", texts, trained, outcome)
     facts: dict[str, object] = {"train_queries_without_a_given_reasoning": missing}
