@@ -57,6 +57,7 @@ def test_texts_by_id_are_a_corpus(model):
     [
         ([], "there is no document in it"),
         ({}, "there is no document in it"),
+        ({"one", "two"}, "corpus must be a list of texts, got a set, which has no order"),
         (["one", None], r"corpus\[1\] must be a text, got NoneType"),
         ([("d1", "one")], r"corpus\[0\] must be a text, got tuple"),
         ({"d1": {"text": "one"}}, r"corpus\[0\] must be a text, got dict"),
@@ -79,6 +80,7 @@ def test_what_is_no_corpus_is_refused_with_its_place(model, corpus, words):
         (lambda model: model.embed_queries("ab"), "a list of texts, got one text"),
         (lambda model: model.embed_queries(["a", "b"], "cd"), "reasonings must be a list of texts"),
         (lambda model: model.reason("ab"), "a list of texts, got one text"),
+        (lambda model: model.embed_documents({"a", "b"}), "got a set, which has no order"),
         (lambda model: model.embed_queries(["a", 3]), r"texts\[1\] must be a text, got int"),
         (lambda model: model.embed_documents(["\ud800"]), r"texts\[0\] holds half of a surrogate pair"),
         (lambda model: model.reason(["a"], temperature=float("nan")), "temperature must be 0"),
@@ -86,6 +88,7 @@ def test_what_is_no_corpus_is_refused_with_its_place(model, corpus, words):
         (lambda model: model.read(["a"], progress=False).search("\ud800"), "query holds half of a surrogate"),
         (lambda model: model.read(["a"], progress=False).search("a", k=2.0), "k must be a whole .* got 2.0"),
         (lambda model: model.read(["a"], progress=False).search("a", k="2"), "k must be a whole .* got '2'"),
+        (lambda model: model.read(["a"], progress=False).search("a", k=True), "k must be .* got True"),
     ],
 )
 def test_what_is_no_list_of_texts_is_refused(model, call, words):

@@ -255,7 +255,7 @@ class SearchR3:
             raise ValueError("there is nothing to search yet: read(corpus) first")
         if not _checked("query", query).strip():
             raise ValueError("the query is empty")
-        if not isinstance(k, int | np.integer) or k < 1:
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise ValueError(f"k must be a whole number at least 1, got {k!r}")
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
@@ -378,13 +378,15 @@ def as_corpus(corpus: str | Path | Corpus | Mapping[str, str] | Sequence[str]) -
 
 
 def _listed(name: str, texts: Iterable[str]) -> list[str]:
-    """Texts as a list. One text alone would be taken as a list of its characters, and is refused.
+    """Texts as a list. A text alone would be taken as its characters, and a set has no order: refused.
 
     Raises:
         ValueError: With the place of what is no text.
     """
     if isinstance(texts, (str, bytes)):
         raise ValueError(f"{name} must be a list of texts, got one text: [{str(texts[:20])!r}]")
+    if isinstance(texts, set | frozenset):
+        raise ValueError(f"{name} must be a list of texts, got a {type(texts).__name__}, which has no order")
     return [_checked(f"{name}[{place}]", text) for place, text in enumerate(texts)]
 
 
