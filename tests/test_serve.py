@@ -101,6 +101,16 @@ def test_an_inspected_document_has_its_rank_after_every_step(port, searcher, doc
     assert answer["direct"]["rank"] == direct.index(document) + 1
 
 
+def test_the_description_of_the_api_names_each_operation_once(port):
+    status, _, body = ask(port, "/api/openapi.json")
+    paths = json.loads(body)["paths"]
+    assert status == 200
+    assert sorted(paths) == ["/api/health", "/api/inspect", "/api/search", "/api/stream"]
+    names = [operation["operationId"] for each in paths.values() for operation in each.values()]
+    assert len(set(names)) == len(names)
+    assert ask(port, "/api/health", method="HEAD")[0] == 200
+
+
 def test_health_says_what_is_served(port):
     status, _, content = ask(port, "/api/health")
     health = json.loads(content)

@@ -105,7 +105,8 @@ def build_app(answers: Answers, desk: Desk, settings: Settings) -> ASGIApp:
         answers.check_query(asked.query)
         return lambda say: answers.search(asked.query, k, say)
 
-    @app.api_route("/api/health", methods=["GET", "HEAD"])
+    @app.head("/api/health", include_in_schema=False)
+    @app.get("/api/health")
     async def health() -> JSONResponse:
         limits = {"k": settings.k, "max_k": settings.max_k, "max_query": settings.max_query_characters}
         return JSONResponse({"status": "ok", "at_work": len(desk.works), **limits, **(settings.about or {})})
