@@ -11,6 +11,7 @@ from transformers import (
     MistralConfig,
     PhiConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
 )
 
 from search_r3.models.folder import open_embedder
@@ -49,6 +50,7 @@ ARCHITECTURES = {
     "gpt2": lambda n: GPT2Config(vocab_size=n, n_embd=32, n_layer=2, n_head=4, n_positions=256),
     "gemma": lambda n: GemmaConfig(vocab_size=n, intermediate_size=64, head_dim=8, **_SMALL),
     "phi": lambda n: PhiConfig(vocab_size=n, intermediate_size=64, **_SMALL),
+    "qwen2": lambda n: Qwen2Config(vocab_size=n, intermediate_size=64, **_SMALL),
 }
 
 

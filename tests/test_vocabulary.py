@@ -34,6 +34,7 @@ TOKENIZERS = {
     "gpt2": lambda: byte_tokenizer(bos_token="<|end|>", unk_token="<|end|>"),
     "gemma": lambda: sentencepiece_tokenizer(pad_token="<s>"),
     "phi": byte_tokenizer,
+    "qwen2": byte_tokenizer,
 }
 
 

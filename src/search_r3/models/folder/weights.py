@@ -19,6 +19,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from search_r3.errors import first_line
 from search_r3.models.checksums import ModelFolderError
+from search_r3.models.folder.published import as_published
 from search_r3.models.reading import named_damage
 from search_r3.models.tuning import FullTuning, LoraTuning
 from search_r3.models.twin import ArchitectureError, check_architecture
@@ -40,7 +41,7 @@ def dtype_named(name: str) -> torch.dtype:
 
 
 def read_tokenizer(source: str | Path, **options: object) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or a hub name; code of its own is never run.
+    """The tokenizer of a folder or a hub name, as published; code of its own is never run.
 
     Raises:
         ModelFolderError: If transformers cannot read it, or a folder is an adapter.
@@ -49,9 +50,8 @@ def read_tokenizer(source: str | Path, **options: object) -> PreTrainedTokenizer
         _refuse_adapter(source)
     try:
         with named_damage(source):
-            return AutoTokenizer.from_pretrained(
-                str(source), padding_side="left", trust_remote_code=False, **options
-            )
+            options = {"padding_side": "left", "trust_remote_code": False, **options}
+            return as_published(AutoTokenizer.from_pretrained(str(source), **options), source, options)
     except ModelFolderError:
         raise
     except Exception as error:  # whatever a class of tokenizers raises of a file that it does not know
