@@ -130,21 +130,22 @@ def test_a_prompt_without_a_token_leaves_nothing_to_reason_after():
         rendered(TEXT_ALONE, Prompts("direct", "", "document"))
 
 
-@pytest.mark.parametrize("adds_bos", [False, True])
-def test_a_tokenizer_without_a_template_gets_the_plain_one(adds_bos, caplog):
-    tokenizer = byte_tokenizer(chat_template=None, bos_token="<|system|>")
-    if adds_bos:
-        from tokenizers.processors import TemplateProcessing
+@pytest.mark.parametrize("role", ["bos_token", "cls_token", None])
+@pytest.mark.parametrize("start", ["", "<|system|>", "<|system|> <|user|>"])
+def test_a_tokenizer_without_a_template_gets_the_plain_one(start, role, caplog):
+    """Behind what it puts in front of a text: BOS, or what has another role or none, as GLM's two tokens."""
+    from tokenizers.processors import TemplateProcessing
 
-        pair = [("<|system|>", tokenizer.bos_token_id)]
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-            single="<|system|> $A", special_tokens=pair
-        )
+    tokenizer = byte_tokenizer(chat_template=None, **({role: "<|system|>"} if role else {}))
+    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in [*start.split(), "<|end|>"]]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{start} $A <|end|>".strip(), special_tokens=special
+    )
     with caplog.at_level(logging.INFO):
         prompts = render(with_embed_token(tokenizer), PROMPTS)
 
-    start = "<|system|>" if adds_bos else ""
-    assert prompts.reasoning.prefix_text == f"{start}Enrich the text\n\n"
+    assert prompts.reasoning.prefix_text == f"{start.replace(' ', '')}Enrich the text\n\n"
+    assert prompts.reasoning.prefix[: len(special) - 1] == tuple(place for _, place in special[:-1])
     assert prompts.reasoning.suffix_text == "\n\n"
     assert "no chat template" in caplog.text
 

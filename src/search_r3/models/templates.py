@@ -5,6 +5,7 @@ may drop the system message or refuse it, so that three wordings become one prom
 therefore looked at, and stored with the model: no reading path renders again.
 """
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -163,7 +164,7 @@ def render_as_format_1(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> 
 
 
 def _template_of(tokenizer: PreTrainedTokenizerBase) -> object:
-    """The chat template; a plain one where there is none, with the BOS token that the tokenizer adds."""
+    """The chat template; a plain one where there is none, behind what the tokenizer puts before a text."""
     template = tokenizer.chat_template
     if isinstance(template, dict) and "default" not in template:
         raise ValueError(
@@ -173,9 +174,10 @@ def _template_of(tokenizer: PreTrainedTokenizerBase) -> object:
     if template is not None:
         return template
     log.info("the tokenizer has no chat template; prompts are the system text, a blank line, the user's text")
-    ids = tokenizer("a")["input_ids"]
-    starts = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
-    return ("{{ bos_token }}" if starts else "") + _PLAIN_TEMPLATE
+    whole, bare = (tokenizer("a", add_special_tokens=adds)["input_ids"] for adds in (True, False))
+    n = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
+    start = "".join(tokenizer.convert_ids_to_tokens(whole[:n]))  # BOS; [CLS] of others, two tokens of GLM
+    return "{{ " + json.dumps(start, ensure_ascii=False) + " }}" + _PLAIN_TEMPLATE
 
 
 def _messages(system: str, is_folded: bool) -> list[dict[str, str]]:
