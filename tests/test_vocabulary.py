@@ -130,6 +130,23 @@ def rows_of(model):
     )
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma"])
+@pytest.mark.parametrize("of_embed_token", [True, False])
+def test_the_row_that_a_configuration_pads_with_is_trained(tmp_path, architecture, of_embed_token):
+    """That of the embed token, as where a pad token was added and not saved, or of the end of a turn."""
+    tokenizer = byte_tokenizer()
+    token = len(tokenizer) if of_embed_token else tokenizer.eos_token_id
+    folder = write_plain(tmp_path, tokenizer, architecture, pad_token_id=token)
+    assert AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().padding_idx == token
+    embedder = opened(folder)
+    assert (token == embedder.embed_token_id) == of_embed_token
+    ids = torch.tensor([embedder.encoder.documents(["sum of two"])[0]])
+
+    embedder.hidden_states(ids, torch.ones_like(ids, dtype=torch.bool))[:, -1].square().sum().backward()
+
+    assert embedder.causal_lm.get_input_embeddings().weight.grad[token].abs().max() > 0
+
+
 @pytest.mark.parametrize("spare_rows", [0, 7])
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "phi"], ids=["untied", "tied", "biased"])
 def test_the_embed_token_starts_at_the_mean_of_the_used_rows_and_no_other_row_moves(

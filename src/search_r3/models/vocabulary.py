@@ -4,6 +4,7 @@ import logging
 import re
 
 import torch
+from torch import nn
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from search_r3.models.templates import EMBED_TOKEN
@@ -60,8 +61,13 @@ def add_embed_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     """Adds the embed token and gives every token a row: a spare one where there is one, else a new one.
 
     The matrix never shrinks. A row that is given starts at the mean of the used rows, and so does its bias
-    in a head that has one, so that its logit starts like an ordinary token's.
+    in a head that has one, so that its logit starts like an ordinary token's. Every row is trained: torch
+    keeps the one of the configuration's `pad_token_id` from it, which may be that of the embed token or of
+    the end of a turn, and padding is masked here.
     """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None
     is_new = tokenizer.convert_tokens_to_ids(EMBED_TOKEN) in (None, tokenizer.unk_token_id)
     if is_new:
         tokenizer.add_special_tokens(
