@@ -65,6 +65,7 @@ def test_a_whole_folder_is_read_without_a_word(tmp_path, caplog):
     [
         ("config.json", "quantization_config", {"bits": 4}, "cannot read it: .*quant_method"),
         ("config.json", "model_type", "t5", "cannot read it: Unrecognized configuration class"),
+        ("config.json", "pad_token_id", 420, "pad_token_id that is none of the vocab_size rows"),
         ("generation_config.json", "num_return_sequences", 3, "cannot read it: .*num_return_sequences"),
     ],
 )

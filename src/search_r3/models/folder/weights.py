@@ -97,7 +97,8 @@ def read_model(source: str | Path, dtype: str, attention: str | None, **options:
     except (ModelFolderError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        refusals = (ValueError, ImportError, OSError, NotImplementedError)  # a quantiser's are of any class
+        # a quantiser's are of any class
+        refusals = (ValueError, ImportError, OSError, NotImplementedError, AssertionError)
         if packing is None and not isinstance(error, refusals):
             raise
         _refuse_own_code(source, error)
@@ -116,6 +117,11 @@ def _named(
 ) -> ModelFolderError:
     """What transformers says of a model that it cannot read, in a line with the key that it is about."""
     reason = first_line(error)
+    if "Padding_idx" in reason:
+        return ModelFolderError(
+            f"{source}: config.json has a pad_token_id that is none of the vocab_size rows; take it out of "
+            "there: padding is masked here, whatever its token"
+        )
     if attention is not None and re.search("attention|attn", reason):
         return ModelFolderError(
             f"model.attention={attention} cannot be had for {source}: {reason.split('. ')[0]}. "
