@@ -65,6 +65,16 @@ def test_a_whole_folder_is_read_without_a_word(tmp_path, caplog):
     [
         ("config.json", "quantization_config", {"bits": 4}, "cannot read it: .*quant_method"),
         ("config.json", "model_type", "t5", "cannot read it: Unrecognized configuration class"),
+        (
+            "config.json",
+            "hidden_size",
+            "32",
+            "config.json: .*'hidden_size': TypeError: .* expected int",
+        ),
+        ("config.json", "dtype", "fp16", "cannot read its config.json: .*fp16"),
+        ("config.json", "rope_scaling", {"type": "su"}, "cannot read it: KeyError: 'su'"),
+        ("config.json", "hidden_act", "no such", "cannot read it: KeyError: 'no such'"),
+        ("tokenizer_config.json", "extra_special_tokens", 3, "cannot read its tokenizer: "),
         ("config.json", "pad_token_id", 420, "pad_token_id that is none of the vocab_size rows"),
         ("generation_config.json", "num_return_sequences", 3, "cannot read it: .*num_return_sequences"),
     ],

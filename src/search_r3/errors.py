@@ -15,8 +15,13 @@ _LONGEST = 400
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an exception of others says; its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of what an exception of others says, with the next where it ends in a colon.
+
+    Its kind where it says nothing, and before a key that was not found, which alone says little.
+    """
+    kind, lines = type(error).__name__, [line.strip() for line in str(error).strip().splitlines()]
+    said = " ".join(lines[:2]) if lines and lines[0].endswith(":") else (lines or [kind])[0]
+    return f"{kind}: {said}" if isinstance(error, KeyError) and lines else said
 
 
 def memory_text(error: BaseException) -> str | None:

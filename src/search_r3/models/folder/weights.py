@@ -58,8 +58,17 @@ def read_tokenizer(source: str | Path, **options: object) -> PreTrainedTokenizer
         _refuse_own_code(source, error)
         if isinstance(error, OSError) and not Path(source).is_dir():
             raise  # of the hub, in its own words
-        reason = first_line(error)
-        raise ModelFolderError(f"{source}: transformers cannot read its tokenizer: {reason}") from error
+        read = "its config.json" if _is_of_config(source, error) else "its tokenizer"
+        raise ModelFolderError(f"{source}: transformers cannot read {read}: {first_line(error)}") from error
+
+
+def _is_of_config(source: str | Path, error: Exception) -> bool:
+    """Whether what was raised of a tokenizer is said of config.json, which is read before its own files."""
+    try:
+        AutoConfig.from_pretrained(str(source), trust_remote_code=False, local_files_only=True)
+    except Exception as other:  # as above
+        return str(other) == str(error)
+    return False
 
 
 def _refuse_adapter(source: str | Path) -> None:
@@ -98,7 +107,7 @@ def read_model(source: str | Path, dtype: str, attention: str | None, **options:
         raise
     except Exception as error:
         # a quantiser's are of any class
-        refusals = (ValueError, ImportError, OSError, NotImplementedError, AssertionError)
+        refusals = (ValueError, ImportError, OSError, NotImplementedError, AssertionError, KeyError)
         if packing is None and not isinstance(error, refusals):
             raise
         _refuse_own_code(source, error)
