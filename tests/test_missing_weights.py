@@ -55,9 +55,19 @@ def test_a_missing_head_is_told(tmp_path, caplog):
     assert "has no lm_head.weight: its head is random" in caplog.text
 
 
+def test_weights_that_stay_unread_are_told(tmp_path, caplog):
+    folder = write_plain(tmp_path, byte_tokenizer())
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 1}))
+    opened(folder)
+    told = "9 of its weights are none of LlamaForCausalLM, as config.json describes it, and stay unread: "
+    assert told + "model.layers.1.input_layernorm.weight" in caplog.text
+
+
 def test_a_whole_folder_is_read_without_a_word(tmp_path, caplog):
     opened(write_plain(tmp_path, byte_tokenizer()))
     assert "head is random" not in caplog.text
+    assert "stay unread" not in caplog.text
 
 
 @pytest.mark.parametrize(

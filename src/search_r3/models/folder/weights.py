@@ -196,7 +196,8 @@ def _refuse_more_than_text(source: str | Path, config: PreTrainedConfig) -> None
 def _check_complete(source: str | Path, model: PreTrainedModel, info: Mapping[str, Collection]) -> None:
     """Refuses weights that transformers made at random, since the files have none of such a name and shape.
 
-    A head alone may be missing, as in folders of models that only embed: it is told.
+    A head alone may be missing, as in folders of models that only embed: it is told. So are weights that are
+    none of the model's and stay unread, as those of a layer more than config.json counts.
 
     Raises:
         ModelFolderError: With the first of them.
@@ -206,20 +207,25 @@ def _check_complete(source: str | Path, model: PreTrainedModel, info: Mapping[st
     in_head = {name for name, each in model.named_parameters() if id(each) in of_head}
     shapes = {str(each[0] if isinstance(each, tuple) else each) for each in info["mismatched_keys"]}
     random = sorted((set(info["missing_keys"]) - in_head) | shapes)
+    unread = sorted(info["unexpected_keys"])
     if random:
-        unread = sorted(info["unexpected_keys"])
         beside = f"; it has {unread[0]}, which is none of its weights" if unread else ""
         raise ModelFolderError(
             f"{source}: {len(random)} weights of {type(model).__name__}, as config.json describes it, are "
             f"missing or of another shape: {random[0]}{beside}"
         )
     weights = {name for name, _ in model.named_parameters()}
-    for name in sorted(info["unexpected_keys"]):
+    for name in unread:
         if name.rpartition("_scale")[0] in weights:
             raise ModelFolderError(
                 f"{source}: has {name}, so that its weights are packed, and config.json does not say how "
                 "(quantization_config); take a copy that is not quantized"
             )
+    if unread:
+        log.warning(
+            "%s: %d of its weights are none of %s, as config.json describes it, and stay unread: %s",
+            source, len(unread), type(model).__name__, unread[0],
+        )  # fmt: skip
     if info["missing_keys"]:
         log.warning(
             "%s: has no %s: its head is random, and what it writes means nothing before it is trained",
