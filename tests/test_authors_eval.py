@@ -10,7 +10,7 @@ import pytrec_eval
 import torch
 from conftest import TEXTS
 from plain_folders import byte_tokenizer, write_plain
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from search_r3.cli.compose import compose
 from search_r3.cli.config_source import ConfigSource
@@ -83,7 +83,7 @@ def evaluate(source, beir: Path, output: Path, *overrides: str) -> list[dict]:
 
 def by_hand(folder: Path, texts: list[str], system: str) -> torch.Tensor:
     """`[N, D]` by transformers alone: the conversation as one string, the state at its last token."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)  # AutoTokenizer would take Qwen2's own rules
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     rows = []
     for text in texts:
