@@ -35,6 +35,8 @@ from experiments.science_figures import (
     blended_pairs,
     elsewhere,
     gain,
+    lora_losses,
+    lora_validation,
     mixture,
     mixture_seen,
     more_sft,
@@ -44,6 +46,8 @@ from experiments.science_figures import (
     second_rl_run,
     seed_pairs,
     seeds,
+    third_rl_pairs,
+    third_rl_run,
 )
 from experiments.timings import bench, bench_busy, bench_equal, gpu, gpu_graphs, padding, prefix, waiting
 from experiments.world_figures import HOPS_RUNS, freshness, hops, hops_rules
@@ -358,7 +362,10 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
         "models": before_and_after_rl,
         "second": second_rl_run,
         "second_pairs": second_rl_pairs,
+        "third": third_rl_run,
+        "third_pairs": third_rl_pairs,
     },
+    "experiments/science_lora/README.md": {"validation": lora_validation, "losses": lora_losses},
     "experiments/science_blended/README.md": {"blended": blended, "pairs": blended_pairs},
     "experiments/science_seeds/README.md": {"seeds": seeds, "pairs": seed_pairs, "more": more_sft},
     "experiments/sft_pydocs_full/README.md": {

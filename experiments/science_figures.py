@@ -235,6 +235,8 @@ SECOND_RUN = {
     "best of 8": ("science_best_of_n/metrics.json", "best/model"),
 }
 """Files and models of another seed: before RL, after it, and after its fair rival."""
+THIRD_RUN = {name: ("science_rl/seed3.json", f"{name.lower()}/model") for name in ("SFT", "RL")}
+"""The same of a third seed, of fewer steps."""
 SECOND_ROWS = {
     f"{model} {mode}": f"{name}, {text}"
     for model, name in (("sft", "SFT"), ("rl", "RL"), ("best", "best of 8"))
@@ -250,28 +252,34 @@ SECOND_ROWS = {
 
 def second_rl_run() -> str:
     """As `before_and_after_rl`, of another seed, where only RL's model reads SFT's texts too."""
-    return _of_models("SFT", "RL")
+    return _of_models({name: SECOND_RUN[name] for name in ("SFT", "RL")})
+
+
+def third_rl_run() -> str:
+    """The same of a third seed, of fewer steps."""
+    return _of_models(THIRD_RUN)
 
 
 def best_of_n() -> str:
     """The same of RL and of best-of-n from one SFT model."""
-    return _of_models("SFT", "RL", "best of 8")
+    return _of_models(SECOND_RUN)
 
 
-def _of_models(*models: str) -> str:
+def _of_models(models: Mapping[str, tuple[str, str]]) -> str:
     columns = [(part, name) for part in ("set-aside", "dev") for name in models]
 
+    def cell(part: str, name: str, mode: str) -> str:
+        file, model = models[name]
+        return _of_part(file, part, mode, model=model)
+
     def line(label: str, mode: str, shown: Collection[str] = models) -> tuple[str, ...]:
-        return (label, *(_of_second_run(part, name, mode) if name in shown else "" for part, name in columns))
+        return (label, *(cell(part, name, mode) if name in shown else "" for part, name in columns))
 
     lines = [line(label, mode) for mode, label in AVERAGED.items() if mode != "blended"]
     header = ("read beside the question", *(f">{PARTS[part]}, {name}" for part, name in columns))
-    return table(header, [*lines[:2], line("SFT's text", "base-reasoning", models[1:]), *lines[2:]])
-
-
-def _of_second_run(part: str, name: str, mode: str) -> str:
-    file, model = SECOND_RUN[name]
-    return _of_part(file, part, mode, model=model)
+    return table(
+        header, [*lines[:2], line("SFT's text", "base-reasoning", models.keys() - {"SFT"}), *lines[2:]]
+    )
 
 
 def second_rl_pairs() -> str:
@@ -279,9 +287,43 @@ def second_rl_pairs() -> str:
     return _pairs("science_rl/seed2_pairs.json", SECOND_ROWS)
 
 
+def third_rl_pairs() -> str:
+    """Differences of the third run over the questions of set aside and dev."""
+    return _pairs("science_rl/seed3_pairs.json", SECOND_ROWS)
+
+
 def best_of_n_pairs() -> str:
     """Differences that best-of-n makes, over the questions of set aside and dev."""
     return _pairs("science_best_of_n/pairs.json", SECOND_ROWS)
+
+
+# ---- which weights move
+
+
+def lora_validation() -> str:
+    """What the tuning questions find at step 100, of all weights and of an adapter."""
+    lines = [
+        (
+            found["tuned"],
+            f"{found['millions_trained']:.1f}",
+            *(number(found["validation"][f"{mode}/ndcg@10"]) for mode in ("direct", "reasoning")),
+            f"{found['validation']['has_embed_token']:.0%}",
+        )
+        for found in rows("science_lora/metrics.json")
+    ]
+    return table(("trained", ">millions", ">direct", ">own text", ">texts that end"), lines)
+
+
+def lora_losses() -> str:
+    """Mean losses of 25 steps, of all weights and of an adapter."""
+    names = {"sft": "imitation", "info_nce_direct": "direct", "info_nce_reasoned": "reasoned"}
+    arms = rows("science_lora/metrics.json")
+    lines = [
+        (steps, *(f"{arm['losses'][steps][loss]:.2f}" for loss in names for arm in arms))
+        for steps in arms[0]["losses"]
+    ]
+    header = (f">{name}, {arm['tuned'].split(',')[0]}" for name in names.values() for arm in arms)
+    return table(("steps", *header), lines)
 
 
 # ---- a mixture
