@@ -57,17 +57,23 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return {*tokenizer.all_special_ids, *marked}
 
 
-def add_embed_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Adds the embed token and gives every token a row: a spare one where there is one, else a new one.
+def train_every_row(model: PreTrainedModel) -> None:
+    """Lets every row of the embeddings have a gradient.
 
-    The matrix never shrinks. A row that is given starts at the mean of the used rows, and so does its bias
-    in a head that has one, so that its logit starts like an ordinary token's. Every row is trained: torch
-    keeps the one of the configuration's `pad_token_id` from it, which may be that of the embed token or of
-    the end of a turn, and padding is masked here.
+    torch keeps it from the row of the configuration's `pad_token_id`, which may be that of the embed token or
+    of the end of a turn. Padding is masked here, so that it needs no row of its own.
     """
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.padding_idx = None
+
+
+def add_embed_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Adds the embed token and gives every token a row: a spare one where there is one, else a new one.
+
+    The matrix never shrinks. A row that is given starts at the mean of the used rows, and so does its bias
+    in a head that has one, so that its logit starts like an ordinary token's.
+    """
     is_new = tokenizer.convert_tokens_to_ids(EMBED_TOKEN) in (None, tokenizer.unk_token_id)
     if is_new:
         tokenizer.add_special_tokens(

@@ -17,7 +17,7 @@ from search_r3.models.measured import MEASURED
 from search_r3.models.positions import check_lengths
 from search_r3.models.prompts import EMBED_TOKEN, Lengths, Prompts
 from search_r3.models.tuning import FullTuning, LoraTuning
-from search_r3.models.vocabulary import add_embed_token, keep_out_of_texts
+from search_r3.models.vocabulary import add_embed_token, keep_out_of_texts, train_every_row
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ def open_embedder(
         _set_chat_template(tokenizer, chat_template, path)
     refuse_untrusted(model, path or name or "the model", tuning)
     leave_out_dropout(model)
+    train_every_row(model)
     add_embed_token(model, tokenizer)
     if path is None:  # a folder of ours stays as it was trained
         keep_out_of_texts(tokenizer)
