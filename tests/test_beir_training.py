@@ -1,11 +1,19 @@
 """Training rows of a folder in BEIR layout: which queries are trained on, and with what."""
 
+import csv
+import json
+import os
+from pathlib import Path
+
 import pytest
 from beir_folders import UNMATCHED, lines, qrels, write_collection
 
 from search_r3.data.beir.training import load_beir_training
 from search_r3.data.jsonl import DataError
 from search_r3.stages.data import thinned
+
+BEIR = Path(os.environ.get("SEARCH_R3_BEIR", Path(__file__).resolve().parents[2] / "shared" / "beir"))
+needs_scifact = pytest.mark.skipif(not (BEIR / "scifact").is_dir(), reason=f"no SciFact under {BEIR}")
 
 HELD_OUT = {
     "in the test set": (["q0", "q1"], 0.0, r"of 2, 2 are judged in test too, .*data\.test_split$"),
@@ -96,6 +104,17 @@ def test_a_training_query_with_the_text_of_a_held_out_one_is_left_out_and_said(t
     assert data.card["train_queries_held_out"] == 2
 
 
+def test_a_training_query_with_the_text_of_a_test_query_is_in_no_share_for_validation(tmp_path):
+    queries = [{"_id": f"q{n}", "text": f"query number {n % 30}"} for n in range(60)]
+    train = qrels([(f"q{n}", "d1", 1) for n in range(30)])
+    test = qrels([(f"q{n}", "d1", 1) for n in range(30, 45)])
+    data = load_beir_training(
+        write_collection(tmp_path, queries=lines(queries), train=train, test=test), validation_share=0.5
+    )
+    assert not set(data.validation.queries.values()) & set(data.test.queries.values())
+    assert 0 < len(data.validation.queries) == 15 - len(data.examples)
+
+
 def test_a_training_query_without_a_positive_is_refused_and_one_without_a_line_is_not(tmp_path):
     rows = [("q0", "d1", 1), ("q1", "d1", 0), ("q1", "d2", -1), ("q2", "d3", 0), ("q3", "d1", 2)]
     folder = write_collection(tmp_path, train=qrels(rows), test=qrels([("q2", "d3", 0), ("q9", "d1", 1)]))
@@ -160,3 +179,30 @@ def test_training_without_validation_rows_or_a_test_split_says_so(tmp_path, capl
     caplog.clear()
     assert load_beir_training(folder, validation_share=0.2).validation is not None
     assert caplog.records == []
+
+
+@needs_scifact
+def test_scifact_is_read_as_other_programs_read_it():
+    data = load_beir_training(BEIR / "scifact")
+    documents = [json.loads(line) for line in (BEIR / "scifact" / "corpus.jsonl").open(encoding="utf-8")]
+    assert len(data.corpus) == len(documents) == 5183
+    assert data.corpus.texts[17] == documents[17]["title"] + " " + documents[17]["text"]
+    with (BEIR / "scifact" / "qrels" / "train.tsv").open() as file:
+        pairs = [(row["query-id"], row["corpus-id"]) for row in csv.DictReader(file, delimiter="\t")]
+    with (BEIR / "scifact" / "queries.jsonl").open(encoding="utf-8") as file:
+        asked = {row["_id"]: row["text"] for row in map(json.loads, file)}
+    held_out = data.validation.queries | data.test.queries
+    held_out_texts = {asked[query] for query in held_out}
+    kept = {pair for pair in pairs if asked[pair[0]] not in held_out_texts}
+    assert {tuple(row.id.split("\t")) for row in data.examples} == kept
+    assert len({query for query, _ in pairs if asked[query] in held_out_texts} - held_out.keys()) == 2
+    assert len(data.test.queries) == 300
+    assert not set(data.test.queries.values()) & set(data.validation.queries.values())
+
+
+@needs_scifact
+def test_the_validation_share_is_the_same_on_every_call():
+    first, second = (load_beir_training(BEIR / "scifact").validation for _ in range(2))
+    assert first.queries == second.queries
+    # 809 training queries, binomial with share 0.1: standard deviation 8.5
+    assert abs(len(first.queries) - 81) < 35

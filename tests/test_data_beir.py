@@ -1,9 +1,7 @@
 """Collections in BEIR layout: what is read, and the one error for each bad row."""
 
-import csv
 import gzip
 import json
-import os
 import pickle
 import threading
 from pathlib import Path
@@ -22,9 +20,6 @@ from search_r3.evaluation.metrics import per_query_metrics
 from search_r3.evaluation.trec import read_qrels
 from search_r3.records import RecordError
 from search_r3.stages.data import thinned
-
-BEIR = Path(os.environ.get("SEARCH_R3_BEIR", Path(__file__).resolve().parents[2] / "shared" / "beir"))
-needs_scifact = pytest.mark.skipif(not (BEIR / "scifact").is_dir(), reason=f"no SciFact under {BEIR}")
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -386,29 +381,6 @@ def test_joined_texts_are_their_parts_behind_one_another():
     with pytest.raises(IndexError):
         joined[5]
     assert list(ConcatTexts([])) == []
-
-
-@needs_scifact
-def test_scifact_is_read_as_other_programs_read_it():
-    data = load_beir_training(BEIR / "scifact")
-    documents = [json.loads(line) for line in (BEIR / "scifact" / "corpus.jsonl").open(encoding="utf-8")]
-    assert len(data.corpus) == len(documents) == 5183
-    assert data.corpus.texts[17] == documents[17]["title"] + " " + documents[17]["text"]
-    with (BEIR / "scifact" / "qrels" / "train.tsv").open() as file:
-        pairs = [(row["query-id"], row["corpus-id"]) for row in csv.DictReader(file, delimiter="\t")]
-    held_out = data.validation.queries.keys()
-    kept = {pair for pair in pairs if pair[0] not in held_out}
-    assert {tuple(row.id.split("\t")) for row in data.examples} == kept
-    assert len(data.test.queries) == 300
-    assert not data.test.queries.keys() & held_out
-
-
-@needs_scifact
-def test_the_validation_share_is_the_same_on_every_call():
-    first, second = (load_beir_training(BEIR / "scifact").validation for _ in range(2))
-    assert first.queries == second.queries
-    # 809 training queries, binomial with share 0.1: standard deviation 8.5
-    assert abs(len(first.queries) - 81) < 35
 
 
 @pytest.mark.parametrize("in_memory_mib", [256, 0])

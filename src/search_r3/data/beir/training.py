@@ -53,7 +53,8 @@ def load_beir_training(
             and else for a share of the training queries, which then are no training rows.
         test_split: the judgements held out for testing, left out where the folder has no such file; None for
             none. A training query that is held out, by its id or by its text, is no training row.
-        validation_share: that share of the training queries, chosen by a hash of the query id.
+        validation_share: that share of the training queries, chosen by a hash of the query id; those that
+            the test split asks are in no share.
         min_grade: lowest grade of a positive; documents of a grade above 0 and below it are neither positives
             nor negatives, and queries that have no others are left out with a warning.
         with_reasoning: whether rows carry `cold_start_reasoning`; where `reasonings` are given, those of the
@@ -211,19 +212,21 @@ def _read_splits(
     validation_share: float,
     queries: Mapping[str, str],
 ) -> _Splits:
-    """All judgements; a share of the training queries is for validation where no split is."""
+    """All judgements; a share of the training queries validates where no split does, none that test asks."""
     train = judgements(names.train).grades
-    if names.validation:
-        validation = judgements(names.validation)
-    else:
-        validation = Qrels({query: train[query] for query in train if position(query) < validation_share})
-    test = judgements(names.test) if names.test else Qrels({})
 
     def asked_by(judged: Qrels) -> frozenset[str]:
         texts = {queries[query].strip() for query in judged.grades}
         return frozenset(query for query in train if queries[query].strip() in texts)
 
-    return _Splits(names, train, validation, test, asked_by(validation), asked_by(test))
+    test = judgements(names.test) if names.test else Qrels({})
+    in_test = asked_by(test)
+    if names.validation:
+        validation = judgements(names.validation)
+    else:
+        share = (query for query in train if query not in in_test and position(query) < validation_share)
+        validation = Qrels({query: train[query] for query in share})
+    return _Splits(names, train, validation, test, asked_by(validation), in_test)
 
 
 def _split_card(splits: _Splits, validation_share: float) -> dict[str, object]:
