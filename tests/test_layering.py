@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PACKAGE = "search_r3"
 LAYERS = [
-    ("errors", "shipped", "cores", "markdown"),
+    ("errors", "shipped", "cores", "allocator", "markdown"),
     ("records",),
     ("files", "progress", "distributed"),
     ("folders",),

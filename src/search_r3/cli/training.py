@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from search_r3.allocator import keep_freed_memory
 from search_r3.cli.devices import cpu_precision
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.model_choice import MADE_HERE, read_facts
@@ -48,6 +49,7 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
     from search_r3.stages.record import ValidationRecord
 
     transformers_logging.disable_progress_bar()
+    keep_freed_memory()
     folder = Path(config.output_dir)
     refuse_to_replace(folder / "model")  # also where no command line named the folder
     pl.seed_everything(config.seed, workers=True, verbose=False)
