@@ -12,7 +12,7 @@ from search_r3.cli.config_source import ConfigSource
 from search_r3.data.beir.benchmark import load_benchmark
 from search_r3.data.mixture import load_mixture
 from search_r3.data.triples import load_triples
-from search_r3.data.types import Benchmark, Corpus, TrainingData
+from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
 from search_r3.errors import UsageError
 
 
@@ -99,6 +99,34 @@ def test_held_out_collections_are_joined_query_by_query(tmp_path):
         assert document.split("/")[0] == query_id.split("/")[0]
     assert data.test is None
     assert not data.validation.remove_self_match
+
+
+def test_what_another_source_holds_out_is_neither_trained_on_nor_validated_with(tmp_path, caplog):
+    corpus = Corpus(["1"], ["x"])
+
+    def source(trained: list[str], validated: list[str], tested: list[str]) -> TrainingData:
+        def held_out(texts: list[str]) -> Benchmark | None:
+            queries = {f"q{number}": text for number, text in enumerate(texts)}
+            return Benchmark("t", corpus, queries, {q: {"1": 1} for q in queries}) if texts else None
+
+        rows = [Example(text, text, "x", "1") for text in trained]
+        return TrainingData("t", corpus, rows, validation=held_out(validated), test=held_out(tested))
+
+    first = source(["own", "tested there", "validated there"], ["both", "mine"], ["tested here"])
+    second = source(["theirs", " tested here\n"], ["validated there"], ["tested there ", "both"])
+    data = load_mixture({"a": first, "b": second})
+
+    assert [row.id for row in data.examples] == ["a/own", "b/theirs"]
+    assert sorted(data.validation.queries.values()) == ["mine", "validated there"]
+    assert sorted(data.test.queries.values()) == ["both", "tested here", "tested there "]
+    assert data.weights == {"a": 0.5, "b": 0.5}  # of the rows that are left
+    assert [record.message.partition(": ")[2] for record in caplog.records] == [
+        "2 training queries of a are held out by others and left out",
+        "1 validation queries of a are held out by others and left out",
+        "1 training queries of b are held out by others and left out",
+    ]
+    with pytest.raises(ValueError, match=r"^sources\.a: no training row is left: other sources hold out"):
+        load_mixture({"a": source(["both"], [], []), "b": second})
 
 
 def test_self_matches_stay_where_their_source_keeps_them():

@@ -3,11 +3,15 @@
 Ids are prefixed by their source, so that equal ids of different data sets stay apart.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from search_r3.data.jsonl import ConcatTexts
+from search_r3.data.queries import asked_texts, unasked
 from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
+
+_LOG = logging.getLogger(__name__)
 
 
 def load_mixture(
@@ -18,7 +22,8 @@ def load_mixture(
     """Joins data sets.
 
     The corpora are searched as one, in training as in the held-out collections, which are joined in the same
-    way.
+    way. A training query that another source holds out, for validation or testing, is left out, and so is one
+    of validation that another source tests on; queries are compared by their text, without blanks around it.
 
     Args:
         sources: data set by the name of the source; None entries are left out, so that a configuration can
@@ -32,10 +37,10 @@ def load_mixture(
         `<source>/q:<id>` for held-out queries of sources that keep self-matches.
 
     Raises:
-        ValueError: If there is no source, a name holds a slash, or the weights do not name exactly the
-            sources or are not positive.
+        ValueError: If there is no source, a name holds a slash, the weights do not name exactly the sources
+            or are not positive, or all training queries of a source are held out by others.
     """
-    present = {key: data for key, data in sources.items() if data is not None}
+    present = _apart({key: data for key, data in sources.items() if data is not None}, name)
     if not present:
         raise ValueError("sources: a mixture needs at least one source")
     if wrong := [key for key in present if "/" in key or not key]:
@@ -57,6 +62,35 @@ def load_mixture(
         },
         weights=checked,
     )
+
+
+def _apart(sources: Mapping[str, TrainingData], name: str) -> dict[str, TrainingData]:
+    """The sources without the queries that others hold out; a warning counts those of each."""
+    found = {}
+    for key, data in sources.items():
+        others = [other for it, other in sources.items() if it != key]
+        tested = asked_texts(*(other.test for other in others))
+        examples, n_trained = unasked(
+            data.examples, tested | asked_texts(*(other.validation for other in others))
+        )
+        if n_trained and not examples:
+            raise ValueError(f"sources.{key}: no training row is left: other sources hold out all queries")
+        validation, n_validated = _untested(data.validation, tested)
+        for n, kind in ((n_trained, "training"), (n_validated, "validation")):
+            if n:
+                _LOG.warning(
+                    "%s: %d %s queries of %s are held out by others and left out", name, n, kind, key
+                )
+        found[key] = replace(data, examples=examples, validation=validation)
+    return found
+
+
+def _untested(validation: Benchmark | None, tested: frozenset[str]) -> tuple[Benchmark | None, int]:
+    """A collection without the queries that are tested on, None if none is left, and how many those are."""
+    if validation is None:
+        return None, 0
+    kept = [query for query, text in validation.queries.items() if text.strip() not in tested]
+    return (validation.with_queries(kept) if kept else None), len(validation.queries) - len(kept)
 
 
 def _checked_weights(

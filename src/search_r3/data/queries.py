@@ -1,9 +1,24 @@
-"""Rows of equal text ask one query: they are made one row, or know of each other what is relevant."""
+"""Rows of equal text ask one query: they are made one row, or know of each other what is relevant.
+
+What is held out is held out by its text too, so that nothing is tested on a query that was trained on.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from search_r3.data.types import Example
+from search_r3.data.types import Benchmark, Example
+
+
+def asked_texts(*held_out: Benchmark | None) -> frozenset[str]:
+    """What collections ask, without blanks around it; None asks nothing."""
+    return frozenset(text.strip() for each in held_out if each is not None for text in each.queries.values())
+
+
+def unasked(examples: Sequence[Example], asked: frozenset[str]) -> tuple[list[Example], int]:
+    """The rows whose query is not among `asked_texts`, and how many queries the others have."""
+    kept = [example for example in examples if example.query.strip() not in asked]
+    left_out = {example.query for example in examples} - {example.query for example in kept}
+    return kept, len(left_out)
 
 
 def one_row_per_query(examples: Sequence[Example], n_positives: int) -> list[Example]:

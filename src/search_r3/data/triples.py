@@ -19,6 +19,7 @@ from search_r3.data.jsonl import (
     checked_text,
     has_letter,
 )
+from search_r3.data.queries import asked_texts, unasked
 from search_r3.data.reasoning import cold_start_reasoning
 from search_r3.data.reasonings import checked_reasoning
 from search_r3.data.row_sources import raw_rows
@@ -153,12 +154,12 @@ def _test_collection(
     return load_benchmark(folder, allow_unmatched_judgements=allow_unmatched, in_memory_mib=in_memory_mib)
 
 
-def _without_tested(examples: Sequence[Example], test: Benchmark | None, name: str) -> Sequence[Example]:
+def _without_tested(examples: Sequence[Example], test: Benchmark | None, name: str) -> list[Example]:
     """The examples whose query is not asked by the held-out collection."""
-    asked = {query.strip() for query in test.queries.values()} if test is not None else set()
-    if left_out := {example.query for example in examples if example.query.strip() in asked}:
-        _LOG.warning("%s: %d training queries are judged in %s and left out", name, len(left_out), test.name)
-    return [example for example in examples if example.query not in left_out]
+    kept, n_left_out = unasked(examples, asked_texts(test))
+    if n_left_out:
+        _LOG.warning("%s: %d training queries are judged in %s and left out", name, n_left_out, test.name)
+    return kept
 
 
 def _tell_letterless(name: str, rows: Sequence[_Row]) -> None:
