@@ -103,3 +103,47 @@ def test_a_sweep_knows_the_choice_too(mine, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("outputs/multirun/*/*/*/shelf/bm25/run.trec"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("module", "overrides", "message"),
+    [
+        ("train", ["data=beir", "data.path=gone"], "data.path=gone: no such folder"),
+        ("train", ["data=beir", "data.path=."], "data.path=.: there is no corpus.jsonl in this folder"),
+        (
+            "train",
+            ["data=beir", "data.path=mine", "data.reasonings=gone.jsonl"],
+            "data.reasonings=gone.jsonl",
+        ),
+        ("train", ["data=triples", "data.files=[a.jsonl,gone.gz]"], "data.files=gone.gz: no such file"),
+        (
+            "train",
+            ["data=triples", "data.files=a.jsonl", "data.corpus=mine"],
+            "data.corpus=mine: is a folder",
+        ),
+        (
+            "train",
+            ["data=triples", "data.files=a.jsonl", "data.test=a.jsonl"],
+            "data.test=a.jsonl: is a file",
+        ),
+        ("train", ["data=mixture", "data.sources.beir.path=gone"], "data.sources.beir.path=gone: no such"),
+        ("train", ["data=entailmentbank", "data.path=gone"], "data.path=gone: no such folder"),
+        ("evaluate", ["modes=[bm25]", "benchmarks=[beir]", "data=beir", "data.path=gone"], "data.path=gone:"),
+    ],
+)
+def test_data_that_is_not_there_is_refused_before_there_is_a_run_folder(tmp_path, module, overrides, message):
+    write_collection(tmp_path / "mine")
+    (tmp_path / "a.jsonl").write_text('{"query": "a", "positive": "b", "hard_negatives": []}\n')
+    before = sorted(tmp_path.rglob("*"))
+    stage = ["stage=sft"] if module == "train" else []
+    done = command(module, *stage, *overrides, cwd=tmp_path)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_collection_that_is_not_asked_need_not_be_there(mine, tmp_path):
+    write_collection(tmp_path / "other")
+    overrides = ["data=beir", "data.path=gone", "benchmarks=[other]", f"beir_dir={tmp_path}"]
+    assert evaluated(mine, *overrides)["benchmark"] == "other"

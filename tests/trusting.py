@@ -77,8 +77,9 @@ def run_folder(place, overrides=SFT):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A working directory with a module of the user's own, `my_rules`."""
+    """A working directory with a module of the user's own, `my_rules`, and the file that `SFT` names."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").touch()
     monkeypatch.syspath_prepend(str(tmp_path / "code"))
     (tmp_path / "code" / "my_rules").mkdir(parents=True)
     (tmp_path / "code" / "my_rules" / "__init__.py").write_text(RULES.replace("{place}", str(tmp_path)))

@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig
 
 from search_r3.cli.devices import check_device
+from search_r3.cli.inputs import check_inputs
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.model_choice import TRAINED, check_model_folder, check_reader
 from search_r3.cli.overrides import did_you_mean, refuse_unknown
@@ -55,6 +56,8 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     for name in benchmarks:
         if name != config.held_out:
             _check_collection(config, name)
+        else:
+            check_inputs(config.data)
     _check_output(config)
     check_wandb(config)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.devices import torch_is_cpu_build, visible_gpus
+from search_r3.cli.inputs import check_inputs
 from search_r3.cli.model_choice import MADE_BY_BASE, read_facts, refuse_reader
 from search_r3.cli.overrides import refuse_unknown
 from search_r3.cli.ranks import SHARDED, launched, strategy_name
@@ -46,6 +47,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
         refuse_to_replace(Path(config.output_dir) / "model")
     _check_strategy(config.strategy, is_sweep)
     _check_measured(config)
+    check_inputs(config.data)
     check_wandb(config)
 
 
