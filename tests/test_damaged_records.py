@@ -127,6 +127,15 @@ def test_what_a_message_repeats_is_cut():
     assert shown(TEXTS[0][:20]) == repr(TEXTS[0][:20])
 
 
+def test_a_key_that_is_given_twice_is_refused_at_any_depth(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": [{"b": 1, "c": 2, "b": 1}]}')
+    for has_nan in (False, True):
+        with pytest.raises(
+            UsageError, match=r"a\.json: is damaged: it is no JSON \(key 'b' is given twice\)"
+        ):
+            read_json(tmp_path / "a.json", has_nan=has_nan)
+
+
 @pytest.mark.parametrize("content", ['{"a": NaN}', '{"a": -Infinity}', '{"a": 1e999}', '{"a": "\\ud800"}'])
 def test_json_that_no_other_reader_takes_is_refused(tmp_path, content):
     (tmp_path / "a.json").write_text(content)

@@ -59,6 +59,7 @@ BAD_ROWS = [
     ({"corpus": lines(CORPUS[:1]) + "{'_id': 1}\n"}, "corpus.jsonl", 2, "one JSON object"),
     ({"corpus": lines(CORPUS[:1]) + '{"_id": ' + "9" * 5000 + "}\n"}, "corpus.jsonl", 2, "one JSON object"),
     ({"corpus": lines(CORPUS[:1]) + "[1]\n"}, "corpus.jsonl", 2, "got list"),
+    ({"corpus": '{"_id": "x", "text": "a", "text": "b"}\n'}, "corpus.jsonl", 1, "key 'text' is given twice"),
     ({"corpus": lines(CORPUS[:1]) + '\n{"_id": "x"}\n'}, "corpus.jsonl", 3, "'text' is missing"),
     ({"corpus": '{"text": "x"}\n'}, "corpus.jsonl", 1, "'_id' is missing"),
     ({"corpus": lines([{"_id": 7, "text": "x"}])}, "corpus.jsonl", 1, "must be a string, got int"),

@@ -111,6 +111,7 @@ def test_given_reasoning_is_kept_and_missing_reasoning_is_built_on_request(tmp_p
 BAD_ROWS = [
     ("nonsense\n", "one JSON object"),
     ("3\n", "got int"),
+    ('{"query": "a", "query": "d", "positive": "b", "hard_negatives": []}\n', "key 'query' is given twice"),
     ({"positive": "b", "hard_negatives": ["c"]}, "'query' is missing"),
     ({"query": "a", "hard_negatives": ["c"]}, "'positive' is missing"),
     ({"query": "a", "positive": "b"}, "columns.hard_negatives=null"),

@@ -117,19 +117,31 @@ def parsed(text: str, has_nan: bool = False) -> object:
     """JSON content; NaN and infinities, which JSON does not have, are refused unless `has_nan`.
 
     Raises:
-        ValueError: With the place, where the text is not JSON.
+        ValueError: With the place, where the text is not JSON; with a key that an object gives twice.
     """
-
+    numbers = {} if has_nan else {"parse_constant": _refuse, "parse_float": _finite}
     try:
-        content = (
-            json.loads(text) if has_nan else json.loads(text, parse_constant=_refuse, parse_float=_finite)
-        )
+        content = json.loads(text, object_pairs_hook=given_once, **numbers)
         if "\\ud" in text.lower():  # an escape of half a pair can be read and not written again
             json.dumps(content, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeEncodeError:
         raise ValueError("a text holds half of a surrogate pair") from None
+    return content
+
+
+def given_once(pairs: list[tuple[str, object]]) -> dict:
+    """An object of JSON, as `object_pairs_hook` of `json.loads`.
+
+    Raises:
+        ValueError: With a key that it gives twice, of whose values all but one would be lost.
+    """
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        met: set[str] = set()
+        twice = next(name for name, _ in pairs if name in met or met.add(name))
+        raise ValueError(f"key {shown(twice)} is given twice")
     return content
 
 

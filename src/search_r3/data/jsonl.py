@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from search_r3.data.texts import Texts, encoded_parts
 from search_r3.errors import UsageError
-from search_r3.records import clipped, shown, shown_names
+from search_r3.records import clipped, given_once, shown, shown_names
 
 DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 LONGEST_LINE = 1 << 28
@@ -25,6 +25,8 @@ _NO_TEXT = {
     b"PAR1\x15": "is a Parquet file and no lines of JSON; data=triples data.dataset=<its folder> reads it",
 }
 """What is wrong with a file that begins so, as no line of text does."""
+_ROWS = json.JSONDecoder(object_pairs_hook=given_once)
+"""Made once: `json.loads` with a hook makes one for every row."""
 LONGEST_ID = 4096
 """Characters of an id of a document, a query or a row."""
 
@@ -131,10 +133,10 @@ def parse_object(text: str, path: Path, line: int) -> dict:
     """One row as a JSON object.
 
     Raises:
-        DataError: If the row is not JSON, or is JSON but not an object.
+        DataError: If the row is not JSON, gives a key twice, or is JSON but not an object.
     """
     try:
-        row = json.loads(text)
+        row = _ROWS.decode(text)
     except (ValueError, RecursionError) as error:
         raise DataError(path, line, f"each line must be one JSON object ({clipped(error)})") from None
     if not isinstance(row, dict):
