@@ -16,7 +16,7 @@ from search_r3.cli.compose import compose
 from search_r3.cli.config_source import ConfigSource
 from search_r3.errors import UsageError
 from search_r3.evaluate import check, run
-from search_r3.models.folder.plain import load_plain
+from search_r3.models.folder.plain import load_plain, plain_prompts
 from search_r3.models.prompts import EMBED_TOKEN, Lengths, Prompts
 
 CHATML = (
@@ -168,6 +168,12 @@ def test_a_plain_folder_without_the_token_is_refused_and_evaluated_by_another_on
     embedder = load_plain(folder, Prompts("a", "b", "a"), Lengths(24, 48, 5), "<|end|>")
     assert embedder.encoder.queries(["sum"])[0][-1] == embedder.tokenizer.convert_tokens_to_ids("<|end|>")
     assert embedder.embed_token_id not in embedder.special_ids.stops
+
+
+def test_prompts_that_begin_with_a_byte_order_mark_are_read(tmp_path):
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps(WORDING), encoding="utf-8-sig")
+    assert plain_prompts(tmp_path, {}) == Prompts(**{"document_system": WORDING["direct_system"], **WORDING})
 
 
 def broken(checkpoint: Path, folder: Path, how: str) -> Path:

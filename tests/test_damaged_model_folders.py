@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from codecs import BOM_UTF8
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ DAMAGES = {
     "empty": lambda content: b"",
     "binary": lambda content: bytes(range(256)),
     "a list": lambda content: b"[1]",
+    "marked": lambda content: BOM_UTF8 + content,
 }
 
 

@@ -127,6 +127,11 @@ def test_what_a_message_repeats_is_cut():
     assert shown(TEXTS[0][:20]) == repr(TEXTS[0][:20])
 
 
+def test_a_byte_order_mark_is_no_part_of_a_record(tmp_path):
+    (tmp_path / "a.json").write_text('\ufeff{"a": 1}', encoding="utf-8")
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+
+
 def test_a_key_that_is_given_twice_is_refused_at_any_depth(tmp_path):
     (tmp_path / "a.json").write_text('{"a": [{"b": 1, "c": 2, "b": 1}]}')
     for has_nan in (False, True):

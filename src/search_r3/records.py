@@ -90,7 +90,7 @@ def shown_names(names: Iterable[object], limit: int = 8) -> str:
 
 
 def read_text(path: Path, remedy: str = "", longest: int = 1 << 28) -> str:
-    """A text file of at most so many bytes.
+    """A text file of at most so many bytes; a byte order mark at its start is dropped.
 
     Raises:
         RecordError: If it is missing, empty, no file, longer, not readable, or not UTF-8.
@@ -108,7 +108,7 @@ def read_text(path: Path, remedy: str = "", longest: int = 1 << 28) -> str:
     if not content.strip():
         raise RecordError(path, "is empty", remedy)
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecordError(path, f"is damaged: byte {error.start} is not UTF-8 text", remedy) from None
 

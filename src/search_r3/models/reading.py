@@ -1,6 +1,7 @@
 """Which file of a Hugging Face folder cannot be read, where a library says what is wrong and not where."""
 
 import contextlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def _damage(folder: Path) -> str | None:
     for file in sorted(folder.iterdir()):
         try:
             if file.suffix == ".json":
+                _check_beginning(file)
                 content = read_json(file, REMEDY, is_list=file.name == "modules.json")
                 if file.name.endswith(".index.json"):
                     _check_index(file, content)
@@ -51,6 +53,12 @@ def _damage(folder: Path) -> str | None:
         except RecordError as error:
             return str(error)
     return None
+
+
+def _check_beginning(file: Path) -> None:
+    with file.open("rb") as opened:
+        if opened.read(len(BOM_UTF8)) == BOM_UTF8:
+            raise RecordError(file, "begins with a byte order mark, with which it is not read", REMEDY)
 
 
 def _open_weights(file: Path) -> None:
