@@ -259,6 +259,17 @@ def test_a_terminal_gets_the_reasoning_and_both_rankings(call, monkeypatch):
     assert all(name in shown for name in DOCUMENTS)
 
 
+def test_json_holds_escapes_for_what_a_terminal_obeys(call, monkeypatch):
+    obeyed, written = "a \x9b2J \x7f \u202e b", io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "utf-8"))
+
+    call(f"query={obeyed}", "modes=[direct]")
+
+    text = written.getvalue().decode()
+    assert json.loads(text)["query"] == obeyed
+    assert not set(text) & set(obeyed) - set("a 2Jb")
+
+
 def test_what_a_terminal_obeys_is_not_written(monkeypatch, capsys):
     obeyed = "\x1b[2J\x07\x9b31m\u202e"
     hit = Hit(1, f"id{obeyed}", 0.5, f"zero\u200cwidth{obeyed}\r\nnext")

@@ -26,6 +26,8 @@ LONGEST_MESSAGE = 4000
 """Characters of a message as it is printed and recorded, whoever wrote it."""
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
+_ESCAPED = re.compile(f"{_OBEYED.pattern}|[\u2028\u2029]")
+
 
 class RecordError(UsageError, ValueError):
     """A file that cannot be read as what it should be; the message names it and says what to do."""
@@ -76,6 +78,20 @@ def plain(text: str) -> str:
     'a b�[2J'
     """
     return _OBEYED.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
+
+
+def json_line(value: object, is_ascii: bool = False) -> str:
+    """JSON in one line, with escapes for what a terminal obeys and for what ends a line to some readers.
+
+    Args:
+        value: holds no NaN or infinity.
+        is_ascii: whether all else that is not ASCII is escaped too.
+
+    >>> json_line("é\x9b")
+    '"é\\\\u009b"'
+    """
+    line = json.dumps(value, ensure_ascii=is_ascii)
+    return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
 
 
 def shown_names(names: Iterable[object], limit: int = 8) -> str:

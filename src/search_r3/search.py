@@ -5,7 +5,6 @@ The reasoning is shown as it is written, then the documents, direct and reasoned
 """
 
 import codecs
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from search_r3.cli.last_resort import run_command
 from search_r3.cli.overrides import refuse_unknown
 from search_r3.cli.searching import check_searched, opened
 from search_r3.errors import UsageError
+from search_r3.records import json_line
 
 if TYPE_CHECKING:
     from search_r3.api import SearchR3
@@ -53,7 +53,7 @@ def run(config: DictConfig) -> None:
         if is_table:
             _show(searcher, query, config)
         else:
-            print(json.dumps(_answer(searcher, query, config), ensure_ascii=not _writes_utf8()), flush=True)
+            print(json_line(_answer(searcher, query, config), is_ascii=not _writes_utf8()), flush=True)
 
 
 def _writes_utf8() -> bool:

@@ -1,7 +1,6 @@
 """One benchmark in one mode: rank, score, write down, and take up again where it is already written."""
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -23,7 +22,7 @@ from search_r3.evaluation.results import PER_QUERY, QRELS, REASONING, RUN, seale
 from search_r3.evaluation.significance import bootstrap_interval
 from search_r3.evaluation.trec import needs_encoding, with_encoded_ids, write_qrels, write_run
 from search_r3.files import json_sha256
-from search_r3.records import shown
+from search_r3.records import json_line, shown
 
 _ROW_VERSION = 3  # higher where the same key gives another row, so that no older one is read back
 log = logging.getLogger(__name__)
@@ -74,13 +73,8 @@ def _write(
 
 
 def _write_lines(path: Path, rows: list[dict]) -> None:
-    """JSON lines, without the characters that JSON leaves alone and at which some readers end a line."""
     with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            line = json.dumps(row, ensure_ascii=False)
-            for character in "\x85\u2028\u2029":
-                line = line.replace(character, f"\\u{ord(character):04x}")
-            file.write(line + "\n")
+        file.writelines(f"{json_line(row)}\n" for row in rows)
 
 
 def limited(benchmark: Benchmark, n_queries: int | None) -> Benchmark:
