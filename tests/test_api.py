@@ -89,6 +89,12 @@ def test_what_is_no_corpus_is_refused_with_its_place(model, corpus, words):
         (lambda model: model.read(["a"], progress=False).search("a", k=2.0), "k must be a whole .* got 2.0"),
         (lambda model: model.read(["a"], progress=False).search("a", k="2"), "k must be a whole .* got '2'"),
         (lambda model: model.read(["a"], progress=False).search("a", k=True), "k must be .* got True"),
+        (
+            lambda model: model.read(["a"], progress=False).search("a", max_new_tokens=1.5),
+            "tokens .* got 1.5",
+        ),
+        (lambda model: model.reason(["a"], max_new_tokens="3"), "max_new_tokens must be a whole .* got '3'"),
+        (lambda model: model.reason(["a"], 1.0, seed=1.5), "seed must be a whole number .* got 1.5"),
     ],
 )
 def test_what_is_no_list_of_texts_is_refused(model, call, words):

@@ -196,9 +196,13 @@ class SearchR3:
             heard: called with a query's place and a token's id as each token is written.
 
         Raises:
-            ValueError: If what is given is no list of texts, or the model writes nothing.
+            ValueError: If what is given is no list of texts, a number is out of its range, or the model
+                writes nothing.
         """
         self._check_reasons()
+        _check_whole("seed", seed, 0)
+        if max_new_tokens is not None:
+            _check_whole("max_new_tokens", max_new_tokens, 0)
         listed = _listed("texts", texts)
         return self.embedder.reason(listed, seed, temperature, max_new_tokens=max_new_tokens, heard=heard)
 
@@ -248,15 +252,16 @@ class SearchR3:
             on_text: called with each further piece of the reasoning as it is written.
 
         Raises:
-            ValueError: If no corpus was read, the query is empty or no text, `k` is below 1, or there is no
-                such mode.
+            ValueError: If no corpus was read, the query is empty or no text, a number is out of its range, or
+                there is no such mode.
         """
         if self.corpus is None:
             raise ValueError("there is nothing to search yet: read(corpus) first")
         if not _checked("query", query).strip():
             raise ValueError("the query is empty")
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise ValueError(f"k must be a whole number at least 1, got {k!r}")
+        _check_whole("k", k, 1)
+        if max_new_tokens is not None:
+            _check_whole("max_new_tokens", max_new_tokens, 0)
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
         is_cut = self.embedder.truncated_count([query], "query") > 0
@@ -283,8 +288,7 @@ class SearchR3:
         """
         if found.mode != "reasoning":
             raise ValueError("only what was found in reasoning mode has a reasoning")
-        if most < 2:
-            raise ValueError(f"most must be at least 2, got {most}")
+        _check_whole("most", most, 2)
         cuts = cuts_of(self.embedder.tokenizer.decode, found.token_ids, most)
         vectors = self.embedder.embed_cuts(found.query, found.token_ids, cuts.places).numpy()
         vectors[-1] = found.embedding  # the same to rounding, so that the last rank is that of the hits
@@ -320,6 +324,12 @@ class SearchR3:
             Hit(rank, self.corpus.ids[row], score, self.corpus.texts[row], self.corpus.title_of(row))
             for rank, (row, score) in enumerate(zip(rows[0].tolist(), scores[0].tolist(), strict=True), 1)
         )
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    """Refuses what is no whole number of at least so much."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} must be a whole number at least {least}, got {value!r}")
 
 
 class _Spoken:
