@@ -212,6 +212,8 @@ def test_a_saved_hugging_face_data_set_gives_the_rows_of_the_file(tmp_path):
     assert [row.query for row in other.examples] == ["what melts snow"]
     with pytest.raises(DataError, match="no split 'dev'; splits: train, other"):
         load_triples(dataset=str(tmp_path / "splits"), dataset_split="dev")
+    with pytest.raises(DataError, match=r"plain: is one data set, which has no split 'dev'; leave"):
+        load_triples(dataset=tmp_path / "plain", dataset_split="dev")
     with pytest.raises(DataError, match=r"plain, line 1: key 'question' is missing"):
         load_triples(dataset=str(tmp_path / "plain"), columns={"query": "question"})
 

@@ -79,6 +79,9 @@ def _loaded(folder: Path, config: str | None, split: str) -> "datasets.Dataset":
         said = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
         raise DataError(folder, 0, f"cannot be read as a data set ({clipped(said or error)})") from error
     if not isinstance(loaded, datasets.DatasetDict):
+        if split not in ("train", str(loaded.split)):
+            rule = f"is one data set, which has no split {split!r}; leave dataset_split out"
+            raise DataError(folder, 0, rule)
         return loaded
     if split not in loaded:
         raise DataError(folder, 0, f"no split {split!r}; splits: {', '.join(loaded)}")
