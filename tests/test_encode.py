@@ -16,7 +16,7 @@ from search_r3.cli.compose import compose
 from search_r3.cli.config_source import ConfigSource
 from search_r3.data.beir.benchmark import load_benchmark
 from search_r3.data.beir.documents import load_corpus
-from search_r3.data.jsonl import LazyTexts
+from search_r3.data.jsonl import DataError, LazyTexts
 from search_r3.encode import check, run
 from search_r3.errors import UsageError
 from search_r3.evaluate import run as evaluate
@@ -292,6 +292,15 @@ def test_a_folder_of_another_model_or_corpus_is_refused_in_a_line(encoded, nano_
     fewer = tmp_path / "fewer.jsonl"
     fewer.write_text("".join((collection / "corpus.jsonl").read_text().splitlines(keepends=True)[:-1]))
     assert "another corpus" in refusal(encoded, nano_folder, fewer, tmp_path)
+
+
+def test_documents_that_cannot_be_read_leave_no_folder_and_a_folder_as_it_was(nano_folder, tmp_path):
+    (tmp_path / "bad.jsonl").write_text("no JSON\n")
+    (tmp_path / "empty").mkdir()
+    for place in ("empty", "new"):
+        with pytest.raises(DataError, match=r"bad\.jsonl, line 1"):
+            encode(nano_folder, tmp_path / "bad.jsonl", tmp_path / place / "")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["bad.jsonl", "empty"]
 
 
 def test_a_folder_is_not_filled_up_by_another_model(encoded, collection, tmp_path):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from search_r3 import SearchR3
 from search_r3.cli.compose import compose
 from search_r3.cli.config_source import ConfigSource
+from search_r3.data.jsonl import DataError
 from search_r3.errors import UsageError
 from search_r3.export import check
 from search_r3.export import run as export
@@ -136,6 +137,14 @@ def test_a_folder_is_written_again_in_half_precision(nano_folder, tmp_path):
     origin = read_description(tmp_path / "model")["provenance"]
     assert origin.pop("exported_from_sha256") == ours.weights_sha256
     assert origin == read_description(nano_folder)["provenance"]
+
+
+def test_documents_that_cannot_be_read_leave_no_folder(nano_folder, cache, tmp_path):
+    (tmp_path / "bad.jsonl").write_text("no JSON\n")
+    given = [f"model.path={nano_folder}", f"corpus={tmp_path / 'bad.jsonl'}", f"cache_dir={cache}"]
+    with pytest.raises(DataError, match=r"bad\.jsonl, line 1"):
+        export(composed("to=faiss", f"output={tmp_path / 'new' / 'below' / 'index'}", *given))
+    assert not (tmp_path / "new").exists()
 
 
 def test_documents_are_not_written_over(nano_folder, tmp_path):

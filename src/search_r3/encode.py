@@ -5,6 +5,7 @@ read with `embeddings=<folder>` in place of encoding. A call that was stopped go
 files that are there are kept, and what their rows are of is compared with model and corpus first.
 """
 
+import contextlib
 import importlib.util
 import sys
 import time
@@ -23,9 +24,10 @@ from search_r3.cli.overrides import refuse_unknown
 from search_r3.cli.run_lock import held
 from search_r3.cli.searching import check_searched, tell_cut
 from search_r3.errors import UsageError
-from search_r3.folders import make_folder
+from search_r3.folders import folder_for, make_folder
 
 if TYPE_CHECKING:
+    from search_r3.data.types import Corpus
     from search_r3.evaluation.shards import Shard
     from search_r3.models.interface import Embedder
 
@@ -77,22 +79,26 @@ def run(config: DictConfig) -> None:
     """Encodes what is missing in the folder, and says what it then holds."""
     from transformers.utils.logging import disable_progress_bar
 
+    from search_r3.api import as_corpus
+
     disable_progress_bar()  # of reading weights
-    folder = make_folder(Path(config.output), "output").absolute()
-    with held(make_folder(folder / WORKING, "output")):
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(folder_for(Path(config.output), "output")).absolute()
+        if (folder / WORKING).is_dir():
+            stack.enter_context(held(folder / WORKING))  # refused before anything is read
+        corpus, embedder = as_corpus(config.corpus), instantiate(config.model)
+        stack.enter_context(held(make_folder(folder / WORKING, "output")))  # which keeps the folder
         for part in folder.glob("rows-*.part"):
             part.unlink()  # what a killed call, or a worker of it, left half written
-        _encode(config, folder)
+        _encode(config, corpus, embedder, folder)
 
 
-def _encode(config: DictConfig, folder: Path) -> None:
-    from search_r3.api import as_corpus
+def _encode(config: DictConfig, corpus: "Corpus", embedder: "Embedder", folder: Path) -> None:
     from search_r3.evaluation.ranking import corpus_key
     from search_r3.evaluation.shards import shards_of
     from search_r3.index.encoded import files_of, gaps, whole
     from search_r3.progress import Progress
 
-    corpus, embedder = as_corpus(config.corpus), instantiate(config.model)
     key, n_rows = corpus_key(corpus, embedder), len(corpus)
     facts = {"model": str(config.model.path), **key, "n_rows": n_rows}
     there = files_of(folder, key)

@@ -18,7 +18,7 @@ from search_r3.cli.overrides import refuse_unknown
 from search_r3.cli.searching import check_cache, check_embeddings, tell_cut
 from search_r3.cli.training_checks import SAVE_DTYPES
 from search_r3.errors import UsageError
-from search_r3.folders import make_folder, refuse_to_replace
+from search_r3.folders import folder_for, refuse_to_replace
 
 OF_A_CORPUS = ("faiss", "parquet")
 FORMATS = (*OF_A_CORPUS, "folder")
@@ -105,10 +105,10 @@ def _write_corpus(config: DictConfig) -> None:
     from search_r3.evaluation.ranking import corpus_key, document_embeddings, documents_cut
     from search_r3.index.exports import write_faiss, write_parquet
 
-    make_folder(Path(config.output).parent, "output")  # before anything is encoded
     write: Mapping[str, Callable] = {"faiss": write_faiss, "parquet": write_parquet}
-    corpus, embedder = as_corpus(config.corpus), instantiate(config.model)
-    rows = document_embeddings(corpus, embedder, config.cache_dir, embeddings=config.embeddings)
+    with folder_for(Path(config.output).parent, "output"):  # before anything is encoded
+        corpus, embedder = as_corpus(config.corpus), instantiate(config.model)
+        rows = document_embeddings(corpus, embedder, config.cache_dir, embeddings=config.embeddings)
     n_cut = documents_cut(corpus, embedder, config.cache_dir)
     tell_cut(n_cut, corpus, embedder)
     facts = {"model": str(config.model.path), **corpus_key(corpus, embedder), "cut": n_cut}
