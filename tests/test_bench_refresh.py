@@ -16,7 +16,7 @@ from search_r3.benchmarks.report import coverage, logged_steps, measured, row_of
 from search_r3.cli.compose import compose
 from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.overrides import quote_free_text
-from search_r3.cli.run_folder import state_of
+from search_r3.cli.run_status import state_of
 from search_r3.errors import UsageError
 from search_r3.models.folder import save_embedder
 from tests.command import LIMIT_S, run, start

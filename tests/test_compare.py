@@ -13,7 +13,7 @@ from scipy import stats
 
 from search_r3 import compare
 from search_r3.cli.comparison_sides import evaluation_rows
-from search_r3.cli.run_folder import write_metrics
+from search_r3.cli.provenance import write_metrics
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.errors import UsageError
 from search_r3.evaluation.benchmark import evaluate_benchmark

@@ -14,7 +14,7 @@ from search_r3.cli.compose import compose, resolved_yaml
 from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.last_resort import described
 from search_r3.cli.resume import resumed
-from search_r3.cli.run_folder import write_status
+from search_r3.cli.run_status import write_status
 from search_r3.errors import UsageError
 from search_r3.files import keep_earlier, write_json
 from search_r3.records import LONGEST_MESSAGE, clipped, read_json, shown, shown_names

@@ -9,7 +9,7 @@ import pytest
 from conftest import TEXTS
 
 from search_r3 import report
-from search_r3.cli.run_folder import write_metrics
+from search_r3.cli.provenance import write_metrics
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.errors import UsageError
 from search_r3.evaluation.benchmark import evaluate_benchmark

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from search_r3.cli.model_choice import read_facts
-from search_r3.cli.run_folder import read_status, state_of, write_metrics, write_status
+from search_r3.cli.provenance import write_metrics
+from search_r3.cli.run_status import read_status, state_of, write_status
 from search_r3.cli.sweep_table import sweep_table
 from search_r3.data.beir.documents import load_corpus, load_queries
 from search_r3.data.beir.qrels import load_qrels

@@ -204,7 +204,7 @@ def test_an_unknown_command_is_told_the_nearest():
 
 
 def test_the_package_itself_as_a_command_is_recorded_as_it_was_called():
-    program = "from search_r3.cli.run_folder import command_line, resume_command; from pathlib import Path"
+    program = "from search_r3.cli.command_line import command_line, resume_command; from pathlib import Path"
     code = (
         f"{program}\nimport sys, importlib.util\n"
         "sys.modules['__main__'].__spec__ = importlib.util.find_spec('search_r3.__main__')\n"

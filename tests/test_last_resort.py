@@ -16,10 +16,11 @@ import torch
 
 import search_r3.__main__
 from search_r3.cli.last_resort import run_command
-from search_r3.cli.run_folder import Failed, Interrupted, make_folder, recorded
+from search_r3.cli.run_folder import Failed, Interrupted, recorded
 from search_r3.data.jsonl import DataError
 from search_r3.errors import UsageError
 from search_r3.files import REMEDIES
+from search_r3.folders import make_folder
 from tests.command import PYTHONPATH
 from tests.tiny_stage import write_configs
 

@@ -10,15 +10,16 @@ import sys
 
 import pytest
 
-from search_r3.cli.run_folder import make_folder, state_of, taken, write_status
 from search_r3.cli.run_lock import held, is_held
+from search_r3.cli.run_status import state_of, taken, write_status
 from search_r3.errors import UsageError
+from search_r3.folders import make_folder
 from tests.command import ENVIRONMENT, LIMIT_S
 
 HOLDER = """
 import sys
 from pathlib import Path
-from search_r3.cli.run_folder import taken, write_status
+from search_r3.cli.run_status import taken, write_status
 with taken(Path(sys.argv[1])):
     write_status(Path(sys.argv[1]), "running")
     print("taken", flush=True)

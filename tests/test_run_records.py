@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from search_r3.cli.page.run_page import run_parts
-from search_r3.cli.run_folder import commit, log_written, new_folder, provenance, write_metrics
+from search_r3.cli.provenance import commit, provenance, write_metrics
+from search_r3.cli.run_folder import new_folder
+from search_r3.cli.run_log import log_written
 from search_r3.cli.run_report import print_run
 from search_r3.cli.sweep_table import aligned, sweep_table
 from search_r3.files import keep_earlier, write_json

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from search_r3.cli.last_resort import run_command
-from search_r3.cli.run_folder import state_of
+from search_r3.cli.run_status import state_of
 from search_r3.models.folder import load_embedder
 from search_r3.train import main
 from tests.command import LIMIT_S, call, start, tiny

@@ -31,7 +31,7 @@ from os import system
 from pathlib import Path
 from torch import load
 
-import search_r3.cli.run_folder as records
+import search_r3.files as records
 
 Path("{place}/imported").touch()
 

@@ -18,7 +18,8 @@ from search_r3.cli.command import entry_point
 from search_r3.cli.entry import Entry
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.overrides import refuse_unknown
-from search_r3.cli.run_folder import log_written, provenance
+from search_r3.cli.provenance import provenance
+from search_r3.cli.run_log import log_written
 from search_r3.errors import UsageError
 from search_r3.files import write_json
 from search_r3.progress import Progress

@@ -12,13 +12,16 @@ The table is printed; `compare.json` and `compare.md` have all metrics and queri
 from collections.abc import Sequence
 from pathlib import Path
 
+from search_r3.cli.command_line import command_line
 from search_r3.cli.comparison_sides import evaluation_pairs, evaluation_rows, run_pair
 from search_r3.cli.last_resort import Parser, run_command
-from search_r3.cli.run_folder import command_line, commit, make_folder, new_folder
+from search_r3.cli.provenance import commit
+from search_r3.cli.run_folder import new_folder
 from search_r3.errors import UsageError
 from search_r3.evaluation.comparison import Pair, compared
 from search_r3.evaluation.comparison_report import markdown, print_comparison
 from search_r3.files import write_json, write_text
+from search_r3.folders import make_folder
 
 N_RESAMPLES, SEED = 5000, 0
 

@@ -17,7 +17,8 @@ from search_r3.cli.entry import Entry
 from search_r3.cli.evaluation_checks import check, modes_of, needed
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.last_resort import run_command
-from search_r3.cli.run_folder import log_written, provenance, write_metrics
+from search_r3.cli.provenance import provenance, write_metrics
+from search_r3.cli.run_log import log_written
 from search_r3.cli.wandb_run import DISABLED, log_evaluation, names_wandb, uses_wandb
 from search_r3.evaluation.places import added, earlier_rows, rows_on_disk, seen_from, with_rows_on_disk
 

@@ -8,6 +8,7 @@ words.
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -195,6 +196,11 @@ def read_json(path: Path, remedy: str = "", *, is_list: bool = False, has_nan: b
     if not isinstance(content, wanted):
         raise RecordError(path, f"must hold {name}, found {type(content).__name__}", remedy)
     return content
+
+
+def read_json_if_there(path: Path, remedy: str = "repair it, or move it away") -> dict:
+    """As `read_json`; an empty dict where there is no file."""
+    return read_json(path, remedy) if os.path.lexists(path) else {}
 
 
 def read_config(path: Path, remedy: str = "") -> "DictConfig":

@@ -21,13 +21,15 @@ from pathlib import Path
 from search_r3.cli.evaluation_report import check_columns, joined, known_scores, relocated, report_runs
 from search_r3.cli.last_resort import Parser, run_command
 from search_r3.cli.page.whole_page import Evaluations, write_page
-from search_r3.cli.run_folder import is_sweep, make_folder, provenance, write_metrics
+from search_r3.cli.provenance import provenance, write_metrics
+from search_r3.cli.run_folder import is_sweep
 from search_r3.cli.run_report import is_run, print_run
 from search_r3.cli.sweep_table import print_sweep
 from search_r3.errors import UsageError
 from search_r3.evaluation.report import model_names, print_differences, print_table, short_names, write_chart
 from search_r3.evaluation.results import REMEDY
 from search_r3.evaluation.significance import paired_differences
+from search_r3.folders import make_folder
 from search_r3.records import read_json
 
 DEFAULT_PAGE = Path()

@@ -18,7 +18,8 @@ from search_r3.cli.last_resort import run_command
 from search_r3.cli.overrides import refuse_unknown
 from search_r3.cli.resume import UNCOMPARED, differences
 from search_r3.cli.run import execute
-from search_r3.cli.run_folder import Failed, make_folder, read_json, state_of, write_status
+from search_r3.cli.run_folder import Failed
+from search_r3.cli.run_status import state_of, write_status
 from search_r3.cli.training import run as run_training
 from search_r3.cli.training_checks import check as check_train
 from search_r3.cli.trust import stored_config
@@ -36,6 +37,8 @@ from search_r3.cli.tuning.study import (
     trial_config,
 )
 from search_r3.errors import UsageError
+from search_r3.folders import make_folder
+from search_r3.records import read_json_if_there
 
 if TYPE_CHECKING:
     import optuna
@@ -80,7 +83,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
 def _refuse_other_trials(config: DictConfig) -> None:
     """Refuses to go on with a study whose trials cannot be compared with those of this command."""
     folder = study_folder(config)
-    earlier, facts = read_json(folder / FACTS), facts_of(config)
+    earlier, facts = read_json_if_there(folder / FACTS), facts_of(config)
     if not earlier:
         return
     if earlier != facts:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from search_r3.cli.run_folder import state_of
+from search_r3.cli.run_status import state_of
 from tests.faults import tiny
 from tests.faults.commands import Ended, counted, ended
 from tests.faults.moments import DISK, Moment

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from search_r3.cli.run_folder import state_of
+from search_r3.cli.run_status import state_of
 from tests.faults.attack import Attack, Verdict, Workshop, compared, complaint, interruption
 from tests.faults.commands import ended
 from tests.faults.moments import drawn

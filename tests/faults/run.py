@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from search_r3.cli.run_folder import provenance
+from search_r3.cli.provenance import provenance
 from search_r3.files import write_json
 from search_r3.progress import Progress
 from tests.faults import damage, disks, kills, ranks, starters

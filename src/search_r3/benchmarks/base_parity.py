@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from search_r3.cli.last_resort import Parser, run_command
 from search_r3.cli.model_choice import MADE_BY_BASE
-from search_r3.cli.run_folder import provenance
+from search_r3.cli.provenance import provenance
 from search_r3.errors import UsageError
 from search_r3.files import write_json
 

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from search_r3.cli.run_folder import read_json
 from search_r3.errors import UsageError
 from search_r3.files import write_json
 from search_r3.index.rules.base import StepQueries, View
 from search_r3.index.rules.full import Full
+from search_r3.records import read_json_if_there
 
 OFFSETS = 4096
 """Offsets kept; that of a row is the sum of two of them, so that there are 16 million."""
@@ -92,7 +92,7 @@ class Recording:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        facts = read_json(self.folder / "facts.json")
+        facts = read_json_if_there(self.folder / "facts.json")
         remedy = "`python -m src.benchmarks.refresh` records one under the rule full"
         if not {"n_rows", "width", "group_size"} <= facts.keys():
             raise RecordingError(f"{self.folder}: there is no recorded drift; {remedy}")

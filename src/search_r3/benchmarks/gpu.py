@@ -20,9 +20,10 @@ import torch
 from search_r3.benchmarks import gpu_parts as parts
 from search_r3.benchmarks.timing import check_counts
 from search_r3.cli.last_resort import EXIT_FAILED, Parser, described, run_command
-from search_r3.cli.run_folder import make_folder, provenance
+from search_r3.cli.provenance import provenance
 from search_r3.errors import UsageError
 from search_r3.files import write_json
+from search_r3.folders import make_folder
 from search_r3.shipped import ROOT
 
 ROWS = ("encode", "sft", "decode", "grpo")

@@ -18,10 +18,12 @@ from pathlib import Path
 
 from search_r3.benchmarks.timing import check_counts
 from search_r3.cli.last_resort import Parser, run_command
-from search_r3.cli.run_folder import log_written, make_folder, provenance
+from search_r3.cli.provenance import provenance
+from search_r3.cli.run_log import log_written
 from search_r3.errors import UsageError
 from search_r3.evaluation.colours import COLOURS
 from search_r3.files import write_json, write_text
+from search_r3.folders import make_folder
 from search_r3.markdown import table
 from search_r3.models.checksums import DESCRIPTION_FILE
 from search_r3.progress import Progress

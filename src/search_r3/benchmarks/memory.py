@@ -18,9 +18,10 @@ from tempfile import TemporaryDirectory
 from typing import Self
 
 from search_r3.cli.last_resort import Parser, run_command
-from search_r3.cli.run_folder import make_folder, provenance
+from search_r3.cli.provenance import provenance
 from search_r3.errors import UsageError
 from search_r3.files import write_json
+from search_r3.folders import make_folder
 from search_r3.shipped import ROOT
 
 BASE = ROOT / "experiments" / "nano_base" / "model"

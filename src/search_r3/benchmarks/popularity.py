@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from search_r3.cli.last_resort import Parser, run_command
-from search_r3.cli.run_folder import provenance
+from search_r3.cli.provenance import provenance
 from search_r3.data.entailmentbank import (
     EXPLANATIONS,
     MAX_FACTS,

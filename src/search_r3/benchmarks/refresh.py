@@ -19,8 +19,9 @@ from omegaconf import DictConfig
 from search_r3.cli.command import entry_point
 from search_r3.cli.entry import Entry
 from search_r3.cli.last_resort import EXIT_INTERRUPTED, run_command
+from search_r3.cli.provenance import provenance
 from search_r3.cli.run import HANDED_DOWN
-from search_r3.cli.run_folder import log_written, provenance
+from search_r3.cli.run_log import log_written
 from search_r3.errors import UsageError
 from search_r3.files import write_json
 from search_r3.progress import Progress

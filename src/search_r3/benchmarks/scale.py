@@ -17,11 +17,13 @@ from search_r3.cli.entry import Entry
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.overrides import refuse_unknown
-from search_r3.cli.run_folder import log_written, provenance, read_json
+from search_r3.cli.provenance import provenance
+from search_r3.cli.run_log import log_written
 from search_r3.errors import UsageError
 from search_r3.files import write_json
 from search_r3.folders import empty_part
 from search_r3.progress import Progress
+from search_r3.records import read_json_if_there
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +105,7 @@ def _done(config: DictConfig, rule: str, folder: Path) -> dict | None:
         ValueError: If it was made with other settings.
     """
     file = folder / f"{rule}.json"
-    result = read_json(file)
+    result = read_json_if_there(file)
     if result and result.get("made_with") != _made_with(config, rule):
         raise ValueError(f"{file} was made with other settings; remove it, or choose another output_dir=")
     return result or None

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from search_r3.cli.run_folder import make_folder, provenance
+from search_r3.cli.provenance import provenance
 from search_r3.errors import UsageError
 from search_r3.files import write_json
+from search_r3.folders import make_folder
 
 
 def check_counts(arguments: argparse.Namespace, *names: str) -> None:

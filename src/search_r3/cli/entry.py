@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from search_r3.cli.run_folder import command_line
+from search_r3.cli.command_line import command_line
 
 Run = Callable[[DictConfig], object]
 Check = Callable[[DictConfig, bool], None]

@@ -5,13 +5,13 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from search_r3.cli.run_folder import make_folder
 from search_r3.evaluation.metrics import HEADLINE
 from search_r3.evaluation.places import seen_from
 from search_r3.evaluation.report import model_names, print_runs
 from search_r3.evaluation.results import REMEDY, checked_row, verified_scores
 from search_r3.evaluation.runs import Scores, rows_over_runs
 from search_r3.files import write_json
+from search_r3.folders import make_folder
 from search_r3.records import RecordError, checked
 
 log = logging.getLogger(__name__)

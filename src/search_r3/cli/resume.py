@@ -22,11 +22,11 @@ from search_r3.cli.config_source import ConfigSource, plain_container
 from search_r3.cli.entry import Composed, Reached
 from search_r3.cli.overrides import TRAINER_NODES, flat_keys, literal
 from search_r3.cli.ranks import SHARDED, is_first, strategy_name
-from search_r3.cli.run_folder import read_json, state_of
+from search_r3.cli.run_status import state_of
 from search_r3.cli.trust import CHECKPOINTS, checked_trust, refuse_foreign, stored_config
 from search_r3.errors import UsageError
 from search_r3.files import removal
-from search_r3.records import RecordError, shown
+from search_r3.records import RecordError, read_json_if_there, shown
 
 LIMITS = ("max_steps", "min_steps", "max_epochs", "min_epochs", "max_time", "limit_val_batches")
 WHERE = ("resume", "output_dir", "if_exists")
@@ -122,7 +122,7 @@ def _stored_origin(folder: Path) -> dict:
     """
     file = folder / "provenance.json"
     remedy = f"the run can go on without it: rm {shlex.quote(str(file))}"
-    origin = read_json(file, remedy)
+    origin = read_json_if_there(file, remedy)
     for key, kind, rule in (("choices", dict, "an object"), ("config_sha256", list, "a list")):
         if not isinstance(origin.get(key, kind()), kind):
             raise RecordError(file, f"{key} must be {rule}, got {shown(origin[key])}", remedy)

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from search_r3.cli.command_line import resume_command
 from search_r3.cli.compose import compose, last_value, plain_value, resolved_yaml
 from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.entry import Composed, Entry, Run
 from search_r3.cli.overrides import literal
+from search_r3.cli.provenance import provenance
 from search_r3.cli.ranks import is_first, own_rank
 from search_r3.cli.resume import (
     UNCOMPARED,
@@ -26,21 +28,14 @@ from search_r3.cli.resume import (
     resumed,
     text_sha256,
 )
-from search_r3.cli.run_folder import (
-    Interrupted,
-    logged,
-    make_folder,
-    new_folder,
-    provenance,
-    recorded,
-    resume_command,
-    state_of,
-    taken,
-)
+from search_r3.cli.run_folder import Interrupted, new_folder, recorded
+from search_r3.cli.run_log import logged
+from search_r3.cli.run_status import state_of, taken
 from search_r3.cli.trust import checked_trust, stored_config
 from search_r3.cli.without_effect import without_effect
 from search_r3.errors import UsageError
 from search_r3.files import json_text, keep_earlier, removal, remove_parts, write_text
+from search_r3.folders import make_folder
 
 log = logging.getLogger(__name__)
 RUN_FOLDER = "SEARCH_R3_RUN_FOLDER"

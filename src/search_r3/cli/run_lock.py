@@ -4,7 +4,7 @@
 
 A process number says nothing once the process is gone: another one may have it, and another machine has its
 own. The lock is the kernel's. Where a disk is shared between machines it may not reach from one to the other:
-`search_r3.cli.run_folder.taken` asks for the machine as well.
+`search_r3.cli.run_status.taken` asks for the machine as well.
 """
 
 import contextlib

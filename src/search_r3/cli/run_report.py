@@ -4,12 +4,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from search_r3.cli.command_line import resume_command
 from search_r3.cli.curves import FILE, drawn_curves, read_panels
-from search_r3.cli.run_folder import read_json, read_status, resume_command, seconds_taken, state_of
+from search_r3.cli.run_status import read_status, seconds_taken, state_of
 from search_r3.cli.sweep_table import aligned
 from search_r3.evaluation.metrics import METRICS
 from search_r3.evaluation.results import checked_row
-from search_r3.records import RecordError
+from search_r3.records import RecordError, read_json_if_there
 
 
 def is_run(folder: Path) -> bool:
@@ -27,7 +28,7 @@ def measured_rows(folder: Path) -> list[dict]:
         RecordError: If the file or a row is damaged.
     """
     file = folder / "metrics.json"
-    rows = read_json(file).get("rows", [])
+    rows = read_json_if_there(file).get("rows", [])
     if not isinstance(rows, list):
         raise RecordError(file, "rows must be a list")
     return [checked_row(row, file, f"rows[{number}]") for number, row in enumerate(rows)]
@@ -39,7 +40,7 @@ def print_run(folder: Path) -> None:
     Raises:
         RecordError: If a record of it is damaged.
     """
-    status, results = read_status(folder), read_json(folder / "metrics.json")
+    status, results = read_status(folder), read_json_if_there(folder / "metrics.json")
     state = state_of(folder)
     print(f"{folder}: {state}{_time(status)}{_error(status)}")
     if results.get("command"):

@@ -14,26 +14,18 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from search_r3.cli.command_line import command_line, program
 from search_r3.cli.compose import bare_text, compose, last_value, with_choices, with_modes
 from search_r3.cli.config_source import ConfigSource
 from search_r3.cli.entry import Composed, Entry, Run
 from search_r3.cli.last_resort import EXIT_FAILED, EXIT_INTERRUPTED, told
 from search_r3.cli.overrides import literal, quoted
 from search_r3.cli.run import execute, reused_folder
-from search_r3.cli.run_folder import (
-    JOBS,
-    Failed,
-    Interrupted,
-    command_line,
-    make_folder,
-    new_folder,
-    program,
-    state_of,
-    taken,
-    write_status,
-)
+from search_r3.cli.run_folder import JOBS, Failed, Interrupted, new_folder
+from search_r3.cli.run_status import state_of, taken, write_status
 from search_r3.errors import UsageError
 from search_r3.files import write_json, write_text
+from search_r3.folders import make_folder
 from search_r3.shipped import CONF
 
 

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from search_r3.cli.curves import read_panels
-from search_r3.cli.run_folder import JOBS, read_json, read_status, seconds_taken, state_of
+from search_r3.cli.run_folder import JOBS
+from search_r3.cli.run_status import read_status, seconds_taken, state_of
 from search_r3.evaluation.metrics import HEADLINE
-from search_r3.records import RecordError, checked
+from search_r3.records import RecordError, checked, read_json_if_there
 
 
 def sweep_table(
@@ -51,12 +52,12 @@ def table_of_jobs(folder: Path) -> tuple[str, bool]:
         RecordError: If the record of its jobs is damaged.
     """
     file = folder / JOBS
-    record = read_json(file, "without it the jobs that began are shown: move it away")
+    record = read_json_if_there(file, "without it the jobs that began are shown: move it away")
     if record:
         checked(file, record, "jobs", _is_lists_of_text, "a list of lists of text")
         return sweep_table(folder, record["jobs"])
     numbers = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-    origins = [read_json(folder / str(number) / "provenance.json") for number in numbers]
+    origins = [read_json_if_there(folder / str(number) / "provenance.json") for number in numbers]
     overrides = [list(map(str, origin.get("overrides", []))) for origin in origins]
     return sweep_table(folder, overrides, numbers)
 
@@ -94,7 +95,7 @@ def _last(folder: Path) -> list[str]:
 
 def _results(folder: Path) -> str:
     file = folder / "metrics.json"
-    rows = read_json(file).get("rows", [])
+    rows = read_json_if_there(file).get("rows", [])
     try:
         measured = [row for row in rows if HEADLINE in row["metrics"]]
         return " ".join(f"{row['mode']} {row['metrics'][HEADLINE]:.4f}" for row in measured)

@@ -16,11 +16,13 @@ from search_r3.allocator import keep_freed_memory
 from search_r3.cli.devices import cpu_precision
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.model_choice import MADE_HERE, read_facts
+from search_r3.cli.provenance import write_metrics
 from search_r3.cli.ranks import is_first
-from search_r3.cli.run_folder import log_written, read_json, write_metrics
+from search_r3.cli.run_log import log_written
 from search_r3.cli.wandb_run import DISABLED, ended, log_results, names_wandb, run_logger, uses_wandb
 from search_r3.files import json_text, keep_earlier, write_text
 from search_r3.folders import refuse_to_replace
+from search_r3.records import read_json_if_there
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -240,7 +242,7 @@ def _finish(
     from search_r3.stages.record import metrics_by_mode
 
     folder = Path(config.output_dir)
-    origin = read_json(folder / "provenance.json")
+    origin = read_json_if_there(folder / "provenance.json")
     origin.pop("config_sha256", None)  # of the folder and not of the weights
     written = [folder / "metrics.json", folder / "csv" / "metrics.csv"]
     best_step = None

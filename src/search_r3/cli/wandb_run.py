@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.instantiate import instantiate
-from search_r3.cli.run_folder import is_sweep, read_json
+from search_r3.cli.run_folder import is_sweep
 from search_r3.data.jsonl import numbered_lines, parse_object
 from search_r3.errors import UsageError
 from search_r3.evaluation.results import PER_QUERY, REASONING
 from search_r3.files import removal, write_json
-from search_r3.records import checked
+from search_r3.records import checked, read_json_if_there
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import WandbLogger
@@ -75,7 +75,7 @@ def _record(folder: Path, name: str, group: str | None = None) -> dict:
     """
     file = folder / RECORD
     remedy = f"a new run of Weights & Biases begins without it: {removal(file)}"
-    record = read_json(file, remedy)
+    record = read_json_if_there(file, remedy)
     if not record:
         record = {"id": uuid.uuid4().hex[:12], "name": name, "group": group}
         write_json(file, record)
@@ -147,7 +147,7 @@ def _log_model(logger: "WandbLogger", model: Path) -> None:
 
     files = [path for path in model.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    origin = read_json(model / "search_r3.json").get("provenance", {})
+    origin = read_json_if_there(model / "search_r3.json").get("provenance", {})
     facts = {key: origin[key] for key in FACTS if key in origin}
     run = logger.experiment
     artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata={**facts, "bytes": size})

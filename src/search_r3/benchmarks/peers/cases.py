@@ -17,8 +17,8 @@ from pathlib import Path
 from search_r3.benchmarks.peers.names import AIMS, NANO_ALONE, NANO_NAME, ONCE, ROWS, WITHOUT_MODEL
 from search_r3.benchmarks.waiting import beside
 from search_r3.cli.run import HANDED_DOWN
-from search_r3.cli.run_folder import read_json
 from search_r3.files import write_json
+from search_r3.records import read_json_if_there
 
 SIDES, STEPS = ("ours", "peer"), ("sft", "grpo")
 DURATION = ("rounds", "max_seconds")
@@ -104,7 +104,7 @@ class Keeper:
             case: what was measured.
             timed_as_long: whether rounds and seconds must be the same too.
         """
-        found = read_json(self.folder / f"{case.name}.json")
+        found = read_json_if_there(self.folder / f"{case.name}.json")
         made_with, key = found.get("made_with"), self._key(case)
         if made_with and not timed_as_long:
             made_with, key = _without_duration(made_with), _without_duration(key)
@@ -124,7 +124,7 @@ def _without_duration(made_with: Mapping) -> dict:
 
 def kept_cases(folder: Path) -> list[Case]:
     """All cases of today's rows that are kept in a folder, in the order of the table."""
-    told = [read_json(file).get("made_with", {}).get("case", {}) for file in folder.glob("*.json")]
+    told = [read_json_if_there(file).get("made_with", {}).get("case", {}) for file in folder.glob("*.json")]
     found = [Case(**case) for case in told if case.get("row") in ROWS]
     return sorted(found, key=lambda case: (list(ROWS).index(case.row), astuple(case)))
 

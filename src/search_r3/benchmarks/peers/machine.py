@@ -9,7 +9,7 @@ import torch
 
 from search_r3.benchmarks.timing import seconds_of
 from search_r3.benchmarks.waiting import processor
-from search_r3.cli.run_folder import versions_of
+from search_r3.cli.provenance import versions_of
 from search_r3.cores import usable_cores
 
 PEERS = ("sentence-transformers", "trl", "mteb", "transformers", "faiss-cpu", "numpy", "torch", "accelerate")

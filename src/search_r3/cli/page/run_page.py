@@ -6,15 +6,16 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from search_r3.cli.command_line import resume_command
 from search_r3.cli.logged_columns import Column, read_columns
 from search_r3.cli.page.completions import Group, Rollout, read_completions
 from search_r3.cli.page.curves import WHOLE, all_columns, charts
 from search_r3.cli.page.markup import Markup, element, joined, section, text_of
 from search_r3.cli.page.tables import facts, folded, table
-from search_r3.cli.run_folder import read_json, read_status, resume_command, seconds_taken, state_of
 from search_r3.cli.run_report import measured_rows
+from search_r3.cli.run_status import read_status, seconds_taken, state_of
 from search_r3.evaluation.metrics import METRICS
-from search_r3.records import read_config
+from search_r3.records import read_config, read_json_if_there
 
 N_PAIRS, N_ROLLOUTS = 6, 4
 """Queries, and rollouts of each, that are shown before and after."""
@@ -80,8 +81,8 @@ def reached(columns: Mapping[str, Column]) -> int | None:
 
 
 def _facts(folder: Path, columns: Mapping[str, Column]) -> Markup | None:
-    origin, status = read_json(folder / "provenance.json"), read_status(folder)
-    card = read_json(folder / "data_card.json")
+    origin, status = read_json_if_there(folder / "provenance.json"), read_status(folder)
+    card = read_json_if_there(folder / "data_card.json")
     config = read_config(folder / "config.yaml") if (folder / "config.yaml").is_file() else OmegaConf.create()
 
     def setting(key: str) -> str | None:

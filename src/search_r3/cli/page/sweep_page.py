@@ -15,10 +15,10 @@ from search_r3.cli.page.markup import Content, Markup, element, joined, section,
 from search_r3.cli.page.run_page import duration, state_mark
 from search_r3.cli.page.scales import number, scale_of
 from search_r3.cli.page.tables import Cell, table
-from search_r3.cli.run_folder import read_json, read_status
 from search_r3.cli.run_report import measured_rows
+from search_r3.cli.run_status import read_status
 from search_r3.evaluation.metrics import HEADLINE
-from search_r3.records import read_config
+from search_r3.records import read_config, read_json_if_there
 
 MOST_AXES, MOST_JOBS = 8, 400
 """Settings and jobs of the parallel view."""
@@ -78,7 +78,7 @@ _PARALLEL = (
 
 
 def _job(folder: Path, keys: Sequence[str]) -> Job:
-    status, origin = read_status(folder), read_json(folder / "provenance.json")
+    status, origin = read_status(folder), read_json_if_there(folder / "provenance.json")
     choices = origin.get("choices")
     choices = choices if isinstance(choices, dict) else {}
     config = OmegaConf.create()
@@ -100,7 +100,7 @@ def _keys(folders: Sequence[Path]) -> list[str]:
     """Keys that the command of any job set, without those that say where it is written."""
     found: dict[str, None] = {}
     for folder in folders:
-        overrides = read_json(folder / "provenance.json").get("overrides")
+        overrides = read_json_if_there(folder / "provenance.json").get("overrides")
         for text in overrides if isinstance(overrides, list) else ():
             key = str(text).lstrip("+~").partition("=")[0]
             if key.split(".")[0] not in NOT_SETTINGS:

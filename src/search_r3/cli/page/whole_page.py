@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from search_r3.cli.command_line import command_line
 from search_r3.cli.page.evaluation_page import evaluation_parts
 from search_r3.cli.page.markup import Markup, document, element, joined
 from search_r3.cli.page.run_page import run_parts, stage_of, state_mark
 from search_r3.cli.page.sweep_page import job_folders, sweep_parts
-from search_r3.cli.run_folder import command_line, commit
+from search_r3.cli.provenance import commit
 from search_r3.files import write_text
 
 

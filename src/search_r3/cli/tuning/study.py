@@ -11,12 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from search_r3.cli.entry import Composed
 from search_r3.cli.overrides import quote_free_text, spelled, typed
-from search_r3.cli.run_folder import log_written, read_json
+from search_r3.cli.run_log import log_written
 from search_r3.cli.sweep_table import aligned
 from search_r3.cli.tuning.space import OWN_KEYS, with_settings
 from search_r3.errors import UsageError
 from search_r3.files import write_json
-from search_r3.records import clipped
+from search_r3.records import clipped, read_json_if_there
 from search_r3.shipped import as_called
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def trial_config(config: DictConfig, settings: Mapping[str, object]) -> Composed
     plain = OmegaConf.to_container(config, resolve=False)
     trial = OmegaConf.create({key: value for key, value in plain.items() if key not in OWN_KEYS})
     trial = with_settings(trial, settings)
-    choices = read_json(Path(config.output_dir) / "provenance.json").get("choices", {})
+    choices = read_json_if_there(Path(config.output_dir) / "provenance.json").get("choices", {})
     return Composed(trial, choices, quote_free_text([typed(*setting) for setting in settings.items()]))
 
 
