@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -62,7 +63,7 @@ def compose(
     in_groups = [override for override in parsed if override.key_or_group in groups]
     _check_options(in_groups, groups)
     texts = [override.input_line for override in in_groups]
-    hydra_texts = [override.input_line for override in parsed if override.key_or_group.startswith("hydra")]
+    of_hydra = [override for override in parsed if override.key_or_group.startswith("hydra")]
     try:
         base = _load_choices(config_name, texts, in_groups, source)
     except MissingChoice as error:
@@ -73,16 +74,16 @@ def compose(
         checked_key(override, container, groups)
         for override in parsed
         if override not in in_groups
-        and override.input_line not in hydra_texts
+        and override not in of_hydra
         and (override.key_or_group not in restated or override.key_or_group in flat_keys(container))
     ]
-    full = source.with_keys(base, [*keys, *hydra_texts])
+    full = source.with_keys(base, [*keys, *of_hydra])
     choices = {name: choice for name, choice in full.hydra.runtime.choices.items() if name in groups}
     config = OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"])
     config = with_modes(with_choices(config, choices), source)
     if not (may_lack and OmegaConf.missing_keys(config)):
         check_complete(config)
-    return Composed(config, choices, [*texts, *keys])
+    return Composed(config, choices, [*texts, *(override.input_line for override in keys)])
 
 
 def with_choices(config: DictConfig, choices: Mapping[str, str | None]) -> DictConfig:
@@ -166,7 +167,7 @@ def _load_choices(
         raise
 
 
-def checked_key(override: Override, config: dict, groups: dict[str, list[str]]) -> str:
+def checked_key(override: Override, config: dict, groups: dict[str, list[str]]) -> Override:
     """The override, marked `++` where it adds a key that the configuration leaves open.
 
     Raises:
@@ -175,17 +176,17 @@ def checked_key(override: Override, config: dict, groups: dict[str, list[str]]) 
     key, known = override.key_or_group, flat_keys(config)
     if key in known and not override.is_delete():
         is_open_mapping = known[key] == {} and isinstance(override.value(), dict)
-        return f"++{bare_text(override)}" if is_open_mapping or override.is_add() else override.input_line
+        return _added(override) if is_open_mapping or override.is_add() else override
     if override.is_delete():
         if key in known and "." not in key:
             raise UsageError(f"~{key}: a key of the command cannot be removed, only set")
         if key in known:
-            return override.input_line
+            return override
     else:
         parent, _, name = key.rpartition(".")
         addable = addable_keys(config, parent)
         if parent and (addable is None or name in addable):
-            return f"++{bare_text(override)}"
+            return _added(override)
         known = known | {f"{parent}.{other}": None for other in addable or () if parent}
     if key in RL_GROUPS:
         raise UsageError(f"{key}= belongs to stage=rl; the chosen stage has no {key}")
@@ -241,6 +242,11 @@ def selected(config: DictConfig, key: str) -> object:
 
 def plain_value(value: object) -> object:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _added(override: Override) -> Override:
+    """The override as `++` before it makes it."""
+    return replace(override, type=OverrideType.FORCE_ADD, input_line=f"++{bare_text(override)}")
 
 
 def bare_text(override: Override) -> str:

@@ -163,7 +163,7 @@ class ConfigSource:
             lambda: self.loader.load_configuration(config_name, list(overrides), RunMode.RUN)
         )
 
-    def with_keys(self, config: DictConfig, texts: Sequence[str]) -> DictConfig:
+    def with_keys(self, config: DictConfig, overrides: Sequence[Override]) -> DictConfig:
         """What `load` gives with these overrides of keys as well, without composing anew: `config`, changed.
 
         Raises:
@@ -171,9 +171,8 @@ class ConfigSource:
         """
 
         def applied() -> DictConfig:
-            overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(list(texts))
-            self.loader.validate_sweep_overrides_legal(overrides, RunMode.RUN, from_shell=True)
-            ConfigLoaderImpl._apply_overrides_to_config(overrides, config)
+            self.loader.validate_sweep_overrides_legal(list(overrides), RunMode.RUN, from_shell=True)
+            ConfigLoaderImpl._apply_overrides_to_config(list(overrides), config)
             return config
 
         return self._refusing(applied)

@@ -60,8 +60,8 @@ def resumed(
             if override.value() != choices.get(key):
                 raise UsageError(_changed(folder, [f"{key}: {choices.get(key)} -> {override.value()}"]))
         elif key not in ("resume", "trust"):
-            rest.append(checked_key(override, plain_container(stored), groups).lstrip("+"))
-    merged = OmegaConf.merge(stored, *(_as_config(override) for override in source.parse(rest)))
+            rest.append(_as_config(checked_key(override, plain_container(stored), groups)))
+    merged = OmegaConf.merge(stored, *rest)
     merged.resume = merged.output_dir = literal(str(folder))
     merged.trust = list(trust) or None  # never what the folder says
     check_complete(merged)
