@@ -4,13 +4,8 @@ from pathlib import Path
 
 import torch
 
-from search_r3.objectives.rewards import (
-    Ranking,
-    Reward,
-    dcg,
-    margin_dcg,
-    scaled_dcg,
-)
+from search_r3.objectives.ranking import Ranking
+from search_r3.objectives.rewards import Reward, dcg, margin_dcg, scaled_dcg
 
 ULP = 2.0**-23
 """Of fp32, relative: the distance of two neighbours, at most."""

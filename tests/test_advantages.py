@@ -11,7 +11,7 @@ from random_rollouts import B, rollouts
 from torch.testing import assert_close
 
 from search_r3.objectives.advantages import group_advantages
-from search_r3.objectives.rewards import Ranking
+from search_r3.objectives.ranking import Ranking
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 

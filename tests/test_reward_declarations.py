@@ -8,15 +8,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from rankings import CONF, REWARDS, random_scores, random_sets, ranking_of
 
-from search_r3.objectives.rewards import (
-    Ranking,
-    Reads,
-    Reward,
-    dcg,
-    margin_dcg,
-    reads,
-    scaled_dcg,
-)
+from search_r3.objectives.ranking import Ranking
+from search_r3.objectives.reads import Reads, reads
+from search_r3.objectives.rewards import Reward, dcg, margin_dcg, scaled_dcg
 
 
 def own(ranking, k=10):

@@ -11,14 +11,8 @@ from pytrec_eval import RelevanceEvaluator
 from rankings import CONF, REWARDS, ULP, random_ranking, random_scores, random_sets, ranking_of, total_of
 from torch.testing import assert_close
 
-from search_r3.objectives.rewards import (
-    Ranking,
-    Reward,
-    dcg,
-    margin_dcg,
-    scaled_dcg,
-    similarity,
-)
+from search_r3.objectives.ranking import Ranking
+from search_r3.objectives.rewards import Reward, dcg, margin_dcg, scaled_dcg, similarity
 
 
 def test_dcg_is_the_value_by_hand():

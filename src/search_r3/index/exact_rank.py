@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from search_r3.distributed import gather_rows, own_place, reduced
 from search_r3.index.backends.flat import TIE
-from search_r3.objectives.rewards import Ranking
+from search_r3.objectives.ranking import Ranking
 
 DOUBT = 1e-7
 """Times the square root of `D`: a fp32 score this near to the limit is computed again. That is six standard

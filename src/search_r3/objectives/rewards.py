@@ -15,130 +15,18 @@ count as one. Everything is computed in float64 and rounded once, which keeps th
 has steps of 1e-7.
 """
 
-import functools
-import inspect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from search_r3.objectives.ranking import Ranking
+from search_r3.objectives.reads import RankReward, Reads, held, name_of, reads, reads_of
 from search_r3.objectives.signatures import refuse_other_arguments
 
 LINEAR_RANKS = 1000
 """Ranks over which the linear part of `margin_dcg` falls to 0, if there are that many."""
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Where the positives of `B` queries stand for each of `G` rollouts, among the wrong documents.
-
-    Attributes:
-        rank: `[B, G, P]` long, 1 and above: wrong documents that score as high as the positive or higher,
-            plus one. `last_rank + 1` where a positive was not retrieved and its rank is not known. What
-            stands where there is no positive does not matter.
-        scores: `[B, G, P]` cosines of the positives.
-        best_wrong: `[B, G]` the highest cosine of a wrong document.
-        grades: `[B, P]` relevance of each positive, above 0; 0 where a query has fewer than `P` positives.
-        last_rank: `[B]` long, the worst rank there is: the number of wrong documents plus one.
-
-    Raises:
-        ValueError: If shapes do not fit, a query has no positive, a rank is below 1, or a query has no wrong
-            document, so that every rollout would earn the same.
-    """
-
-    rank: Tensor
-    scores: Tensor
-    best_wrong: Tensor
-    grades: Tensor
-    last_rank: Tensor
-
-    def __post_init__(self) -> None:
-        shape = tuple(self.rank.shape)
-        if len(shape) != 3 or tuple(self.scores.shape) != shape:
-            raise ValueError(
-                f"rank and scores must both be [B, G, P], got {shape}, {tuple(self.scores.shape)}"
-            )
-        if tuple(self.best_wrong.shape) != shape[:2]:
-            raise ValueError(f"best_wrong must be {list(shape[:2])}, got {tuple(self.best_wrong.shape)}")
-        if tuple(self.grades.shape) != (shape[0], shape[2]) or tuple(self.last_rank.shape) != shape[:1]:
-            raise ValueError(
-                f"grades must be {[shape[0], shape[2]]} and last_rank {[shape[0]]}, "
-                f"got {tuple(self.grades.shape)} and {tuple(self.last_rank.shape)}"
-            )
-        if (self.grades < 0).any() or not (self.grades > 0).any(1).all():
-            raise ValueError(
-                "grades must not be negative, and every query needs a positive (a grade above 0)"
-            )
-        if (self.last_rank < 2).any():
-            raise ValueError("every query needs a wrong document, otherwise all its rollouts earn the same")
-        if (self.rank[self.has_positive] < 1).any():
-            raise ValueError("ranks start at 1")
-
-    @property
-    def has_positive(self) -> Tensor:
-        """`[B, G, P]` bool, True where there is a positive."""
-        return (self.grades > 0)[:, None].expand(self.rank.shape)
-
-    @property
-    def best_rank(self) -> Tensor:
-        """`[B, G]` rank of the best positive."""
-        return self.rank.masked_fill(~self.has_positive, torch.iinfo(torch.long).max).amin(-1)
-
-    def mean_over_positives(self, values: Tensor) -> Tensor:
-        """`[B, G]` float64: the mean of `[B, G, P]` over each query's positives, weighted by grade."""
-        return (values.double().masked_fill(~self.has_positive, 0.0) * self.shares[:, None]).sum(-1)
-
-    @property
-    def shares(self) -> Tensor:
-        """`[B, P]` float64: the grades, divided by their sum."""
-        grades = self.grades.double()
-        return grades / grades.sum(-1, keepdim=True)
-
-
-RankReward = Callable[[Ranking], Tensor]
-"""From a ranking to `[B, G]` fp32; `dcg`, `scaled_dcg` and `margin_dcg` are such functions.
-
-What such a function reads decides which documents must be encoded anew for its value to be that of a fresh
-corpus. It may say so with `reads`; one that does not is taken to read everything.
-"""
-
-
-@dataclass(frozen=True)
-class Reads:
-    """What of a ranking a reward depends on.
-
-    Attributes:
-        best_wrong: whether on the best wrong score.
-        cut_off: a rank beyond which a positive earns 0 whatever its rank and margin are; None for none.
-    """
-
-    best_wrong: bool = True
-    cut_off: int | None = None
-
-
-def reads(best_wrong: bool, cut_off: str | None = None) -> Callable[[RankReward], RankReward]:
-    """Declares what a reward function reads; `Reward` holds it to that.
-
-    Args:
-        best_wrong: whether it reads the best wrong score.
-        cut_off: the name of its argument that is the cut-off, if it has one.
-    """
-
-    def declare(function: RankReward) -> RankReward:
-        function.reads_best_wrong, function.cut_off_argument = best_wrong, cut_off
-        return function
-
-    return declare
-
-
-def _reads_of(function: RankReward) -> Reads:
-    """What a function declares, and everything where it does not; arguments bound by `partial` are known."""
-    bare = _bare(function)
-    argument = getattr(bare, "cut_off_argument", None)
-    cut_off = None if argument is None else inspect.signature(function).parameters[argument].default
-    return Reads(getattr(bare, "reads_best_wrong", True), cut_off)
 
 
 def discount(rank: Tensor) -> Tensor:
@@ -322,7 +210,7 @@ class Reward:
         """What the rewards depend on, besides what is always fresh: the positives' own scores."""
         if type(self).__call__ is not Reward.__call__:  # a subclass may do anything
             return Reads()
-        return _reads_of(self.ranking)
+        return reads_of(self.ranking)
 
     def __call__(self, ranking: Ranking, has_embed_token: Tensor) -> Rewards:
         """Rewards of `B` groups.
@@ -339,71 +227,15 @@ class Reward:
             raise ValueError(
                 f"has_embed_token must be {list(ranking.best_wrong.shape)}, got {list(has_embed_token.shape)}"
             )
-        ranked, similar = self._ranked(ranking), similarity(ranking)
+        ranked, similar = held(self.ranking, ranking), similarity(ranking)
         content = ranked + self.similarity_weight * similar
         without = content if self.floor is None else torch.full_like(content, self.floor)
         total = torch.where(has_embed_token, content + self.format_weight, without)
         if not torch.isfinite(total).all():
             is_given = torch.isfinite(similar).all() and torch.isfinite(ranking.best_wrong).all()
-            why = f"{_name(self.ranking)} makes it so" if is_given else "the scores of the ranking are not"
+            why = f"{name_of(self.ranking)} makes it so" if is_given else "the scores of the ranking are not"
             raise ValueError(f"a reward is not finite: {why}")
         return Rewards(total, ranked, similar, has_embed_token)
-
-    def _ranked(self, ranking: Ranking) -> Tensor:
-        """`[B, G]` what the function says, which is shown nothing that it declares not to read."""
-        declared, shown = _reads_of(self.ranking), ranking
-        if declared.cut_off is not None:
-            unknown = ranking.last_rank[:, None, None] + 1
-            is_beyond = ranking.rank > declared.cut_off
-            shown = replace(shown, rank=torch.where(is_beyond, unknown, ranking.rank))
-        if not declared.best_wrong:
-            shown = _WithoutBestWrong(shown.rank, shown.scores, None, shown.grades, shown.last_rank)
-        ranked = _per_rollout(self.ranking, self.ranking(shown), ranking.best_wrong.shape)
-        if declared.cut_off is not None:
-            has_none = (is_beyond | ~ranking.has_positive).all(-1)
-            if (ranked[has_none] != 0).any():
-                raise ValueError(
-                    f"the reward function {_name(self.ranking)} declares the cut-off {declared.cut_off} and "
-                    "rewards a rollout with no positive within it: return 0 there, or declare no cut-off"
-                )
-        return ranked
-
-
-class _WithoutBestWrong(Ranking):
-    """A ranking that was checked, for a function that declares not to read the best wrong score."""
-
-    def __post_init__(self) -> None:
-        pass
-
-    def __getattribute__(self, name: str) -> object:
-        if name == "best_wrong":
-            raise ValueError(
-                "a reward function declares not to read the best wrong score and reads it: "
-                "declare it with @reads(best_wrong=True), or remove the declaration"
-            )
-        return super().__getattribute__(name)
-
-
-def _per_rollout(function: RankReward, value: object, shape: torch.Size) -> Tensor:
-    """What a function gave, in fp32; any other shape than `[B, G]` would be spread over other rollouts."""
-    if not isinstance(value, Tensor) or value.shape != shape:
-        found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(
-            f"the reward function {_name(function)} must give a reward per rollout, {list(shape)}, "
-            f"got {found}; ranking.mean_over_positives(values) takes the mean over a query's positives"
-        )
-    return value.float()
-
-
-def _bare(function: RankReward) -> RankReward:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function
-
-
-def _name(function: RankReward) -> str:
-    bare = _bare(function)
-    return getattr(bare, "__name__", type(bare).__name__)
 
 
 def _discount(rank: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pytorch_lightning.loggers import Logger
 
 from search_r3.data.types import Example
-from search_r3.objectives.rewards import Ranking
+from search_r3.objectives.ranking import Ranking
 from search_r3.stages.appended import AppendedText
 from search_r3.stages.rl.environment import Outcome
 from search_r3.stages.rl.rollouts import Rollouts

@@ -19,7 +19,8 @@ from torch import Tensor
 from search_r3.errors import UsageError
 from search_r3.index.exact_rank import Blocks, Positives, Retrieved, Shard, exact_ranking, topk_ranking
 from search_r3.index.ledger import SAME_REWARD
-from search_r3.objectives.rewards import Ranking, Reward, Rewards
+from search_r3.objectives.ranking import Ranking
+from search_r3.objectives.rewards import Reward, Rewards
 
 
 class EnvironmentDataError(UsageError, ValueError):

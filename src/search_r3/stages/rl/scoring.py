@@ -10,7 +10,7 @@ from search_r3.distributed import Ranks
 from search_r3.index.exact_rank import Positives, Retrieved, Shard, exact_ranking
 from search_r3.index.rules.base import StepQueries
 from search_r3.index.served import LiveIndex
-from search_r3.objectives.rewards import Ranking
+from search_r3.objectives.ranking import Ranking
 from search_r3.stages.rl.data import RLDataModule
 from search_r3.stages.rl.environment import Environment, Outcome
 from search_r3.stages.rl.rollouts import Rollouts
