@@ -14,7 +14,7 @@ from search_r3.data.negatives import RankRule, mine_hard_negatives
 from search_r3.data.queries import one_row_per_query
 from search_r3.evaluation.ranking import without_removed
 from search_r3.index.backends.bm25 import LexicalIndex
-from search_r3.objectives.losses import id_numbers, negatives_mask
+from search_r3.objectives.masks import id_numbers, negatives_mask
 from search_r3.stages.sft.collate import collate_sft
 
 WORDS = ["cat", "dog", "sun", "ice", "tea", "oak", "owl", "elm", "fox", "bee"]

@@ -8,15 +8,12 @@ from torch.nn import functional as F
 from search_r3.distributed import gather_rows, row_counts, share_of_count
 from search_r3.objectives.losses import (
     cosine_scores,
-    false_negative_mask,
     hardest_negative_margin,
-    has_negative,
-    id_numbers,
     info_nce,
     kl_to_reference,
-    negatives_mask,
     sft_cross_entropy,
 )
+from search_r3.objectives.masks import false_negative_mask, has_negative, id_numbers, negatives_mask
 
 ULP = 2.0**-23
 """Of fp32, relative: the distance of two neighbours, at most. A cosine is off by one or two of them, and by

@@ -6,7 +6,7 @@ import torch
 
 from search_r3.data.queries import one_row_per_query, sharing_relevance
 from search_r3.data.types import Corpus, Example, TrainingData
-from search_r3.objectives.losses import id_numbers, negatives_mask
+from search_r3.objectives.masks import id_numbers, negatives_mask
 from search_r3.stages.sft.collate import collate_sft
 from search_r3.stages.sft.data import SFTDataModule
 

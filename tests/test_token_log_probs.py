@@ -10,11 +10,7 @@ from torch.distributions import Categorical
 from torch.testing import assert_close
 
 from search_r3.models.generation import sample
-from search_r3.objectives.grpo import (
-    _entropy,
-    token_log_probs,
-    unpacked,
-)
+from search_r3.objectives.log_probs import _entropy, token_log_probs, unpacked
 
 
 def head(n_tokens: int = 11, vocabulary: int = 40, width: int = 6):

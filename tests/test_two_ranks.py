@@ -19,11 +19,8 @@ from two_processes import on_two_ranks
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.distributed import gather_rows, row_counts, share_of_count
 from search_r3.evaluation.query_means import QueryMeans
-from search_r3.objectives.losses import (
-    hardest_negative_margin,
-    has_negative,
-    info_nce,
-)
+from search_r3.objectives.losses import hardest_negative_margin, info_nce
+from search_r3.objectives.masks import has_negative
 from search_r3.stages.checkpoint import TrainableCheckpoint
 from search_r3.stages.gradient_cache import ChunkOutput, backward_with_cache
 from search_r3.stages.optimization import OptimizationSettings, build_optimizer, build_scheduler

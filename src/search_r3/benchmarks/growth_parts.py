@@ -32,7 +32,8 @@ from search_r3.index.rules.certified import Certified
 from search_r3.index.served import LiveIndex
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.generation import Sampling
-from search_r3.objectives.losses import hardest_negative_margin, id_numbers, info_nce, negatives_mask
+from search_r3.objectives.losses import hardest_negative_margin, info_nce
+from search_r3.objectives.masks import id_numbers, negatives_mask
 from search_r3.stages.rl.sampling import sample_rollouts
 
 WIDTH, N_QUERIES, GROUP, K = 128, 16, 8, 10

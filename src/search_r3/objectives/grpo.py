@@ -1,11 +1,11 @@
-"""GRPO (arXiv:2402.03300): clipped policy loss, KL, token log-probabilities; see `advantages` for those.
+"""GRPO (arXiv:2402.03300): which tokens count, KL, and the clipped policy loss.
 
 Axes: `B` queries, `G` rollouts per query, `L` tokens of the longest completion. What a batch is made of:
 
-    advantages = group_advantages(rewards)                            # [B, G], and which groups count
+    advantages = group_advantages(rewards)                            # `advantages`: [B, G], and which count
     mask = trained_tokens(completion_mask, advantages.has_spread)     # [B, G, L]
     weights, count = per_token(mask, advantages.has_spread, max_tokens)  # divided by the `count` of all ranks
-    packed = token_log_probs(hidden, head_weight, targets, temperature, banned_ids)  # `[T]`, never `[.., V]`
+    packed = token_log_probs(hidden, logits_of, targets, temperature, banned_ids)  # `log_probs`: `[T]`
     loss = policy_loss(PolicyBatch(unpacked(packed.log_probs, completion_mask), ...))
 
 The weights are computed once for the whole batch of a rank, before any forward, and rows are then split as
@@ -17,15 +17,11 @@ What is ours: the sample standard deviation (the paper does not say which) and i
 log-ratios, and leaving groups without spread out of the denominators.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
-
-from search_r3.objectives.losses import LogitsOf
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to +-20 before `exp`: e^20 is 5e8, and fp32 overflows at e^88."""
@@ -278,101 +274,6 @@ def policy_statistics(
     if entropy is not None:
         values["entropy"] = entropy
     return {name: torch.where(mask, value, 0).float().sum() / denominator for name, value in values.items()}
-
-
-# Log-probabilities of the tokens that were sampled
-
-
-@dataclass(frozen=True)
-class TokenLogProbs:
-    """Attributes:
-    log_probs: `[T]` fp32, with gradient where the states have one.
-    entropy: `[T]` fp32 in nats, without gradient.
-    """
-
-    log_probs: Tensor
-    entropy: Tensor
-
-
-def token_log_probs(
-    hidden: Tensor,
-    logits_of: LogitsOf,
-    targets: Tensor,
-    temperature: float = 1.0,
-    banned_ids: Sequence[int] | Tensor = (),
-    chunk: int = 1024,
-) -> TokenLogProbs:
-    """Log-probability of each target, and the entropy, under the distribution that sampling draws from.
-
-    That is the temperature-scaled distribution without the banned tokens, before top-p. The head is applied
-    to `chunk` positions at a time and again in backward, so that at most `[chunk, V]` logits exist at once.
-
-    Args:
-        hidden: `[T, D]` states that predict the targets, of completion positions only.
-        logits_of: from states to logits, as the model itself makes them.
-        targets: `[T]` long.
-        temperature: of sampling, above 0.
-        banned_ids: `[n]` tokens that sampling never writes.
-        chunk: positions per product with the head.
-
-    Raises:
-        ValueError: If lengths differ, the temperature is not positive, `chunk` is below 1, or a target is
-            banned and so cannot have been sampled.
-    """
-    if len(hidden) != len(targets):
-        raise ValueError(f"one target per state: got {len(hidden)} states and {len(targets)} targets")
-    if not temperature > 0.0 or chunk < 1:
-        raise ValueError(f"temperature must be above 0 and chunk at least 1, got {temperature}, {chunk}")
-    banned = torch.as_tensor(banned_ids, dtype=torch.long, device=targets.device)
-    is_banned = torch.isin(targets, banned)
-    if is_banned.any():
-        raise ValueError(f"token {int(targets[is_banned][0])} is banned and cannot have been sampled")
-    if len(hidden) == 0:
-        nothing = logits_of(hidden).float().sum(-1)
-        # [0], and part of the graph: DDP waits for a gradient of every weight, the head's included
-        return TokenLogProbs(nothing, nothing.detach())
-
-    def part(states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        logits = logits_of(states).float()
-        logits = logits.index_fill(-1, banned, float("-inf")) / temperature  # [chunk, V]
-        return -F.cross_entropy(logits, wanted, reduction="none"), _entropy(logits)
-
-    pieces = list(zip(hidden.split(chunk), targets.split(chunk), strict=True))
-    if len(pieces) == 1:  # recomputing would save nothing at the peak
-        return TokenLogProbs(*part(*pieces[0]))
-    results = [checkpoint(part, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
-    log_probs, entropy = (torch.cat(values) for values in zip(*results, strict=True))
-    return TokenLogProbs(log_probs, entropy)
-
-
-def unpacked(values: Tensor, completion_mask: Tensor) -> Tensor:
-    """Values `[T]` of the completion tokens at their places in the mask, zeros elsewhere; with gradient.
-
-    Args:
-        values: `[T]`, in the order of `completion_mask.nonzero()`.
-        completion_mask: `[B, G, L]` or `[n, L]` bool with `T` times True.
-
-    Raises:
-        ValueError: If the numbers differ.
-    """
-    if len(values) != int(completion_mask.sum()):
-        raise ValueError(f"got {len(values)} values for {int(completion_mask.sum())} completion tokens")
-    return values.new_zeros(completion_mask.shape).masked_scatter(completion_mask, values)
-
-
-@torch.no_grad()
-def _entropy(logits: Tensor) -> Tensor:
-    """`[chunk]` from `[chunk, V]`: `-sum(p log p)`, to a few roundings, with 0 for what has no probability.
-
-    With `d = z - max(z)`, at most 0, and `e = exp(d)` it is `log(sum(e)) + sum(e * -d) / sum(e)`, two terms
-    that are never negative: `logsumexp(z) - sum(p z)` would lose what two numbers of the size of `z` lose.
-    """
-    highest, at = logits.max(-1, keepdim=True)
-    below = logits - highest  # [chunk, V]
-    weights = below.exp()
-    others = weights.scatter_(-1, at, 0.0).sum(-1)  # of the highest it is 1, in which a small sum would drown
-    spent = weights.mul_(below.clamp_(min=torch.finfo(torch.float32).min)).sum(-1)
-    return others.log1p() - spent / (1.0 + others)
 
 
 def _limited(log_ratios: Tensor) -> Tensor:

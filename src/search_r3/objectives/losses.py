@@ -18,13 +18,14 @@ with all rows. An empty batch gives a zero that still has a gradient graph. `sha
 are collectives, in `search_r3.distributed`; nothing here asks another rank.
 """
 
-import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+
+from search_r3.objectives.chunks import LogitsOf, over_chunks
+from search_r3.objectives.masks import has_negative
 
 
 def cosine_scores(queries: Tensor, documents: Tensor) -> Tensor:
@@ -80,16 +81,6 @@ def info_nce(
     return _mean(rows, _only(has_negative(mask, positive_index), weights), denominator)
 
 
-def has_negative(mask: Tensor, positive_index: Tensor) -> Tensor:
-    """`[B]` bool, True for rows that have something to compare: a document that is not the positive.
-
-    Args:
-        mask: `[B, M]` bool, True where a document takes part.
-        positive_index: `[B]` long.
-    """
-    return mask.scatter(1, positive_index[:, None], False).any(1)
-
-
 def hardest_negative_margin(
     queries: Tensor,
     documents: Tensor,
@@ -128,10 +119,6 @@ def hardest_negative_margin(
     return _mean(rows, _only(has_negative(mask, positive_index), weights), denominator)
 
 
-LogitsOf = Callable[[Tensor], Tensor]
-"""From states `[n, D]` to logits `[n, V]`, as the model itself makes them; `n` may be 0."""
-
-
 def sft_cross_entropy(
     hidden: Tensor,
     logits_of: LogitsOf,
@@ -141,8 +128,7 @@ def sft_cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy of the next token at the supervised positions.
 
-    The head is applied to `chunk` positions at a time and again in backward, so that at most `[chunk, V]`
-    logits exist at once.
+    The head is applied as `over_chunks` says.
 
     Args:
         hidden: `[T, D]`, states that predict the targets, of supervised positions only.
@@ -216,86 +202,6 @@ def kl_to_reference(
     return total / _count(len(hidden), denominator)
 
 
-def id_numbers(ids: Iterable[str]) -> Tensor:
-    """Ids as `[n]` non-negative longs, so that ranks can exchange and compare them.
-
-    63 bits of BLAKE2b: among ten million ids the chance of one collision is about 5e-6, and its price is a
-    batch in which the two documents are taken for one.
-    """
-    numbers = [
-        int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1 for text in ids
-    ]
-    return torch.tensor(numbers, dtype=torch.long)
-
-
-def negatives_mask(
-    document_ids: Tensor, positive_index: Tensor, relevant_ids: Tensor | None = None
-) -> tuple[Tensor, int]:
-    """Which documents of the batch may be negatives of which query, by id.
-
-    A document may not if it is in the query's relevant set, or another copy of its positive.
-
-    Args:
-        document_ids: `[M]` long, as `id_numbers` gives them.
-        positive_index: `[B]` long.
-        relevant_ids: `[B, R]` long, the relevant set of each query, filled up with -1.
-
-    Returns:
-        `[B, M]` bool, True where a document may be a negative or is the positive; and how many documents
-        were masked, all queries together.
-    """
-    relevant = document_ids[positive_index][:, None]  # [B, 1]
-    if relevant_ids is not None:
-        relevant = torch.cat([relevant, relevant_ids], dim=1)
-    # Looked up, not compared with each other: a query may have thousands, and `[B, M, R]` never exists.
-    relevant, wanted = relevant.sort(1).values, document_ids.repeat(len(relevant), 1)  # [B, R + 1], [B, M]
-    place = torch.searchsorted(relevant, wanted).clamp(max=relevant.shape[1] - 1)
-    mask = relevant.gather(1, place) != wanted
-    mask = mask.scatter(1, positive_index[:, None], True)
-    return mask, int((~mask).sum())
-
-
-def false_negative_mask(
-    scores: Tensor,
-    positive_index: Tensor,
-    margin: float,
-    max_share: float = 1.0,
-    may_be_negative: Tensor | None = None,
-) -> tuple[Tensor, int]:
-    """Masks documents that score so high that they are probably relevant and only not judged.
-
-    It is the model itself that says so, and where it is wrong about the query it would mask what it has to
-    learn from: all documents above a positive that stands low. So a row in which more documents score above
-    the limit than there can be false negatives is taken for a hard one and masks none.
-
-    Args:
-        scores: `[B, M]` of documents for queries; no gradient is taken.
-        positive_index: `[B]` long.
-        margin: a document that scores above the positive plus this is masked; it may be negative.
-        max_share: of the `M - 1` other documents, 0 to 1: a row with more above the limit masks none. A row
-            of fewer than `1 / max_share` others never masks any.
-        may_be_negative: `[B, M]` bool, False at documents that are known to be no negatives, such as the
-            query's other positives, which are none of the others. All may be where None.
-
-    Returns:
-        `[B, M]` bool, True where a document may be a negative or is the positive; and how many documents
-        were masked, all queries together.
-
-    Raises:
-        ValueError: If `max_share` is out of range.
-    """
-    if not 0.0 <= max_share <= 1.0:
-        raise ValueError(f"max_share must lie in [0, 1], got {max_share}")
-    scores = scores.detach()
-    limit = scores.gather(1, positive_index[:, None]) + margin
-    is_high = (scores > limit).scatter(1, positive_index[:, None], False)
-    others = torch.ones_like(is_high) if may_be_negative is None else may_be_negative
-    others = others.scatter(1, positive_index[:, None], False)
-    is_hard = (is_high & others).sum(1, keepdim=True) > max_share * others.sum(1, keepdim=True)  # [B, 1]
-    mask = ~is_high | is_hard
-    return mask, int((~mask).sum())
-
-
 def _unit(vectors: Tensor) -> Tensor:
     return F.normalize(vectors.float(), dim=-1, eps=1e-6)  # of a zero vector: 0, with a finite gradient
 
@@ -320,13 +226,5 @@ def _count(n_rows: int, denominator: float | None) -> float:
 
 
 def _sum_over_chunks(part: Callable[..., Tensor], chunk: int, *tensors: Tensor) -> Tensor:
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
-    if len(tensors[0]) == 0:
-        return tensors[0].float().sum()  # 0, and part of the graph
-    if len(tensors[0]) <= chunk:  # one chunk: recomputing would save nothing at the peak
-        return part(*tensors)
-    pieces = zip(*(tensor.split(chunk) for tensor in tensors), strict=True)
-    return torch.stack(
-        [checkpoint(part, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
-    ).sum()
+    parts = over_chunks(part, chunk, *tensors)
+    return torch.stack(parts).sum() if parts else tensors[0].float().sum()  # 0, and part of the graph

@@ -16,7 +16,7 @@ from search_r3.models.dropout import without_dropout
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.prefix import pad_left
 from search_r3.models.steps import prefill
-from search_r3.objectives.grpo import token_log_probs, unpacked
+from search_r3.objectives.log_probs import token_log_probs, unpacked
 from search_r3.stages.rl.rollouts import Rollouts, of_rows
 
 

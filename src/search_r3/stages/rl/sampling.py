@@ -9,7 +9,7 @@ from search_r3.models.batching import length_batches
 from search_r3.models.dropout import without_dropout
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.generation import Decoded, Sampling, decode, row_uniforms
-from search_r3.objectives.losses import id_numbers
+from search_r3.objectives.masks import id_numbers
 from search_r3.stages.rl.rollouts import Rollouts
 
 

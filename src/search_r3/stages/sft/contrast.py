@@ -7,15 +7,8 @@ import torch
 from torch import Tensor
 
 from search_r3.distributed import gather_rows, own_place, row_counts, share_of_count
-from search_r3.objectives.losses import (
-    cosine_scores,
-    false_negative_mask,
-    hardest_negative_margin,
-    has_negative,
-    id_numbers,
-    info_nce,
-    negatives_mask,
-)
+from search_r3.objectives.losses import cosine_scores, hardest_negative_margin, info_nce
+from search_r3.objectives.masks import false_negative_mask, has_negative, id_numbers, negatives_mask
 from search_r3.stages.sft.collate import SFTBatch
 from search_r3.stages.sft.settings import SFTLosses
 
