@@ -1,12 +1,18 @@
-"""Rows of the corpus are encoded and written: dealt out evenly to the ranks, and sent to their holder."""
+"""Rows of the corpus are encoded and written: dealt out evenly to the ranks, and sent to their holder.
 
+For an audit all rows are encoded anew as well, into a file beside the served ones, and what its step
+overwrites is kept.
+"""
+
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from search_r3.index.audit import Overwritten
+from search_r3.index.audit import Overwritten, copied, unnamed_file
 from search_r3.index.ledger import drift
 from search_r3.index.rows.cache import StoreError
 from search_r3.index.shard import StoreShard
@@ -34,7 +40,7 @@ class RowEncoder:
 
     Attributes:
         seconds: that passed within `encode` since somebody set it to 0.
-        overwritten: where vectors go before they are overwritten; None keeps none.
+        overwritten: what a step has overwritten, see `keep_overwritten`; None where nothing is kept.
     """
 
     def __init__(self, shard: StoreShard, chunk_size: int) -> None:
@@ -87,17 +93,71 @@ class RowEncoder:
         order = np.argsort(done)
         return done[order], drifts[order]
 
-    def fill(self, fresh: np.ndarray, step: int, encode: Encode) -> int:
-        """Brings a copy of this rank's rows up to the model as it is, and writes no served row; collective.
+    def move(self, moved: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """Writes other vectors for rows that are not encoded, and keep their age; collective.
 
         Args:
-            fresh: `[n, D]`, a copy of the rows, changed in place.
+            moved: places in this rank's store and vectors `[n, D]`, part by part.
+
+        Returns:
+            The places of all parts.
+
+        Raises:
+            StoreError: If the disk is full or fails, on every rank.
+        """
+        store, found, error = self.shard.store, [np.empty(0, np.int64)], None
+        for places, vectors in moved:
+            try:
+                if error is None:
+                    store.update(places, vectors, store.encoded_at[places])
+            except StoreError as failed:
+                error = failed  # raised below: what gives the parts may be collective
+            found.append(places)
+        self.shard.ranks.agree(error)
+        return np.concatenate(found)
+
+    def keep_overwritten(self, step: int | None) -> None:
+        """Forgets what was overwritten, and from now on keeps what this step overwrites; collective.
+
+        Args:
+            step: None keeps nothing.
+
+        Raises:
+            StoreError: If no file can be made beside the rows.
+        """
+        if self.overwritten is not None:
+            self.overwritten.close()
+        self.overwritten = None
+        if step is not None:
+            store = self.shard.store
+            kept = partial(Overwritten, step, store.folder, store.rows.shape)
+            self.overwritten = self.shard.ranks.together(kept)
+
+    @contextlib.contextmanager
+    def anew(self, step: int, encode: Encode) -> Iterator[tuple[np.ndarray, int]]:
+        """This rank's rows by the model as it is now, and how many all ranks encoded; collective.
+
+        They are in a file without a name, which is gone afterwards; the served rows do not change.
+
+        Args:
             step: at which a row must have been encoded to be fresh already.
             encode: by the model as it is now.
 
-        Returns:
-            How many rows all ranks encoded.
+        Yields:
+            `[n, D]` fp32, read-only, and the number.
+
+        Raises:
+            StoreError: If the disk has no room for `n * D * 4` bytes more.
         """
+        store, ranks = self.shard.store, self.shard.ranks
+        with ranks.together(lambda: unnamed_file(store.folder)) as file:
+            copy = copied(store, file, ranks)
+            n_encoded = self._fill(copy, step, encode)
+            copy.flush()
+            yield np.asarray(np.memmap(file, np.float32, "r", shape=store.rows.shape)), n_encoded
+
+    def _fill(self, fresh: np.ndarray, step: int, encode: Encode) -> int:
+        """Encodes what is stale in a copy `[n, D]` of this rank's rows; how many rows all ranks encoded."""
         shard = self.shard
         places = np.flatnonzero(shard.store.encoded_at != step)
         counts = shard.ranks.gather(np.array([len(places)]))

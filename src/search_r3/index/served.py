@@ -1,10 +1,10 @@
 """The index of a run: rows that follow the model, and everything that depends on them.
 
 It ties the live store, the backend, the refresh rule and the ledger together. What it does with them is in
-the files beside it: `encoding`, `budget`, `top_k`, `audit`, `saved_state`. In a distributed run every rank
-holds a shard of the rows in a store of its own; queries are gathered, searched in every shard and merged, and
-rows to encode are dealt out evenly and sent to their holder. So all methods are collective: every rank calls
-them, in the same order, with its own queries, of which there may be none.
+the files beside it: `asked`, `encoding`, `budget`, `top_k`, `audit`, `saved_state`. In a distributed run
+every rank holds a shard of the rows in a store of its own; queries are gathered, searched in every shard and
+merged, and rows to encode are dealt out evenly and sent to their holder. So all methods are collective: every
+rank calls them, in the same order, with its own queries, of which there may be none.
 
     index = LiveIndex.create(folder, key, cache, backend, refresh)
     line = index.refresh(step, queries, encode)       # before anything of the step is scored
@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from search_r3.distributed import Ranks
-from search_r3.index.audit import Overwritten, compared, copied, unnamed_file
+from search_r3.index.asked import asked_by_all
+from search_r3.index.audit import compared
 from search_r3.index.backends.base import Index, MakeIndex
 from search_r3.index.budget import within_budget
 from search_r3.index.encoding import Encode, RowEncoder
@@ -208,13 +209,7 @@ class LiveIndex:
         Returns:
             `[n, D]` fp32, and `[n]` int64, the step each was encoded at.
         """
-        everyones, own = self.ranks.joined_and_own(np.asarray(rows, dtype=np.int64))
-        is_held = self._shard.is_held(everyones)
-        vectors = np.zeros((len(everyones), self._store.width), np.float32)
-        ages = np.zeros(len(everyones), np.int64)
-        places = everyones[is_held] - self.first_row
-        vectors[is_held], ages[is_held] = self.rows[places], self.encoded_at[places]
-        return self.ranks.sum(vectors)[own], self.ranks.sum(ages)[own]  # each row is held by one rank
+        return self._shard.read(rows)
 
     def refresh(self, step: int, queries: StepQueries, encode: Encode) -> dict[str, float]:
         """Brings the rows as near to the model as the rule and its budget say; collective.
@@ -241,14 +236,14 @@ class LiveIndex:
         asked = self._asked(queries)
         is_audited = settings.is_audit_step(step) and rule.wants_audits
         if is_audited:
-            self._keep_overwritten(None)
+            self._encoder.keep_overwritten(None)
         positives = np.unique(asked.positives)
         parts = [self._encode(self._shard.stale(positives[positives >= 0], step), step, encode)]
         if is_audited:
-            self._keep_overwritten(step)
+            self._encoder.keep_overwritten(step)
         background = self._shard.stale(settings.background_rows(step, self.n_documents), step)
         parts.append(self._encode_and_follow(background, step, encode))
-        self._tell_index(parts)
+        self._tell_index(self._shard.places(np.concatenate([rows for rows, _ in parts])))
         view = self._view(step, asked)
         n_cut = n_moved = 0
         if settings.is_due(step):
@@ -256,8 +251,10 @@ class LiveIndex:
             left = None if budget is None else max(budget - sum(len(rows) for rows, _ in parts), 0)
             chosen, n_cut = within_budget(rule.propose(view), self._shard, step, left)
             parts.append(self._encode(chosen, step, encode))
-            self._tell_index(parts[-1:])
-            n_moved = self._moved(view)
+            self._tell_index(self._shard.places(parts[-1][0]))
+            moved = self._encoder.move(rule.finish(view))
+            self._tell_index(moved)
+            n_moved = int(self.ranks.sum(len(moved)))
         rows, drifts = (np.concatenate(values) for values in zip(*parts, strict=True))
         refreshed = Refreshed(rows, drifts, n_moved, time.perf_counter() - started, n_cut)
         ages = total_counts(self.ranks.gather(age_counts(self.encoded_at, step)))
@@ -292,18 +289,13 @@ class LiveIndex:
             StoreError: If the disk has no room for `n * D * 4` bytes more.
         """
         started = time.perf_counter()
-        with self.ranks.together(lambda: unnamed_file(self._store.folder)) as file:
-            copy = copied(self._store, file, self.ranks)
-            n_encoded = self._encoder.fill(copy, step, encode)
-            copy.flush()
-            fresh = np.asarray(np.memmap(file, np.float32, "r", shape=self.rows.shape))
+        with self._encoder.anew(step, encode) as (fresh, n_encoded):
             rewards = [np.asarray(value, dtype=np.float64) for value in (served, reward_on(fresh))]
             record = agreement(*(self.ranks.joined(value) for value in rewards))
             view = self._view(step, self._asked(queries))
-            overwritten = self._encoder.overwritten
-            chunks = partial(compared, self._store, step, fresh, overwritten)
+            chunks = partial(compared, self._store, step, fresh, self._encoder.overwritten)
             record |= self.settings.rule.learn(Audit(view, chunks))
-        self._keep_overwritten(None)
+        self._encoder.keep_overwritten(None)
         seconds = time.perf_counter() - started
         record |= {"documents_encoded": float(n_encoded), "seconds": seconds}
         return {f"audit/{name}": value for name, value in record.items()}
@@ -332,7 +324,7 @@ class LiveIndex:
 
     def close(self) -> None:
         """Gives the rows' lock back."""
-        self._keep_overwritten(None)
+        self._encoder.keep_overwritten(None)
         self._store.close()
 
     def __enter__(self) -> Self:
@@ -376,25 +368,7 @@ class LiveIndex:
         )
 
     def _asked(self, own: StepQueries) -> StepQueries:
-        """The queries of all ranks, with candidates where the rule reads them; none that a query excludes."""
-        n_candidates = self.settings.rule.n_candidates
-        vectors = checked_queries(own.vectors, self._store.width, 1)
-        for name in ("positives", "candidates", "excluded"):
-            value = getattr(own, name)
-            if value is not None and value.size and not -1 <= value.min() <= value.max() < len(self):
-                raise ValueError(
-                    f"{name} must be rows of a corpus of {len(self)} documents, got {value.min()} to "
-                    f"{value.max()}"
-                )
-        candidates = own.candidates
-        if n_candidates == 0:
-            candidates = np.empty((len(vectors), 0), np.int64)
-        elif candidates is None:
-            candidates = self.search(vectors, n_candidates, own.excluded)[1]
-        else:
-            width = candidates.shape[1]
-            candidates = without_excluded(np.zeros(candidates.shape), candidates, own.excluded, width)[1]
-        return StepQueries(vectors, own.positives, candidates, own.excluded).joined(self.ranks)
+        return asked_by_all(own, self._shard, self.settings.rule.n_candidates, self.search)
 
     def _encode(self, rows: np.ndarray, step: int, encode: Encode) -> tuple[np.ndarray, np.ndarray]:
         """Encodes and writes rows `[n]` that all ranks know, ascending; gives them and their drift `[n]`."""
@@ -412,33 +386,10 @@ class LiveIndex:
         self.settings.rule.follow(Moved(step, encoded_at, old, self.rows[places], self.ranks))
         return done
 
-    def _tell_index(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        places = self._shard.places(np.concatenate([rows for rows, _ in parts]))
+    def _tell_index(self, places: np.ndarray) -> None:
+        """Tells the backend which of this rank's rows have other vectors now."""
         if self._index is not None and len(places):
             self._index.update(places)
-
-    def _moved(self, view: View) -> int:
-        moved, error = [], None
-        for places, vectors in self.settings.rule.finish(view):
-            try:
-                if error is None:
-                    self._store.update(places, vectors, self.encoded_at[places])
-            except StoreError as failed:
-                error = failed  # raised below: `finish` may be collective
-            moved.append(places)
-        self.ranks.agree(error)
-        if moved:
-            self._index.update(np.concatenate(moved))
-        return int(self.ranks.sum(sum(map(len, moved))))
-
-    def _keep_overwritten(self, step: int | None) -> None:
-        """Starts keeping what this step overwrites, collective; or with None stops and forgets it."""
-        if self._encoder.overwritten is not None:
-            self._encoder.overwritten.close()
-        self._encoder.overwritten = None
-        if step is not None:
-            kept = partial(Overwritten, step, self._store.folder, self.rows.shape)
-            self._encoder.overwritten = self.ranks.together(kept)
 
     def _save(self) -> dict:
         """The rows' checkpoint, and beside it what backend and rule cannot make again from the rows."""

@@ -13,11 +13,12 @@ class StoreShard:
     Attributes:
         store: this rank's rows.
         ranks: the processes that share the corpus.
+        n_documents: `N`, of the whole corpus.
         first_row: the corpus row of the store's first.
     """
 
     def __init__(self, store: LiveStore, ranks: Ranks, n_documents: int) -> None:
-        self.store, self.ranks = store, ranks
+        self.store, self.ranks, self.n_documents = store, ranks, n_documents
         self.first_row = ranks.shard(n_documents).start
 
     def is_held(self, rows: np.ndarray) -> np.ndarray:
@@ -27,6 +28,19 @@ class StoreShard:
     def places(self, rows: np.ndarray) -> np.ndarray:
         """Where those of some corpus rows that this rank holds are in its store, in their order."""
         return rows[self.is_held(rows)] - self.first_row
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors `[n, D]` of corpus rows `[n]`, and the step each was encoded at `[n]`; collective.
+
+        Every rank may ask for others, or for none.
+        """
+        everyones, own = self.ranks.joined_and_own(np.asarray(rows, dtype=np.int64))
+        is_held = self.is_held(everyones)
+        vectors = np.zeros((len(everyones), self.store.width), np.float32)
+        ages = np.zeros(len(everyones), np.int64)
+        places = everyones[is_held] - self.first_row
+        vectors[is_held], ages[is_held] = self.store.rows[places], self.store.encoded_at[places]
+        return self.ranks.sum(vectors)[own], self.ranks.sum(ages)[own]  # each row is held by one rank
 
     def stale(self, rows: np.ndarray, step: int) -> np.ndarray:
         """Those of some rows that were not encoded at a step, ascending; known to all ranks, collective."""
