@@ -2,10 +2,10 @@
 
 from mined_packages import stdlib_sources
 
+from search_r3.data.cold_start import cold_start_reasoning, identifier_words
 from search_r3.data.pydocs.docstrings import (
     mine_functions,
 )
-from search_r3.data.reasoning import cold_start_reasoning, identifier_words
 
 
 def test_reasoning_goes_from_shared_words_to_name_to_arguments_to_types_to_characteristic_words():

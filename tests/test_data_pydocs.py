@@ -8,6 +8,7 @@ import textwrap
 import pytest
 from mined_packages import function_source, load_small, module_files, stdlib_sources
 
+from search_r3.data.cold_start import identifier_words
 from search_r3.data.pydocs.docstrings import (
     MIN_BODY_WORDS,
     mine_functions,
@@ -16,7 +17,6 @@ from search_r3.data.pydocs.docstrings import (
 )
 from search_r3.data.pydocs.reader import load_pydocs
 from search_r3.data.pydocs.settings import split_of
-from search_r3.data.reasoning import identifier_words
 
 
 def test_no_document_holds_a_docstring_of_its_own_or_of_a_nested_definition():

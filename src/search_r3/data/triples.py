@@ -12,6 +12,7 @@ from pathlib import Path
 
 from search_r3.data.beir.benchmark import load_benchmark
 from search_r3.data.beir.documents import load_corpus
+from search_r3.data.cold_start import cold_start_reasoning
 from search_r3.data.jsonl import (
     ConcatTexts,
     DataError,
@@ -20,7 +21,6 @@ from search_r3.data.jsonl import (
     has_letter,
 )
 from search_r3.data.queries import asked_texts, unasked
-from search_r3.data.reasoning import cold_start_reasoning
 from search_r3.data.reasonings import checked_reasoning
 from search_r3.data.row_sources import raw_rows
 from search_r3.data.splits import check_share, position, tell_no_validation

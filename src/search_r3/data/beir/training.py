@@ -17,8 +17,8 @@ from search_r3.data.beir.layout import (
     removes_self_match,
 )
 from search_r3.data.beir.qrels import EXCLUDED, Qrels, load_excluded, load_qrels
+from search_r3.data.cold_start import cold_start_reasoning
 from search_r3.data.jsonl import ConcatTexts, DataError
-from search_r3.data.reasoning import cold_start_reasoning
 from search_r3.data.reasonings import check_some, load_reasonings, tell_missing
 from search_r3.data.splits import check_share, position, tell_no_validation
 from search_r3.data.types import Benchmark, Corpus, Example, TrainingData

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from search_r3.data.cold_start import count_words
 from search_r3.data.pydocs.card import card_of, card_text, package_facts
 from search_r3.data.pydocs.mining import (
     first_of_each_id,
@@ -22,7 +23,6 @@ from search_r3.data.pydocs.mining import (
 )
 from search_r3.data.pydocs.settings import SPLITS, STDLIB, Settings
 from search_r3.data.pydocs.sources import source_files
-from search_r3.data.reasoning import count_words
 from search_r3.files import file_sha256, removal
 
 SUMS = "SHA256SUMS"

@@ -6,15 +6,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import search_r3.data.reasoning
-from search_r3.data.reasoning import cold_start_reasoning
+import search_r3.data.cold_start
+from search_r3.data.cold_start import cold_start_reasoning
 from search_r3.files import json_sha256, removal, write_text
 from search_r3.progress import progress_over
 
 
 def reasonings_of(folder: Path, rows: Sequence[dict[str, str]], recipe: dict[str, int | bool]) -> list[str]:
     """Reasoning of each row under a recipe, written beside the rows once per recipe."""
-    recipe_text = json.dumps(recipe, sort_keys=True) + inspect.getsource(search_r3.data.reasoning)
+    recipe_text = json.dumps(recipe, sort_keys=True) + inspect.getsource(search_r3.data.cold_start)
     key = hashlib.sha256(recipe_text.encode()).hexdigest()[:12]
     path = folder / f"reasoning-{key}.json"
     if path.exists():

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from search_r3.data.reasoning import identifier_words
+from search_r3.data.cold_start import identifier_words
 
 BANDS, ROWS = 20, 5
 _NUMBER = re.compile(r"\d+")

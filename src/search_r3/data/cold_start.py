@@ -1,10 +1,10 @@
 """Cold-start reasoning: what a model should learn to write before the embed token.
 
-No source of Search-R3 says what its cold-start text looks like beyond "query enrichment" (PAPER.md); the
-recipe here is ours. A causal model is trained on it from left to right, so it is ordered from what the query
-lets one predict to what it does not: the query's own words that the positive has too, further words of the
-likely name, argument names, types, and then the most characteristic words of the document. Where the positive
-is not Python source, the first and the last are left.
+No source of Search-R3 says what its cold-start text looks like beyond "query enrichment"; the recipe here is
+ours. A causal model is trained on it from left to right, so it is ordered from what the query lets one
+predict to what it does not: the query's own words that the positive has too, further words of the likely
+name, argument names, types, and then the most characteristic words of the document. Where the positive is not
+Python source, the first and the last are left.
 
 The query's words come first because they can be copied, and because a causal model reads a word that is said
 again with the whole query before it (Springer et al., "Repetition improves language model embeddings",
