@@ -13,7 +13,7 @@ from plain_folders import LENGTHS, opened, write_plain
 from test_folder import UNUSED, move_trained_weights
 from test_literals import made, unigram
 
-from search_r3.cli.training import _licence
+from search_r3.cli.training_results import _licence
 from search_r3.models.folder import load_embedder, open_embedder, save_embedder
 from search_r3.models.prompts import PromptEncoder, Prompts
 from search_r3.models.tuning import LoraTuning

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import pytorch_lightning as pl
 
-from search_r3.cli.training import _cut, _unvalidated
+from search_r3.cli.training_notes import cut, unvalidated
 from search_r3.data.negatives import RankRule
 from search_r3.data.types import Benchmark, Corpus, Example, TrainingData
 from search_r3.stages.checkpoint import TrainableCheckpoint
@@ -115,7 +115,7 @@ def test_texts_of_the_rows_that_the_model_reads_in_part_are_told_before_the_firs
 
     def lines_of(rows):
         data = replace(whole, examples=rows)
-        return list(_cut(trainer, SFTDataModule(data, embedder, 5, 0, 0.0, 0, 5, 5), embedder))
+        return list(cut(trainer, SFTDataModule(data, embedder, 5, 0, 0.0, 0, 5, 5), embedder))
 
     assert lines_of(limits) == []
     told = lines_of([*long, one, *limits[3:]])
@@ -134,7 +134,7 @@ def test_given_reasonings_are_not_called_cut_in_rl_which_reads_none(embedder):
     module = RLDataModule(data, embedder, 2, 0, None, 5, 5, None, None, "store", "cache")
     trainer = pl.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
 
-    assert not [line for line in _cut(trainer, module, embedder) if "reasoning longer" in line]
+    assert not [line for line in cut(trainer, module, embedder) if "reasoning longer" in line]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_run_that_does_not_validate_says_so_before_its_first_step(has_validati
     settings = {"max_steps": 10, "check_val_every_n_epoch": None, "val_check_interval": 5, **settings}
     trainer = pl.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False, **settings)
 
-    lines = list(_unvalidated(trainer, module))
+    lines = list(unvalidated(trainer, module))
 
     assert len(lines) == (words is not None)
     if lines:
@@ -169,7 +169,7 @@ def test_an_interval_of_validation_is_held_against_batches_where_each_is_several
     settings = {"max_steps": 10, "check_val_every_n_epoch": None, "val_check_interval": interval}
     trainer = pl.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False, **settings)
 
-    lines = list(_unvalidated(trainer, module))
+    lines = list(unvalidated(trainer, module))
 
     assert len(lines) == is_told
     if is_told:  # 10 steps are two batches of four and the first half of another

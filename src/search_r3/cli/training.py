@@ -1,38 +1,32 @@
 """A training run: data, then model, then trainer, so that a bad file is named before any weight is read.
 
-What is left in the run folder at the end is an ordinary model folder, taken from the best checkpoint where
-there is one.
+What it leaves at the end is in `training_results`.
 """
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
 from search_r3.allocator import keep_freed_memory
 from search_r3.cli.devices import cpu_precision
 from search_r3.cli.instantiate import instantiate
-from search_r3.cli.model_choice import MADE_HERE, read_facts
-from search_r3.cli.provenance import write_metrics
 from search_r3.cli.ranks import is_first
-from search_r3.cli.run_log import log_written
-from search_r3.cli.wandb_run import DISABLED, ended, log_results, names_wandb, run_logger, uses_wandb
+from search_r3.cli.training_notes import cut, unvalidated
+from search_r3.cli.training_results import finish
+from search_r3.cli.wandb_run import DISABLED, ended, names_wandb, run_logger, uses_wandb
 from search_r3.files import json_text, keep_earlier, write_text
 from search_r3.folders import refuse_to_replace
-from search_r3.records import read_json_if_there
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
-    from search_r3.data.types import Benchmark, TrainingData
+    from search_r3.data.types import TrainingData
     from search_r3.models.embedder import ReasoningEmbedder
-    from search_r3.stages.record import ValidationRecord
 
-N_LOOKED_AT, SHARE_TOLD = 1000, 0.01
-"""Rows whose texts are measured, and the share of cut ones that is told."""
 log = logging.getLogger(__name__)
 
 
@@ -66,12 +60,12 @@ def run(config: DictConfig, extra_callbacks: Sequence["pl.Callback"] = ()) -> No
     checkpoint = _last_checkpoint(folder) if config.resume else None
     record, masked = ValidationRecord(), FalseNegatives()
     trainer = _trainer(config, folder, callbacks, [record, masked, Records(), *extra_callbacks])
-    for line in (*_cut(trainer, datamodule, embedder), *_unvalidated(trainer, datamodule)):
+    for line in (*cut(trainer, datamodule, embedder), *unvalidated(trainer, datamodule)):
         log.info("%s", line)
     with ended() if uses_wandb(config) else contextlib.nullcontext():
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
         if trainer.is_global_zero:
-            _finish(config, data, embedder, datamodule, module, trainer, record, masked.summary())
+            finish(config, data, embedder, datamodule, module, trainer, record, masked.summary())
 
 
 def _measured(config: DictConfig, embedder: "ReasoningEmbedder", data: "TrainingData") -> DictConfig:
@@ -94,53 +88,6 @@ def _measured(config: DictConfig, embedder: "ReasoningEmbedder", data: "Training
     config = config.copy()
     config.strategy.precision = way.precision
     return config
-
-
-def _cut(
-    trainer: "pl.Trainer", datamodule: "pl.LightningDataModule", embedder: "ReasoningEmbedder"
-) -> Iterator[str]:
-    """Which texts of the rows the model reads only a part of; of many rows `N_LOOKED_AT` are looked at."""
-    examples = getattr(datamodule, "examples", ())
-    if not trainer.is_global_zero or not examples:
-        return
-    rows = examples[:: -(-len(examples) // N_LOOKED_AT)]
-    texts = {
-        "query": [row.query for row in rows],
-        "document": [row.positive for row in rows],
-        "reasoning": [row.reasoning for row in rows if row.reasoning is not None],
-    }
-    for kind, those in texts.items():
-        n_cut = embedder.truncated_count(those, kind)
-        if n_cut > SHARE_TOLD * len(those):
-            yield (
-                f"{n_cut} of {len(those)} rows that were looked at have a {kind} longer than "
-                f"{embedder.limit(kind)}, and it is cut. A new model takes another limit by "
-                f"model.lengths.{kind}="
-            )
-
-
-def _unvalidated(trainer: "pl.Trainer", datamodule: "pl.LightningDataModule") -> Iterator[str]:
-    """Why a stage that validates will not in this run; nothing where it will."""
-    if not trainer.is_global_zero or trainer.fast_dev_run or not hasattr(datamodule, "validation"):
-        return
-    result = "so there is no best checkpoint, and the last weights become the model"
-    interval, per_batch = trainer.val_check_interval, getattr(datamodule, "updates_per_batch", 1)
-    n_batches = -(-trainer.max_steps // per_batch)  # an interval is of batches, max_steps of steps
-    if datamodule.validation is None:
-        yield (
-            f"no validation: the data set has no validation rows, {result}. Set data.validation_share above "
-            "0, or give a split of its own (data.validation_split, data.sizes.validation_people)"
-        )
-    elif trainer.limit_val_batches == 0:
-        yield f"no validation: stage.trainer.limit_val_batches=0, {result}"
-    elif isinstance(interval, int) and interval > n_batches > 0:
-        last = f"the last step, {n_batches}"
-        if per_batch > 1:
-            last = f"the last batch, {n_batches} (max_steps={trainer.max_steps}, {per_batch} steps per batch)"
-        yield (
-            f"no validation: stage.trainer.val_check_interval={interval} is beyond {last}, {result}. "
-            f"Set it to {n_batches} or less"
-        )
 
 
 def _check_settings(stage: DictConfig) -> None:
@@ -224,100 +171,3 @@ def _loggers(config: DictConfig, folder: Path) -> list["pl.loggers.Logger"]:
     elif config.logger.get("_target_"):
         loggers.append(instantiate(config.logger))
     return loggers
-
-
-def _finish(
-    config: DictConfig,
-    data: "TrainingData",
-    embedder: "ReasoningEmbedder",
-    datamodule: "pl.LightningDataModule",
-    module: "pl.LightningModule",
-    trainer: "pl.Trainer",
-    record: "ValidationRecord",
-    masked: dict[str, dict[str, float]],
-) -> None:
-    """Model folder and metrics.json, both of the best checkpoint where there is one."""
-    from search_r3.cli.curves import drawn_curves
-    from search_r3.models.folder import save_embedder
-    from search_r3.stages.record import metrics_by_mode
-
-    folder = Path(config.output_dir)
-    origin = read_json_if_there(folder / "provenance.json")
-    origin.pop("config_sha256", None)  # of the folder and not of the weights
-    written = [folder / "metrics.json", folder / "csv" / "metrics.csv"]
-    best_step = None
-    if not trainer.fast_dev_run:
-        best_step = _load_best(folder, module)
-        facts = {"stage": config.stage.name, "data": data.name, "step": best_step or trainer.global_step}
-        facts |= {"base_model": _base_model(config.model), "data_licence": _licence(data.card)}
-        facts |= {"losses": record.losses, "validation": metrics_by_mode(record.at(best_step))}
-        save_embedder(embedder, folder / "model", origin | facts, config.save_dtype)
-        written.insert(0, folder / "model")
-    measured_on = getattr(datamodule, "validation", None)  # what is left of data.validation after thinning
-    rows = _rows(folder, measured_on, record.at(best_step))
-    write_metrics(folder / "metrics.json", rows, origin, {"false_negatives": masked} if masked else None)
-    if uses_wandb(config):
-        log_results(config, trainer.loggers[-1], folder, rows)
-    if curves := drawn_curves(folder):
-        written.append(curves)
-    log_written(*written)
-
-
-def _licence(card: Mapping[str, Any]) -> str | None:
-    """The licence that a data card states; of a mixture, that of each source."""
-    if "sources" not in card:
-        return card.get("licence")
-    licences = {name: _licence(source) for name, source in card["sources"].items()}
-    return " ".join(f"{name}: {licence}" for name, licence in licences.items() if licence) or None
-
-
-def _base_model(model: DictConfig) -> str | None:
-    """The pretrained model at the root of the lineage: a hub name, an absolute path, or `MADE_HERE` and the
-    function that made it; None where the folder that the run started from does not say."""
-    if model.get("path") is not None:
-        facts = read_facts(model.path)
-        return None if facts is None else facts.base
-    if model.get("name") is not None:
-        return str(Path(model.name).resolve()) if Path(model.name).exists() else model.name
-    return f"{MADE_HERE}{model.create['_target_']}"
-
-
-def _load_best(folder: Path, module: "pl.LightningModule") -> int | None:
-    """Puts the weights of the best checkpoint back and returns its step; None where there is none.
-
-    Raises:
-        CheckpointError: If it is damaged.
-        ValueError: If the file holds weights that the module does not have.
-    """
-    from search_r3.stages.checkpoint_files import BEST, check, read
-
-    best = folder / "checkpoints" / BEST
-    if not best.exists():
-        return None
-    if best.is_dir():
-        log.warning("%s is sharded; the model is the last one, not the best", best)
-        return None
-    check(best)
-    checkpoint = read(best, map_location="cpu")
-    unexpected = module.load_state_dict(checkpoint["state_dict"], strict=False).unexpected_keys
-    if unexpected:
-        raise ValueError(f"{best} holds weights that the module does not have: {', '.join(unexpected[:3])}")
-    log.info("the model is taken from step %d, the best validation", checkpoint["global_step"])
-    return checkpoint["global_step"]
-
-
-def _rows(folder: Path, measured_on: "Benchmark | None", logged: dict[str, float]) -> list[dict]:
-    """One row per mode that was validated; empty where the stage validates nothing."""
-    from search_r3.stages.record import metrics_by_mode
-
-    return [
-        {
-            "benchmark": measured_on.name if measured_on else "validation",
-            "mode": mode,
-            "model": str(folder / "model"),
-            "n_queries": len(measured_on.queries) if measured_on else 0,
-            "n_docs": len(measured_on.corpus) if measured_on else 0,
-            "metrics": metrics,
-        }
-        for mode, metrics in metrics_by_mode(logged).items()
-    ]

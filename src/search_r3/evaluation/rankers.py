@@ -24,12 +24,10 @@ from search_r3.evaluation.ranking import (
 from search_r3.index.backends.bm25 import LexicalIndex
 from search_r3.index.backends.flat import FlatIndex
 from search_r3.models.embedder import Reasoned, ReasoningEmbedder
-from search_r3.models.interface import Embedder
+from search_r3.models.interface import CUT_SHARE_TOLD, Embedder
 
 log = logging.getLogger(__name__)
 NOTHING_CUT = {"queries_cut": 0, "documents_cut": 0}
-SHARE_TOLD = 0.01
-"""Of the queries, or of the documents: where more are cut than this, a warning counts them."""
 
 
 @dataclass(frozen=True)
@@ -410,7 +408,7 @@ def cut_texts(benchmark: Benchmark, embedder: Embedder, cache_dir: str | Path) -
         ("queries", "query", len(benchmark.queries)), ("documents", "document", len(benchmark.corpus))
     ):  # fmt: skip
         n_cut = counts[f"{what}_cut"]
-        if n_cut > SHARE_TOLD * n:
+        if n_cut > CUT_SHARE_TOLD * n:
             log.warning(
                 "%s: %d of %d %s (%.1f %%) are longer than %s and are cut",
                 benchmark.name, n_cut, n, what, 100 * n_cut / n, embedder.limit(kind),

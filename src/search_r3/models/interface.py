@@ -7,6 +7,9 @@ from torch import Tensor
 
 Kind = Literal["query", "document"]
 
+CUT_SHARE_TOLD = 0.01
+"""Of some texts: where a model cuts more than this share of them, the log says how many."""
+
 
 class Embedder(Protocol):
     """Turns queries and documents into vectors whose inner product is their cosine.
