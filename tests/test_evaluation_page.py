@@ -2,16 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import build_embedder
-from test_compare import evaluated
+from test_compare import ORIGIN, evaluated
 
+from search_r3.cli.run_folder import write_metrics
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.errors import UsageError
+from search_r3.evaluation.gate import write_gate
 from search_r3.evaluation.modes import Auto, FusedReasoning, Reasoning
+from search_r3.evaluation.places import rows_on_disk
 from search_r3.evaluation.rankers import Model
 from search_r3.models.folder import load_embedder, save_embedder
 from tests.html_pages import page_of
@@ -220,3 +224,24 @@ def test_what_two_models_wrote_about_a_query_stands_together(evaluation, tmp_pat
         ]
         expected = [words for words, its in zip(said, texts, strict=True) if its[name]]
         assert [each.text for each in article.every("p", "wrote")] == expected
+
+
+def test_rows_of_documents_that_changed_between_two_evaluations_are_not_compared(
+    nano_folder, tmp_path, caplog
+):
+    """Of the same name, with the same queries and judgements, in the folder of the same evaluation."""
+    model, before = Model("nano", load_embedder(nano_folder)), functions()
+    corpus = Corpus([*before.corpus.ids, "new"], [*before.corpus.texts, "def more(): pass"])
+    out = tmp_path / "out"
+    evaluated(out, model, [before], modes=("direct",))
+    evaluated(out, model, [replace(before, corpus=corpus)], modes=("reasoning",))
+    write_metrics(out / "metrics.json", rows_on_disk(out), ORIGIN)
+
+    page = page_of(tmp_path, out)
+
+    assert f"{out}/functions/direct, which has other documents or judgements" in caplog.text
+    assert "p (Holm)" not in page.text
+    assert "rank in direct" not in page.text
+    assert len(page.section("Results").rows()) == 2
+    with pytest.raises(UsageError, match="not of one model and the same documents, queries and judgements"):
+        write_gate(out / "functions", tmp_path / "mode" / "auto.yaml")

@@ -27,7 +27,7 @@ from search_r3.cli.run_report import is_run, print_run
 from search_r3.cli.sweep_table import print_sweep
 from search_r3.errors import UsageError
 from search_r3.evaluation.report import model_names, print_differences, print_table, short_names, write_chart
-from search_r3.evaluation.results import REMEDY
+from search_r3.evaluation.results import REMEDY, is_one_collection
 from search_r3.evaluation.significance import paired_differences
 from search_r3.folders import make_folder
 from search_r3.records import read_json
@@ -151,7 +151,7 @@ def _evaluations(paths: Sequence[Path], output: Path | None) -> Evaluations:
     try:
         rows, sources = joined(contents)
         scores = known_scores([(Path(file), row) for file in contents for row in contents[file]["rows"]])
-        differences = paired_differences(rows, scores)
+        differences = paired_differences(rows, scores, is_one_collection)
     except ValueError as error:
         raise UsageError(str(error)) from None
     target = output or Path(next(iter(contents)))

@@ -9,7 +9,14 @@ from search_r3.errors import UsageError
 from search_r3.evaluation.comparison import Pair, Side
 from search_r3.evaluation.metrics import METRICS, per_query_metrics
 from search_r3.evaluation.report import mode_label
-from search_r3.evaluation.results import REMEDY, ROW_FILE, read_row, verified_scores, verified_texts
+from search_r3.evaluation.results import (
+    REMEDY,
+    ROW_FILE,
+    is_one_collection,
+    read_row,
+    verified_scores,
+    verified_texts,
+)
 from search_r3.evaluation.trec import read_judgements, read_run
 from search_r3.records import read_json
 from search_r3.shipped import as_called
@@ -132,19 +139,12 @@ def _listed(rows: Sequence[Mapping]) -> str:
 
 
 def _pair(first: Mapping, second: Mapping) -> Pair:
-    collections = {name for row in (first, second) if (name := _collection(row)) is not None}
-    if len(collections) > 1:
+    if not is_one_collection(first, second):
         raise UsageError(
             f"{first['benchmark']}: {first['folder']} and {second['folder']} have other documents, queries "
             "or judgements; evaluate both on the same collection"
         )
     return _side(first), _side(second)
-
-
-def _collection(row: Mapping) -> str | None:
-    """The hash of the documents, queries and judgements that a row was measured on; None of an old row."""
-    folder = Path(row["folder"])
-    return read_row(folder)["key"].get("benchmark") if (folder / ROW_FILE).exists() else None
 
 
 def _side(row: Mapping) -> Side:

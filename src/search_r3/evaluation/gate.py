@@ -130,7 +130,7 @@ def write_gate(evaluation: str | Path, target: str | Path) -> Gate:
         target: the file, `mode/auto.yaml` in the folder of `--config-dir`.
 
     Raises:
-        UsageError: If a row is missing or damaged, or the two are not of one model and the same queries.
+        UsageError: If a row is missing or damaged, or the two are not of one model and the same collection.
     """
     folder, target = Path(evaluation), Path(target)
     written = {mode: read_row(folder / mode) for mode in ("direct", "reasoning")}
@@ -138,9 +138,12 @@ def write_gate(evaluation: str | Path, target: str | Path) -> Gate:
         check_files(folder / mode, content)
     rows = {mode: content["row"] for mode, content in written.items()}
     scores = {mode: verified_scores(folder / mode, row, HEADLINE) for mode, row in rows.items()}
-    is_one_model = len({row.get("weights_sha256") for row in rows.values()}) == 1
-    if not is_one_model or scores["direct"].keys() != scores["reasoning"].keys():
-        raise UsageError(f"{folder}: direct and reasoning are not of one model and the same queries")
+    keys = [[content["key"].get(name) for name in ("benchmark", "weights")] for content in written.values()]
+    if keys[0] != keys[1] or scores["direct"].keys() != scores["reasoning"].keys():
+        raise UsageError(
+            f"{folder}: direct and reasoning are not of one model and the same documents, queries and "
+            "judgements; evaluate both in one command"
+        )
     gaps = margins(read_run(folder / "direct" / RUN))
     name = encoded_id if rows["direct"].get("ids_encoded") else str
     queries = list(scores["direct"])

@@ -51,6 +51,27 @@ def read_row(folder: Path) -> dict:
     return content
 
 
+def collection_of(row: Mapping) -> str | None:
+    """The hash of the documents, queries and judgements that a row was measured on; None of an old row, and
+    of one whose folder does not lie beside its table.
+
+    Args:
+        row: with its `folder`, where it has one, as seen from the working folder.
+
+    Raises:
+        RecordError: As `read_row`.
+    """
+    folder = Path(row["folder"]) if row.get("folder") else None
+    if folder is None or not (folder / ROW_FILE).exists():
+        return None
+    return read_row(folder)["key"].get("benchmark")
+
+
+def is_one_collection(one: Mapping, other: Mapping) -> bool:
+    """Whether two rows were measured on the same collection, as far as both say; see `collection_of`."""
+    return len({collection_of(one), collection_of(other)} - {None}) < 2
+
+
 def checked_row(row: object, file: Path | str, place: str) -> dict:
     """A row of a table of metrics, of whatever command, if it is one.
 

@@ -1,7 +1,7 @@
 """Intervals of a mean over queries, by resampling queries (Sakai 2006), and differences of two rankings."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -97,17 +97,22 @@ def paired_p_value(
     return (at_least + 1) / (n_resamples + 1)
 
 
-def paired_differences(rows: Sequence[Mapping], scores: Sequence[Mapping[str, float] | None]) -> list[dict]:
+def paired_differences(
+    rows: Sequence[Mapping],
+    scores: Sequence[Mapping[str, float] | None],
+    is_one_collection: Callable[[Mapping, Mapping], bool] = lambda one, other: True,
+) -> list[dict]:
     """The last row of mode `reasoning` of every benchmark, less each other row of that benchmark.
 
     Args:
         rows: of metrics.json.
         scores: for each row nDCG@10 by query id; None where it is not known, and the row is left out.
+        is_one_collection: whether two rows were measured on the same documents and judgements.
 
     Returns:
         A dictionary per difference: `benchmark, metric, model, mode, less: {model, mode}, difference, ci95`
         (bootstrap over queries) and `p` of the paired randomisation test. A row on other queries, as with
-        another `limit`, is left out with a warning.
+        another `limit`, or on other documents or judgements, is left out with a warning.
     """
     known = [(row, found) for row, found in zip(rows, scores, strict=True) if found is not None]
     last = {row["benchmark"]: (row, found) for row, found in known if row["mode"] == "reasoning"}
@@ -120,6 +125,12 @@ def paired_differences(rows: Sequence[Mapping], scores: Sequence[Mapping[str, fl
                 log.warning(
                     "%s: %s is not compared with %s, which has other queries (%d and %d)",
                     benchmark, _place(best), _place(row), len(ours), len(theirs),
+                )  # fmt: skip
+                continue
+            if not is_one_collection(best, row):
+                log.warning(
+                    "%s: %s is not compared with %s, which has other documents or judgements",
+                    benchmark, _place(best), _place(row),
                 )  # fmt: skip
                 continue
             one, other = ([found[query] for query in sorted(ours)] for found in (ours, theirs))

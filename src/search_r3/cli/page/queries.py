@@ -6,7 +6,7 @@ from pathlib import Path
 
 from search_r3.cli.page.markup import Markup, element, joined, section, text_of
 from search_r3.cli.page.run_page import rank_change
-from search_r3.evaluation.results import QRELS, RUN, check_files, read_row, verified_texts
+from search_r3.evaluation.results import QRELS, RUN, check_files, is_one_collection, read_row, verified_texts
 from search_r3.evaluation.trec import encoded_id, read_qrels, read_run
 
 N_SHOWN = 10
@@ -58,6 +58,7 @@ def _earlier(rows: Sequence[tuple[Mapping, Scores]], place: int) -> Mapping | No
         if row["mode"] == main["mode"] == "reasoning"
         and row["model"] != main["model"]
         and its.keys() == scores.keys()
+        and is_one_collection(row, main)
     ]
     return found[-1] if found else None
 
@@ -79,7 +80,11 @@ def main_row(rows: Sequence[Mapping]) -> int:
 def _against(rows: Sequence[tuple[Mapping, Scores]], place: int) -> tuple[Mapping, Scores] | None:
     """The row that ranks are compared with: the same model's direct one, else BM25, on the same queries."""
     main, scores = rows[place]
-    others = [(row, found) for row, found in rows if row is not main and found.keys() == scores.keys()]
+    others = [
+        (row, found)
+        for row, found in rows
+        if row is not main and found.keys() == scores.keys() and is_one_collection(row, main)
+    ]
     for mode, is_same_model in (("direct", True), ("bm25", False)):
         for row, found in others:
             if row["mode"] == mode and (not is_same_model or row["model"] == main["model"]):
