@@ -22,6 +22,7 @@ PUBLISHED = {
     "a GPT-2 that splits digits": ("gpt2", "GPT2Tokenizer", [DIGITS, WORDS], normalizers.NFKC()),
     "no class named": ("gpt2", None, [DIGITS, WORDS], None),
     "DeepSeek's distilled Qwen": ("qwen2", "LlamaTokenizerFast", [THREES, DIGITS, WORDS], None),
+    "CodeLlama, with roles of its class alone": ("llama", "CodeLlamaTokenizer", [DIGITS, WORDS], None),
     "what says what it is": ("qwen2", "PreTrainedTokenizerFast", [THREES, WORDS], None),
 }
 

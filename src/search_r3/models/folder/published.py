@@ -57,7 +57,8 @@ def as_published(
     )  # fmt: skip
     published = PreTrainedTokenizerFast.from_pretrained(str(source), **options)
     for role, token in tokenizer.special_tokens_map.items():  # a class may know one that no file names
-        if isinstance(token, str) and getattr(published, role) is None and token in published.get_vocab():
+        is_known = role in published.SPECIAL_TOKENS_ATTRIBUTES  # and none of the class's own, as CodeLlama's
+        if is_known and getattr(published, role) is None and token in published.get_vocab():
             setattr(published, role, token)
     return published
 
