@@ -23,6 +23,7 @@ from plain_folders import (
     sentencepiece_tokenizer,
     write_plain,
 )
+from tokenizers import Tokenizer
 
 from search_r3.cli.compose import compose
 from search_r3.cli.config_source import ConfigSource
@@ -267,6 +268,23 @@ def test_a_run_renders_once_for_its_resumptions_and_its_other_ranks(dated, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["prompts.json"]
     with pytest.raises(ModelFolderError, match=r"prompts\.json.*start a new run"):
         opened(dated, prompts_file=file, prompts={**WORDS, "direct_system": "another"})
+
+
+@pytest.mark.parametrize("kind", [byte_tokenizer, sentencepiece_tokenizer])
+def test_a_tokenizer_that_was_saved_with_a_cut_and_padding_has_one_fingerprint(kind, tmp_path):
+    folder, file = write_plain(tmp_path / "plain", kind()), tmp_path / "prompts.json"
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.enable_truncation(16)
+    backend.enable_padding(length=16)
+    backend.save(str(folder / "tokenizer.json"))
+
+    words = WORDS | {"lead_in": "", "closing": ""}  # so that nothing else resets it on the second reading
+    first, later = (opened(folder, prompts_file=file, prompts=words) for _ in range(2))
+
+    assert first.encoder.fingerprint == later.encoder.fingerprint
+    assert len(first.encoder.documents([TEXTS[0]])[0]) > 16
+    saved = load_embedder(save_embedder(first, tmp_path / "model", {}))
+    assert saved.encoder.fingerprint == first.encoder.fingerprint
 
 
 def test_a_resumed_run_has_the_prompts_that_it_began_with(dated, tmp_path, monkeypatch):

@@ -97,6 +97,9 @@ class PromptEncoder:
                 f"{type(tokenizer).__name__} has no tokenizer.json, which a model folder keeps; "
                 "choose a model that comes with one"
             )
+        # a tokenizer.json may keep the cut and the padding of a batch, which the fingerprint must not know
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.prompts = prompts
         self.lengths = lengths
