@@ -1,14 +1,17 @@
 """Weights that a folder does not have are never made up without a word."""
 
 import json
+import logging
 
 import pytest
+import torch
 from plain_folders import byte_tokenizer, opened, write_plain
 from safetensors.torch import load_file, save_file
 
-from search_r3.models.folder import ModelFolderError
+from search_r3.models.folder import ModelFolderError, load_embedder, save_embedder
 from search_r3.models.folder.plain import load_plain
 from search_r3.models.prompts import Lengths, Prompts
+from search_r3.models.tuning import FullTuning, LoraTuning
 
 
 def changed(folder, change):
@@ -53,6 +56,22 @@ def test_a_missing_head_is_told(tmp_path, caplog):
     folder = changed(tmp_path, lambda name, weight: None if name == "lm_head.weight" else (name, weight))
     opened(folder)
     assert "has no lm_head.weight: its head is random" in caplog.text
+
+
+@pytest.mark.parametrize("tuning", [FullTuning(), LoraTuning(r=2, alpha=4)], ids=["full", "lora"])
+def test_a_head_that_config_calls_tied_and_the_files_hold_apart_is_kept(tmp_path, caplog, tuning):
+    folder = write_plain(tmp_path / "plain", byte_tokenizer(), spare_rows=0)
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tie_word_embeddings": True}))
+    head = load_file(folder / "model.safetensors")["lm_head.weight"]
+    with caplog.at_level(logging.INFO):
+        embedder = opened(folder, tuning=tuning)  # which adds a row
+    states = torch.randn(3, embedder.width)
+
+    torch.testing.assert_close(embedder.logits(states)[:, : len(head)], states @ head.T)
+    assert "says tie_word_embeddings=true, and its head differs" in caplog.text
+    loaded = load_embedder(save_embedder(embedder, tmp_path / "model", {}))
+    torch.testing.assert_close(loaded.logits(states), embedder.logits(states))
 
 
 def test_weights_that_stay_unread_are_told(tmp_path, caplog):

@@ -117,6 +117,7 @@ def read_model(source: str | Path, dtype: str, attention: str | None, **options:
     if getattr(model, "_hf_peft_config_loaded", False):  # a hub name of an adapter: its base was read as well
         _refuse_adapter(source)
     _check_complete(source, model, info)
+    _note_untied_head(source, model)
     _forget_packing(model)
     return model
 
@@ -230,6 +231,21 @@ def _check_complete(source: str | Path, model: PreTrainedModel, info: Mapping[st
         log.warning(
             "%s: has no %s: its head is random, and what it writes means nothing before it is trained",
             source, sorted(info["missing_keys"])[0],
+        )  # fmt: skip
+
+
+def _note_untied_head(source: str | Path, model: PreTrainedModel) -> None:
+    """Has the configuration say of a head that the files hold apart from the embeddings that it is not tied.
+
+    transformers reads such a head as it is, and would replace it by the embeddings once a row is added.
+    """
+    head = model.get_output_embeddings()
+    is_tied = head is None or head.weight is model.get_input_embeddings().weight
+    if not is_tied and getattr(model.config, "tie_word_embeddings", False):
+        model.config.tie_word_embeddings = False
+        log.info(
+            "%s: config.json says tie_word_embeddings=true, and its head differs from its embeddings: it is "
+            "kept, untied", source,
         )  # fmt: skip
 
 
