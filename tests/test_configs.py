@@ -159,6 +159,16 @@ def test_an_experiment_only_sets_keys_that_exist_without_it(source, option):
         )
 
 
+def test_an_experiment_has_been_read_only_where_one_was_chosen():
+    with ConfigSource() as source:
+        compose("train", ["stage=rl", "model.path=folder"], source)
+        assert not source.loader.repository.has_taken("experiment")
+        assert source.loader.repository.has_taken("stage")
+
+        compose("train", ["experiment=freshness", "model.path=folder"], source)
+        assert source.loader.repository.has_taken("experiment")
+
+
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "experiment"])
 def test_an_experiment_opens_with_the_question_it_asks(option):
     first, *_ = (CONF / "experiment" / f"{option}.yaml").read_text(encoding="utf-8").splitlines()

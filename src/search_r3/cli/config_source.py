@@ -44,7 +44,7 @@ class ReadOnce(ConfigRepository):
     """
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
-        self._asked: set[str] = set()
+        self._taken: set[str] = set()
         super().__init__(config_search_path)
 
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
@@ -52,14 +52,16 @@ class ReadOnce(ConfigRepository):
         self._parsed: dict[str, bytes] = {}
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        self._asked.add(config_path)
         if config_path not in self._parsed:
             self._parsed[config_path] = pickle.dumps(super().load_config(config_path))
-        return pickle.loads(self._parsed[config_path])
+        found = pickle.loads(self._parsed[config_path])
+        if found is not None:  # Hydra looks for `experiment/None` where none is chosen
+            self._taken.add(config_path)
+        return found
 
-    def was_asked(self, group: str) -> bool:
+    def has_taken(self, group: str) -> bool:
         """Whether any composition so far had an option of a group."""
-        return any(path.startswith(f"{group}/") for path in self._asked)
+        return any(path.startswith(f"{group}/") for path in self._taken)
 
     def __deepcopy__(self, memo: object) -> "ReadOnce":
         """What Hydra composes with; where that reads from other folders, it keeps what it reads to itself."""
@@ -191,10 +193,10 @@ class ConfigSource:
     def keys_of_experiments(self, config_name: str, overrides: Sequence[str]) -> dict[str, str]:
         """Keys that the chosen experiments set themselves, each with the name of the experiment.
 
-        Asked after `load` with the same overrides, by which every experiment that they choose was asked for.
+        Asked after `load` with the same overrides, by which every experiment that they choose was taken.
         """
         keys: dict[str, str] = {}
-        if not self.loader.repository.was_asked("experiment"):
+        if not self.loader.repository.has_taken("experiment"):
             return keys
         for path, package in self.parts(config_name, overrides):
             group, _, option = path.partition("/")
