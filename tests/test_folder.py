@@ -6,8 +6,15 @@ import os
 import pytest
 import torch
 from conftest import LENGTHS, PROMPTS, TEXTS, build_embedder
+from plain_folders import byte_tokenizer, opened
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.folder import (
@@ -251,3 +258,30 @@ def test_tied_weights_are_written_once_in_any_dtype(tmp_path, dtype):
     folder = save_embedder(embedder, tmp_path / "model", {}, dtype=dtype)
     size = {"float32": 4, "bfloat16": 2}[dtype] * sum(p.numel() for p in embedder.causal_lm.parameters())
     assert size <= (folder / "model.safetensors").stat().st_size < size + 20_000
+
+
+@pytest.mark.parametrize("tuning", [FullTuning(), LoraTuning(r=2, alpha=4)], ids=["full", "lora"])
+def test_what_routes_to_experts_stays_in_fp32_among_bf16_weights(tmp_path, tuning):
+    """DeepSeek's biases, some tens with differences of some hundredths, which bf16 does not tell apart."""
+    tokenizer, bias = byte_tokenizer(), 40 + 0.03 * torch.arange(4)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    heads = {"kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    config = DeepseekV3Config(
+        vocab_size=len(tokenizer) + 2, num_key_value_heads=4, q_lora_rank=8, moe_intermediate_size=16,
+        first_k_dense_replace=1, bos_token_id=None, eos_token_id=0, **sizes, **heads, **experts,
+    )  # fmt: skip
+    model = DeepseekV3ForCausalLM(config)
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    model.get_buffer(name).copy_(bias)
+    model.save_pretrained(tmp_path / "plain")
+    tokenizer.save_pretrained(tmp_path / "plain")
+    embedder = opened(tmp_path / "plain", tuning=tuning, dtype="bfloat16")
+
+    saved = save_embedder(embedder, tmp_path / "model", {})
+
+    weights = load_file(saved / "model.safetensors")
+    assert torch.equal(weights.pop(name), bias)
+    assert {each.dtype for each in weights.values()} == {torch.bfloat16}
+    read = load_embedder(saved, dtype="bfloat16")
+    assert torch.equal(read.embed_documents(TEXTS[:3]), embedder.embed_documents(TEXTS[:3]))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,13 +37,18 @@ def _state(file: Path, **facts: object) -> None:
 
 
 def _cast_state(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Weights by name in another dtype, on the CPU; what is tied stays tied, so that it is written once."""
+    """Weights by name in another dtype, on the CPU; what is tied stays tied, so that it is written once.
+
+    Those that transformers reads in fp32 whatever the dtype, as what routes a token to experts, are kept so.
+    """
+    in_fp32 = [name.replace("*", ".*") for name in model._keep_in_fp32_modules_strict]
     cast: dict[tuple, Tensor] = {}
     state = {}
     for name, value in model.state_dict().items():
         place = (value.data_ptr(), value.shape, value.stride())
+        kind = torch.float32 if any(re.search(each, name) for each in in_fp32) else dtype
         if place not in cast:
-            cast[place] = value.detach().to("cpu", dtype).contiguous()
+            cast[place] = value.detach().to("cpu", kind).contiguous()
         state[name] = cast[place]
     return state
 
