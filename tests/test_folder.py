@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 from conftest import LENGTHS, PROMPTS, TEXTS, build_embedder
-from plain_folders import byte_tokenizer, opened
+from plain_folders import byte_tokenizer, opened, write_plain
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -284,4 +284,19 @@ def test_what_routes_to_experts_stays_in_fp32_among_bf16_weights(tmp_path, tunin
     assert torch.equal(weights.pop(name), bias)
     assert {each.dtype for each in weights.values()} == {torch.bfloat16}
     read = load_embedder(saved, dtype="bfloat16")
+    assert torch.equal(read.embed_documents(TEXTS[:3]), embedder.embed_documents(TEXTS[:3]))
+
+
+@pytest.mark.parametrize(
+    "asked", [{"return_dict": False}, {"output_attentions": True}, {"output_hidden_states": True}], ids=str
+)
+def test_what_a_configuration_asks_to_be_returned_besides_is_left_out(tmp_path, asked):
+    file = write_plain(tmp_path / "plain", byte_tokenizer()) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | asked))
+
+    embedder = opened(tmp_path / "plain")
+
+    ids = torch.tensor([[1, 2, 3]])
+    assert list(embedder.decoder(input_ids=ids, use_cache=False)) == ["last_hidden_state"]
+    read = load_embedder(save_embedder(embedder, tmp_path / "model", {}))
     assert torch.equal(read.embed_documents(TEXTS[:3]), embedder.embed_documents(TEXTS[:3]))

@@ -30,6 +30,8 @@ _ADAPTER_FILE = "adapter_config.json"
 OF_OURS = {"local_files_only": True, "use_safetensors": True}
 """How the weights of a model folder are read. Those of a hub name may be pickles, which torch reads without
 running anything (`weights_only`)."""
+_STATES_ALONE = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
+"""What a forward returns, whatever a config.json asks for besides, as one that was saved for a picture."""
 
 
 def dtype_named(name: str) -> torch.dtype:
@@ -101,7 +103,7 @@ def read_model(source: str | Path, dtype: str, attention: str | None, **options:
         with named_damage(source):
             model, info = AutoModelForCausalLM.from_pretrained(
                 str(source), dtype=dtype_named(dtype), trust_remote_code=False, output_loading_info=True,
-                ignore_mismatched_sizes=True, **chosen, **options,
+                ignore_mismatched_sizes=True, **_STATES_ALONE, **chosen, **options,
             )  # fmt: skip
     except (ModelFolderError, torch.OutOfMemoryError):
         raise
