@@ -105,6 +105,8 @@ def test_a_whole_folder_is_read_without_a_word(tmp_path, caplog):
         ("config.json", "hidden_act", "no such", "cannot read it: KeyError: 'no such'"),
         ("tokenizer_config.json", "extra_special_tokens", 3, "cannot read its tokenizer: "),
         ("config.json", "pad_token_id", 420, "pad_token_id that is none of the vocab_size rows"),
+        ("generation_config.json", "eos_token_id", "<|end|>", "must be the id of .* got '<|end|>'"),
+        ("generation_config.json", "eos_token_id", [3, "<|end|>"], "must be the id of .* got \\[3, "),
         ("generation_config.json", "num_return_sequences", 3, "cannot read it: .*num_return_sequences"),
     ],
 )
@@ -118,6 +120,17 @@ def test_what_transformers_refuses_is_an_error_in_a_line_that_names_the_folder(
         opened(folder)
     assert str(caught.value).startswith(f"{folder}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_a_file_of_its_own_is_refused_before_any_weight_is_read(tmp_path):
+    files = {"vocab.json": {"a</w>": 0, "<unk>": 1}, "config.json": {"model_type": "ctrl"}}
+    files["tokenizer_config.json"] = {"tokenizer_class": "CTRLTokenizer"}
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    message = rf"^{tmp_path}: CTRLTokenizer has no tokenizer\.json, which a model folder keeps"
+    with pytest.raises(ModelFolderError, match=message):
+        opened(tmp_path)  # which has no weights
 
 
 @pytest.mark.parametrize(

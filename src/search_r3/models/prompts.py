@@ -70,6 +70,19 @@ def given_lengths(lengths: Mapping[str, int | str | None] | None) -> dict[str, i
     return {name: value for name, value in (lengths or {}).items() if value is not None}
 
 
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a tokenizer that is not one of the `tokenizers` library.
+
+    Raises:
+        ValueError: With its class.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{type(tokenizer).__name__} has no tokenizer.json, which a model folder keeps; "
+            "choose a model that comes with one"
+        )
+
+
 class PromptEncoder:
     """Turns queries, documents and reasonings into token ids under one tokenizer and one set of prompts.
 
@@ -92,11 +105,7 @@ class PromptEncoder:
         rendered: Rendered | None = None,
         embed_token: str = EMBED_TOKEN,
     ) -> None:
-        if not tokenizer.is_fast:
-            raise ValueError(
-                f"{type(tokenizer).__name__} has no tokenizer.json, which a model folder keeps; "
-                "choose a model that comes with one"
-            )
+        check_tokenizer(tokenizer)
         # a tokenizer.json may keep the cut and the padding of a batch, which the fingerprint must not know
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()

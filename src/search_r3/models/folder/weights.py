@@ -11,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -20,6 +21,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from search_r3.errors import first_line
 from search_r3.models.checksums import ModelFolderError
 from search_r3.models.folder.published import as_published
+from search_r3.models.prompts import check_tokenizer
 from search_r3.models.reading import named_damage
 from search_r3.models.tuning import FullTuning, LoraTuning
 from search_r3.models.twin import ArchitectureError, check_architecture
@@ -46,14 +48,14 @@ def read_tokenizer(source: str | Path, **options: object) -> PreTrainedTokenizer
     """The tokenizer of a folder or a hub name, as published; code of its own is never run.
 
     Raises:
-        ModelFolderError: If transformers cannot read it, or a folder is an adapter.
+        ModelFolderError: If transformers cannot read it, it has no tokenizer.json, or a folder is an adapter.
     """
     if (Path(source) / _ADAPTER_FILE).is_file():
         _refuse_adapter(source)
     try:
         with named_damage(source):
             options = {"padding_side": "left", "trust_remote_code": False, **options}
-            return as_published(AutoTokenizer.from_pretrained(str(source), **options), source, options)
+            tokenizer = as_published(AutoTokenizer.from_pretrained(str(source), **options), source, options)
     except ModelFolderError:
         raise
     except Exception as error:  # whatever a class of tokenizers raises of a file that it does not know
@@ -62,6 +64,11 @@ def read_tokenizer(source: str | Path, **options: object) -> PreTrainedTokenizer
             raise  # of the hub, in its own words
         read = "its config.json" if _is_of_config(source, error) else "its tokenizer"
         raise ModelFolderError(f"{source}: transformers cannot read {read}: {first_line(error)}") from error
+    try:
+        check_tokenizer(tokenizer)
+    except ValueError as error:
+        raise ModelFolderError(f"{source}: {error}") from error
+    return tokenizer
 
 
 def _is_of_config(source: str | Path, error: Exception) -> bool:
@@ -161,6 +168,7 @@ def _refuse_by_config(source: str | Path, is_local: bool) -> str | None:
         return None
     packing = _known_packing(source, config)
     _refuse_more_than_text(source, config)
+    _refuse_ends(source, is_local)
     return packing
 
 
@@ -194,6 +202,20 @@ def _refuse_more_than_text(source: str | Path, config: PreTrainedConfig) -> None
     if MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None) is None:
         remedy = f"transformers has no model of text alone for its {type(text).__name__}: choose another one"
     raise ModelFolderError(f"{source}: {name} is no model of text alone; {remedy}")
+
+
+def _refuse_ends(source: str | Path, is_local: bool) -> None:
+    """Refuses a generation_config.json that names the tokens that end a text otherwise than by their ids."""
+    try:
+        stated = GenerationConfig.from_pretrained(str(source), local_files_only=is_local).eos_token_id
+    except Exception:  # there is none, or one of which transformers says more
+        return
+    ends = stated if isinstance(stated, list) else [stated]
+    if any(not isinstance(each, int | None) for each in ends):
+        raise ModelFolderError(
+            f"{source}: generation_config.json: eos_token_id must be the id of a token or a list of ids, got "
+            f"{stated!r}"
+        )
 
 
 def _check_complete(source: str | Path, model: PreTrainedModel, info: Mapping[str, Collection]) -> None:
