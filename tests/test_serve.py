@@ -264,6 +264,14 @@ def test_another_method_is_told_apart_from_another_type(port, method):
     assert ask(port, "/api/search", method=method, Origin="http://evil.example")[0] == 403
 
 
+def test_an_address_with_a_slash_more_is_another_one(port):
+    """A redirection would have no JSON, and curl does not follow it."""
+    for path, body in (("/api/search/", {"query": "x"}), ("/api/health/", None), ("/style.css/", None)):
+        code, _, content = ask(port, path, body)
+        assert code == 404
+        assert refusal(code, content) == "there is nothing at this address"
+
+
 def test_health_is_asked_without_a_body(port):
     code, headers, content = ask(port, "/api/health", method="HEAD")
     assert (code, content) == (200, b"")

@@ -93,7 +93,8 @@ def build_app(answers: Answers, desk: Desk, settings: Settings) -> ASGIApp:
         desk: that lets requests wait.
         settings: the limits.
     """
-    app = FastAPI(title="Search-R3", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
+    pages = {"docs_url": None, "redoc_url": None, "openapi_url": "/api/openapi.json"}
+    app = FastAPI(title="Search-R3", redirect_slashes=False, **pages)  # every refusal is JSON
     _add_errors(app)
     for path, (name, kind) in FILES.items():
         app.add_api_route(path, _file(name, kind), methods=["GET", "HEAD"], include_in_schema=False)
