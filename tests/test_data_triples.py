@@ -267,6 +267,18 @@ def test_held_out_queries_are_no_training_rows_and_search_the_whole_corpus(tmp_p
     assert not held_out & set(data.texts)
 
 
+def test_blanks_around_a_query_do_not_part_its_rows(tmp_path):
+    rows = [
+        {"query": f"{before}query {n}{after}", "positive": f"p{n}{after}", "hard_negatives": []}
+        for n in range(40)
+        for before, after in (("", ""), (" ", "\n"))
+    ]
+    data = load_triples(write_rows(tmp_path / "rows.jsonl", rows), validation_share=0.3)
+    trained = {row.query.strip() for row in data.examples}
+    assert trained.isdisjoint(query.strip() for query in data.validation.queries.values())
+    assert len(data.validation.queries) == 2 * (40 - len(trained)) > 0
+
+
 def test_rows_with_a_query_of_the_test_folder_are_left_out_and_counted(tmp_path, caplog):
     folder = write_collection(tmp_path / "held_out")  # asks q30 and q31
     queries = ["query number 30", "query number 29", " query number 31\n", "query number 30"]

@@ -339,10 +339,10 @@ def _examples(
 
 
 def _parted(examples: Sequence[Example], validation_share: float) -> tuple[list[Example], list[Example]]:
-    """(rows to train on, held-out rows), by a hash of the query's text."""
+    """(rows to train on, held-out rows), by a hash of the query's text without blanks around it."""
     training, held_out = [], []
     for example in examples:
-        (held_out if position(example.query) < validation_share else training).append(example)
+        (held_out if position(example.query.strip()) < validation_share else training).append(example)
     return training, held_out
 
 
