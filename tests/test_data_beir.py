@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import lzma
 import pickle
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,18 @@ def test_a_damaged_gzip_file_is_named(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match="gzip stream is damaged"):
             load_benchmark(folder)
+
+
+def test_an_archive_is_called_one(tmp_path):
+    """BEIR publishes zip files."""
+    folder = write_collection(tmp_path / "coll")
+    with zipfile.ZipFile(tmp_path / "coll.zip", "w") as archive:
+        archive.write(folder / "corpus.jsonl")
+    with pytest.raises(DataError, match=r"coll\.zip: is a zip archive; unpack it$"):
+        load_corpus(tmp_path / "coll.zip")
+    (folder / "corpus.jsonl").write_bytes(lzma.compress((folder / "corpus.jsonl").read_bytes()))
+    with pytest.raises(DataError, match=r"corpus\.jsonl: is compressed with xz; unpack it, or"):
+        load_benchmark(folder)
 
 
 @pytest.mark.parametrize("file", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"])

@@ -22,6 +22,8 @@ LONGEST_LINE = 1 << 28
 _NO_TEXT = {
     b"\x1f\x8b": "is compressed with gzip; give it a name that ends in .gz",
     b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it, or compress it with gzip under a name in .gz",
+    b"PK\x03\x04": "is a zip archive; unpack it",
+    b"\xfd7zXZ\x00": "is compressed with xz; unpack it, or compress it with gzip under a name in .gz",
     b"PAR1\x15": "is a Parquet file and no lines of JSON; data=triples data.dataset=<its folder> reads it",
 }
 """What is wrong with a file that begins so, as no line of text does."""
