@@ -7,6 +7,8 @@ import torch
 from conftest import TEXTS
 from plain_folders import byte_tokenizer, opened, write_plain
 from safetensors.torch import load_file, save_file
+from transformers import BitNetConfig, BitNetForCausalLM
+from transformers.integrations.bitnet import AutoBitLinear
 
 from search_r3.models.folder import ModelFolderError, load_embedder, save_embedder
 from search_r3.models.tuning import FullTuning, LoraTuning
@@ -51,3 +53,24 @@ def test_packed_weights_of_which_nothing_is_said_are_not_read_as_plain_numbers(t
     write_packed(tmp_path, stated=False)
     with pytest.raises(ModelFolderError, match=r"weight_scale_inv, so that its weights are packed"):
         opened(tmp_path)
+
+
+def test_weights_that_every_forward_rounds_take_no_adapter_and_are_saved_as_they_are_trained(tmp_path):
+    tokenizer, folder = byte_tokenizer(), tmp_path / "plain"
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    stated = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+    config = BitNetConfig(vocab_size=len(tokenizer) + 2, num_key_value_heads=2, eos_token_id=0, **sizes)
+    BitNetForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    content = json.loads((folder / "config.json").read_text()) | {"quantization_config": stated}
+    (folder / "config.json").write_text(json.dumps(content))
+
+    with pytest.raises(
+        ModelFolderError, match=rf"^{folder}: its weights stay packed \(bitnet\), .*FullTuning"
+    ):
+        opened(folder, tuning=LoraTuning(r=2))
+    embedder = opened(folder)
+
+    assert type(embedder.decoder.layers[0].mlp.up_proj) is AutoBitLinear
+    again = load_embedder(save_embedder(embedder, tmp_path / "saved", {}))
+    assert torch.equal(again.embed_documents(TEXTS[:3]), embedder.embed_documents(TEXTS[:3]))

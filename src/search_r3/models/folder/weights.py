@@ -287,8 +287,19 @@ def _forget_packing(model: PreTrainedModel) -> None:
 def refuse_untrusted(
     model: PreTrainedModel, source: str, tuning: FullTuning | LoraTuning | None = None
 ) -> None:
-    """Refuses an architecture whose results would depend on how they are computed."""
+    """Refuses an architecture whose results would depend on how they are computed.
+
+    So would those of an adapter on weights that stay packed, as BitNet's, which every forward rounds: merged
+    into them it is rounded as well.
+    """
     is_lora = isinstance(tuning, LoraTuning)
+    packing = getattr(model.config, "quantization_config", None)
+    if is_lora and packing is not None:
+        raise ModelFolderError(
+            f"{source}: its weights stay packed ({packing.quant_method.value}), so that a LoRA adapter is "
+            "merged into another model than is trained; take a copy that is not quantized, or train all "
+            "weights: model.tuning._target_=search_r3.models.tuning.FullTuning"
+        )
     try:
         check_architecture(model, tuning.apply if is_lora else None, repr(tuning) if is_lora else "")
     except ArchitectureError as error:
