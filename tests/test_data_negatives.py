@@ -150,6 +150,17 @@ def test_a_copy_of_any_positive_of_a_row_is_masked():
     assert (mined.hard_negative_ids, report.masked_by_text) == (("n",), 1)
 
 
+def test_a_copy_of_a_relevant_document_that_has_a_row_of_its_own_is_masked():
+    corpus = Corpus(["p", "r", "copy", "n"], ["same", "more", "more", "other"])
+    example = Example("1", "q", "same", "p", relevant_ids=frozenset({"p", "r", "not in the corpus"}))
+
+    def search(texts: list[str], k: int):
+        return [[4.0, 3.0, 2.0, 1.0][:k]] * len(texts), [[2, 1, 0, 3][:k]] * len(texts)
+
+    (mined,), report = mine_hard_negatives([example], search, corpus, RankRule(), 2, progress=False)
+    assert (mined.hard_negative_ids, report.masked_by_text) == (("n",), 1)
+
+
 def test_rows_below_zero_say_that_there_is_nothing_more():
     corpus = Corpus(["p", "n"], ["x", "y"])
     example = Example("1", "q", "x", "p", relevant_ids=frozenset({"p"}))

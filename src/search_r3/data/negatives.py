@@ -100,7 +100,7 @@ class MiningReport:
         n_mined: negatives added.
         excluded: retrieved documents that the query is not ranked against (`Example.excluded_ids`).
         masked_by_id: retrieved documents that are known to be relevant, without the row's own positive.
-        masked_by_text: retrieved documents whose text equals that of a positive.
+        masked_by_text: retrieved documents whose text equals that of a relevant document.
         masked_by_rule: retrieved documents that the rule excluded and that rank above the last one taken.
         positive_not_retrieved: examples whose positive is not among the retrieved documents.
     """
@@ -248,10 +248,12 @@ def _with_negatives(
     ids = [corpus.ids[row] for row in rows]
     relevant = {*example.relevant_ids, example.positive_id}
     taken = relevant | set(example.hard_negative_ids)
+    known = (corpus.row_of.get(document) for document in relevant)
+    positives = {example.positive, *example.more_positives}
+    positives.update(corpus.texts[row] for row in known if row is not None)
     while True:
         selection = select_hard_negatives(scores, ids, positive_score, taken, rule, n_negatives)
         texts = [corpus.texts[rows[position]] for position in selection.positions]
-        positives = {example.positive, *example.more_positives}
         copies = {ids[p] for p, text in zip(selection.positions, texts, strict=True) if text in positives}
         if not copies:
             break
