@@ -58,3 +58,10 @@ def test_reasoning_may_say_words_of_the_query_that_the_positive_does_not_have():
 def test_reasoning_of_plain_text_is_shared_and_then_other_words():
     assert cold_start_reasoning("cells", "The rare mitochondria of cells.") == "cells, rare mitochondria"
     assert cold_start_reasoning("", "") == ""
+
+
+def test_words_of_a_text_are_whole_in_any_language_and_a_def_is_read_as_code():
+    document = "Die Größe der Straße beträgt 12 Meter."
+    assert cold_start_reasoning("Wie groß ist die Straße?", document) == "die straße, größe der beträgt meter"
+    assert cold_start_reasoning("Какой длины река?", "Длина река Волга") == "река, длина волга"
+    assert cold_start_reasoning("sum", "def größe(wert): return getSum(wert)") == "sum, gr, wert, get"

@@ -4,7 +4,7 @@ No source of Search-R3 says what its cold-start text looks like beyond "query en
 ours. A causal model is trained on it from left to right, so it is ordered from what the query lets one
 predict to what it does not: the query's own words that the positive has too, further words of the likely
 name, argument names, types, and then the most characteristic words of the document. Where the positive is not
-Python source, the first and the last are left.
+Python source, the first and the last are left, and words are those of any language.
 
 The query's words come first because they can be copied, and because a causal model reads a word that is said
 again with the whole query before it (Springer et al., "Repetition improves language model embeddings",
@@ -14,9 +14,10 @@ arXiv:2402.15449). Which of them are said again is learnt: it tells the words th
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
+_LETTERS = re.compile(r"[^\W\d_]+")
 _NAME = re.compile(r"^[ \t]*(?:async[ \t]+)?def[ \t]+(\w+)[ \t]*", re.MULTILINE)
 _STRING = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"")
 _ARGUMENT = re.compile(r"(?:^|,)\s*\*{0,2}([A-Za-z_]\w*)\s*(?::([^=,]*))?")
@@ -38,6 +39,18 @@ def identifier_words(text: str) -> list[str]:
     ['get', 'http', 'response', 'max', 'size']
     """
     return [word.lower() for word in _WORD.findall(text)]
+
+
+def text_words(text: str) -> list[str]:
+    """Lower-case words of a text in any language; those of ASCII alone as `identifier_words` has them.
+
+    >>> text_words("Größe der getHTTPResponse")
+    ['größe', 'der', 'get', 'http', 'response']
+    """
+    found: list[str] = []
+    for word in _LETTERS.findall(text):
+        found += identifier_words(word) if word.isascii() else [word.lower()]
+    return found
 
 
 def cold_start_reasoning(
@@ -80,18 +93,20 @@ def cold_start_reasoning(
     """
     query, positive = query[:READ], positive[:READ]
     name, signature, body = _split(positive)
-    asked = list(_new_words(query, set()))
+    words_of = identifier_words if name else text_words
+    asked = list(_new_words(words_of(query), set()))
     seen = set(asked)
-    parts = [_shared(asked, positive, document_frequency, n_query) if only_shared else asked[:n_query]]
+    there = set(words_of(positive))
+    parts = [_shared(asked, there, document_frequency, n_query) if only_shared else asked[:n_query]]
     arguments, annotations = _arguments(signature)
     said = ((name, n_name), (arguments, n_arguments), (f"{annotations} {_raised(body)}", n_types))
     for text, limit in said:
-        words = list(_new_words(text, seen))[:limit]
+        words = list(_new_words(identifier_words(text), seen))[:limit]
         seen.update(words)
         parts.append(words)
-    rest = list(_new_words(body, seen))
+    rest = list(_new_words(words_of(body), seen))
     if document_frequency is not None:
-        count = Counter(identifier_words(body))
+        count = Counter(words_of(body))
         weight = {word: count[word] * _idf(document_frequency.get(word, 0), n_documents) for word in rest}
         rest = [word for word in rest if document_frequency.get(word, 0) >= min_frequency]
         rest.sort(key=lambda word: -weight[word])  # stable: ties stay in their order
@@ -100,10 +115,9 @@ def cold_start_reasoning(
 
 
 def _shared(
-    asked: list[str], positive: str, document_frequency: Mapping[str, int] | None, limit: int
+    asked: list[str], there: Collection[str], document_frequency: Mapping[str, int] | None, limit: int
 ) -> list[str]:
-    """Words of the query that the positive has too, in the query's order; the rarest where there are more."""
-    there = set(identifier_words(positive))
+    """Words of the query that are there too, in the query's order; the rarest where there are more."""
     shared = [word for word in asked if word in there]
     rarest = sorted(shared, key=lambda word: (document_frequency or {}).get(word, 0))[:limit]
     return [word for word in shared if word in rarest]
@@ -163,8 +177,8 @@ def _raised(body: str) -> str:
     return " ".join(_RAISES.findall(body))
 
 
-def _new_words(text: str, seen: set[str]) -> Iterator[str]:
-    for word in dict.fromkeys(identifier_words(text)):
+def _new_words(words: Iterable[str], seen: set[str]) -> Iterator[str]:
+    for word in dict.fromkeys(words):
         if len(word) > 1 and word not in seen and word not in _KEYWORDS:
             yield word
 
