@@ -18,6 +18,7 @@ from search_r3.evaluation.modes import Auto, FusedReasoning, Reasoning
 from search_r3.evaluation.places import rows_on_disk
 from search_r3.evaluation.rankers import Model
 from search_r3.models.folder import load_embedder, save_embedder
+from search_r3.report import main
 from tests.html_pages import page_of
 
 WORDS = ("add", "count", "drop", "each", "find", "give", "hold", "into", "join", "keep", "list", "map")
@@ -243,5 +244,7 @@ def test_rows_of_documents_that_changed_between_two_evaluations_are_not_compared
     assert "p (Holm)" not in page.text
     assert "rank in direct" not in page.text
     assert len(page.section("Results").rows()) == 2
+    assert main(["--runs", str(out)]) == 0
+    assert "which has other queries or documents in run 1" in caplog.text
     with pytest.raises(UsageError, match="not of one model and the same documents, queries and judgements"):
         write_gate(out / "functions", tmp_path / "mode" / "auto.yaml")

@@ -133,4 +133,4 @@ def test_a_mode_on_other_queries_than_the_best_one_is_listed_without_a_differenc
     assert [row["mean"] for row in rows] == pytest.approx([0.6, 1.0])
     assert all("difference" not in row for row in rows)
     assert "direct" in caplog.text
-    assert "other queries in run 1" in caplog.text
+    assert "other queries or documents in run 1" in caplog.text

@@ -8,7 +8,7 @@ from pathlib import Path
 from search_r3.evaluation.metrics import HEADLINE
 from search_r3.evaluation.places import seen_from
 from search_r3.evaluation.report import model_names, print_runs
-from search_r3.evaluation.results import REMEDY, checked_row, verified_scores
+from search_r3.evaluation.results import REMEDY, checked_row, collection_of, verified_scores
 from search_r3.evaluation.runs import Scores, rows_over_runs
 from search_r3.files import write_json
 from search_r3.folders import make_folder
@@ -122,8 +122,9 @@ def known_scores(rows: Sequence[tuple[Path, Mapping]]) -> list[dict[str, float] 
 
 
 def run_scores(file: Path, rows: Sequence[Mapping]) -> dict[tuple[str, str], Scores]:
-    """Scores by query id of each row of a run, by benchmark and label: the mode, behind the model's name.
+    """Scores by query of each row of a run, by benchmark and label: the mode, behind the model's name.
 
+    A query is its id and the collection that it was asked in, so that rows on other documents have others.
     A model in the folder of the file is named as it is seen from there, so that it has one name in all runs.
 
     Raises:
@@ -138,7 +139,8 @@ def run_scores(file: Path, rows: Sequence[Mapping]) -> dict[tuple[str, str], Sco
         if scores is None:
             raise ValueError(f"{file}: the scores of every query of {row['mode']} are not beside it any more")
         label = " ".join(filter(None, (names.get(row["model"]), row["mode"])))
-        found[row["benchmark"], label] = scores
+        collection = collection_of(row | {"folder": folder_of(file, row)})
+        found[row["benchmark"], label] = {(collection, query): value for query, value in scores.items()}
     return found
 
 

@@ -134,7 +134,7 @@ def rows_over_runs(runs: Sequence[Mapping[tuple[str, str], Scores]]) -> list[dic
                 row |= {"best": others[-1], "difference": vars(over_runs(apart))}
             else:
                 log.warning(
-                    "%s: %s is not compared with %s, which has other queries in run %d",
+                    "%s: %s is not compared with %s, which has other queries or documents in run %d",
                     benchmark, others[-1], label, 1 + apart.index({}),
                 )  # fmt: skip
         rows.append(row)
