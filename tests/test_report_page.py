@@ -409,6 +409,16 @@ def test_the_page_lies_in_the_folder_or_where_it_is_asked_for(run, tmp_path, cap
         main([str(run), "--runs", "--html"])
 
 
+@pytest.mark.parametrize("flag", ["--html", "--output"])
+def test_a_file_of_another_kind_is_not_written_over(run, tmp_path, flag):
+    """`--html a/metrics.json b/metrics.json` reads the first one as the page."""
+    file = tmp_path / "corpus.jsonl"
+    file.write_text("kept")
+    with pytest.raises(UsageError, match=rf"^{flag} .*corpus\.jsonl: a file that ends in \.\w+ is needed"):
+        main([flag, str(file), str(run)])
+    assert file.read_text() == "kept"
+
+
 def test_make_report_names_runs_and_the_others_of_make_end_by_writing_a_page(run, tmp_path):
     def recipe(target: str, *variables: str) -> str:
         done = subprocess.run(

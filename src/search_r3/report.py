@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             else "name what to report: a metrics.json, the folder that holds it, training runs, sweeps"
         )
     page = _page_file(arguments)
+    if arguments.output and (arguments.output.suffix != ".json" or arguments.output.is_dir()):
+        raise UsageError(f"--output {arguments.output}: a file that ends in .json is needed")
     if arguments.runs:
         return _over_runs(arguments)
     sweeps = [path for path in arguments.paths if is_sweep(path)]  # the folder of a search reads like a run's
@@ -93,6 +95,8 @@ def _page_file(arguments) -> Path | None:
         return (first if first.is_dir() else first.parent) / "report.html"
     if page.is_dir():
         raise UsageError(f"--html {page}: is a folder; name the file, or put --html behind all folders")
+    if page.suffix not in (".html", ".htm"):  # what follows --html is read as its file, and would be lost
+        raise UsageError(f"--html {page}: a file that ends in .html is needed; put --html behind all paths")
     make_folder(page.absolute().parent, "--html")
     return page
 
