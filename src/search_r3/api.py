@@ -18,13 +18,12 @@ from search_r3.data.beir.documents import load_corpus
 from search_r3.data.beir.layout import file_in
 from search_r3.data.texts import holds_half_pair
 from search_r3.data.types import Corpus
+from search_r3.evaluation.modes import SEARCH_MODES
 from search_r3.evaluation.ranking import document_embeddings, document_index
 from search_r3.models.cuts import cuts_of
 from search_r3.models.embedder import Reasoned
 from search_r3.models.folder.loading import load_embedder
 from search_r3.models.interface import Embedder
-
-MODES = ("direct", "reasoning")
 
 
 @dataclass(frozen=True)
@@ -262,8 +261,8 @@ class SearchR3:
         _check_whole("k", k, 1)
         if max_new_tokens is not None:
             _check_whole("max_new_tokens", max_new_tokens, 0)
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        if mode not in SEARCH_MODES:
+            raise ValueError(f"mode must be one of {', '.join(SEARCH_MODES)}, got {mode!r}")
         is_cut = self.embedder.truncated_count([query], "query") > 0
         if mode == "direct":
             vectors = self.embed_queries([query])

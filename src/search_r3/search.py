@@ -17,12 +17,12 @@ from search_r3.cli.last_resort import run_command
 from search_r3.cli.overrides import refuse_unknown
 from search_r3.cli.searching import check_searched, opened
 from search_r3.errors import UsageError
+from search_r3.evaluation.modes import SEARCH_MODES
 from search_r3.records import json_line
 
 if TYPE_CHECKING:
     from search_r3.api import SearchR3
 
-MODES = ("direct", "reasoning")
 FORMATS = ("table", "jsonl")
 
 
@@ -37,7 +37,7 @@ def check(config: DictConfig, is_sweep: bool) -> None:
     if not isinstance(config.modes, ListConfig) or not config.modes:
         raise UsageError(f"modes={config.modes}: a list is needed, as modes=[direct,reasoning]")
     for mode in config.modes:
-        refuse_unknown(f"modes: {mode}", mode, MODES)
+        refuse_unknown(f"modes: {mode}", mode, SEARCH_MODES)
     check_searched(config, [mode for mode in config.modes if mode == "reasoning"])
     if config.format is not None:
         refuse_unknown(f"format={config.format}", config.format, FORMATS)

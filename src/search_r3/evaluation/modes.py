@@ -314,3 +314,6 @@ MODES: Mapping[str, Mode] = {
     )
 }
 """Those that are shipped, by name; conf/mode/ has a file for each."""
+
+SEARCH_MODES = (Direct.name, Reasoning.name)
+"""In which one query is answered: by the library, by `src.search`, and for mteb."""

@@ -20,13 +20,12 @@ from mteb.models import ModelMeta
 
 from search_r3.data.beir.documents import document_text
 from search_r3.data.types import Corpus
+from search_r3.evaluation.modes import SEARCH_MODES
 from search_r3.evaluation.ranking import document_embeddings, document_index, ranking_of
 from search_r3.models.folder.loading import load_embedder
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-MODES = ("direct", "reasoning")
 
 
 class SearchR3Search:
@@ -52,8 +51,8 @@ class SearchR3Search:
         cache_dir: str | Path = ".cache/embeddings",
         **options: object,
     ) -> None:
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        if mode not in SEARCH_MODES:
+            raise ValueError(f"mode must be one of {', '.join(SEARCH_MODES)}, got {mode!r}")
         folder = Path(path).resolve()
         own = folder.parent.name if folder.name == "model" else folder.name
         self.mode, self.name, self.cache_dir = mode, name or f"search-r3/{own}", cache_dir
