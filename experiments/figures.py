@@ -42,12 +42,11 @@ from experiments.science_figures import (
     more_sft,
     popularity,
     rival,
-    second_rl_pairs,
+    rl_pairs,
     second_rl_run,
     seed_pairs,
     seeds,
-    third_rl_pairs,
-    third_rl_run,
+    short_rl_run,
 )
 from experiments.timings import bench, bench_busy, bench_equal, gpu, gpu_graphs, padding, prefix, waiting
 from experiments.world_figures import HOPS_RUNS, freshness, hops, hops_rules
@@ -361,9 +360,11 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
     "experiments/science_rl/README.md": {
         "models": before_and_after_rl,
         "second": second_rl_run,
-        "second_pairs": second_rl_pairs,
-        "third": third_rl_run,
-        "third_pairs": third_rl_pairs,
+        "second_pairs": lambda: rl_pairs(2),
+        "third": lambda: short_rl_run(3),
+        "third_pairs": lambda: rl_pairs(3),
+        "fourth": lambda: short_rl_run(4),
+        "fourth_pairs": lambda: rl_pairs(4),
     },
     "experiments/science_lora/README.md": {"validation": lora_validation, "losses": lora_losses},
     "experiments/science_blended/README.md": {"blended": blended, "pairs": blended_pairs},

@@ -235,8 +235,6 @@ SECOND_RUN = {
     "best of 8": ("science_best_of_n/metrics.json", "best/model"),
 }
 """Files and models of another seed: before RL, after it, and after its fair rival."""
-THIRD_RUN = {name: ("science_rl/seed3.json", f"{name.lower()}/model") for name in ("SFT", "RL")}
-"""The same of a third seed, of fewer steps."""
 SECOND_ROWS = {
     f"{model} {mode}": f"{name}, {text}"
     for model, name in (("sft", "SFT"), ("rl", "RL"), ("best", "best of 8"))
@@ -255,9 +253,10 @@ def second_rl_run() -> str:
     return _of_models({name: SECOND_RUN[name] for name in ("SFT", "RL")})
 
 
-def third_rl_run() -> str:
-    """The same of a third seed, of fewer steps."""
-    return _of_models(THIRD_RUN)
+def short_rl_run(seed: int) -> str:
+    """The same of a seed of `make science`, which trains fewer steps."""
+    file = f"science_rl/seed{seed}.json"
+    return _of_models({"SFT": (file, "sft/model"), "RL": (file, "rl/model")})
 
 
 def best_of_n() -> str:
@@ -282,14 +281,9 @@ def _of_models(models: Mapping[str, tuple[str, str]]) -> str:
     )
 
 
-def second_rl_pairs() -> str:
-    """Differences of the second run over the questions of set aside and dev."""
-    return _pairs("science_rl/seed2_pairs.json", SECOND_ROWS)
-
-
-def third_rl_pairs() -> str:
-    """Differences of the third run over the questions of set aside and dev."""
-    return _pairs("science_rl/seed3_pairs.json", SECOND_ROWS)
+def rl_pairs(seed: int) -> str:
+    """Differences of a seed's run of RL over the questions of set aside and dev."""
+    return _pairs(f"science_rl/seed{seed}_pairs.json", SECOND_ROWS)
 
 
 def best_of_n_pairs() -> str:
