@@ -85,6 +85,15 @@ def test_without_a_system_role_the_system_text_stands_in_front_of_the_users_and_
     assert "in front of the user's text" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "place", ["message['content'][0]['text']", "message['content'] | map(attribute='text') | join"]
+)
+def test_a_template_that_takes_texts_as_parts_of_a_list_is_given_them(place):
+    template = TEMPLATE.replace("message['content']", place)
+    assert rendered(template) == rendered(TEMPLATE)
+    assert rendered(REFUSES + template) == rendered(REFUSES + TEMPLATE)
+
+
 def test_three_prompts_that_stay_one_though_their_wordings_differ_are_refused():
     from search_r3.models.nano import train_tokenizer
 

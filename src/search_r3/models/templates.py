@@ -112,14 +112,17 @@ def render(tokenizer: PreTrainedTokenizerBase, prompts: Prompts, embed_token: st
 
     Where the template drops the system message, or refuses it, the system text is put in front of the
     user's. A tokenizer without a template, as base models have it, gets a plain one: system text, blank line,
-    user's text, blank line. Either is logged.
+    user's text, blank line. Either is logged. A template that writes no text but as the part of a list, as
+    those of models that see images may, is given such lists.
 
     Raises:
         ValueError: If the template cannot be rendered, drops or repeats the user's text, makes the three
             prompts equal though their wordings differ, or leaves nothing to reason after.
     """
     template = _template_of(tokenizer)
-    is_folded = not _takes_system(tokenizer, template)
+    text, in_parts = (_messages("", True, is_part) for is_part in (False, True))
+    is_part = not _writes(tokenizer, template, text, _USER) and _writes(tokenizer, template, in_parts, _USER)
+    is_folded = not _writes(tokenizer, template, _messages(_SYSTEM, False, is_part), _SYSTEM)
     if is_folded:
         log.info(
             "the chat template takes no system message; the system text stands in front of the user's text"
@@ -127,7 +130,7 @@ def render(tokenizer: PreTrainedTokenizerBase, prompts: Prompts, embed_token: st
     if "strftime_now" in str(template):
         log.info("the chat template writes the date; the prompts are kept as they read now")
     systems = (prompts.document_system, prompts.direct_system, prompts.reasoning_system)
-    around = [_around(tokenizer, template, _messages(system, is_folded)) for system in systems]
+    around = [_around(tokenizer, template, _messages(system, is_folded, is_part)) for system in systems]
     document, direct, reasoning = (_tokenized(tokenizer, *each) for each in around)
     _check_distinct(systems, (document, direct, reasoning))
     if reasoning.n_tokens == 0:
@@ -180,11 +183,14 @@ def _template_of(tokenizer: PreTrainedTokenizerBase) -> object:
     return "{{ " + json.dumps(start, ensure_ascii=False) + " }}" + _PLAIN_TEMPLATE
 
 
-def _messages(system: str, is_folded: bool) -> list[dict[str, str]]:
-    if not is_folded:
-        return [{"role": "system", "content": system}, {"role": "user", "content": _USER}]
+def _messages(system: str, is_folded: bool, is_part: bool = False) -> list[dict[str, object]]:
+    """System and user's text, as two messages or folded into one; each text, or a list with it as a part."""
     before = system + SYSTEM_SEPARATOR if system else ""
-    return [{"role": "user", "content": before + _USER}]
+    said = {"user": before + _USER} if is_folded else {"system": system, "user": _USER}
+    return [
+        {"role": role, "content": [{"type": "text", "text": text}] if is_part else text}
+        for role, text in said.items()
+    ]
 
 
 def _rendered_text(tokenizer: PreTrainedTokenizerBase, template: object, messages: Sequence[Mapping]) -> str:
@@ -198,10 +204,12 @@ def _rendered_text(tokenizer: PreTrainedTokenizerBase, template: object, message
     )
 
 
-def _takes_system(tokenizer: PreTrainedTokenizerBase, template: object) -> bool:
-    """False where the template drops a system message or refuses it."""
+def _writes(
+    tokenizer: PreTrainedTokenizerBase, template: object, messages: Sequence[Mapping], text: str
+) -> bool:
+    """False where the template drops a text of these messages or refuses them."""
     try:
-        return _SYSTEM in _rendered_text(tokenizer, template, _messages(_SYSTEM, False))
+        return text in _rendered_text(tokenizer, template, messages)
     except Exception:  # a template is a program, which may fail in any way
         return False
 
