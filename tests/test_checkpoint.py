@@ -181,33 +181,35 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_last_checkpoint_names_the_one_before_it_and_how_to_go_on(tmp_path, uninterrupted, damage):
-    fit(tmp_path, Pairs(), n_steps=6)
-    last = tmp_path / "last.ckpt"
+    folder = tmp_path / "it's a run"
+    fit(folder, Pairs(), n_steps=6)
+    last = folder / "last.ckpt"
     last.write_bytes(DAMAGES[damage](last.read_bytes()))
 
     with pytest.raises(
         CheckpointError, match=r"last\.ckpt: is damaged.*previous\.ckpt, of step 4"
     ) as refused:
-        fit(tmp_path, Pairs(), last)
+        fit(folder, Pairs(), last)
     subprocess.run(str(refused.value).partition("to go on from it: ")[2], shell=True, check=True)
 
     resumed = Pairs()
-    fit(tmp_path, resumed, last)
+    fit(folder, resumed, last)
     assert_same(resumed, uninterrupted)
 
 
 def test_a_damaged_or_missing_best_checkpoint_is_told_when_a_run_goes_on(tmp_path):
-    fit(tmp_path, Pairs(scores=[0.5, 0.4]), monitor="score", n_steps=6)
-    best, last = tmp_path / "best.ckpt", tmp_path / "last.ckpt"
+    folder = tmp_path / "it's a run"
+    fit(folder, Pairs(scores=[0.5, 0.4]), monitor="score", n_steps=6)
+    best, last = folder / "best.ckpt", folder / "last.ckpt"
     best.write_bytes(DAMAGES["flipped"](best.read_bytes()))
     with pytest.raises(CheckpointError, match=r"best\.ckpt: is damaged"):
-        fit(tmp_path, Pairs(), last, monitor="score")
+        fit(folder, Pairs(), last, monitor="score")
     best.unlink()
     with pytest.raises(CheckpointError, match=r"best\.ckpt: is missing.*of step 3") as refused:
-        fit(tmp_path, Pairs(), last, monitor="score")
+        fit(folder, Pairs(), last, monitor="score")
 
     subprocess.run(str(refused.value).partition("for the best: ")[2], shell=True, check=True)
-    fit(tmp_path, Pairs(scores=[0.1]), last, monitor="score", n_steps=9)
+    fit(folder, Pairs(scores=[0.1]), last, monitor="score", n_steps=9)
     assert torch.load(best, weights_only=True)["global_step"] == 9  # the best of what followed
 
 

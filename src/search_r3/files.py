@@ -37,9 +37,14 @@ def os_error_text(error: OSError, folder: Path | None = None) -> str:
     return f"{said}; {remedy}" if remedy else said
 
 
+def shell_command(*words: str | Path) -> str:
+    """A command for a user to paste, whatever the files in it are called."""
+    return shlex.join(map(str, words))
+
+
 def removal(path: Path) -> str:
-    """The command that removes a file or a folder, whatever it is called."""
-    return f"rm -r {shlex.quote(str(path))}"
+    """The command that removes a file or a folder."""
+    return shell_command("rm", "-r", path)
 
 
 def write_text(path: Path, text: str, is_durable: bool = False) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search_r3.evaluation.colours import COLOURS
+from search_r3.files import removal
 
 MODEL_PARTS = ("sampling", "update", "encode")
 """Seconds of the model's own arithmetic: rollouts, forward and backward, documents."""
@@ -78,7 +79,7 @@ def logged_steps(run: Path) -> tuple[list[dict[str, float]], float | None]:
     if len(by_step) < 2 or sorted(by_step) != list(range(len(by_step))):
         raise ValueError(
             f"{run}: its log has {len(by_step)} steps, {sorted(by_step)[:1]} to {sorted(by_step)[-1:]}, and "
-            f"should have all of at least two; run it anew: rm -r '{run}'"
+            f"should have all of at least two; run it anew: {removal(run)}"
         )
     return [by_step[step] for step in range(len(by_step))], ndcg
 

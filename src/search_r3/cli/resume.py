@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from search_r3.cli.ranks import SHARDED, is_first, strategy_name
 from search_r3.cli.run_status import state_of
 from search_r3.cli.trust import CHECKPOINTS, checked_trust, refuse_foreign, stored_config
 from search_r3.errors import UsageError
-from search_r3.files import removal
+from search_r3.files import removal, shell_command
 from search_r3.records import RecordError, read_json_if_there, shown
 
 LIMITS = ("max_steps", "min_steps", "max_epochs", "min_epochs", "max_time", "limit_val_batches")
@@ -121,7 +120,7 @@ def _stored_origin(folder: Path) -> dict:
         RecordError: If it is damaged.
     """
     file = folder / "provenance.json"
-    remedy = f"the run can go on without it: rm {shlex.quote(str(file))}"
+    remedy = f"the run can go on without it: {shell_command('rm', file)}"
     origin = read_json_if_there(file, remedy)
     for key, kind, rule in (("choices", dict, "an object"), ("config_sha256", list, "a list")):
         if not isinstance(origin.get(key, kind()), kind):

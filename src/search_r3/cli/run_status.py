@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import shlex
 import socket
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from pathlib import Path
 from search_r3 import records
 from search_r3.cli.run_lock import LOCK, held, is_held
 from search_r3.errors import UsageError
-from search_r3.files import json_text, write_json
+from search_r3.files import json_text, shell_command, write_json
 
 STATES = ("running", "finished", "failed", "interrupted", "pruned", "skipped")
 
@@ -24,7 +23,7 @@ def read_status(folder: Path) -> dict:
         RecordError: If it is damaged, or its state is none of `STATES`.
     """
     path = folder / "status.json"
-    remedy = f"the run can go on without it: rm {shlex.quote(str(path))}"
+    remedy = f"the run can go on without it: {shell_command('rm', path)}"
     status = records.read_json_if_there(path, remedy)
     if status:
         records.checked(path, status, "state", STATES.__contains__, f"one of {', '.join(STATES)}", remedy)
@@ -100,11 +99,10 @@ def taken(folder: Path) -> Iterator[None]:
     """
     status = read_status(folder)
     if status.get("state") == "running" and not is_held(folder) and _may_run_elsewhere(folder, status):
-        lock = shlex.quote(str(folder / LOCK))
         raise UsageError(
             f"{folder}: a run on {str(status.get('host'))[:80]} works in it or was killed there, and from "
             f"{socket.gethostname()} the lock of a shared disk may not be seen. If nothing runs there any "
-            f"more: rm {lock}, then the same command again"
+            f"more: {shell_command('rm', folder / LOCK)}, then the same command again"
         )
     with held(folder):
         yield

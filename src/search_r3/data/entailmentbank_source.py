@@ -19,7 +19,7 @@ from pathlib import Path
 
 from search_r3.data.jsonl import DataError, numbered_lines, parse_object
 from search_r3.errors import UsageError
-from search_r3.files import file_sha256, write_text
+from search_r3.files import file_sha256, shell_command, write_text
 from search_r3.folders import empty_part, give_name, make_folder
 from search_r3.records import RecordError, read_json, shown
 
@@ -141,9 +141,10 @@ def check_clone(clone: Path, pinned: Pinned) -> None:
         if not _has(clone / name, sha256)
     ]
     if wrong:
+        get = shell_command("git", "clone", REPOSITORY, clone)
+        checkout = shell_command("git", "-C", clone, "checkout", pinned.commit[:7])
         raise UsageError(
-            f"{clone}: not a clone at the pinned commit: {'; '.join(wrong)}. Get it: git clone {REPOSITORY} "
-            f"{clone} && git -C {clone} checkout {pinned.commit[:7]}"
+            f"{clone}: not a clone at the pinned commit: {'; '.join(wrong)}. Get it: {get} && {checkout}"
         )
 
 

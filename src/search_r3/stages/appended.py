@@ -19,7 +19,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from search_r3.files import keep_earlier, sync, write_text
+from search_r3.files import keep_earlier, shell_command, sync, write_text
 from search_r3.records import RecordError
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def _damaged(file: Path, found: str) -> RecordError:
     return RecordError(
         file,
         f"{found}, so it is not the record that the checkpoint was saved with",
-        f"put that one back, or go on with a new record: mv '{file}' '{aside}'",
+        f"put that one back, or go on with a new record: {shell_command('mv', file, aside)}",
     )
 
 

@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
+from search_r3.files import shell_command
 from search_r3.stages.checkpoint_files import (
     BEST,
     CheckpointError,
@@ -98,7 +99,7 @@ class TrainableCheckpoint(Checkpoint):
         if not best.exists():
             raise CheckpointError(
                 f"{best}: is missing; it held the best validation so far, of step {self.best_step}. Put it "
-                f"back, or take the last one for the best: cp -r '{resumed_from}' '{best}'"
+                f"back, or take the last one for the best: {shell_command('cp', '-r', resumed_from, best)}"
             )
         check(best)
         step = step_of(best)

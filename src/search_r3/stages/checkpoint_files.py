@@ -24,7 +24,7 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from search_r3.errors import UsageError, first_line
-from search_r3.files import file_sha256, removal, remove_parts, sync, write_text
+from search_r3.files import file_sha256, removal, remove_parts, shell_command, sync, write_text
 
 LAST, PREVIOUS, BEST, SUMS = "last.ckpt", "previous.ckpt", "best.ckpt", "SHA256SUMS"
 BEFORE_SUMS = "last.old"
@@ -168,7 +168,8 @@ def _way_out(path: Path) -> str:
     for name in (PREVIOUS, LAST):
         other = folder / name
         if other != path and other.exists() and sha256_of(other) in digests:
-            return f"{name}, of step {step_of(other)}, is whole; to go on from it: cp -r '{other}' '{path}'"
+            copy = shell_command("cp", "-r", other, path)
+            return f"{name}, of step {step_of(other)}, is whole; to go on from it: {copy}"
     return "No other checkpoint is whole; start the run anew in another folder"
 
 
