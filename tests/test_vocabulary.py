@@ -17,8 +17,8 @@ from plain_folders import (
     sentencepiece_tokenizer,
     write_plain,
 )
-from tokenizers import AddedToken, Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.folder import ModelFolderError, load_embedder, open_embedder, save_embedder
@@ -222,6 +222,18 @@ def test_a_vocabulary_with_holes_bans_the_holes_and_no_token(tmp_path, spare_row
     marked = {place for place, token in embedder.tokenizer.added_tokens_decoder.items() if token.special}
     assert banned & tokens <= marked - {embedder.embed_token_id}
     assert embedder.embed_ids([[last + 30, embedder.embed_token_id]]).isfinite().all()
+
+
+def test_an_embed_token_that_would_get_the_id_of_a_word_is_refused(tmp_path):
+    """The tokenizers library counts 258 words and gives that id, which `he` has: 256 and 257 are holes."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {letter: place for place, letter in enumerate(letters)} | {"he": 258, "ll": 259}
+    backend = Tokenizer(models.BPE(vocab=words, merges=[("h", "e"), ("l", "l")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=TEMPLATE)
+    folder = write_plain(tmp_path, tokenizer, eos_token_id=None)
+    with pytest.raises(ValueError, match=r"would get id 258, which is that of 'he'"):
+        opened(folder)
 
 
 def test_an_embedder_made_by_hand_gets_a_pad_token_too(embedder):

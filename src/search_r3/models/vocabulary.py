@@ -73,6 +73,9 @@ def add_embed_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
     The matrix never shrinks. A row that is given starts at the mean of the used rows, and so does its bias
     in a head that has one, so that its logit starts like an ordinary token's.
+
+    Raises:
+        ValueError: If the tokenizer, which counts words and not ids, gives the token the id of another.
     """
     is_new = tokenizer.convert_tokens_to_ids(EMBED_TOKEN) in (None, tokenizer.unk_token_id)
     if is_new:
@@ -80,6 +83,12 @@ def add_embed_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
             {"additional_special_tokens": [EMBED_TOKEN]}, replace_extra_special_tokens=False
         )
     token_id = tokenizer.convert_tokens_to_ids(EMBED_TOKEN)
+    named = [token for token, place in tokenizer.get_vocab().items() if place == token_id]
+    if others := sorted(set(named) - {EMBED_TOKEN}):
+        raise ValueError(
+            f"the vocabulary has ids that no token has, so that {EMBED_TOKEN} would get id {token_id}, which "
+            f"is that of {others[0]!r}; add tokens to the tokenizer until all lower ids are taken"
+        )
     n_before = model.get_input_embeddings().weight.shape[0]
     n_rows = max(n_before, 1 + max(tokenizer.get_vocab().values()))
     if n_rows > n_before:
