@@ -58,8 +58,7 @@ class Pairs(pl.LightningModule):
             return info_nce(both[:n], both[n:], torch.arange(n), temperature=0.1), {}
 
         def run_backward():
-            loss, _ = backward_with_cache(chunks, forward, loss_fn, self.manual_backward, block_sync(self))
-            return loss
+            return backward_with_cache(chunks, forward, loss_fn, self.manual_backward, block_sync(self))
 
         result = optimization_step(self, run_backward, [], SETTINGS.max_grad_norm)
         self.losses.append(result.loss.item())

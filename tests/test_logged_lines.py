@@ -24,7 +24,7 @@ class Sometimes(StageModule):
 
         def run_backward():
             self.manual_backward(loss)
-            return loss.detach()
+            return loss.detach(), {}
 
         optimization_step(self, run_backward, ["a"], max_grad_norm=1.0)
         self.log("often", float(step))

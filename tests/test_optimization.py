@@ -41,7 +41,7 @@ class Line(pl.LightningModule):
                 # 0 * inf: a NaN loss; or a finite loss with an infinite gradient, sqrt at 0
                 loss = loss * float("nan") if self.poison == "loss" else (self.weight.weight * 0).sqrt().sum()
             self.manual_backward(loss)
-            return loss.detach()
+            return loss.detach(), {}
 
         ids = [f"row{batch_idx}a", f"row{batch_idx}b"]
         self.results.append(

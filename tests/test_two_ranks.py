@@ -135,10 +135,10 @@ class Pairs(pl.LightningModule):
             return ChunkOutput(normalize(self.model(part).last_hidden_state[:, -1], dim=-1))
 
         def run_backward():
-            loss, _ = backward_with_cache(
+            loss, told = backward_with_cache(
                 chunks, forward, embedding_loss, self.manual_backward, block_sync(self)
             )
-            return loss * float("nan") if self.global_rank == self.poison_rank else loss
+            return loss * float("nan") if self.global_rank == self.poison_rank else loss, told
 
         ids = [f"r{self.global_rank}"]
         skip = self.global_rank in self.skip_ranks

@@ -1,6 +1,7 @@
 """What the modules of all stages have in common."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 
 import pytorch_lightning as pl
 import torch
@@ -12,8 +13,10 @@ from search_r3.distributed import own_place, reduced
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.models.reference import FrozenReference
 from search_r3.models.twin import ArchitectureError, fresh_adapter_difference
+from search_r3.stages.gradient_cache import Chunk, ChunkOutput, LossOverAll, backward_with_cache
 from search_r3.stages.optimization import OptimizationSettings, build_optimizer, build_scheduler
 from search_r3.stages.sharding import ShardedStrategy
+from search_r3.stages.step import StepResult, block_sync, optimization_step
 from search_r3.stages.validation import validate
 
 
@@ -92,6 +95,20 @@ class StageModule(pl.LightningModule):
                 raise ArchitectureError(
                     f"{type(self.embedder.causal_lm).__name__} cannot be trained: {fault}"
                 )
+
+    def optimize(
+        self,
+        chunks: Sequence[Chunk],
+        forward: Callable[[Chunk], ChunkOutput],
+        loss_fn: LossOverAll | None,
+        batch_ids: Sequence[str],
+        skip: bool = False,
+    ) -> StepResult:
+        """One optimizer step on chunks of a batch: `optimization_step` around `backward_with_cache`."""
+        backward = partial(
+            backward_with_cache, chunks, forward, loss_fn, self.manual_backward, block_sync(self)
+        )
+        return optimization_step(self, backward, batch_ids, self.optimization.max_grad_norm, skip)
 
     def n_missing(self, n: int) -> int:
         """By how many `n` is below the largest of all ranks where weights are sharded; 0 where they are not.

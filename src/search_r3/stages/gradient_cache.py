@@ -15,6 +15,9 @@ from torch import Tensor
 
 Chunk = TypeVar("Chunk")
 
+LossOverAll = Callable[[list[Tensor]], tuple[Tensor, dict[str, Tensor]]]
+"""From the embeddings of all chunks, in their order, to a scalar and numbers to log."""
+
 _LARGEST_CHANGE = 0.05
 
 
@@ -37,7 +40,7 @@ class ChunkOutput:
 def backward_with_cache(
     chunks: Sequence[Chunk],
     forward: Callable[[Chunk], ChunkOutput],
-    loss_fn: Callable[[list[Tensor]], tuple[Tensor, dict[str, Tensor]]] | None,
+    loss_fn: LossOverAll | None,
     backward: Callable[[Tensor], None],
     no_sync: Callable[[], AbstractContextManager] = nullcontext,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -52,8 +55,8 @@ def backward_with_cache(
     Args:
         chunks: at least one. Under strategies that shard weights, as many on every rank.
         forward: called with a graph and without. It must not be random: dropout is off.
-        loss_fn: from the chunks' embeddings, in their order, to a scalar and numbers to log. It has no
-            trained parameter of its own; it may gather over ranks. None leaves the extra losses alone.
+        loss_fn: has no trained parameter of its own; it may gather over ranks. None leaves the extra losses
+            alone.
         backward: such as `LightningModule.manual_backward`.
         no_sync: entered around every backward but the last.
 
@@ -112,7 +115,7 @@ def _cached(
     first: ChunkOutput,
     others: Sequence[Chunk],
     forward: Callable[[Chunk], ChunkOutput],
-    loss_fn: Callable[[list[Tensor]], tuple[Tensor, dict[str, Tensor]]] | None,
+    loss_fn: LossOverAll | None,
 ) -> _Cache:
     """The first pass: the loss from all chunks' embeddings, none of which but the first's has a graph."""
     if loss_fn is None:

@@ -7,7 +7,7 @@ restore. Lightning's own clipping and accumulation refuse manual optimization, w
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from pytorch_lightning import LightningModule
@@ -28,6 +28,7 @@ class StepResult:
 
     Attributes:
         loss: this rank's, detached; None where the step was skipped.
+        metrics: what the backward told beside it; empty where the step was skipped.
         grad_norm: before clipping, over all ranks' averaged gradients; None where the step was skipped.
         is_skipped: True where the weights were left alone.
         learning_rate: that the step was taken with; of the first parameter group.
@@ -37,11 +38,12 @@ class StepResult:
     grad_norm: Tensor | None
     is_skipped: bool
     learning_rate: float
+    metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
 def optimization_step(
     module: LightningModule,
-    run_backward: Callable[[], Tensor],
+    run_backward: Callable[[], tuple[Tensor, dict[str, Tensor]]],
     batch_ids: Sequence[str],
     max_grad_norm: float | None,
     skip: bool = False,
@@ -53,7 +55,8 @@ def optimization_step(
 
     Args:
         module: attached to a trainer, under manual optimization with one optimizer and one scheduler.
-        run_backward: fills the gradients (by `module.manual_backward`) and returns the detached loss.
+        run_backward: fills the gradients (by `module.manual_backward`); gives the detached loss, and numbers
+            to log.
         batch_ids: of this rank's rows, named where the step fails.
         max_grad_norm: None does not clip.
         skip: whether this rank has nothing to learn from; the step is skipped only if no rank has.
@@ -70,7 +73,7 @@ def optimization_step(
         optimizer._on_after_step()
         scheduler.step()
         return StepResult(None, None, is_skipped=True, learning_rate=rate)
-    loss = run_backward()
+    loss, metrics = run_backward()
     scaler = getattr(module.trainer.precision_plugin, "scaler", None)
     if scaler is not None:
         if not getattr(optimizer.optimizer, "_step_supports_amp_scaling", False):
@@ -82,7 +85,7 @@ def optimization_step(
     optimizer.step()
     torch.clear_autocast_cache()  # it holds the weights before this step, in bf16
     scheduler.step()
-    return StepResult(loss, grad_norm, is_skipped=False, learning_rate=rate)
+    return StepResult(loss, grad_norm, is_skipped=False, learning_rate=rate, metrics=metrics)
 
 
 def block_sync(module: LightningModule) -> Callable[[], AbstractContextManager]:

@@ -4,6 +4,8 @@ The paper starts from a model that can; `model=nano` cannot until it has been he
 occur in the text, so its row stays as it was initialised.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -11,9 +13,8 @@ from search_r3.distributed import share_of_count
 from search_r3.models.embedder import ReasoningEmbedder
 from search_r3.objectives.losses import sft_cross_entropy
 from search_r3.stages.base import StageModule
-from search_r3.stages.gradient_cache import ChunkOutput, backward_with_cache
+from search_r3.stages.gradient_cache import ChunkOutput
 from search_r3.stages.optimization import OptimizationSettings
-from search_r3.stages.step import block_sync, optimization_step
 
 
 class PretrainModule(StageModule):
@@ -41,16 +42,11 @@ class PretrainModule(StageModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, int]:
         self.check_fresh_adapter()
         denominator = share_of_count(batch[:, 1:].numel(), self.device)
-
-        def run_backward() -> Tensor:
-            chunks = batch.split(self.micro_batch)
-            # Sharded weights need equally many forwards on all ranks: a block of one token has no target.
-            chunks = [*([batch[:1, :1]] * self.n_missing(len(chunks))), *chunks]
-            forward = lambda blocks: self.block_loss(blocks, denominator)  # noqa: E731
-            return backward_with_cache(chunks, forward, None, self.manual_backward, block_sync(self))[0]
-
+        chunks = batch.split(self.micro_batch)
+        # Sharded weights need equally many forwards on all ranks: a block of one token has no target.
+        chunks = [*([batch[:1, :1]] * self.n_missing(len(chunks))), *chunks]
         names = [f"block {batch_idx}/{row}" for row in range(len(batch))]
-        result = optimization_step(self, run_backward, names, self.optimization.max_grad_norm)
+        result = self.optimize(chunks, partial(self.block_loss, denominator=denominator), None, names)
         told = self.over_ranks({"loss": result.loss, "grad_norm": result.grad_norm})
         self.log_dict({f"train/{name}": value for name, value in told.items()}, prog_bar=True)
         self.log("train/learning_rate", result.learning_rate)

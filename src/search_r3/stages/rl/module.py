@@ -13,6 +13,7 @@ rollouts of a step are scored against the same rows. Groups are never split acro
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from search_r3.objectives.collapse import CollapseLimits
 from search_r3.objectives.grpo import TOKEN_STATISTICS
 from search_r3.objectives.rewards import Reward
 from search_r3.stages.base import ValidatedModule
-from search_r3.stages.gradient_cache import ChunkOutput, backward_with_cache
+from search_r3.stages.gradient_cache import ChunkOutput
 from search_r3.stages.optimization import OptimizationSettings
 from search_r3.stages.rl.completions import Completions
 from search_r3.stages.rl.contrast import served_pool
@@ -41,7 +42,6 @@ from search_r3.stages.rl.sampling import sample_rollouts
 from search_r3.stages.rl.scoring import Scoring
 from search_r3.stages.rl.settings import PolicySettings, RolloutSettings
 from search_r3.stages.rl.statistics import CollapseWatch, Seconds, step_means
-from search_r3.stages.step import block_sync, optimization_step
 
 log = logging.getLogger(__name__)
 OF_LAST_UPDATE = ("clip_share_low", "clip_share_high", "ratio")
@@ -192,30 +192,21 @@ class RLModule(ValidatedModule):
         names, metrics = list(learnt.rollouts.query_ids), {}
         has_none = not any(learnt.batches)
         for update in range(self.policy.n_updates):
-            found: dict[str, Tensor] = {}
-
-            def run_backward(is_first: bool = update == 0, found: dict = found) -> Tensor:
-                def part(rows: Sequence[int]) -> ChunkOutput:
-                    loss, values = rows_loss(
-                        self.embedder, learnt, rows, self.policy, is_first, self._shares_prompts
-                    )
-                    return ChunkOutput(extra_loss=loss, metrics=values)
-
-                total, values = backward_with_cache(
-                    learnt.batches, part, None, self.manual_backward, block_sync(self)
-                )
-                found.update(values)
-                return total
-
-            result = optimization_step(self, run_backward, names, self.optimization.max_grad_norm, has_none)
+            forward = partial(self._part_of_loss, learnt, is_first=update == 0)
+            result = self.optimize(learnt.batches, forward, None, names, has_none)
             if result.is_skipped:  # as often as it would have stepped: a batch is always `n_updates` steps
                 metrics = {"skipped": torch.ones(())}
                 continue
             if update == 0:
-                metrics = {**found, "loss": result.loss, "grad_norm": result.grad_norm}
-            metrics |= {name: value for name, value in found.items() if name in OF_LAST_UPDATE}
+                metrics = {**result.metrics, "loss": result.loss, "grad_norm": result.grad_norm}
+            metrics |= {name: value for name, value in result.metrics.items() if name in OF_LAST_UPDATE}
         metrics["learning_rate"] = torch.tensor(result.learning_rate)
         return metrics
+
+    def _part_of_loss(self, learnt: Learnt, rows: Sequence[int], is_first: bool) -> ChunkOutput:
+        """The part of the loss that some rollouts have, by one forward."""
+        loss, values = rows_loss(self.embedder, learnt, rows, self.policy, is_first, self._shares_prompts)
+        return ChunkOutput(extra_loss=loss, metrics=values)
 
     # ---- tell
 

@@ -9,6 +9,7 @@ here are ours; the paper shows the sum only.
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -22,14 +23,13 @@ from search_r3.models.prefix import Prefix
 from search_r3.models.reference import FrozenReference
 from search_r3.stages.base import ValidatedModule
 from search_r3.stages.callbacks import FalseNegatives
-from search_r3.stages.gradient_cache import ChunkOutput, backward_with_cache
+from search_r3.stages.gradient_cache import ChunkOutput
 from search_r3.stages.optimization import OptimizationSettings
 from search_r3.stages.sft.collate import SFTBatch
 from search_r3.stages.sft.contrast import contrastive_loss
 from search_r3.stages.sft.forward import PaddedForward, TokenCounts, shared_prefix
 from search_r3.stages.sft.rows import Chunk, TokenRow, by_kind, rows_of, with_reasoning
 from search_r3.stages.sft.settings import SelfWritten, SFTLosses
-from search_r3.stages.step import block_sync, optimization_step
 
 log = logging.getLogger(__name__)
 COUNTS = (*FalseNegatives.NAMES, "self_written_rows")
@@ -92,31 +92,21 @@ class SFTModule(ValidatedModule):
         self.check_fresh_adapter()
         chunks, n_written = self.prepare(batch)
         counts = self.token_counts(chunks)
-        metrics: dict[str, float | Tensor] = {"self_written_rows": float(n_written)}
 
         def over_all_embeddings(embeddings: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             kinds = tuple(torch.cat(pieces) for pieces in by_kind(chunks, embeddings))
             return contrastive_loss(kinds, batch, with_reasoning(batch), self.losses)
 
-        def run_backward() -> Tensor:
-            loss, parts = backward_with_cache(
-                chunks,
-                lambda chunk: self.forward_chunk(chunk, counts),
-                over_all_embeddings,
-                self.manual_backward,
-                block_sync(self),
-            )
-            metrics.update(parts)
-            return loss
-
         names = [example.id for example in batch.examples]
-        result = optimization_step(self, run_backward, names, self.optimization.max_grad_norm)
-        told = {"loss": result.loss, **metrics, "grad_norm": result.grad_norm}
+        forward = partial(self.forward_chunk, counts=counts)
+        result = self.optimize(chunks, forward, over_all_embeddings, names)
+        told = {"loss": result.loss, "self_written_rows": float(n_written), **result.metrics}
+        told |= {"grad_norm": result.grad_norm}
         told = self.over_ranks(told, COUNTS) | {"learning_rate": result.learning_rate}
         self.log("train/loss", told.pop("loss"), prog_bar=True, batch_size=len(names))
         self.log_dict({f"train/{name}": value for name, value in told.items()}, batch_size=len(names))
         n_tokens = sum(len(row.ids) for chunk in chunks for row in (*chunk.embedded, *chunk.imitated))
-        masked = {name: n for name, n in metrics.items() if name.startswith(("masked_", "candidates_"))}
+        masked = {name: result.metrics[name] for name in FalseNegatives.NAMES if name in result.metrics}
         return {"n_pairs": len(names), "n_tokens": n_tokens} | masked
 
     # ---- the step's sequences
