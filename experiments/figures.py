@@ -46,6 +46,7 @@ from experiments.science_figures import (
     second_rl_run,
     seed_pairs,
     seeds,
+    short_best_of_n,
     short_rl_run,
 )
 from experiments.timings import bench, bench_busy, bench_equal, gpu, gpu_graphs, padding, prefix, waiting
@@ -353,7 +354,12 @@ FIGURES: dict[str, dict[str, Callable[[], str]]] = {
     "experiments/rl_quickstart/README.md": {"models": lambda: sft_and_rl("rl_quickstart/metrics.json")},
     "experiments/science/README.md": {"popularity": popularity},
     "experiments/science_gain/README.md": {"gain": gain, "answers": answers},
-    "experiments/science_best_of_n/README.md": {"models": best_of_n, "pairs": best_of_n_pairs},
+    "experiments/science_best_of_n/README.md": {
+        "models": best_of_n,
+        "pairs": lambda: best_of_n_pairs("pairs.json"),
+        "second": lambda: short_best_of_n(4),
+        "second_pairs": lambda: best_of_n_pairs("seed4_pairs.json"),
+    },
     "experiments/science_direct/README.md": {"rival": rival},
     "experiments/science_elsewhere/README.md": {"elsewhere": elsewhere},
     "experiments/science_facts/README.md": {"facts": after_facts},

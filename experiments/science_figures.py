@@ -255,13 +255,22 @@ def second_rl_run() -> str:
 
 def short_rl_run(seed: int) -> str:
     """The same of a seed of `make science`, which trains fewer steps."""
+    return _of_models(_short_run(seed))
+
+
+def _short_run(seed: int) -> dict[str, tuple[str, str]]:
     file = f"science_rl/seed{seed}.json"
-    return _of_models({"SFT": (file, "sft/model"), "RL": (file, "rl/model")})
+    return {"SFT": (file, "sft/model"), "RL": (file, "rl/model")}
 
 
 def best_of_n() -> str:
     """The same of RL and of best-of-n from one SFT model."""
     return _of_models(SECOND_RUN)
+
+
+def short_best_of_n(seed: int) -> str:
+    """As `best_of_n`, of a seed of `make science`."""
+    return _of_models(_short_run(seed) | {"best of 8": (f"science_best_of_n/seed{seed}.json", "best/model")})
 
 
 def _of_models(models: Mapping[str, tuple[str, str]]) -> str:
@@ -286,9 +295,9 @@ def rl_pairs(seed: int) -> str:
     return _pairs(f"science_rl/seed{seed}_pairs.json", SECOND_ROWS)
 
 
-def best_of_n_pairs() -> str:
+def best_of_n_pairs(file: str) -> str:
     """Differences that best-of-n makes, over the questions of set aside and dev."""
-    return _pairs("science_best_of_n/pairs.json", SECOND_ROWS)
+    return _pairs(f"science_best_of_n/{file}", SECOND_ROWS)
 
 
 # ---- which weights move
