@@ -222,8 +222,8 @@ class RLModule(ValidatedModule):
             log.error("stopped at step %d: %s", self.trainer.global_step, reason)
         metrics |= {f"index/{name}": value for name, value in line.items()}
         metrics |= {f"seconds/{name}": value for name, value in seconds.by_part.items()}
-        logged = {f"train/{name}": value for name, value in metrics.items()}
-        self.log_dict(logged, batch_size=batch_size, sync_dist=True)  # all are means over ranks
+        told = self.over_ranks(metrics)
+        self.log_dict({f"train/{name}": value for name, value in told.items()}, batch_size=batch_size)
 
     def _write_table(
         self,
