@@ -10,7 +10,7 @@ import pytest
 from conftest import build_embedder
 from test_compare import ORIGIN, evaluated
 
-from search_r3.cli.run_folder import write_metrics
+from search_r3.cli.provenance import write_metrics
 from search_r3.data.types import Benchmark, Corpus
 from search_r3.errors import UsageError
 from search_r3.evaluation.gate import write_gate

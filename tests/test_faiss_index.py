@@ -128,8 +128,9 @@ def composed(nano_folder, *arguments):
         return compose("train", quote_free_text(given), source).config
 
 
-def test_the_command_line_takes_commas_and_refuses_a_graph_before_it_reads_anything(nano_folder):
-    config = composed(nano_folder, "index.factory=IVF4096,SQ8", "data=beir", "data.path=nowhere")
+def test_the_command_line_takes_commas_and_refuses_a_graph_before_it_reads_anything(nano_folder, tmp_path):
+    (tmp_path / "corpus.jsonl").write_text("cannot be read")
+    config = composed(nano_folder, "index.factory=IVF4096,SQ8", "data=beir", f"data.path={tmp_path}")
     assert config.index.factory == "IVF4096,SQ8"
     check(config, is_sweep=False)
     quoted = composed(nano_folder, 'index.factory="PCA8,IVF64(SQ8),Flat"')

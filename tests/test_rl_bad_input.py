@@ -166,7 +166,9 @@ def test_a_word_where_a_group_chooses_a_function_is_answered_with_what_to_type(
 def test_a_setting_without_meaning_is_refused_before_data_and_model_are_read(name, broken_model, tmp_path):
     setting, words = BAD_SETTINGS[name]
     settings = [setting] if isinstance(setting, str) else setting
-    config = composed(tmp_path / "no such data", broken_model, tmp_path, *settings)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "corpus.jsonl").write_text("cannot be read")
+    config = composed(tmp_path / "data", broken_model, tmp_path, *settings)
     assert words in message_of(config, ValueError)
     assert not (tmp_path / "run" / "data_card.json").exists()
 
