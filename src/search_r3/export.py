@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from search_r3.cli.command import entry_point
 from search_r3.cli.entry import Entry
+from search_r3.cli.inputs import corpus_files
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.last_resort import run_command
 from search_r3.cli.model_choice import TRAINED, check_reader
@@ -62,7 +63,7 @@ def _refuse_the_corpus(corpus: Path, output: Path) -> None:
     Raises:
         UsageError: With the file that would be lost.
     """
-    files = [corpus / f"corpus.jsonl{end}" for end in ("", ".gz")] if corpus.is_dir() else [corpus]
+    files = corpus_files(corpus) if corpus.is_dir() else [corpus]
     for written in (output, *(output.with_name(output.name + end) for end in BESIDE)):
         if any(written.exists() and file.exists() and written.samefile(file) for file in files):
             raise UsageError(f"output={output}: {written} is the corpus and would be lost; name another file")

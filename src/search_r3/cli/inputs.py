@@ -1,4 +1,4 @@
-"""The files that a `data=` choice reads: what is not there is refused before a run folder is made.
+"""The files that a command reads: what is not there is refused before a run folder is made.
 
 What is wrong in a file is for its reader to say.
 """
@@ -37,13 +37,23 @@ def check_inputs(data: DictConfig) -> None:
                     raise UsageError(f"{key.removesuffix('_target_')}{name}={path}: {problem}")
 
 
+def corpus_files(folder: Path) -> list[Path]:
+    """Where a folder in BEIR layout may have its documents: plain or compressed."""
+    return [folder / f"corpus.jsonl{end}" for end in ("", ".gz")]
+
+
+def without_corpus(folder: Path) -> str:
+    """That a folder has no documents; empty where it has."""
+    is_there = any(file.is_file() for file in corpus_files(folder))
+    return "" if is_there else "there is no corpus.jsonl in this folder"
+
+
 def _problem(path: Path, kind: str) -> str:
     """Why a path is not what is expected; empty where it is, or its reader knows better."""
     if kind == FILE:
         return "is a folder where a file is expected" if path.is_dir() else _absent(path, "file")
     if path.is_dir():
-        is_there = any((path / f"corpus.jsonl{end}").is_file() for end in ("", ".gz"))
-        return "" if is_there else "there is no corpus.jsonl in this folder"
+        return without_corpus(path)
     return _absent(path, "folder") or "is a file where a folder in BEIR layout is expected"
 
 

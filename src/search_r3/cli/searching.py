@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from search_r3.cli.inputs import without_corpus
 from search_r3.cli.instantiate import instantiate
 from search_r3.cli.model_choice import check_reader
 from search_r3.errors import UsageError
@@ -34,8 +35,8 @@ def check_searched(config: DictConfig, reasoning: Sequence[str]) -> None:
     corpus = Path(config.corpus)
     if not corpus.exists():
         raise UsageError(f"corpus={corpus}: no such folder or file")
-    if corpus.is_dir() and not any((corpus / f"corpus.jsonl{end}").is_file() for end in ("", ".gz")):
-        raise UsageError(f"corpus={corpus}: there is no corpus.jsonl in this folder")
+    if corpus.is_dir() and (problem := without_corpus(corpus)):
+        raise UsageError(f"corpus={corpus}: {problem}")
     if config.get("embeddings") is not None:
         check_embeddings(config.embeddings)
     if "cache_dir" in config:
